@@ -1,0 +1,1 @@
+"""Submit training, sweeps and conversions to this machine or to Slurm through Submitit."""

@@ -1,0 +1,43 @@
+"""Configuration: presets under configs/ composed by Hydra, validated by pydantic."""
+
+from segresmamba.config.compose import (
+    config_digest,
+    load_config,
+    presets,
+    read_config,
+    run_folder,
+    write_config,
+)
+from segresmamba.config.schema import (
+    AugmentConfig,
+    ClusterConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    RunConfig,
+    SegResMambaConfig,
+    SegResNetConfig,
+    TrackingConfig,
+    TrainConfig,
+    ValidationConfig,
+)
+
+__all__ = [
+    "AugmentConfig",
+    "ClusterConfig",
+    "Config",
+    "DataConfig",
+    "ModelConfig",
+    "RunConfig",
+    "SegResMambaConfig",
+    "SegResNetConfig",
+    "TrackingConfig",
+    "TrainConfig",
+    "ValidationConfig",
+    "config_digest",
+    "load_config",
+    "presets",
+    "read_config",
+    "run_folder",
+    "write_config",
+]

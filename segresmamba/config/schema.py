@@ -1,0 +1,256 @@
+"""Every setting there is, with its type, default and meaning.
+
+The docstring under a field is its help. Unknown keys are refused: a typo must never train a
+different experiment than the one asked for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Size3 = tuple[PositiveInt, PositiveInt, PositiveInt]
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, closed, documented by its attribute docstrings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class RunConfig(Section):
+    """Where a run lives."""
+
+    root: Path = Path("runs")
+    """Folder that holds one folder per run."""
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Folder of the run below root. Default: model name and a digest of the configuration, so the
+    same command finds its run again and another configuration never overwrites it."""
+
+
+class DataConfig(Section):
+    """What is trained on and how it is read."""
+
+    store: str
+    """Converted dataset: the folder that `segresmamba convert` wrote."""
+    patch: Size3
+    """Size of a training crop in voxels, (D, H, W); also the sliding window of validation."""
+    foreground_fraction: Fraction = 1 / 3
+    """Share of crops centred on a labelled voxel, exact over the global batch sequence."""
+    regions: dict[str, tuple[PositiveInt, ...]] | None = None
+    """Overlapping classes as unions of label values, such as {WT: [1, 2, 3], TC: [1, 3]}. Set, they
+    are trained with a sigmoid per region; unset, the labels are trained with a softmax."""
+    crops_per_case: PositiveInt = 1
+    """Crops drawn from each case in one epoch."""
+    workers: Annotated[int, Field(ge=0)] = 1
+    """Reader processes per rank; 0 reads in the training process."""
+    prefetch: PositiveInt = 2
+    """Batches that each reader prepares ahead."""
+
+
+class AugmentConfig(Section):
+    """Random changes of a training batch, made on the training device.
+
+    Each probability is per sample; 0 switches the change off.
+    """
+
+    flip_probability: Fraction = 0.5
+    """Mirror along an axis, drawn for each of the three axes."""
+    affine_probability: Fraction = 0.2
+    """Rotate and scale."""
+    rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 15.0
+    """Largest rotation about each axis."""
+    scale_range: Annotated[float, Field(ge=0, lt=1)] = 0.15
+    """Largest relative change of size."""
+    intensity_scale_probability: Fraction = 0.5
+    """Multiply a channel by 1 + s."""
+    intensity_scale_range: Annotated[float, Field(ge=0)] = 0.1
+    """Largest |s|."""
+    intensity_shift_probability: Fraction = 0.5
+    """Add an offset to a channel, in standard deviations."""
+    intensity_shift_range: Annotated[float, Field(ge=0)] = 0.1
+    """Largest offset."""
+    noise_probability: Fraction = 0.15
+    """Add Gaussian noise."""
+    noise_std: Annotated[float, Field(ge=0)] = 0.1
+    """Largest standard deviation of the noise, in standard deviations of the image."""
+    gamma_probability: Fraction = 0.15
+    """Apply a gamma curve to the intensity range of a channel."""
+    gamma_range: tuple[PositiveFloat, PositiveFloat] = (0.7, 1.5)
+    """Smallest and largest exponent."""
+
+
+class SegResMambaConfig(Section):
+    """The paper's network (Das et al., MIDL 2025, Figure 1)."""
+
+    name: Literal["segresmamba"] = "segresmamba"
+    """The network."""
+    dims: tuple[PositiveInt, ...] = (48, 96, 192, 384)
+    """Channels of the stages."""
+    d_state: PositiveInt = 16
+    """State size N of the selective scan."""
+    d_conv: PositiveInt = 4
+    """Width of the causal depthwise convolution before each scan."""
+    expand: PositiveInt = 2
+    """Inner width of a Mamba layer as a multiple of its channels."""
+    num_slices: PositiveInt | None = None
+    """Slices of the inter-slice scan; unset takes the depth of the feature map."""
+    inner_tom: bool = True
+    """Tri-oriented Mamba inside each Conv-Mamba block."""
+    outer_tom: bool = True
+    """Tri-oriented Mamba after the block's residual."""
+    tom_residual: bool = True
+    """Add a Mamba layer's input to its output."""
+    deep_supervision: bool = False
+    """Also predict at the coarser decoder levels while training."""
+    scan_backend: Literal["auto", "reference", "cpu", "triton", "mamba_ssm"] = "auto"
+    """Implementation of the selective scan; auto logs what it chose and why."""
+
+
+class SegResNetConfig(Section):
+    """MONAI's SegResNet, the baseline whose decoder SegResMamba shares."""
+
+    name: Literal["segresnet"] = "segresnet"
+    """The network."""
+    init_filters: PositiveInt = 32
+    """Channels of the first level."""
+    blocks_down: tuple[PositiveInt, ...] = (1, 2, 2, 4)
+    """Residual blocks on the way down."""
+    blocks_up: tuple[PositiveInt, ...] = (1, 1, 1)
+    """Residual blocks on the way up."""
+
+
+ModelConfig = Annotated[SegResMambaConfig | SegResNetConfig, Field(discriminator="name")]
+
+
+class TrainConfig(Section):
+    """Optimisation, precision, and how often things happen."""
+
+    max_steps: PositiveInt = 1000
+    """Optimizer steps in all."""
+    batch_size: PositiveInt = 2
+    """Crops per optimizer step, over all ranks and accumulation steps together."""
+    accumulation: PositiveInt = 1
+    """Backward passes per optimizer step."""
+    fold: Annotated[int, Field(ge=0)] = 0
+    """Fold of the store's split that is held out."""
+    lr: PositiveFloat = 1e-4
+    """Peak learning rate."""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-5
+    """AdamW weight decay."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps of linear warm-up."""
+    schedule: Literal["cosine", "polynomial", "constant"] = "cosine"
+    """Decay after the warm-up, down to zero at max_steps (polynomial: power 0.9)."""
+    clip_norm: PositiveFloat = 12.0
+    """Largest norm of the gradient."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Autocast type; parameters stay fp32 in every case."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """DeepSpeed ZeRO stage: 1 shards optimizer states, 2 also gradients, 3 also parameters."""
+    log_every: PositiveInt = 10
+    """Steps between metric records."""
+    validate_every: PositiveInt | None = None
+    """Steps between validations on the held-out fold; unset validates once, at the end."""
+    checkpoint_every: PositiveInt = 500
+    """Steps between checkpoints; one is always written at the end."""
+    keep_last: PositiveInt = 2
+    """Checkpoints kept, besides the best weights."""
+    threads: PositiveInt | None = None
+    """CPU threads per rank; unset shares the cores of the node among its ranks."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainConfig:
+        if self.warmup_steps >= self.max_steps:
+            raise ValueError(
+                f"warmup_steps ({self.warmup_steps}) must be below max_steps ({self.max_steps})"
+            )
+        if self.batch_size % self.accumulation:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be a multiple of "
+                f"accumulation ({self.accumulation})"
+            )
+        return self
+
+
+class ValidationConfig(Section):
+    """Sliding-window inference over whole volumes."""
+
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Overlap of neighbouring windows."""
+    window_batch: PositiveInt = 1
+    """Windows computed at once."""
+    overlays: Annotated[int, Field(ge=0)] = 4
+    """Cases drawn as overlay pictures."""
+
+
+class TrackingConfig(Section):
+    """Where metrics go besides the run folder's journal."""
+
+    uri: str | None = None
+    """MLflow tracking URI; unset keeps an SQLite file mlflow.db in run.root."""
+    experiment: str = "segresmamba"
+    """MLflow experiment."""
+    enabled: bool = True
+    """Send the journal to MLflow."""
+    emissions: bool = True
+    """Measure energy and CO2e with CodeCarbon (offline)."""
+    country: str = Field(default="USA", pattern=r"^[A-Z]{3}$")
+    """ISO code of the country whose grid intensity converts energy to CO2e."""
+
+
+class ClusterConfig(Section):
+    """Where `python -m launch` runs a job."""
+
+    name: Literal["local", "debug", "slurm"] = "local"
+    """local: processes on this machine; debug: in this process; slurm: sbatch."""
+    nodes: PositiveInt = 1
+    """Nodes."""
+    tasks_per_node: PositiveInt = 1
+    """Processes (ranks) per node: one per GPU where there are GPUs."""
+    gpus_per_node: Annotated[int, Field(ge=0)] = 0
+    """GPUs asked for on each node."""
+    cpus_per_task: PositiveInt = 2
+    """CPU cores per rank, readers included."""
+    memory_gib: PositiveInt | None = None
+    """Host memory per node; unset leaves it to the partition's default."""
+    time_min: PositiveInt = 60
+    """Time limit."""
+    partition: str | None = None
+    """Slurm partition; unset takes the cluster's default."""
+    account: str | None = None
+    """Slurm account to charge."""
+    constraint: str | None = None
+    """Slurm node features, such as h100."""
+    qos: str | None = None
+    """Slurm quality of service."""
+    setup: tuple[str, ...] = ()
+    """Shell lines before the job, such as `module load cuda`."""
+    signal_delay_s: PositiveInt = 120
+    """Warning time before the limit, for the last checkpoint."""
+
+
+class Config(Section):
+    """One training run, completely."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the weights, the crops and the augmentation."""
+    run: RunConfig = RunConfig()
+    """Where the run lives."""
+    data: DataConfig
+    """What is trained on."""
+    augment: AugmentConfig = AugmentConfig()
+    """Random changes of a batch."""
+    model: ModelConfig = SegResMambaConfig()
+    """The network."""
+    train: TrainConfig = TrainConfig()
+    """Optimisation."""
+    validation: ValidationConfig = ValidationConfig()
+    """Whole-volume inference."""
+    tracking: TrackingConfig = TrackingConfig()
+    """Journal, MLflow, energy."""
+    cluster: ClusterConfig = ClusterConfig()
+    """Where the job runs."""

@@ -1,0 +1,65 @@
+"""Errors that a user can act on.
+
+Each names the file or key, the value received and the remedy, fits on one screen, and ends the
+command with exit code 2. Anything else that escapes is a bug in this project and keeps its
+traceback.
+"""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave: a file, a key, a combination of settings.
+
+    Args:
+        problem: What is wrong, in one sentence.
+        where: The file or the config key at fault.
+        got: The value received.
+        remedy: What to do about it, as exactly as possible (a command, the valid choices).
+    """
+
+    def __init__(self, problem: str, *, where: object, got: object, remedy: str) -> None:
+        self.problem = problem
+        self.where = str(where)
+        self.got = str(got)
+        self.remedy = remedy
+        super().__init__(f"{problem} [{self.where}: {self.got}] {remedy}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Survive the trip back from a worker process (exceptions pickle by position)."""
+        return _rebuild, (type(self), self.problem, self.where, self.got, self.remedy)
+
+    def screen(self) -> str:
+        """The error as the command line shows it."""
+        return (
+            f"error: {self.problem}\n"
+            f"  where:  {self.where}\n"
+            f"  got:    {self.got}\n"
+            f"  remedy: {self.remedy}"
+        )
+
+
+class ConfigError(UserError):
+    """An unknown key, an ill-typed value, or settings that contradict each other."""
+
+
+class DataError(UserError):
+    """A source file or a stored case that cannot be used as it is."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that does not belong to this run or is incomplete."""
+
+
+class LaunchError(UserError):
+    """A job that cannot be submitted or started as asked."""
+
+
+class BackendMissingError(UserError, NotImplementedError):
+    """A backend was asked for by name and is not installed; the remedy is the install command."""
+
+
+def _rebuild(
+    kind: type[UserError], problem: str, where: str, got: str, remedy: str
+) -> UserError:
+    return kind(problem, where=where, got=got, remedy=remedy)
