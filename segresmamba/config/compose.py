@@ -1,27 +1,28 @@
-"""From `key=value` words to a validated `Config`.
+"""From `key=value` words to a validated `Config`, and a run's config.yaml out and in again.
 
-Hydra composes the presets under configs/ and applies the overrides; pydantic validates the result.
-Both kinds of mistake come back as one `ConfigError` that names the key, the value and the choices.
+Hydra parses the words and composes the presets under configs/; pydantic validates the result.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from segresmamba.config.schema import Config, ModelConfig
+from segresmamba.config.explain import explain, field_help, suggestion
+from segresmamba.config.schema import Config
 from segresmamba.errors import ConfigError
 
 
@@ -33,7 +34,7 @@ def config_folder() -> Path:
 
 
 def presets() -> dict[str, list[str]]:
-    """The groups under configs/ and the choices in each, such as {"model": ["segresmamba"]}."""
+    """The groups under configs/ and the choices in each, such as {"data": ["brats", "sample"]}."""
     return {
         folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
         for folder in sorted(config_folder().iterdir())
@@ -45,24 +46,31 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
     """Compose configs/config.yaml with `overrides` and validate it.
 
     Args:
-        overrides: Hydra's grammar without a sweep: `model=segresnet train.lr=3e-4`.
+        overrides: Hydra's grammar without sweeps, additions and deletions: presets are chosen as in
+            `model=segresnet`, fields are set as in `train.lr=3e-4`. A mapping replaces the
+            preset's, it is not merged into it.
 
     Raises:
-        ConfigError: For an unknown key or preset, an ill-typed value, or a contradiction.
+        ConfigError: For an unknown key or preset, an ill-typed or missing value, a contradiction.
     """
-    words = [_checked_override(word) for word in overrides]
+    parsed = [_parse(word) for word in overrides]
+    chosen = [override for override in parsed if override.key_or_group in presets()]
+    composed = _compose(chosen)
     try:
-        with initialize_config_dir(str(config_folder()), version_base="1.3"):
-            composed = compose("config", overrides=words)
-        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=False)
-    except (HydraException, OmegaConfBaseException) as error:
+        for override in parsed:
+            if override not in chosen:
+                key, value = override.key_or_group, override.value()
+                OmegaConf.update(composed, key, value, merge=False, force_add=True)
+        _refuse_missing(composed)
+        values = OmegaConf.to_container(composed, resolve=True)
+    except OmegaConfBaseException as error:
         raise ConfigError(
             "the configuration could not be composed",
             where="overrides",
-            got=" ".join(overrides) or "(none)",
+            got=" ".join(overrides),
             remedy=str(error).splitlines()[0],
         ) from error
-    return _validated(values, where="")
+    return _validated(values)
 
 
 def read_config(path: Path) -> Config:
@@ -72,24 +80,34 @@ def read_config(path: Path) -> Config:
         ConfigError: If the file is missing or does not fit this version's schema.
     """
     try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(
             "the run's configuration cannot be read",
             where=path,
             got=str(error).splitlines()[0],
-            remedy="name a run folder that `segresmamba train` wrote",
+            remedy="name a run folder that `segresmamba train` or `python -m launch` wrote",
         ) from error
-    return _validated(values, where=f"{path}: ")
+    return _validated(values, file=path)
 
 
 def write_config(config: Config, path: Path) -> None:
-    """Write the resolved configuration as YAML; `read_config` gives it back."""
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    """Write the resolved configuration as YAML, whole or not at all; `read_config` undoes it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def config_digest(config: Config) -> str:
-    """Eight hex digits that name an experiment: all that changes the result, nothing else."""
+    """Eight hex digits that name an experiment.
+
+    They cover seed, data, augment, model, train and validation, not where the run lives, is
+    tracked or computed.
+    """
     values = config.model_dump(mode="json", exclude={"run", "tracking", "cluster"})
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
@@ -99,138 +117,80 @@ def run_folder(config: Config) -> Path:
     return config.run.root / (config.run.name or f"{config.model.name}-{config_digest(config)}")
 
 
-def _checked_override(word: str) -> str:
-    """Refuse an override that names no field or preset; let any documented field be set."""
+def _parse(word: str) -> Override:
+    key, _, value = word.partition("=")
     try:
         override = OverridesParser.create().parse_override(word)
     except HydraException as error:
         raise ConfigError(
             "an override does not parse",
-            where=word,
-            got=str(error).splitlines()[0],
-            remedy="write key=value; quote values with spaces or brackets for the shell",
+            where=key.strip() or word,
+            got=word,
+            remedy=f"write key=value; other than plain characters in quotes: '{key}=\"{value}\"'",
         ) from error
-    key = override.key_or_group
+    if override.type is not OverrideType.CHANGE or override.package:
+        raise ConfigError(
+            "an override can only set a value: nothing is added, deleted or moved",
+            where=override.key_or_group,
+            got=word,
+            remedy=f"write {override.key_or_group}={value or 'VALUE'}",
+        )
     if override.is_sweep_override():
         raise ConfigError(
             "a sweep was given where one run is expected",
             where=key,
-            got=override.get_value_element_as_str(),
-            remedy=f"give one value, as in {key}={override.get_value_element_as_str().split(',')[0]}",
-        )
-    if override.is_delete() or override.is_add():
-        raise ConfigError(
-            "keys cannot be added or deleted",
-            where=word,
-            got=word[0],
-            remedy=f"write {word.lstrip('+~')}",
+            got=value,
+            remedy=f"give one value, or for a list: '{key}=[{value}]'",
         )
     if key in presets():
-        return _checked_preset(key, str(override.value()), word)
-    if key not in set(_fields(Config)):
-        raise _unknown_key(key, override.get_value_element_as_str())
-    return f"++{word}"
+        _check_preset(key, str(override.value()))
+    return override
 
 
-def _checked_preset(group: str, choice: str, word: str) -> str:
+def _check_preset(group: str, choice: str) -> None:
     choices = presets()[group]
     if choice not in choices:
         raise ConfigError(
             f"there is no {group} preset of that name",
             where=group,
             got=choice,
-            remedy=f"choose one of {', '.join(choices)}{_suggestion(choice, choices)}",
+            remedy=f"choose one of {', '.join(choices)}{suggestion(choice, choices)}",
         )
-    return word
 
 
-def _unknown_key(key: str, value: str) -> ConfigError:
-    fields = list(_fields(Config))
-    siblings = [field for field in fields if field.rpartition(".")[0] == key.rpartition(".")[0]]
-    choices = siblings or sorted(Config.model_fields)
-    return ConfigError(
-        "unknown key",
-        where=key,
-        got=value,
-        remedy=f"valid keys here: {', '.join(choices)}{_suggestion(key, fields)}",
-    )
-
-
-def _suggestion(word: str, choices: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, choices, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def _fields(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Dotted names of all fields; those of every model for `model.*`."""
-    for name, field in section.model_fields.items():
-        yield prefix + name
-        if name == "regions":
-            continue
-        for kind in _sections(field.annotation):
-            yield from _fields(kind, f"{prefix}{name}.")
-
-
-def _sections(annotation: Any) -> list[type[BaseModel]]:
-    candidates = get_args(annotation) or (annotation,)
-    return [kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel)]
-
-
-def _validated(values: Any, where: str) -> Config:
+def _compose(chosen: Iterable[Override]) -> DictConfig:
+    words = [f"{override.key_or_group}={override.value()}" for override in chosen]
     try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        # The discriminated union puts the model's name into the path; users know model.<field>.
-        names = {kind.model_fields["name"].default for kind in _sections(ModelConfig)}
-        path = [
-            str(part)
-            for index, part in enumerate(first["loc"])
-            if not (index == 1 and first["loc"][0] == "model" and part in names)
-        ]
-        key = ".".join(path) or "config"
-        if first["type"] == "extra_forbidden":
-            raise _unknown_model_key(key, first["input"], values, where) from error
+        with initialize_config_dir(str(config_folder()), version_base="1.3"):
+            composed = compose("config", overrides=words)
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(
-            first["msg"].removeprefix("Value error, "),
-            where=where + key,
-            got=first["input"] if not isinstance(first["input"], dict) else path[-1:] or "config",
-            remedy=_remedy(key, error.error_count()),
+            "the presets could not be composed",
+            where=config_folder(),
+            got=" ".join(words),
+            remedy=" ".join(str(error).split()),
         ) from error
+    # Hydra closes the mapping; here pydantic refuses unknown keys, and says more about them.
+    OmegaConf.set_struct(composed, False)
+    return composed
 
 
-def _unknown_model_key(key: str, value: object, values: Any, where: str) -> ConfigError:
-    section: Any = Config
-    for part in key.split(".")[:-1]:
-        kinds = _sections(section.model_fields[part].annotation)
-        chosen = [
-            kind for kind in kinds
-            if part == "model" and kind.model_fields["name"].default == values["model"]["name"]
-        ]
-        section = (chosen or kinds)[0]
-    choices = sorted(section.model_fields)
-    return ConfigError(
-        "unknown key",
-        where=where + key,
-        got=value,
-        remedy=f"valid keys here: {', '.join(choices)}"
-        f"{_suggestion(key.rpartition('.')[2], choices)}",
-    )
+def _refuse_missing(composed: DictConfig) -> None:
+    missing = sorted(OmegaConf.missing_keys(composed))
+    if missing:
+        raise ConfigError(
+            "a value has to be given",
+            where=", ".join(missing),
+            got="nothing",
+            remedy=f"add {missing[0]}=VALUE: {field_help(missing[0])}",
+        )
 
 
-def _remedy(key: str, count: int) -> str:
-    more = f" ({count - 1} more after this one)" if count > 1 else ""
-    help_text = _field_help(key)
-    return (f"{key}: {help_text}" if help_text else f"correct {key}") + more
-
-
-def _field_help(key: str) -> str:
-    kinds: list[type[BaseModel]] = [Config]
-    description = ""
-    for part in key.split("."):
-        found = [kind.model_fields[part] for kind in kinds if part in kind.model_fields]
-        if not found:
-            break
-        description = " ".join((found[0].description or "").split())
-        kinds = [kind for field in found for kind in _sections(field.annotation)]
-    return description
+def _validated(values: Any, file: Path | None = None) -> Config:
+    """Validate what came from words, or from `file`."""
+    try:
+        # By way of JSON: its strict mode takes lists for tuples and strings for paths, but neither
+        # true nor "3" for a number.
+        return Config.model_validate_json(json.dumps(values, default=str), strict=True)
+    except ValidationError as error:
+        raise explain(error, file) from error

@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
+from segresmamba.errors import ConfigError
+
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Size3 = tuple[PositiveInt, PositiveInt, PositiveInt]
 
@@ -18,7 +20,9 @@ Size3 = tuple[PositiveInt, PositiveInt, PositiveInt]
 class Section(BaseModel):
     """Base of every section: immutable, closed, documented by its attribute docstrings."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class RunConfig(Section):
@@ -34,7 +38,7 @@ class RunConfig(Section):
 class DataConfig(Section):
     """What is trained on and how it is read."""
 
-    store: str
+    store: str = Field(min_length=1)
     """Converted dataset: the folder that `segresmamba convert` wrote."""
     patch: Size3
     """Size of a training crop in voxels, (D, H, W); also the sliding window of validation."""
@@ -149,7 +153,7 @@ class TrainConfig(Section):
     """Largest norm of the gradient."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Autocast type; parameters stay fp32 in every case."""
-    zero_stage: Literal[0, 1, 2, 3] = 0
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
     """DeepSpeed ZeRO stage: 1 shards optimizer states, 2 also gradients, 3 also parameters."""
     log_every: PositiveInt = 10
     """Steps between metric records."""
@@ -165,13 +169,11 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
         if self.warmup_steps >= self.max_steps:
-            raise ValueError(
-                f"warmup_steps ({self.warmup_steps}) must be below max_steps ({self.max_steps})"
-            )
-        if self.batch_size % self.accumulation:
-            raise ValueError(
-                f"batch_size ({self.batch_size}) must be a multiple of "
-                f"accumulation ({self.accumulation})"
+            raise ConfigError(
+                "the warm-up is longer than the training",
+                where="train.warmup_steps",
+                got=f"{self.warmup_steps}, with train.max_steps={self.max_steps}",
+                remedy=f"give a train.warmup_steps below {self.max_steps}, or more train.max_steps",
             )
         return self
 
@@ -212,13 +214,15 @@ class ClusterConfig(Section):
     tasks_per_node: PositiveInt = 1
     """Processes (ranks) per node: one per GPU where there are GPUs."""
     gpus_per_node: Annotated[int, Field(ge=0)] = 0
-    """GPUs asked for on each node."""
+    """GPUs that Slurm is asked for on each node. Without Slurm, ranks see what the shell sees."""
     cpus_per_task: PositiveInt = 2
-    """CPU cores per rank, readers included."""
+    """CPU cores that Slurm is asked for per rank, readers included."""
     memory_gib: PositiveInt | None = None
     """Host memory per node; unset leaves it to the partition's default."""
-    time_min: PositiveInt = 60
-    """Time limit."""
+    time_min: PositiveInt | None = None
+    """Time limit; Slurm needs one. A job that reaches it saves a checkpoint and is queued again."""
+    signal_delay_s: PositiveInt = 120
+    """Warning time before the limit, for that checkpoint."""
     partition: str | None = None
     """Slurm partition; unset takes the cluster's default."""
     account: str | None = None
@@ -228,9 +232,38 @@ class ClusterConfig(Section):
     qos: str | None = None
     """Slurm quality of service."""
     setup: tuple[str, ...] = ()
-    """Shell lines before the job, such as `module load cuda`."""
-    signal_delay_s: PositiveInt = 120
-    """Warning time before the limit, for the last checkpoint."""
+    """Shell lines before a Slurm job, such as `module load cuda`."""
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of a job."""
+        return self.nodes * self.tasks_per_node
+
+    @model_validator(mode="after")
+    def _possible(self) -> ClusterConfig:
+        most = {"local": (1, self.tasks_per_node), "debug": (1, 1)}.get(self.name)
+        if most and (self.nodes, self.tasks_per_node) != most:
+            raise ConfigError(
+                f"cluster={self.name} has no place for that many ranks",
+                where="cluster.nodes, cluster.tasks_per_node",
+                got=f"{self.nodes}, {self.tasks_per_node}",
+                remedy="local runs on one node, debug in one process; cluster=slurm on many",
+            )
+        if self.name == "slurm" and self.time_min is None:
+            raise ConfigError(
+                "a Slurm job needs a time limit",
+                where="cluster.time_min",
+                got="nothing",
+                remedy="give minutes, as in cluster.time_min=60",
+            )
+        if self.time_min and self.signal_delay_s >= 60 * self.time_min:
+            raise ConfigError(
+                "the warning before the time limit is longer than the limit",
+                where="cluster.signal_delay_s",
+                got=f"{self.signal_delay_s}, with cluster.time_min={self.time_min}",
+                remedy=f"give a cluster.signal_delay_s below {60 * self.time_min}",
+            )
+        return self
 
 
 class Config(Section):
@@ -254,3 +287,18 @@ class Config(Section):
     """Journal, MLflow, energy."""
     cluster: ClusterConfig = ClusterConfig()
     """Where the job runs."""
+
+    @model_validator(mode="after")
+    def _ranks_divide_batch(self) -> Config:
+        shares = self.cluster.world_size * self.train.accumulation
+        if self.train.batch_size % shares:
+            raise ConfigError(
+                "the batch cannot be shared out evenly",
+                where="train.batch_size",
+                got=f"{self.train.batch_size}, with {self.cluster.nodes} x "
+                f"{self.cluster.tasks_per_node} ranks (cluster.nodes x cluster.tasks_per_node) "
+                f"and train.accumulation={self.train.accumulation}",
+                remedy=f"give a multiple of {shares}, such as train.batch_size="
+                f"{shares * max(1, round(self.train.batch_size / shares))}",
+            )
+        return self

@@ -1,0 +1,159 @@
+"""Composition: presets and overrides in, a validated configuration out, and back from its file."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from segresmamba.config import (
+    Config,
+    config_digest,
+    load_config,
+    presets,
+    read_config,
+    run_folder,
+    write_config,
+)
+from segresmamba.config.compose import config_folder
+from segresmamba.errors import ConfigError
+
+# What a preset leaves to the user, by its mandatory keys.
+NEEDED = {
+    "data=brats": ["data.store=brats.zarr"],
+    "data=custom": ["data.store=mine.zarr"],
+    "tracking=server": ["tracking.uri=http://host:5000"],
+}
+PRESETS = [f"{group}={name}" for group, names in presets().items() for name in names]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_shipped_preset_composes_and_validates(preset: str) -> None:
+    config = load_config([preset, *NEEDED.get(preset, [])])
+    group, _, name = preset.partition("=")
+    written = yaml.safe_load((config_folder() / group / f"{name}.yaml").read_text()) or {}
+    section = config.model_dump(mode="json")[group]
+    assert {k: section[k] for k, v in written.items() if v != "???"} == {
+        k: v for k, v in written.items() if v != "???"
+    }
+
+
+def test_every_shipped_file_is_the_root_or_a_preset() -> None:
+    files = {str(path.relative_to(config_folder())) for path in config_folder().rglob("*.*")}
+    expected = {f"{preset.replace('=', '/')}.yaml" for preset in PRESETS}
+    assert files == expected | {"config.yaml"}
+
+
+@pytest.mark.parametrize("preset", NEEDED)
+def test_a_mandatory_value_is_asked_for_by_name(preset: str) -> None:
+    key = NEEDED[preset][0].partition("=")[0]
+    with pytest.raises(ConfigError, match="has to be given") as caught:
+        load_config([preset])
+    assert caught.value.where == key
+    assert f"add {key}=VALUE" in caught.value.remedy
+
+
+def test_overrides_win_over_presets() -> None:
+    config = load_config(["model=segresmamba_small", "train.lr=3e-4", "data.patch=[32,48,64]"])
+    assert config.model.dims == (16, 32, 64, 128)
+    assert config.train.lr == 3e-4
+    assert config.data.patch == (32, 48, 64)
+
+
+def test_a_mapping_replaces_the_presets_mapping() -> None:
+    config = load_config(["data=brats", "data.store=x", "data.regions={WT:[1,2]}"])
+    assert config.data.regions == {"WT": (1, 2)}
+
+
+def test_one_entry_of_a_mapping_can_be_set() -> None:
+    config = load_config(["data=brats", "data.store=x", "data.regions.WT=[1]"])
+    assert config.data.regions == {"TC": (1, 3), "WT": (1,), "ET": (3,)}
+
+
+def test_environment_variables_are_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORE", "/data/case.zarr")
+    assert load_config(["data.store=${oc.env:STORE}"]).data.store == "/data/case.zarr"
+
+
+def test_the_same_words_find_the_same_run_and_another_experiment_another() -> None:
+    first = run_folder(load_config())
+    assert first == run_folder(load_config(["cluster=debug", "tracking=none"]))
+    assert first != run_folder(load_config(["train.lr=1e-3"]))
+    assert run_folder(load_config(["run.root=out", "run.name=mine"])) == Path("out/mine")
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> Config:
+    fraction = st.floats(0, 1)
+    positive = st.floats(1e-12, 1e12)
+    size = st.tuples(*[st.integers(1, 512)] * 3)
+    warmup = draw(st.integers(0, 10_000))
+    regions = st.dictionaries(st.text(), st.lists(st.integers(1, 9), max_size=3).map(tuple))
+    train = {
+        "warmup_steps": warmup,
+        "max_steps": warmup + draw(st.integers(1, 10_000)),
+        "lr": draw(positive),
+        "zero_stage": draw(st.integers(0, 3)),
+        "precision": draw(st.sampled_from(["fp32", "bf16", "fp16"])),
+        "threads": draw(st.none() | st.integers(1, 64)),
+    }
+    return Config.model_validate(
+        {
+            "seed": draw(st.integers(0, 2**63)),
+            "run": {"root": Path(draw(st.text()))},
+            "data": {
+                "store": draw(st.text(min_size=1)),
+                "patch": draw(size),
+                "foreground_fraction": draw(fraction),
+                "regions": draw(st.none() | regions),
+            },
+            "augment": {"gamma_range": draw(st.tuples(positive, positive))},
+            "model": draw(
+                st.fixed_dictionaries({"name": st.just("segresnet"), "init_filters": size.map(min)})
+                | st.fixed_dictionaries({"name": st.just("segresmamba"), "dims": size})
+            ),
+            "train": train,
+            "tracking": {"uri": draw(st.none() | st.text())},
+            "cluster": {"setup": draw(st.lists(st.text()).map(tuple))},
+        }
+    )
+
+
+@given(config=configs())
+def test_a_written_configuration_reads_back_the_same(
+    config: Config, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("run") / "config.yaml"
+    write_config(config, path)
+    assert read_config(path) == config
+    assert config_digest(read_config(path)) == config_digest(config)
+    assert [file.name for file in path.parent.iterdir()] == ["config.yaml"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "config.yaml"
+    write_config(load_config(), path)
+
+    def full_disk(self: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_config(load_config(["seed=1"]), path)
+    assert [file.name for file in tmp_path.iterdir()] == ["config.yaml"]
+    assert read_config(path).seed == 0
+
+
+def test_configuration_needs_no_torch() -> None:
+    code = (
+        "import sys, segresmamba.config as c; c.load_config();"
+        "heavy = {'torch', 'mlflow', 'deepspeed', 'submitit', 'codecarbon', 'monai', 'numpy'};"
+        "sys.exit(f'imported {found}' if (found := heavy & set(sys.modules)) else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
