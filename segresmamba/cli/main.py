@@ -1,0 +1,149 @@
+"""The `segresmamba` command: arguments in, one call, a result or one screen of error out."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from segresmamba.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Train, evaluate and apply 3D segmentation networks.",
+)
+console = Console()
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Configuration as key=value, such as model=segresnet train.lr=3e-4"),
+]
+
+
+def main() -> None:
+    """Run a command; a user's mistake ends it with one screen of text and exit code 2."""
+    logging.captureWarnings(capture=True)
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(message)s",
+        datefmt="%H:%M:%S",
+        handlers=[RichHandler(console=Console(stderr=True), show_path=False)],
+    )
+    for noisy in ("alembic", "mlflow", "codecarbon", "hydra", "numba", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        app()
+    except UserError as error:
+        sys.stderr.write(error.screen() + "\n")
+        sys.exit(2)
+
+
+@app.command()
+def sample(
+    out: Annotated[Path, typer.Argument(help="Folder to write the nnU-Net raw dataset to")],
+    subjects: Annotated[int, typer.Option(min=2, help="Virtual subjects")] = 12,
+    seed: Annotated[int, typer.Option(help="Seed of the deformations")] = 0,
+) -> None:
+    """Make the sample dataset: virtual subjects derived from the MNI152 template."""
+    from segresmamba.data import make_sample
+
+    make_sample(out, subjects=subjects, seed=seed)
+    console.print(f"{subjects} subjects in {out}")
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="nnU-Net raw dataset (with dataset.json)")],
+    out: Annotated[Path, typer.Argument(help="Store to write")],
+    workers: Annotated[int, typer.Option(min=1, help="Processes")] = 2,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Convert all cases anew")] = False,
+) -> None:
+    """Convert a dataset to a sharded Zarr store; finished cases are not redone."""
+    from segresmamba.data import convert as run
+
+    with _bar() as bar:
+        task = bar.add_task("converting", total=None)
+        result = run(
+            source,
+            out,
+            workers=workers,
+            overwrite=overwrite,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    console.print(result)
+
+
+@app.command()
+def verify(store: Annotated[Path, typer.Argument(help="Converted dataset")]) -> None:
+    """Read every case of a store and report what is wrong with it."""
+    from segresmamba.data import verify as run
+
+    problems = run(store)
+    for problem in problems:
+        console.print(problem, style="red")
+    console.print(f"{len(problems)} problems in {store}" if problems else f"{store} is sound")
+    raise typer.Exit(1 if problems else 0)
+
+
+@app.command()
+def train(overrides: Overrides = None) -> None:
+    """Train in this one process; `python -m launch train` runs many, here or on Slurm."""
+    from segresmamba.config import load_config
+    from segresmamba.engine import train as run
+
+    result = run(load_config(overrides or []))
+    console.print(f"{result['status']} at step {result['step']}: {result['folder']}")
+    console.print(f"watch and compare: {result['ui_hint']}")
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run folder")],
+) -> None:
+    """Score a run's best weights on its held-out cases, whole volumes, original geometry."""
+    from segresmamba.engine import evaluate_run
+
+    evaluation = evaluate_run(run)
+    console.print(evaluation.table)
+    console.print(f"results:  {evaluation.results}")
+    console.print(f"pictures: {evaluation.overlays}")
+    console.print(f"watch and compare: {evaluation.ui_hint}")
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="Run folder")],
+    images: Annotated[
+        list[Path], typer.Argument(help="One case: a NIfTI file for each channel, in order")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Label file to write (.nii.gz)")],
+) -> None:
+    """Segment one case and write the labels in the geometry of its first image."""
+    from segresmamba.engine import predict as apply
+
+    apply(run, images, out)
+    console.print(f"labels: {out}")
+
+
+@app.command()
+def doctor() -> None:
+    """Show what this machine offers, and what to install for what is missing."""
+    from segresmamba.cli.doctor import checks, render
+
+    console.print(render(checks()))
+
+
+def _bar() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, TimeElapsedColumn(), console=console)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""Checkpoints that are whole or not there.
+
+    checkpoints/
+        step-00000100/              complete: renamed once every rank has written and synced
+            meta.json               step, world size, ZeRO stage, names and shapes of the weights
+            rng-00000.pt            random state of each rank
+            *_states.pt             DeepSpeed's share of each rank
+        .writing-step-00000200/     under way, or left by a killed job; never read
+
+Full weights for inference are one file, `best/weights.pt`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from segresmamba.engine.distributed import Ranks
+from segresmamba.engine.zero import ZeroEngine
+from segresmamba.errors import CheckpointError
+
+_PREFIX = "step-"
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What a checkpoint says about itself."""
+
+    step: int
+    world_size: int
+    zero_stage: int
+    shapes: dict[str, list[int]]
+
+
+def shapes_of(network: nn.Module) -> dict[str, list[int]]:
+    """Names and shapes of a network's weights: the architecture's identity."""
+    return {name: list(value.shape) for name, value in network.state_dict().items()}
+
+
+def latest_step(folder: Path) -> int | None:
+    """The newest complete checkpoint's step, or None."""
+    steps = [int(path.name.removeprefix(_PREFIX)) for path in folder.glob(f"{_PREFIX}*")]
+    return max(steps, default=None)
+
+
+def save_checkpoint(
+    folder: Path, engine: ZeroEngine, meta: Meta, ranks: Ranks, keep_last: int
+) -> None:
+    """Write a checkpoint (collective): temporary name, all ranks, sync, rename, prune.
+
+    Args:
+        folder: The run's checkpoints folder.
+        engine: The engine whose state is written.
+        meta: What the checkpoint says about itself.
+        ranks: This process.
+        keep_last: Number of complete checkpoints to keep.
+    """
+    final = folder / f"{_PREFIX}{meta.step:08d}"
+    part = folder / f".writing-{final.name}"
+    if ranks.is_main:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+    dist.barrier()
+    engine.save(folder, part.name)
+    torch.save(_random_state(), part / f"rng-{ranks.rank:05d}.pt")
+    dist.barrier()
+    if ranks.is_main:
+        (part / "meta.json").write_text(json.dumps(asdict(meta)))
+        _sync(part)
+        shutil.rmtree(final, ignore_errors=True)
+        part.rename(final)
+        _prune(folder, keep_last)
+    dist.barrier()
+
+
+def load_checkpoint(folder: Path, engine: ZeroEngine, meta: Meta, ranks: Ranks) -> None:
+    """Restore the checkpoint of `meta.step` (collective).
+
+    Args:
+        folder: The run's checkpoints folder.
+        engine: The engine to restore.
+        meta: What this job is: the checkpoint must say the same.
+        ranks: This process.
+
+    Raises:
+        CheckpointError: If it belongs to another architecture, world size or ZeRO stage.
+    """
+    path = folder / f"{_PREFIX}{meta.step:08d}"
+    found = Meta(**json.loads((path / "meta.json").read_text()))
+    check_shapes(found.shapes, meta.shapes, path)
+    for key, where in (("world_size", "ranks"), ("zero_stage", "train.zero_stage")):
+        before, now = getattr(found, key), getattr(meta, key)
+        if before != now:
+            raise CheckpointError(
+                f"the checkpoint was written with {where} = {before}, this job has {now}",
+                where=path,
+                got=f"{where} = {now}",
+                remedy=f"resume with {where} = {before}, or start anew with another run.name",
+            )
+    engine.load(folder, path.name)
+    _restore_random_state(torch.load(path / f"rng-{ranks.rank:05d}.pt", weights_only=True))
+
+
+def check_shapes(
+    found: Mapping[str, list[int]], expected: Mapping[str, list[int]], where: Path
+) -> None:
+    """Refuse weights of another architecture.
+
+    Raises:
+        CheckpointError: Names the first weights that differ.
+    """
+    different = [
+        f"{name}: {found.get(name, 'absent')} in the checkpoint, "
+        f"{expected.get(name, 'absent')} in the network"
+        for name in dict.fromkeys([*expected, *found])
+        if found.get(name) != expected.get(name)
+    ]
+    if different:
+        raise CheckpointError(
+            f"the checkpoint holds another architecture ({len(different)} weights differ)",
+            where=where,
+            got="; ".join(different[:3]),
+            remedy="use the model settings it was trained with, or another run.name",
+        )
+
+
+def save_weights(path: Path, weights: Mapping[str, Tensor], **facts: Any) -> None:
+    """Write full weights and a few plain facts about them, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    torch.save({"weights": dict(weights), **facts}, part)
+    part.replace(path)
+
+
+def load_weights(path: Path, network: nn.Module) -> dict[str, Any]:
+    """Load full weights into a network.
+
+    Returns:
+        The facts that were saved beside the weights.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged, or of another architecture.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        weights: dict[str, Tensor] = content.pop("weights")
+    except Exception as error:  # torch raises whatever the damaged bytes provoke
+        raise CheckpointError(
+            "the weights cannot be read",
+            where=path,
+            got=str(error).splitlines()[0] or type(error).__name__,
+            remedy="name a run that has finished a validation, or train it",
+        ) from error
+    check_shapes({name: list(w.shape) for name, w in weights.items()}, shapes_of(network), path)
+    network.load_state_dict(weights)
+    return dict(content)
+
+
+def _random_state() -> dict[str, Any]:
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def _restore_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def _sync(folder: Path) -> None:
+    """Have the bytes on disk before the name says that they are."""
+    for path in [*folder.iterdir(), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
+
+
+def _prune(folder: Path, keep_last: int) -> None:
+    complete = sorted(folder.glob(f"{_PREFIX}*"))
+    for path in [*complete[:-keep_last], *folder.glob(".writing-*")]:
+        shutil.rmtree(path)

@@ -1,0 +1,130 @@
+"""Who this process is among the processes of a job, and what they say to each other.
+
+The launcher sets RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as
+torchrun does; without them the job is this one process.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import socket
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from segresmamba.config import Config
+from segresmamba.errors import ConfigError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place in the job."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes what the job writes once."""
+        return self.rank == 0
+
+    @property
+    def is_node_main(self) -> bool:
+        """Whether this process writes what each node writes once."""
+        return self.local_rank == 0
+
+    @property
+    def backend(self) -> str:
+        """The collective library: nccl between GPUs, gloo between CPUs."""
+        return "nccl" if self.device.type == "cuda" else "gloo"
+
+    @classmethod
+    def from_environment(cls) -> Ranks:
+        """Read the launcher's variables; one process where there are none."""
+        world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        return cls(
+            rank=int(os.environ.get("RANK", "0")),
+            world_size=world_size,
+            local_rank=local_rank,
+            local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size))),
+            device=_device(local_rank),
+        )
+
+
+def _device(local_rank: int) -> torch.device:
+    """The GPU of this rank: a launcher may show each rank its own GPU only, or all of them."""
+    count = torch.cuda.device_count()
+    return torch.device("cuda", local_rank % count) if count else torch.device("cpu")
+
+
+def join(ranks: Ranks, threads: int | None) -> None:
+    """Join the job's process group; it lasts as long as the process.
+
+    Args:
+        ranks: This process.
+        threads: CPU threads of this rank; None shares the node's cores among its ranks.
+    """
+    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // ranks.local_world_size))
+    if ranks.device.type == "cuda":
+        torch.cuda.set_device(ranks.device)
+    if dist.is_initialized():
+        return
+    os.environ.setdefault("LOCAL_RANK", str(ranks.local_rank))  # DeepSpeed insists
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    dist.init_process_group(ranks.backend, rank=ranks.rank, world_size=ranks.world_size)
+    atexit.register(dist.destroy_process_group)
+
+
+def micro_batch(config: Config, world_size: int) -> int:
+    """Crops per rank and backward pass.
+
+    Raises:
+        ConfigError: If the ranks and accumulation steps do not divide the batch.
+    """
+    parts = world_size * config.train.accumulation
+    if config.train.batch_size % parts:
+        raise ConfigError(
+            f"the batch does not divide among {world_size} ranks "
+            f"x {config.train.accumulation} accumulation steps",
+            where="train.batch_size",
+            got=config.train.batch_size,
+            remedy=f"choose a multiple of {parts}, such as train.batch_size={parts}",
+        )
+    return config.train.batch_size // parts
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is set on any rank: how ranks agree at a step boundary."""
+    votes = torch.tensor(int(flag), device=device)
+    dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+    return bool(votes.item())
+
+
+def gather(value: T, ranks: Ranks) -> list[T]:
+    """Every rank's value, in rank order, on every rank."""
+    values: list[T | None] = [None] * ranks.world_size
+    dist.all_gather_object(values, value)
+    return [value for value in values if value is not None]
+
+
+def mean_over_ranks(value: float, device: torch.device) -> float:
+    """The mean of a number over the ranks."""
+    total = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return float(total) / dist.get_world_size()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

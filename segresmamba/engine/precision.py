@@ -1,0 +1,81 @@
+"""Half-precision autocast around a network whose parameters stay fp32.
+
+This is done here and not by DeepSpeed's `torch_autocast`, because with fp16 and ZeRO stages 1 to 3
+release 0.19.8 clips the gradient before it removes the loss scale, and never lowers the scale after
+an overflow, so that every later step is skipped (its `stage_1_and_2.py`, method `step`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Autocast(nn.Module):
+    """Runs a network under autocast.
+
+    Args:
+        network: The network, with fp32 parameters.
+        precision: fp32, bf16 or fp16.
+    """
+
+    def __init__(self, network: nn.Module, precision: str) -> None:
+        super().__init__()
+        self.network = network
+        self._dtype = _DTYPES[precision]
+
+    def forward(self, x_BCDHW: Tensor) -> Tensor | list[Tensor]:
+        """The network's logits."""
+        with torch.autocast(
+            x_BCDHW.device.type, dtype=self._dtype, enabled=self._dtype is not None
+        ):
+            logits: Tensor | list[Tensor] = self.network(x_BCDHW)
+        return logits
+
+
+class LossScaler:
+    """Dynamic loss scale for fp16, removed again where each gradient is born.
+
+    Gradients leave this class unscaled, so accumulation, reduction over ranks, clipping and the
+    optimizer see fp32 gradients of the true size, at every ZeRO stage. A gradient that overflowed
+    counts as zero for that one step, and the scale halves; 2000 clean steps double it.
+    """
+
+    _GROWTH_INTERVAL = 2000
+
+    def __init__(self, network: nn.Module, device: torch.device) -> None:
+        self.scale = 2.0**16
+        self._clean_steps = 0
+        self._overflowed = torch.zeros((), dtype=torch.bool, device=device)
+        for parameter in network.parameters():
+            parameter.register_hook(self._unscaled)
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """The loss to call backward on."""
+        return loss * self.scale
+
+    def update(self) -> None:
+        """Adapt the scale, once per optimizer step."""
+        if bool(self._overflowed):
+            self.scale, self._clean_steps = self.scale / 2, 0
+            self._overflowed.zero_()
+            return
+        self._clean_steps += 1
+        if self._clean_steps == self._GROWTH_INTERVAL:
+            self.scale, self._clean_steps = self.scale * 2, 0
+
+    def state(self) -> tuple[float, int]:
+        """What `restore` takes."""
+        return self.scale, self._clean_steps
+
+    def restore(self, state: tuple[float, int]) -> None:
+        """Continue where a checkpoint left off."""
+        self.scale, self._clean_steps = state
+
+    def _unscaled(self, gradient: Tensor) -> Tensor:
+        gradient = gradient / self.scale
+        finite = torch.isfinite(gradient)
+        self._overflowed |= ~finite.all()
+        return torch.where(finite, gradient, torch.zeros_like(gradient))

@@ -1,0 +1,140 @@
+"""DeepSpeed ZeRO behind one small class. The only module that imports deepspeed."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from segresmamba.config import Config
+from segresmamba.engine.distributed import Ranks, micro_batch
+from segresmamba.engine.precision import Autocast, LossScaler
+
+# Norms, biases, and the scan's A_log, D and step bias have dynamics of their own that a pull
+# towards zero would change; Mamba's reference code marks the latter the same way.
+_NO_DECAY = ("A_log", "D_K", "dt_bias", "conv_bias")
+
+
+def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
+    """The DeepSpeed configuration of a run: a pure function of its config and world size.
+
+    DeepSpeed sees fp32 parameters and gradients at every precision, see `engine.precision`.
+
+    Raises:
+        ConfigError: If the world size does not divide the batch.
+    """
+    train = config.train
+    return {
+        "train_batch_size": train.batch_size,
+        "train_micro_batch_size_per_gpu": micro_batch(config, world_size),
+        "gradient_accumulation_steps": train.accumulation,
+        "gradient_clipping": train.clip_norm,
+        "zero_optimization": {"stage": train.zero_stage},
+        "optimizer": {
+            "type": "AdamW",
+            "params": {"lr": train.lr, "weight_decay": train.weight_decay, "torch_adam": True},
+        },
+        "steps_per_print": 2**62,  # metrics go through the tracker
+    }
+
+
+class ZeroEngine:
+    """A network whose optimizer states, gradients and parameters are sharded as configured.
+
+    Args:
+        network: The network, with the same initial weights on every rank.
+        config: The run's configuration.
+        ranks: This process; it has joined the process group.
+    """
+
+    def __init__(self, network: nn.Module, config: Config, ranks: Ranks) -> None:
+        deepspeed = _deepspeed(ranks)
+        self.network = network.to(ranks.device)
+        self.gradient_norm = 0.0
+        """Norm of the last step's gradient before clipping."""
+        fp16 = config.train.precision == "fp16"
+        self._scaler = LossScaler(network, ranks.device) if fp16 else None
+        self._sharded_weights = config.train.zero_stage == 3
+        self._gathered = deepspeed.zero.GatheredParameters
+        self._engine, *_ = deepspeed.initialize(
+            model=Autocast(network, config.train.precision),
+            model_parameters=_parameter_groups(network, config.train.weight_decay),
+            config=deepspeed_config(config, ranks.world_size),
+        )
+
+    def forward(self, x_BCDHW: Tensor) -> Tensor | list[Tensor]:
+        """The network's logits in training mode, under the configured autocast."""
+        self._engine.train()
+        logits: Tensor | list[Tensor] = self._engine(x_BCDHW)
+        return logits
+
+    def backward(self, loss: Tensor, lr: float) -> None:
+        """Accumulate the gradient; at the accumulation boundary reduce it and step with `lr`."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        boundary = self._engine.is_gradient_accumulation_boundary()
+        self._engine.backward(self._scaler.scaled(loss) if self._scaler else loss)
+        if boundary:
+            self.gradient_norm = self._norm_before_step()
+        self._engine.step()
+        if boundary:
+            self.gradient_norm = float(self._engine.get_global_grad_norm() or self.gradient_norm)
+            if self._scaler:
+                self._scaler.update()
+
+    def save(self, folder: Path, tag: str) -> None:
+        """Write this rank's share of the checkpoint (collective)."""
+        scaler = self._scaler.state() if self._scaler else None
+        self._engine.save_checkpoint(
+            str(folder), tag=tag, client_state={"scaler": scaler}, save_latest=False
+        )
+
+    def load(self, folder: Path, tag: str) -> None:
+        """Read this rank's share of a checkpoint back (collective)."""
+        _, client_state = self._engine.load_checkpoint(str(folder), tag=tag)
+        if self._scaler and client_state["scaler"]:
+            self._scaler.restore(client_state["scaler"])
+
+    def weights(self) -> dict[str, Tensor]:
+        """All weights in full, on the CPU of every rank (collective)."""
+        with self._gathered(list(self.network.parameters()), enabled=self._sharded_weights):
+            return {
+                name: value.detach().cpu().clone()
+                for name, value in self.network.state_dict().items()
+            }
+
+    def _norm_before_step(self) -> float:
+        """Stage 0 does not keep the norm, but still has the whole gradient here."""
+        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        return float(nn.utils.get_total_norm(gradients)) if gradients else 0.0
+
+
+def _deepspeed(ranks: Ranks) -> Any:
+    """Import DeepSpeed for this device, quietly: it has no quieter switch than its own logger."""
+    if ranks.device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    import deepspeed
+
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    # On CPU it would compile a shared-memory all-reduce at first use: over a minute, and a compiler
+    # that the machine may not have. Gloo does the same work.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend=ranks.backend, auto_mpi_discovery=False, verbose=False)
+    return deepspeed
+
+
+def _parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay for matrices and kernels only."""
+    decayed, spared = [], []
+    for name, parameter in network.named_parameters():
+        is_spared = parameter.ndim < 2 or name.rpartition(".")[2].startswith(_NO_DECAY)
+        (spared if is_spared else decayed).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": spared, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]

@@ -1,0 +1,7 @@
+"""Networks: single-device code that knows nothing of data, tracking or distribution."""
+
+from segresmamba.models.registry import build
+from segresmamba.models.segresmamba import SegResMamba
+from segresmamba.models.tom import TriOrientedMamba
+
+__all__ = ["SegResMamba", "TriOrientedMamba", "build"]

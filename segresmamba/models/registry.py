@@ -1,0 +1,38 @@
+"""Networks by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from monai.networks.nets import SegResNet
+from torch import nn
+
+from segresmamba.models.segresmamba import SegResMamba
+
+_NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "segresmamba": SegResMamba,
+    "segresnet": SegResNet,
+}
+
+
+def build(name: str, *, in_channels: int, out_channels: int, **kwargs: Any) -> nn.Module:
+    """Build a network.
+
+    Args:
+        name: One of the names in the error below.
+        in_channels: Channels of the image.
+        out_channels: Classes, background included, or regions.
+        **kwargs: The network's own arguments, as in configs/model/*.yaml.
+
+    Returns:
+        A module that maps x (B, in_channels, D, H, W) to logits (B, out_channels, D, H, W).
+
+    Raises:
+        ValueError: If there is no network of that name.
+    """
+    if name not in _NETWORKS:
+        raise ValueError(f"unknown network {name!r}; choose one of {', '.join(sorted(_NETWORKS))}")
+    return _NETWORKS[name](
+        spatial_dims=3, in_channels=in_channels, out_channels=out_channels, **kwargs
+    )
