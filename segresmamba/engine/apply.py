@@ -51,7 +51,7 @@ def evaluate_run(run: Path) -> Evaluation:
     device = Ranks.from_environment().device
     network, step = _trained(folder, config, dataset, device)
     results = evaluate_cases(
-        network, dataset, split_of(config, dataset)["val"], config, device, folder.overlays
+        network, dataset, split_of(config, dataset)["val"], config, device, overlays=folder.overlays
     )
     write_results(folder.results, results, checkpoint=str(folder.best))
     metrics = Summary.of(results).metrics()

@@ -1,0 +1,115 @@
+"""What the channels of a network's output mean: exclusive labels, or overlapping regions.
+
+Exclusive labels have a channel each, background first, and a softmax decides among them. A region
+is a union of labels (BraTS: whole tumour = {1, 2, 3}) with a sigmoid of its own; regions may nest
+or overlap, and together they still have to be written as one label volume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from segresmamba.config import Config
+from segresmamba.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes that are trained and reported.
+
+    Args:
+        members: Label values of each reported class, in the order of the report. An exclusive
+            class has one value; background is not reported.
+        values: All label values in ascending order, background (0) first.
+        exclusive: Whether a voxel belongs to at most one class (softmax) or any number (sigmoid).
+    """
+
+    members: Mapping[str, tuple[int, ...]]
+    values: tuple[int, ...]
+    exclusive: bool
+
+    @classmethod
+    def of(cls, config: Config, labels: Mapping[str, int]) -> Classes:
+        """The classes that `config.data.regions` makes of a dataset's labels.
+
+        Args:
+            config: The run's configuration.
+            labels: Name to value of each label, background = 0 among them.
+
+        Raises:
+            DataError: If the dataset declares no label besides the background.
+            ConfigError: If a region holds a value that the dataset does not declare.
+        """
+        foreground = {name: (value,) for name, value in labels.items() if value != 0}
+        if not foreground:
+            raise DataError(
+                "there is nothing to segment: the dataset declares no label besides the background",
+                where=config.data.store,
+                got=dict(labels),
+                remedy="declare the labels in the source's dataset.json and convert again",
+            )
+        values = (0, *sorted(value for (value,) in foreground.values()))
+        regions = config.data.regions
+        if regions is None:
+            return cls(members=foreground, values=values, exclusive=True)
+        declared = ", ".join(f"{value} ({name})" for name, value in labels.items() if value)
+        for name, members in regions.items():
+            if unknown := sorted(set(members) - set(values)):
+                raise ConfigError(
+                    f"region {name} holds label values that the dataset does not declare",
+                    where=f"data.regions.{name}",
+                    got=unknown,
+                    remedy=f"choose among {declared}",
+                )
+        return cls(members=regions, values=values, exclusive=False)
+
+    @property
+    def channels(self) -> int:
+        """Channels of the network's output."""
+        return len(self.values) if self.exclusive else len(self.members)
+
+    def encode(self, label_BDHW: Tensor) -> Tensor:
+        """The target that the output is trained on.
+
+        Returns:
+            Exclusive: channel indices, int64 (B, D, H, W). Regions: masks, float32 (B, K, D, H, W).
+        """
+        if self.exclusive:
+            values = torch.tensor(self.values, device=label_BDHW.device)
+            return torch.searchsorted(values, label_BDHW.long().contiguous())
+        masks = [
+            torch.isin(label_BDHW, torch.tensor(members, device=label_BDHW.device))
+            for members in self.members.values()
+        ]
+        return torch.stack(masks, dim=1).float()
+
+    def decode(self, logits_KDHW: Tensor) -> Tensor:
+        """The most probable label volume.
+
+        Exclusive labels: the largest channel. Regions: a label v belongs to some regions and not to
+        others, so its log-likelihood under independent sigmoids is, up to a constant of the voxel,
+        the sum of the logits of its regions; background has none and scores 0. Where thresholding
+        each region at 0.5 gives a combination that some label has, this is that label; where it
+        does not (enhancing tumour outside the whole tumour), this is the likeliest label. Labels
+        that no region tells apart are written as the smallest of them.
+
+        Args:
+            logits_KDHW: The network's output for one volume.
+
+        Returns:
+            Label values, int64 (D, H, W), on the device of the logits.
+        """
+        if self.exclusive:
+            return torch.tensor(self.values, device=logits_KDHW.device)[logits_KDHW.argmax(0)]
+        regions = self.members.values()
+        codes = {
+            tuple(float(value in members) for members in regions): value
+            for value in reversed(self.values)
+        }
+        codes_VK = torch.tensor(list(codes), dtype=logits_KDHW.dtype, device=logits_KDHW.device)
+        values = torch.tensor(list(codes.values()), device=logits_KDHW.device)
+        return values[torch.einsum("vk,kdhw->vdhw", codes_VK, logits_KDHW).argmax(0)]
