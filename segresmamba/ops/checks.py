@@ -1,0 +1,121 @@
+"""Refuses what the scans cannot compute, before any kernel starts.
+
+Shape letters: B batch, D channels, L tokens, N states, G groups, K = 3 orders, W convolution
+width, R step-size rank, P = R + 2 N.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from segresmamba.ops.orders import ORDERS, check_slices
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_LARGEST_LENGTH = 2**31 - 1
+
+
+def check_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+) -> None:
+    """Refuse operands of `selective_scan` that do not fit together.
+
+    Raises:
+        ValueError: Naming the operand, the shape, dtype or device received and the one expected.
+        NotImplementedError: Complex A, or a sequence beyond 32-bit indices.
+    """
+    sizes = dict(zip("BDL", _shape("u", u, "BDL"), strict=True))
+    if A.is_complex():
+        raise NotImplementedError("A is complex; only real state matrices are supported")
+    sizes["N"] = _shape("A", A, "DN")[1]
+    _match("A", A, "DN", sizes)
+    _match("delta", delta, "BDL", sizes)
+    for name, operand, layout in (("D", D, "D"), ("z", z, "BDL"), ("delta_bias", delta_bias, "D")):
+        if operand is not None:
+            _match(name, operand, layout, sizes)
+    for name, matrix in (("B", B), ("C", C)):
+        layout = {2: "DN", 4: "BGNL"}.get(matrix.ndim, "BNL")
+        _match(name, matrix, layout, sizes)
+        if layout == "BGNL" and (not matrix.shape[1] or sizes["D"] % matrix.shape[1]):
+            raise ValueError(
+                f"the groups of {name} must divide the channels: got {matrix.shape[1]} groups for "
+                f"{sizes['D']} channels"
+            )
+    operands = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z}
+    _check_kinds(operands | {"delta_bias": delta_bias})
+    _check_length(sizes["L"])
+
+
+def check_tri(operands: dict[str, Tensor], num_slices: int) -> None:
+    """Refuse operands of `tri_scan` that do not fit together.
+
+    Args:
+        operands: Name with the shape letters after the last underscore -> tensor, x_BDL first.
+        num_slices: Slices of the inter-slice order.
+
+    Raises:
+        ValueError: As in `check_scan`, or for a slice count that does not divide L.
+        NotImplementedError: As in `check_scan`.
+    """
+    if operands["A_KDN"].is_complex():
+        raise NotImplementedError("A_KDN is complex; only real state matrices are supported")
+    sizes = {"K": len(ORDERS)}
+    for name, operand in operands.items():
+        layout = name.rpartition("_")[2]
+        for letter, size in zip(layout, _shape(name, operand, layout), strict=True):
+            sizes.setdefault(letter, size)
+        _match(name, operand, layout, sizes)
+    if sizes["P"] != sizes["R"] + 2 * sizes["N"]:
+        raise ValueError(
+            f"x_proj_KPD must project to R + 2 N = {sizes['R']} + 2 * {sizes['N']} features: "
+            f"got {sizes['P']}"
+        )
+    _check_kinds(dict(operands))
+    _check_length(sizes["L"])
+    check_slices(sizes["L"], num_slices)
+
+
+def _shape(name: str, operand: Tensor, layout: str) -> torch.Size:
+    if operand.ndim != len(layout):
+        raise ValueError(
+            f"{name} must have the dimensions ({', '.join(layout)}): got shape "
+            f"{tuple(operand.shape)}"
+        )
+    return operand.shape
+
+
+def _match(name: str, operand: Tensor, layout: str, sizes: dict[str, int]) -> None:
+    received = _shape(name, operand, layout)
+    expected = tuple(sizes.get(c, s) for c, s in zip(layout, received, strict=True))
+    if tuple(received) != expected:
+        raise ValueError(
+            f"{name} must have the shape ({', '.join(layout)}) = {expected}: got {tuple(received)}"
+        )
+
+
+def _check_kinds(operands: dict[str, Tensor | None]) -> None:
+    device = next(iter(operands.values())).device  # type: ignore[union-attr]
+    for name, operand in operands.items():
+        if operand is None:
+            continue
+        if operand.dtype not in FLOATS:
+            choices = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATS)
+            raise ValueError(f"{name} must be one of {choices}: got {operand.dtype}")
+        if operand.device != device:
+            raise ValueError(f"{name} must be on {device}, where u or x is: got {operand.device}")
+
+
+def _check_length(length: int) -> None:
+    if length < 1:
+        raise ValueError("the sequence has no tokens (L = 0)")
+    if length > _LARGEST_LENGTH:
+        raise NotImplementedError(
+            f"the sequence has {length} tokens; kernels index at most {_LARGEST_LENGTH} (31 bits)"
+        )

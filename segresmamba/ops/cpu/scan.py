@@ -1,0 +1,179 @@
+"""The cpu backend's scan: hands tensors to the compiled kernels and shares the work among threads.
+
+Everything is computed in float32, whatever the inputs are. Kernels are compiled at their first use
+and kept on disk.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from segresmamba.ops.cpu.threads import run, shares
+from segresmamba.ops.kernels import ScanOperands
+from segresmamba.ops.orders import OrderMap
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, np.dtype[Any]]
+
+TILE = 64
+"""Positions per tile of the kernels, and between two checkpoints of the state."""
+
+_IN_A_ROW = OrderMap(slices=1, reverse=False)
+
+
+class Operands(NamedTuple):
+    """What both scan kernels read: float32 views in the order of the kernels' arguments."""
+
+    u_BLD: Tensor
+    delta_BLD: Tensor
+    z_BLD: Tensor
+    a_ND: Tensor
+    b_BGLN: Tensor
+    c_BGLN: Tensor
+    skip_D: Tensor
+    bias_D: Tensor
+    softplus: bool
+    order: OrderMap
+
+    def arguments(self) -> tuple[object, ...]:
+        """As the kernels take them."""
+        return (*(array(t) for t in self[:-2]), self.softplus, tuple(self.order))
+
+    @property
+    def blocks(self) -> int:
+        """Channel blocks of the whole batch."""
+        from segresmamba.ops.cpu.scan_kernels import channel_blocks
+
+        batch, _, channels = self.u_BLD.shape
+        return batch * channel_blocks(channels, self.b_BGLN.shape[1])
+
+
+def prepare(operands: ScanOperands, softplus: bool, order: OrderMap = _IN_A_ROW) -> Operands:
+    """Views of float32 tensors, copies of others, neutral values for what is absent."""
+    u, delta, A, B, C, D, z, bias = (t if t is None else t.detach().float() for t in operands)
+    zeros_D = torch.zeros(u.shape[1])
+    return Operands(
+        u.mT,
+        delta.mT,
+        torch.empty(0, 0, 0) if z is None else z.mT,
+        (A / math.log(2.0)).mT.contiguous(),
+        B.mT,
+        C.mT,
+        zeros_D if D is None else D.contiguous(),
+        zeros_D if bias is None else bias.contiguous(),
+        softplus,
+        order,
+    )
+
+
+def array(tensor: Tensor) -> Array:
+    """The tensor as a NumPy array, without a copy."""
+    return tensor.numpy()
+
+
+def scan(ops: Operands, y_BLD: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+    """Add the output to y; last state (B, N, D) and, if keep, the checkpoints of the backward."""
+    from segresmamba.ops.cpu.scan_kernels import scan_forward
+
+    batch, length, channels = ops.u_BLD.shape
+    states = len(ops.a_ND)
+    last_BND = torch.empty(batch, states, channels)
+    checkpoints = torch.empty(batch, -(-length // TILE) if keep else 0, states, channels)
+    arguments = (*ops.arguments(), array(y_BLD), array(last_BND), array(checkpoints))
+    run(lambda _, start, stop: scan_forward(*arguments, start, stop), shares(ops.blocks))
+    return last_BND, checkpoints
+
+
+class ScanGradients(NamedTuple):
+    """Gradients of a scan, float32, in the order in which the kernel takes them."""
+
+    u_BLD: Tensor
+    delta_BLD: Tensor
+    z_BLD: Tensor
+    A_BND: Tensor
+    B_BGLN: Tensor
+    C_BGLN: Tensor
+    D_BD: Tensor
+    bias_BD: Tensor
+
+
+def scan_gradients(
+    ops: Operands, checkpoints: Tensor, dy_BLD: Tensor, d_last_BND: Tensor
+) -> ScanGradients:
+    """Gradients of everything the scan read; those of u, delta and z keep the inputs' layout."""
+    from segresmamba.ops.cpu.scan_kernels import scan_backward
+
+    batch, _, channels = ops.u_BLD.shape
+    parts = shares(ops.blocks)
+    # Threads share a group's B and C, so each has its own sum of their gradients.
+    per_thread = (len(parts), *ops.b_BGLN.shape)
+    sums = ScanGradients(
+        torch.zeros_like(ops.u_BLD),
+        torch.zeros_like(ops.delta_BLD),
+        torch.zeros_like(ops.z_BLD),
+        torch.zeros(batch, *ops.a_ND.shape),
+        torch.zeros(per_thread),
+        torch.zeros(per_thread),
+        torch.zeros(batch, channels),
+        torch.zeros(batch, channels),
+    )
+    arguments = (*ops.arguments(), array(checkpoints), array(dy_BLD), array(d_last_BND))
+    u, delta, z, A, B, C, D, bias = (array(total) for total in sums)
+
+    def work(thread: int, start: int, stop: int) -> None:
+        gradients = (u, delta, z, A, B[thread], C[thread], D, bias)
+        scan_backward(*arguments, *gradients, start, stop)
+
+    run(work, parts)
+    return sums._replace(B_BGLN=sums.B_BGLN.sum(0), C_BGLN=sums.C_BGLN.sum(0))
+
+
+def checkpoint_shape(operands: ScanOperands) -> tuple[int, ...]:
+    """(B, tiles, N, D)."""
+    batch, channels, length = operands.u_BDL.shape
+    return batch, -(-length // TILE), operands.A_DN.shape[1], channels
+
+
+def scan_forward(
+    operands: ScanOperands, softplus: bool, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `segresmamba.ops.kernels.Kernels`."""
+    y_BDL = torch.zeros(operands.u_BDL.shape)
+    last_BND, checkpoints = scan(prepare(operands, softplus), y_BDL.mT, keep)
+    last_BDN = last_BND.mT.contiguous()
+    return y_BDL.to(operands.u_BDL.dtype), last_BDN, checkpoints if keep else torch.empty(0)
+
+
+def scan_backward(
+    dy_BDL: Tensor,
+    d_last_BDN: Tensor | None,
+    operands: ScanOperands,
+    checkpoints: Tensor,
+    softplus: bool,
+) -> list[Tensor]:
+    """See `segresmamba.ops.kernels.Kernels`."""
+    ops = prepare(operands, softplus)
+    if d_last_BDN is None:
+        d_last_BDN = torch.zeros(*operands.u_BDL.shape[:2], operands.A_DN.shape[1])
+    found = scan_gradients(ops, checkpoints, dy_BDL.float().mT, d_last_BDN.mT.contiguous())
+    gradients = ScanOperands(
+        found.u_BLD.mT,
+        found.delta_BLD.mT,
+        found.A_BND.sum(0).mT,
+        found.B_BGLN.mT,
+        found.C_BGLN.mT,
+        found.D_BD.sum(0),
+        found.z_BLD.mT,
+        found.bias_BD.sum(0),
+    )
+    return [
+        gradient.to(operand.dtype).contiguous()
+        for operand, gradient in zip(operands, gradients, strict=True)
+        if operand is not None
+    ]

@@ -1,0 +1,40 @@
+"""Plain threads for kernels that release the GIL.
+
+Numba's own threading layers each break something a trainer does: workqueue aborts when two Python
+threads call it, GNU OpenMP aborts in a forked child of a process that used it. Python threads do
+neither. How many run is asked of torch at every call, so a rank or a DataLoader worker that was
+told to use one thread runs its kernels in place.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import torch
+
+
+@cache
+def _pool(workers: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(workers, thread_name_prefix="segresmamba-ops")
+
+
+# A forked child has none of its parent's threads: it starts its own.
+os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
+def shares(items: int) -> list[tuple[int, int]]:
+    """Cut range(items) into one contiguous (start, stop) for each thread that has work."""
+    threads = max(1, min(torch.get_num_threads(), items))
+    return [(items * i // threads, items * (i + 1) // threads) for i in range(threads)]
+
+
+def run(work: Callable[[int, int, int], None], parts: list[tuple[int, int]]) -> None:
+    """Call work(number, start, stop) for every part at the same time; the last one in place."""
+    *others, last = list(enumerate(parts))
+    futures = [_pool(len(others)).submit(work, number, *part) for number, part in others]
+    work(last[0], *last[1])
+    for future in futures:
+        future.result()

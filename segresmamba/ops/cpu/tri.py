@@ -1,0 +1,168 @@
+"""tri_scan of the cpu backend.
+
+One order after the other: convolution, projections as matrix products over all tokens, and a scan
+that adds to the output. Everything is token-major (batch, length, channels) and stays in storage
+order. The backward pass recomputes all of it from x, so nothing but the inputs is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segresmamba.ops.cpu.scan import Operands, array, prepare, scan, scan_gradients
+from segresmamba.ops.cpu.threads import run, shares
+from segresmamba.ops.kernels import ScanOperands
+from segresmamba.ops.orders import ORDERS, OrderMap, order_map
+
+
+class Direction(NamedTuple):
+    """Parameters of one order, float32."""
+
+    conv_weight_WD: Tensor
+    conv_bias_D: Tensor
+    x_proj_PD: Tensor
+    dt_proj_DR: Tensor
+    dt_bias_D: Tensor
+    A_DN: Tensor
+    D_D: Tensor
+    order: OrderMap
+
+
+def directions(parameters: list[Tensor], num_slices: int) -> list[Direction]:
+    """Cut the stacked parameters of `tri_scan` into orders."""
+    conv_weight_KDW, *others = (p.detach().float() for p in parameters)
+    stacked = (conv_weight_KDW.mT.contiguous(), *(p.contiguous() for p in others))
+    return [
+        Direction(*(p[k] for p in stacked), order_map(order, num_slices))
+        for k, order in enumerate(ORDERS)
+    ]
+
+
+def tri_forward(operands: Sequence[Tensor], num_slices: int) -> Tensor:
+    """See `segresmamba.ops.kernels.Kernels`."""
+    x_BDL, z_BDL, *parameters = operands
+    x_BLD = _tokens(x_BDL)
+    y_BLD = torch.zeros_like(x_BLD)
+    for direction in directions(parameters, num_slices):
+        u_BLD = _convolve(x_BLD, direction)
+        scan(_project(u_BLD, direction)[0], y_BLD, keep=False)
+    y_BLD *= F.silu(_tokens(z_BDL))
+    return torch.empty_like(x_BDL).copy_(y_BLD.mT)
+
+
+def tri_backward(d_out_BDL: Tensor, operands: Sequence[Tensor], num_slices: int) -> list[Tensor]:
+    """See `segresmamba.ops.kernels.Kernels`."""
+    x_BDL, z_BDL, *parameters = operands
+    x_BLD, z_BLD, d_out_BLD = _tokens(x_BDL), _tokens(z_BDL), _tokens(d_out_BDL)
+    sigmoid_BLD = z_BLD.sigmoid()
+    dy_BLD = d_out_BLD * z_BLD * sigmoid_BLD
+    dx_BLD, y_BLD = torch.zeros_like(x_BLD), torch.zeros_like(x_BLD)
+    gradients = [
+        _direction_gradients(direction, x_BLD, dy_BLD, y_BLD, dx_BLD)
+        for direction in directions(parameters, num_slices)
+    ]
+    dz_BLD = d_out_BLD * y_BLD * sigmoid_BLD * (1 + z_BLD * (1 - sigmoid_BLD))
+    return [
+        torch.empty_like(x_BDL).copy_(dx_BLD.mT),
+        torch.empty_like(z_BDL).copy_(dz_BLD.mT),
+        *(
+            torch.empty_like(parameter).copy_(torch.stack(parts))
+            for parameter, parts in zip(parameters, zip(*gradients, strict=True), strict=True)
+        ),
+    ]
+
+
+def _direction_gradients(
+    direction: Direction, x_BLD: Tensor, dy_BLD: Tensor, y_BLD: Tensor, dx_BLD: Tensor
+) -> tuple[Tensor, ...]:
+    """Gradients of one order's parameters; adds its output to y and its share to dx."""
+    u_BLD = _convolve(x_BLD, direction)
+    ops, projected_BLP = _project(u_BLD, direction)
+    last_BND, checkpoints = scan(ops, y_BLD, keep=True)
+    grads = scan_gradients(ops, checkpoints, dy_BLD, torch.zeros_like(last_BND))
+    rank = direction.dt_proj_DR.shape[1]
+    d_projected_BLP = torch.cat(
+        [grads.delta_BLD @ direction.dt_proj_DR, grads.B_BGLN[:, 0], grads.C_BGLN[:, 0]], dim=2
+    )
+    d_dt_proj_DR = torch.einsum("bld,blr->dr", grads.delta_BLD, projected_BLP[..., :rank])
+    d_x_proj_PD = torch.einsum("blp,bld->pd", d_projected_BLP, u_BLD)
+    du_BLD = grads.u_BLD.flatten(0, 1).addmm_(d_projected_BLP.flatten(0, 1), direction.x_proj_PD)
+    d_weight_WD, d_bias_D = _convolve_gradients(x_BLD, direction, du_BLD.view_as(x_BLD), dx_BLD)
+    return (
+        d_weight_WD.mT,
+        d_bias_D,
+        d_x_proj_PD,
+        d_dt_proj_DR,
+        grads.bias_BD.sum(0),
+        grads.A_BND.sum(0).mT,
+        grads.D_BD.sum(0),
+    )
+
+
+def _project(u_BLD: Tensor, direction: Direction) -> tuple[Operands, Tensor]:
+    """What the scan of one order reads, and the projection of its input."""
+    rank, states = direction.dt_proj_DR.shape[1], direction.A_DN.shape[1]
+    projected_BLP = u_BLD @ direction.x_proj_PD.T
+    step_BLR, B_BLN, C_BLN = projected_BLP.split([rank, states, states], dim=2)
+    delta_BLD = step_BLR @ direction.dt_proj_DR.T
+    operands = ScanOperands(
+        u_BLD.mT,
+        delta_BLD.mT,
+        direction.A_DN,
+        B_BLN.mT[:, None],
+        C_BLN.mT[:, None],
+        direction.D_D,
+        None,
+        direction.dt_bias_D,
+    )
+    return prepare(operands, softplus=True, order=direction.order), projected_BLP
+
+
+def _tokens(x_BDL: Tensor) -> Tensor:
+    """(B, L, D), float32 and contiguous; no copy if x is laid out like that."""
+    return x_BDL.detach().float().mT.contiguous()
+
+
+def _convolve(x_BLD: Tensor, direction: Direction) -> Tensor:
+    """SiLU of the causal convolution in one order, stored in storage order."""
+    from segresmamba.ops.cpu.conv_kernels import conv_forward
+
+    u_BLD = torch.empty_like(x_BLD)
+    weight, bias, order = _convolution(direction)
+
+    def work(_: int, start: int, stop: int) -> None:
+        for x, u in zip(array(x_BLD), array(u_BLD), strict=True):
+            conv_forward(x, weight, bias, order, u, start, stop)
+
+    run(work, shares(x_BLD.shape[1]))
+    return u_BLD
+
+
+def _convolve_gradients(
+    x_BLD: Tensor, direction: Direction, du_BLD: Tensor, dx_BLD: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the convolution's weight (W, D) and bias (D,); adds that of x to dx."""
+    from segresmamba.ops.cpu.conv_kernels import conv_backward
+
+    parts = shares(x_BLD.shape[1])
+    d_weight = torch.zeros(len(parts), *direction.conv_weight_WD.shape)
+    d_bias = torch.zeros(len(parts), *direction.conv_bias_D.shape)
+    weight, bias, order = _convolution(direction)
+
+    def work(thread: int, start: int, stop: int) -> None:
+        own = array(d_weight[thread]), array(d_bias[thread])
+        for x, du, dx in zip(array(x_BLD), array(du_BLD), array(dx_BLD), strict=True):
+            conv_backward(x, weight, bias, order, du, dx, *own, start, stop)
+
+    run(work, parts)
+    return d_weight.sum(0), d_bias.sum(0)
+
+
+def _convolution(direction: Direction) -> tuple[object, object, tuple[int, bool]]:
+    weight_WD, bias_D = array(direction.conv_weight_WD), array(direction.conv_bias_D)
+    return weight_WD, bias_D, tuple(direction.order)

@@ -1,0 +1,133 @@
+"""`tri_scan`: the forward, reverse and inter-slice scans of one volume as one operator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segresmamba.ops.checks import check_tri
+from segresmamba.ops.dispatch import resolve_backend
+from segresmamba.ops.kernels import load
+from segresmamba.ops.reference import tri_scan_ref
+from segresmamba.ops.scan import has_float64
+
+
+def tri_scan(
+    x_BDL: Tensor,
+    z_BDL: Tensor,
+    conv_weight_KDW: Tensor,
+    conv_bias_KD: Tensor,
+    x_proj_KPD: Tensor,
+    dt_proj_KDR: Tensor,
+    dt_bias_KD: Tensor,
+    A_KDN: Tensor,
+    D_KD: Tensor,
+    *,
+    num_slices: int,
+    backend: str = "auto",
+) -> Tensor:
+    """Sum of three selective scans of the same tokens in three orders, gated by SiLU(z).
+
+    The core of SegMamba's tri-oriented Mamba (`bimamba_type="v3"`), without its in and out
+    projections. For each of the K = 3 orders of `segresmamba.ops.orders.ORDERS`, in that order:
+
+        u = SiLU(causal depthwise convolution of x)
+        [step, B, C] = x_proj u;   delta = softplus(dt_proj step + dt_bias)
+        y_k = selective_scan(u, delta, A, B, C, D), put back into storage order
+
+    No flipped, stacked or permuted copy is made: kernels read and write through index maps. The
+    backward pass keeps only the operands and recomputes the rest.
+
+    Args:
+        x_BDL: Tokens of the volume in raster order (D, H, W), L = D * H * W. Channel-last memory
+            (a transposed (B, L, D) tensor) saves the cpu backend a copy.
+        z_BDL: Gate.
+        conv_weight_KDW: Weights of the convolutions, the present token last.
+        conv_bias_KD: Biases of the convolutions.
+        x_proj_KPD: Projections to P = R + 2 N features.
+        dt_proj_KDR: Projections of the step sizes.
+        dt_bias_KD: Biases of the step sizes.
+        A_KDN: State matrices, real (usually -exp(A_log)).
+        D_KD: Skip weights.
+        num_slices: Slices of the inter-slice order; divides L.
+        backend: "auto" or one of `segresmamba.ops.BACKENDS`.
+
+    Returns:
+        y (B, D, L) in storage order, in the dtype and memory layout of x.
+
+    Raises:
+        ValueError: Operands that do not fit together, num_slices that does not divide L.
+        NotImplementedError: Complex A, 2**31 tokens or more, float64 on a kernel backend.
+        BackendMissingError: A backend asked for by name that is not installed.
+    """
+    operands = (
+        x_BDL, z_BDL, conv_weight_KDW, conv_bias_KD, x_proj_KPD, dt_proj_KDR, dt_bias_KD, A_KDN,
+        D_KD,
+    )  # fmt: skip
+    check_tri(dict(zip(_NAMES, operands, strict=True)), num_slices)
+    name = resolve_backend(backend, x_BDL.device, float64=has_float64(operands))
+    if name == "reference":
+        return tri_scan_ref(*operands, num_slices=num_slices)
+    if name == "mamba_ssm":
+        from segresmamba.ops import mamba_ssm
+
+        return mamba_ssm.tri_scan(*operands, num_slices=num_slices)
+    return _tri(*operands, num_slices, name)
+
+
+_NAMES = (
+    "x_BDL", "z_BDL", "conv_weight_KDW", "conv_bias_KD", "x_proj_KPD", "dt_proj_KDR",
+    "dt_bias_KD", "A_KDN", "D_KD",
+)  # fmt: skip
+
+
+@torch.library.custom_op("segresmamba::tri_scan", mutates_args=())
+def _tri(
+    x: Tensor,
+    z: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    x_proj: Tensor,
+    dt_proj: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    num_slices: int,
+    backend: str,
+) -> Tensor:
+    operands = (x, z, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A, D)
+    with torch.autocast(x.device.type, enabled=False):
+        return load(backend).tri_forward(operands, num_slices)
+
+
+@_tri.register_fake
+def _(x: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("segresmamba::tri_scan_backward", mutates_args=())
+def _tri_backward(
+    dy: Tensor, operands: list[Tensor], num_slices: int, backend: str
+) -> list[Tensor]:
+    with torch.autocast(dy.device.type, enabled=False):
+        return load(backend).tri_backward(dy, operands, num_slices)
+
+
+@_tri_backward.register_fake
+def _(dy: Tensor, operands: list[Tensor], num_slices: int, backend: str) -> list[Tensor]:
+    return [torch.empty_like(t) for t in operands]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *operands, ctx.num_slices, ctx.backend = inputs
+    ctx.save_for_backward(*operands)
+
+
+def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    found = _tri_backward(dy, list(ctx.saved_tensors), ctx.num_slices, ctx.backend)
+    return (*found, None, None)
+
+
+_tri.register_autograd(_gradients, setup_context=_setup_context)
