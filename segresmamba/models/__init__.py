@@ -1,7 +1,7 @@
 """Networks: single-device code that knows nothing of data, tracking or distribution."""
 
-from segresmamba.models.registry import build
+from segresmamba.models.registry import build, scan_backend
 from segresmamba.models.segresmamba import SegResMamba
 from segresmamba.models.tom import TriOrientedMamba
 
-__all__ = ["SegResMamba", "TriOrientedMamba", "build"]
+__all__ = ["SegResMamba", "TriOrientedMamba", "build", "scan_backend"]

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from monai.networks.nets import SegResNet
 from torch import nn
 
 from segresmamba.models.segresmamba import SegResMamba
+from segresmamba.models.tom import TriOrientedMamba
+from segresmamba.ops import resolve_backend
 
 _NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "segresmamba": SegResMamba,
@@ -36,3 +39,11 @@ def build(name: str, *, in_channels: int, out_channels: int, **kwargs: Any) -> n
     return _NETWORKS[name](
         spatial_dims=3, in_channels=in_channels, out_channels=out_channels, **kwargs
     )
+
+
+def scan_backend(network: nn.Module, device: torch.device) -> str:
+    """The scan implementation that a network runs on a device; "none" where it scans nothing."""
+    for module in network.modules():
+        if isinstance(module, TriOrientedMamba):
+            return resolve_backend(module.backend, device)
+    return "none"

@@ -1,0 +1,51 @@
+"""A small real dataset that goes through the real converter."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def write_nnunet_dataset(folder: Path, cases: int = 5, size: int = 40, channels: int = 2) -> Path:
+    """Bright balls (label 1) and dim boxes (label 2) in noise, as an nnU-Net raw dataset."""
+    rng = np.random.default_rng(0)
+    for name in ("imagesTr", "labelsTr"):
+        (folder / name).mkdir(parents=True)
+    affine = np.diag([-1.0, 1.5, 2.0, 1.0])
+    affine[:3, 3] = (30, -20, 10)
+    grid = np.stack(np.meshgrid(*[np.arange(size)] * 3, indexing="ij"))
+    for case in range(cases):
+        label = np.zeros((size,) * 3, np.uint8)
+        centre = rng.integers(size // 4, 3 * size // 4, 3)
+        label[tuple(slice(c - 5, c + 5) for c in centre[::-1])] = 2
+        label[((grid - centre[:, None, None, None]) ** 2).sum(0) < 36] = 1
+        nib.Nifti1Image(label, affine).to_filename(folder / "labelsTr" / f"case{case}.nii.gz")
+        for channel in range(channels):
+            image = rng.normal(100, 10, label.shape) + 80 * (label == 1) + 40 * (label == 2)
+            path = folder / "imagesTr" / f"case{case}_{channel:04d}.nii.gz"
+            nib.Nifti1Image(image.astype(np.float32), affine).to_filename(path)
+    manifest = {
+        "channel_names": {str(channel): f"channel{channel}" for channel in range(channels)},
+        "labels": {"background": 0, "ball": 1, "box": 2},
+        "numTraining": cases,
+        "file_ending": ".nii.gz",
+    }
+    (folder / "dataset.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five converted cases of 40^3 voxels, two channels, two classes."""
+    from segresmamba.data import convert
+
+    folder = tmp_path_factory.mktemp("tiny")
+    convert(write_nnunet_dataset(folder / "raw"), folder / "store")
+    return folder / "store"

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from segresmamba.engine import request_stop, train
+from segresmamba.engine.checkpoint import latest_step
+from segresmamba.errors import CheckpointError, ConfigError
+from tests.engine.ranks import RankPool
+from tests.engine.tiny import journal_losses, tiny_config
+
+
+def curve(store: Path, root: Path, *overrides: str) -> dict[int, float]:
+    """Train in this rank and give the loss curve that the main rank recorded."""
+    folder = Path(train(tiny_config(store, root, *overrides))["folder"])
+    return journal_losses(folder) if (folder / "journal.jsonl").exists() else {}
+
+
+def assert_same_curve(one: dict[int, float], other: dict[int, float], tolerance: float) -> None:
+    assert one.keys() == other.keys()
+    assert one == pytest.approx(other, abs=tolerance)
+
+
+def test_all_zero_stages_on_two_ranks_give_the_same_loss_curve(
+    two_ranks: RankPool, tiny_store: Path, tmp_path: Path
+) -> None:
+    curves = []
+    for stage in range(4):
+        root = tmp_path / str(stage)
+        two_ranks.run(curve, tiny_store, root, f"train.zero_stage={stage}", "train.max_steps=10")
+        curves.append(journal_losses(root / "tiny"))
+    assert len(curves[0]) == 10
+    for other in curves[1:]:
+        assert_same_curve(curves[0], other, 1e-4)
+
+
+def test_accumulation_on_two_ranks_equals_the_larger_batch_on_one(
+    two_ranks: RankPool, tiny_store: Path, tmp_path: Path
+) -> None:
+    stage_2 = ("train.zero_stage=2", "train.batch_size=4")
+    two_ranks.run(curve, tiny_store, tmp_path / "two", *stage_2, "train.accumulation=2")
+    one = curve(tiny_store, tmp_path / "one", *stage_2)
+    assert_same_curve(one, journal_losses(tmp_path / "two" / "tiny"), 1e-4)
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_a_resumed_run_continues_as_if_never_stopped(
+    tiny_store: Path, tmp_path: Path, stage: int
+) -> None:
+    settings = (f"train.zero_stage={stage}", "train.max_steps=6", "train.checkpoint_every=3")
+    whole = curve(tiny_store, tmp_path / "whole", *settings)
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "tiny" / "checkpoints" / "step-00000006")
+    (tmp_path / "cut" / "tiny" / "journal.jsonl").unlink()
+    rest = curve(tiny_store, tmp_path / "cut", *settings)
+    assert_same_curve({step: whole[step] for step in (4, 5, 6)}, rest, 1e-5)
+
+
+def test_a_resumed_run_on_two_ranks_with_sharded_weights_continues_too(
+    two_ranks: RankPool, tiny_store: Path, tmp_path: Path
+) -> None:
+    settings = ("train.zero_stage=3", "train.max_steps=4", "train.checkpoint_every=2")
+    two_ranks.run(curve, tiny_store, tmp_path, *settings)
+    whole = journal_losses(tmp_path / "tiny")
+    shutil.rmtree(tmp_path / "tiny" / "checkpoints" / "step-00000004")
+    (tmp_path / "tiny" / "journal.jsonl").unlink()
+    two_ranks.run(curve, tiny_store, tmp_path, *settings)
+    assert_same_curve(
+        {step: whole[step] for step in (3, 4)}, journal_losses(tmp_path / "tiny"), 1e-5
+    )
+
+
+def test_a_stop_request_saves_the_step_and_the_rest_continues_from_it(
+    tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from segresmamba.engine.trainer import Trainer
+
+    whole = curve(tiny_store, tmp_path / "whole")
+    record_step = Trainer._log_step
+
+    def stop_at_two(trainer: Trainer, *arguments: object) -> None:
+        record_step(trainer, *arguments)  # type: ignore[arg-type]
+        if trainer.step == 2:
+            signal.raise_signal(signal.SIGUSR2)
+
+    monkeypatch.setattr(Trainer, "_log_step", stop_at_two)
+    before = signal.signal(signal.SIGUSR2, lambda *_: request_stop())
+    try:
+        result = train(tiny_config(tiny_store, tmp_path / "cut"))
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert (result["status"], result["step"]) == ("preempted", 2)
+    result = train(tiny_config(tiny_store, tmp_path / "cut"))
+    assert (result["status"], result["step"]) == ("finished", 4)
+    assert_same_curve(whole, journal_losses(tmp_path / "cut" / "tiny"), 1e-5)
+
+
+def test_a_finished_run_is_not_trained_again(tiny_store: Path, tmp_path: Path) -> None:
+    first = curve(tiny_store, tmp_path)
+    again = train(tiny_config(tiny_store, tmp_path))
+    assert again["status"] == "finished"
+    assert journal_losses(tmp_path / "tiny") == first
+
+
+def test_only_the_last_checkpoints_and_the_best_weights_are_kept(
+    tiny_store: Path, tmp_path: Path
+) -> None:
+    train(
+        tiny_config(
+            tiny_store, tmp_path, "train.checkpoint_every=1", "train.keep_last=2",
+            "train.validate_every=2",
+        )
+    )  # fmt: skip
+    run = tmp_path / "tiny"
+    assert sorted(path.name for path in (run / "checkpoints").glob("step-*")) == [
+        "step-00000003",
+        "step-00000004",
+    ]
+    assert not list((run / "checkpoints").glob(".writing-*"))
+    assert (run / "best" / "weights.pt").exists()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_autocast_trains_close_to_fp32(
+    tiny_store: Path, tmp_path: Path, precision: str
+) -> None:
+    exact = curve(tiny_store, tmp_path / "fp32")
+    half = curve(tiny_store, tmp_path / "half", f"train.precision={precision}")
+    assert_same_curve(exact, half, 0.03)
+
+
+def test_a_checkpoint_of_another_architecture_is_refused_by_name_and_shape(
+    tiny_store: Path, tmp_path: Path
+) -> None:
+    train(tiny_config(tiny_store, tmp_path))
+    (tmp_path / "tiny" / "config.yaml").unlink()
+    with pytest.raises(CheckpointError, match=r"downs\.0\.weight: \[8, 2, 7, 7, 7\].*\[16, 2"):
+        train(tiny_config(tiny_store, tmp_path, "model.dims=[16,16]"))
+    assert latest_step(tmp_path / "tiny" / "checkpoints") == 4
+
+
+def test_another_experiment_in_the_same_folder_is_refused_key_by_key(
+    tiny_store: Path, tmp_path: Path
+) -> None:
+    train(tiny_config(tiny_store, tmp_path))
+    with pytest.raises(ConfigError, match=r"train\.lr: 0\.001 -> 0\.01"):
+        train(tiny_config(tiny_store, tmp_path, "train.lr=0.01"))
+
+
+def test_a_batch_that_the_ranks_do_not_divide_is_refused_before_anything_is_written(
+    tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ConfigError, match=r"train\.batch_size: 2.*multiple of 3"):
+        train(tiny_config(tiny_store, tmp_path / "runs"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_fold_that_the_store_lacks_is_refused(tiny_store: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train\.fold: 7.*choose 0 to 4"):
+        train(tiny_config(tiny_store, tmp_path, "train.fold=7"))
+
+
+def test_a_patch_larger_than_the_volumes_is_refused(tiny_store: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"data\.patch"):
+        train(tiny_config(tiny_store, tmp_path, "data.patch=[64,64,64]"))
