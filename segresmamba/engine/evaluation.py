@@ -114,7 +114,7 @@ def evaluate_cases(
     results = []
     for number, case_id in enumerate(case_ids):
         case = dataset[case_id]
-        image_CDHW, reference_DHW = np.asarray(case.image[...]), np.asarray(case.label[...])
+        image_CDHW, reference_DHW = case.crop((0, 0, 0), case.shape_DHW)
         logits_KDHW = predict_volume(
             network,
             image_CDHW,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgba
@@ -16,14 +19,17 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
+from scipy import ndimage
 
 # Okabe and Ito's palette, which colour-blind readers tell apart; the brightest against grey first.
 _COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
 _INK = "#E8E8E8"
 _DPI = 130
-_MM_PER_INCH = 50.0
-_GAP, _TITLE, _LEGEND = 0.12, 0.4, 0.45  # inches
+_WIDTH, _GAP, _TITLE, _LEGEND_ROW = 10.5, 0.12, 0.4, 0.28  # inches
+_LEGEND_COLUMNS = 4
 _FILL_OPACITY = 0.4
+_AIR = 0.05  # of the grey window
+_MARGIN_MM = 10.0
 
 Volume = NDArray[Any]
 Size = tuple[float, float]
@@ -87,14 +93,16 @@ def draw_overlay(
         volume.transpose() for volume in (image_DHW, reference_DHW, prediction_DHW)
     )
     window = _grey_window(image)
-    box = _body(image, reference != 0, window)
+    size_xyz_mm = np.array(spacing_mm[::-1])
+    box = _body_box(image, reference, window, size_xyz_mm)
     image, reference, prediction = image[box], reference[box], prediction[box]
 
-    sizes_mm = [view.size_mm(np.multiply(image.shape, spacing_mm[::-1])) for view in _VIEWS]
-    figure, axes = _layout(sizes_mm, title)
+    sizes_mm = [view.size_mm(size_xyz_mm * image.shape) for view in _VIEWS]
+    figure, axes = _layout(sizes_mm, title, _legend(dice))
     shown = reference if reference.any() else prediction
+    fullest = _fullest_planes(shown, members)
     for view, size_mm, (bare, overlay) in zip(_VIEWS, sizes_mm, axes, strict=True):
-        index = _fullest_plane(shown, members, view.axis)
+        index = fullest[view.axis]
         grey, expected, found = (
             view.cut(volume, index) for volume in (image, reference, prediction)
         )
@@ -103,31 +111,36 @@ def draw_overlay(
         _label_sides(bare, view)
         masks = [(np.isin(expected, values), np.isin(found, values)) for values in members.values()]
         _show_classes(overlay, masks, size_mm)
-    _add_legend(figure, dice)
-    figure.savefig(path, dpi=_DPI, facecolor=figure.get_facecolor())
+    part = path.with_name(f".part-{path.name}")
+    figure.savefig(part, format="png", dpi=_DPI, facecolor=figure.get_facecolor())
+    part.replace(path)
 
 
-def _body(
-    image: Volume, labelled: Volume, window: tuple[float, float], margin: int = 2
+def _body_box(
+    image: Volume, reference: Volume, window: tuple[float, float], spacing_mm: NDArray[np.float64]
 ) -> tuple[slice, ...]:
-    """The box around all that is not dark air, with a margin in voxels."""
+    """The box around all that is labelled or not dark air, with a margin."""
     low, high = window
-    shown = (image > low + 0.05 * (high - low)) | labelled
+    shown = (image > low + _AIR * (high - low)) | (reference != 0)
     if not shown.any():
         return (slice(None),) * 3
-    corners = np.argwhere(shown)
-    starts, stops = corners.min(0) - margin, corners.max(0) + 1 + margin
-    return tuple(slice(max(start, 0), stop) for start, stop in zip(starts, stops, strict=True))
+    (box,) = ndimage.find_objects(shown.astype(np.uint8))
+    margins = np.ceil(_MARGIN_MM / spacing_mm).astype(int)
+    return tuple(
+        slice(max(side.start - margin, 0), side.stop + margin)
+        for side, margin in zip(box, margins, strict=True)
+    )
 
 
-def _fullest_plane(label_RAS: Volume, members: Mapping[str, Sequence[int]], axis: int) -> int:
-    """The plane that shows most of the classes, each weighing alike however small it is."""
-    others = tuple(other for other in range(3) if other != axis)
-    shares = np.zeros(label_RAS.shape[axis])
+def _fullest_planes(label: Volume, members: Mapping[str, Sequence[int]]) -> list[int]:
+    """Across each axis, the plane with most of the classes; a small class weighs like a large."""
+    shares = [np.zeros(size) for size in label.shape]
     for values in members.values():
-        area = np.isin(label_RAS, values).sum(axis=others)
-        shares += area / max(area.sum(), 1)
-    return int(shares.argmax()) if shares.any() else label_RAS.shape[axis] // 2
+        mask = np.isin(label, values)
+        for axis in range(3):
+            others = tuple({0, 1, 2} - {axis})
+            shares[axis] += mask.sum(axis=others) / max(np.count_nonzero(mask), 1)
+    return [int(share.argmax()) if share.any() else share.size // 2 for share in shares]
 
 
 def _grey_window(image: Volume) -> tuple[float, float]:
@@ -139,25 +152,50 @@ def _grey_window(image: Volume) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _layout(sizes_mm: Sequence[Size], title: str) -> tuple[Figure, list[tuple[Axes, Axes]]]:
+def _layout(
+    sizes_mm: Sequence[Size], title: str, legend: Sequence[Artist]
+) -> tuple[Figure, list[tuple[Axes, Axes]]]:
     """A pair of panels, one above the other, for each plane; all at one scale."""
-    widths = [width / _MM_PER_INCH for width, _ in sizes_mm]
-    height = max(height for _, height in sizes_mm) / _MM_PER_INCH
-    total = (sum(widths) + _GAP * (len(widths) + 1), _TITLE + 2 * height + _GAP + _LEGEND)
-    figure = Figure(figsize=total, facecolor="black")
+    inches_per_mm = (_WIDTH - _GAP * (len(sizes_mm) + 1)) / sum(width for width, _ in sizes_mm)
+    height = max(height for _, height in sizes_mm) * inches_per_mm
+    legend_height = _LEGEND_ROW * (ceil(len(legend) / _LEGEND_COLUMNS) + 0.5)
+    total_height = _TITLE + 2 * height + _GAP + legend_height
+    figure = Figure(figsize=(_WIDTH, total_height), facecolor="black")
     FigureCanvasAgg(figure)
-    figure.suptitle(title, y=1 - 0.25 * _TITLE / total[1], color=_INK, size=11, weight="bold")
+    figure.suptitle(title, y=1 - 0.25 * _TITLE / total_height, color=_INK, size=11, weight="bold")
+    figure.legend(
+        handles=legend,
+        loc="lower center",
+        ncols=min(len(legend), _LEGEND_COLUMNS),
+        frameon=False,
+        labelcolor=_INK,
+        fontsize=9,
+        handlelength=1.4,
+    )
     columns, left = [], _GAP
-    for width in widths:
+    for width_mm, _ in sizes_mm:
+        width = width_mm * inches_per_mm
         upper, lower = (
             figure.add_axes(
-                (left / total[0], bottom / total[1], width / total[0], height / total[1])
+                (left / _WIDTH, bottom / total_height, width / _WIDTH, height / total_height)
             )
-            for bottom in (_LEGEND + height + _GAP, _LEGEND)
+            for bottom in (legend_height + height + _GAP, legend_height)
         )
         columns.append((upper, lower))
         left += width + _GAP
     return figure, columns
+
+
+def _legend(dice: Mapping[str, float]) -> list[Artist]:
+    areas = [
+        Patch(color=to_rgba(colour, 2 * _FILL_OPACITY), label=f"{name}  Dice {value:.3f}")
+        for (name, value), colour in zip(dice.items(), _colours(len(dice)), strict=True)
+    ]
+    return [
+        *areas,
+        Patch(color=to_rgba(_INK, _FILL_OPACITY), label="area: prediction"),
+        Line2D([], [], color=_INK, linewidth=1.2, label="line: reference"),
+    ]
 
 
 def _show_image(panel: Axes, plane: Volume, size_mm: Size, window: tuple[float, float]) -> None:
@@ -175,7 +213,7 @@ def _show_image(panel: Axes, plane: Volume, size_mm: Size, window: tuple[float, 
 def _show_classes(panel: Axes, masks: Sequence[tuple[Volume, Volume]], size_mm: Size) -> None:
     """Areas first, the largest class lowest, then all the lines."""
     extent = (0, size_mm[0], 0, size_mm[1])
-    coloured = [(_colour(place), *pair) for place, pair in enumerate(masks)]
+    coloured = [(colour, *pair) for colour, pair in zip(_colours(len(masks)), masks, strict=True)]
     for colour, _, found in sorted(coloured, key=lambda entry: -np.count_nonzero(entry[2])):
         fill = np.zeros((*found.shape, 4))
         fill[found] = to_rgba(colour, _FILL_OPACITY)
@@ -194,39 +232,28 @@ def _show_classes(panel: Axes, masks: Sequence[tuple[Volume, Volume]], size_mm: 
 
 def _label_sides(panel: Axes, view: _View) -> None:
     places = (
-        (0.02, 0.5, "left"),
-        (0.98, 0.5, "right"),
-        (0.5, 0.985, "center"),
-        (0.5, 0.015, "center"),
+        (0.02, 0.5, "left", "center"),
+        (0.98, 0.5, "right", "center"),
+        (0.5, 0.985, "center", "top"),
+        (0.5, 0.015, "center", "bottom"),
     )
-    verticals = ("center", "center", "top", "bottom")
-    for side, (x, y, horizontal), vertical in zip(view.sides, places, verticals, strict=True):
+    for side, (x, y, horizontal, vertical) in zip(view.sides, places, strict=True):
         panel.text(
-            x, y, side, transform=panel.transAxes, color=_INK, size=9, ha=horizontal, va=vertical
+            x,
+            y,
+            side,
+            transform=panel.transAxes,
+            color=_INK,
+            size=9,
+            ha=horizontal,
+            va=vertical,
+            path_effects=[withStroke(linewidth=2.0, foreground="black")],
         )
 
 
-def _add_legend(figure: Figure, dice: Mapping[str, float]) -> None:
-    classes = [
-        Patch(
-            facecolor=to_rgba(_colour(place), 2 * _FILL_OPACITY), label=f"{name}  Dice {value:.3f}"
-        )
-        for place, (name, value) in enumerate(dice.items())
-    ]
-    meaning = [
-        Patch(facecolor=to_rgba(_INK, _FILL_OPACITY), label="area: prediction"),
-        Line2D([], [], color=_INK, linewidth=1.2, label="line: reference"),
-    ]
-    figure.legend(
-        handles=[*classes, *meaning],
-        loc="lower center",
-        ncols=len(classes) + 2,
-        frameon=False,
-        labelcolor=_INK,
-        fontsize=9,
-        handlelength=1.4,
-    )
-
-
-def _colour(place: int) -> str:
-    return _COLOURS[place % len(_COLOURS)]
+def _colours(count: int) -> Sequence[Any]:
+    """A colour for each class, the same in every picture of a dataset."""
+    if count <= len(_COLOURS):
+        return _COLOURS[:count]
+    many = colormaps["tab20"]
+    return [many(index % many.N) for index in range(count)]
