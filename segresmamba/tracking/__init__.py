@@ -1,0 +1,20 @@
+"""Tracking: the journal of a run is the truth; MLflow is built from it, as often as need be."""
+
+from segresmamba.tracking.emissions import EmissionsMeter
+from segresmamba.tracking.journal import read_journal
+from segresmamba.tracking.memory import peak_memory
+from segresmamba.tracking.mlflow_sink import sync
+from segresmamba.tracking.protocol import NullTracker, Status, Tracker, TrackingError
+from segresmamba.tracking.run_tracker import open_tracker
+
+__all__ = [
+    "EmissionsMeter",
+    "NullTracker",
+    "Status",
+    "Tracker",
+    "TrackingError",
+    "open_tracker",
+    "peak_memory",
+    "read_journal",
+    "sync",
+]

@@ -1,0 +1,263 @@
+"""The journal of a run: journal.jsonl, from which everything else can be rebuilt.
+
+One JSON object a line, only ever appended to:
+
+    {"kind": "run", "time_ms": 1763880000000, "schema": 1, "id": "4f0c...", "name": "my-run"}
+    {"kind": "params", "time_ms": ..., "values": {"train": {"lr": 0.0001}}}
+    {"kind": "tags", "time_ms": ..., "values": {"scan_backend": "cpu"}}
+    {"kind": "metrics", "time_ms": ..., "step": 10, "epoch": 0.5, "values": {"train/loss": 0.7}}
+    {"kind": "artifact", "time_ms": ..., "path": "overlays", "folder": ""}
+    {"kind": "status", "time_ms": ..., "status": "running", "host": "n1", "pid": 4711}
+
+Numbers that JSON lacks are strings: "nan", "inf", "-inf". `float` reads them back. Paths are
+relative to the run folder where they lie below it.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import math
+import os
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segresmamba.tracking.locks import try_lock
+from segresmamba.tracking.protocol import TrackingError
+
+logger = logging.getLogger(__name__)
+
+JOURNAL_NAME = "journal.jsonl"
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of a journal.
+
+    Attributes:
+        kind: run, params, tags, metrics, artifact or status.
+        time_ms: When it was written, in milliseconds since 1970.
+        body: The fields of this kind.
+        end: Offset in bytes of the record after this one.
+    """
+
+    kind: str
+    time_ms: int
+    body: dict[str, Any]
+    end: int
+
+
+class Journal:
+    """The writing end of a journal; the process that opens it has it alone.
+
+    Args:
+        path: The journal; created, or continued after its last complete record.
+        name: Name of the run, kept in the first record.
+
+    Raises:
+        TrackingError: If the file cannot be written, another process is writing it, or it is not a
+            journal that this version understands.
+    """
+
+    def __init__(self, path: Path, *, name: str) -> None:
+        self._path = path
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        try:
+            self._fd = os.open(path, flags, 0o644)
+        except OSError as error:
+            raise TrackingError(
+                "the journal cannot be written",
+                where=path,
+                got=error.strerror,
+                remedy="set run.root to a folder that you can write to",
+            ) from error
+        try:
+            if not try_lock(self._fd, path):
+                raise _held_error(path)
+            self._end = self._cut_incomplete_record()
+            if self._end == 0:
+                self.append("run", schema=SCHEMA, id=uuid.uuid4().hex, name=name)
+                self.flush()
+                _sync_folder(path.parent)
+            else:
+                read_header(path)
+        except BaseException:
+            self.close()
+            raise
+
+    def append(self, kind: str, **body: Any) -> None:
+        """Add a record: one write into the page cache, which survives the death of this process.
+
+        Raises:
+            OSError: If it could not be written; the journal then ends with the record before.
+        """
+        record = {"kind": kind, "time_ms": time.time_ns() // 1_000_000, **body}
+        line = json.dumps(_plain(record), allow_nan=False).encode() + b"\n"
+        try:
+            if os.write(self._fd, line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+        except OSError:
+            # Half a record would be glued to the next one.
+            with suppress(OSError):
+                os.ftruncate(self._fd, self._end)
+            raise
+        self._end += len(line)
+
+    def flush(self) -> None:
+        """Force all records to the disk."""
+        os.fsync(self._fd)
+
+    def close(self) -> None:
+        """Let another process have the journal."""
+        with suppress(OSError):
+            os.close(self._fd)
+        self._fd = -1
+
+    def _cut_incomplete_record(self) -> int:
+        """Remove a last line that a power loss cut; return the size in bytes of what is left."""
+        content = self._path.read_bytes()
+        end = content.rfind(b"\n") + 1
+        warn_if_cut(self._path, end)
+        if end < len(content):
+            os.ftruncate(self._fd, end)
+        return end
+
+
+def read_records(path: Path, start: int = 0) -> Iterator[Record]:
+    """The complete records of a journal from offset `start` (a `Record.end`, or 0) on.
+
+    A journal that is being written may end in the middle of a line; that line is not yet a record.
+
+    Raises:
+        TrackingError: If the file is missing, damaged, not a journal, or of a newer version.
+    """
+    try:
+        lines = path.open("rb")
+    except OSError as error:
+        raise TrackingError(
+            "there is no journal to read",
+            where=path,
+            got=error.strerror,
+            remedy="name the folder of a run, which holds journal.jsonl",
+        ) from error
+    with lines:
+        lines.seek(start)
+        for line in lines:
+            if not line.endswith(b"\n"):
+                return
+            record = _parse(line, start, path)
+            start = record.end
+            yield record
+
+
+def read_journal(path: Path) -> list[Record]:
+    """All records; says so when the last line is cut.
+
+    Raises:
+        TrackingError: As `read_records`.
+    """
+    records = list(read_records(path))
+    warn_if_cut(path, records[-1].end if records else 0)
+    return records
+
+
+def read_header(path: Path) -> Record:
+    """The first record, which names the journal and its schema.
+
+    Raises:
+        TrackingError: As `read_records`, and if the journal is empty.
+    """
+    for record in read_records(path):
+        return record
+    raise _not_a_journal(path, "an empty file")
+
+
+def warn_if_cut(path: Path, end: int) -> None:
+    """Say that a journal goes on after its last complete record, which ends at byte `end`."""
+    cut = path.stat().st_size - end
+    if cut:
+        logger.warning(
+            "%s ends in the middle of a record (power loss?): its last %d bytes are left out",
+            path,
+            cut,
+        )
+
+
+def _parse(line: bytes, start: int, path: Path) -> Record:
+    try:
+        body = json.loads(line)
+        kind, time_ms = body.pop("kind"), body.pop("time_ms")
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        if start == 0:
+            raise _not_a_journal(path, repr(line[:60])) from error
+        raise TrackingError(
+            f"the journal is damaged at byte {start}",
+            where=path,
+            got=repr(line[:60]),
+            remedy=f"keep a copy, then cut it there: truncate -s {start} {path}",
+        ) from error
+    if start == 0:
+        _check_schema(body.get("schema"), path)
+    return Record(kind, time_ms, body, start + len(line))
+
+
+def _check_schema(schema: object, path: Path) -> None:
+    if not isinstance(schema, int):
+        raise _not_a_journal(path, "a first record without a schema")
+    if schema > SCHEMA:
+        raise TrackingError(
+            "the journal was written by a newer version of segresmamba",
+            where=path,
+            got=f"schema {schema}",
+            remedy=f"upgrade segresmamba: this one reads up to schema {SCHEMA}",
+        )
+
+
+def _not_a_journal(path: Path, got: str) -> TrackingError:
+    return TrackingError(
+        "this is not a journal",
+        where=path,
+        got=got,
+        remedy="move the file away, or choose another run.name",
+    )
+
+
+def _held_error(path: Path) -> TrackingError:
+    # The holder has put its name into the journal when it opened it.
+    holders = [record.body for record in read_records(path) if "pid" in record.body]
+    holder = f"process {holders[-1]['pid']} on {holders[-1]['host']}" if holders else "unknown"
+    return TrackingError(
+        "another process is writing this journal",
+        where=path,
+        got=holder,
+        remedy="wait for that run to end, stop it, or choose another run.name",
+    )
+
+
+def _plain(value: Any) -> Any:
+    """The value in JSON's terms."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return str(value)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the name of a new file survive a power loss."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

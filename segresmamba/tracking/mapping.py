@@ -1,0 +1,85 @@
+"""Journal records in MLflow's terms: its names, its texts, its limits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple, TypeVar
+
+from segresmamba.tracking.journal import Record
+
+T = TypeVar("T")
+
+# Limits of MLflow's API.
+METRICS_PER_REQUEST = 1000
+PARAMS_PER_REQUEST = 100
+TAGS_PER_REQUEST = 100
+NAME_CHARACTERS = 250
+PARAM_CHARACTERS = 6000
+
+RECORDS_PER_BATCH = 200
+
+
+class Point(NamedTuple):
+    """One value of a metric, in the order of `mlflow.entities.Metric`."""
+
+    key: str
+    value: float
+    timestamp: int
+    step: int
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as flat texts, each written as an override is.
+
+    Example:
+        >>> flatten({"train": {"lr": 1e-4, "threads": None}, "patch": [64, 64, 64]})
+        {'train.lr': '0.0001', 'train.threads': 'null', 'patch': '[64, 64, 64]'}
+    """
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value)
+    return flat
+
+
+def valid_name(key: str) -> str:
+    """The key in the characters that MLflow allows, without empty or upward path parts."""
+    allowed = "".join(char if char.isalnum() or char in "_-. :/" else "_" for char in key)
+    parts = [part for part in PurePosixPath(allowed).parts if part not in ("/", "//", "..")]
+    return ("/".join(parts) or "_")[:NAME_CHARACTERS].rstrip("/")
+
+
+def new_points(record: Record, last_step: dict[str, int]) -> list[Point]:
+    """The values of a metrics record at steps that were not sent yet; moves `last_step` on."""
+    step = record.body["step"]
+    values = dict(record.body["values"])
+    if record.body["epoch"] is not None:
+        values["epoch"] = record.body["epoch"]
+    new = [key for key in values if step > last_step.get(key, -1)]
+    last_step.update(dict.fromkeys(new, step))
+    return [Point(valid_name(key), float(values[key]), record.time_ms, step) for key in new]
+
+
+def batches(records: Iterable[Record]) -> Iterator[list[Record]]:
+    """Groups of consecutive records; a status, whose order matters, is a group of its own."""
+    batch: list[Record] = []
+    for record in records:
+        if batch and (record.kind == "status" or len(batch) == RECORDS_PER_BATCH):
+            yield batch
+            batch = []
+        batch.append(record)
+        if record.kind == "status":
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def chunks(items: list[T], size: int) -> Iterator[list[T]]:
+    """The items in lists of at most `size`."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

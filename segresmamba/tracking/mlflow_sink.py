@@ -1,0 +1,292 @@
+"""Bring MLflow to the state of a journal. The only module that imports mlflow.
+
+Everything arrives exactly once, however often it is sent and wherever a crash falls:
+
+- The run carries the journal's id as a tag, and is looked up by it before one is created.
+- The cursor in mlflow.json moves after a batch has arrived, so a crash between the two sends that
+  batch again. MLflow's primary key of a metric is (run, key, timestamp, step, value), and all of
+  them come from the journal, so the second time changes nothing; nor do tags and artifacts.
+- Of a metric that a resumed run measured again at a step, the first value is sent: MLflow cannot
+  take back a value. The rule holds for a rebuild too, so both give the same curves. A run that has
+  finished trains no step again; what is measured after that, by another evaluation, is sent.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from segresmamba.config import read_config
+from segresmamba.tracking.journal import (
+    JOURNAL_NAME,
+    Record,
+    read_header,
+    read_records,
+    warn_if_cut,
+)
+from segresmamba.tracking.locks import locked
+from segresmamba.tracking.mapping import (
+    METRICS_PER_REQUEST,
+    PARAM_CHARACTERS,
+    PARAMS_PER_REQUEST,
+    TAGS_PER_REQUEST,
+    Point,
+    batches,
+    chunks,
+    flatten,
+    new_points,
+    valid_name,
+)
+from segresmamba.tracking.protocol import TrackingError
+from segresmamba.tracking.upload_state import LOCK_NAME, STATE_NAME, UploadState, open_state
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+logger = logging.getLogger(__name__)
+
+CONFIG_NAME = "config.yaml"
+JOURNAL_TAG = "segresmamba.journal"
+RUN_STATUS = {
+    "running": "RUNNING",
+    "finished": "FINISHED",
+    "failed": "FAILED",
+    "preempted": "KILLED",
+}
+# Time-out and rate limit: the same request may succeed later. Any other 4xx is final.
+TRY_AGAIN_CODES = (408, 429)
+
+
+def sync(folder: Path) -> UploadState:
+    """Send MLflow what it lacks of a run's journal.
+
+    Where it goes stands in mlflow.json; without that file, in the run's configuration.
+
+    Args:
+        folder: The run folder.
+
+    Returns:
+        The state that MLflow has now.
+
+    Raises:
+        ConfigError: If neither file says where to send it.
+        TrackingError: If the journal cannot be read, or MLflow refuses it for good.
+        Exception: Whatever MLflow raises while it cannot be reached.
+    """
+    if not (folder / STATE_NAME).exists():
+        config = read_config(folder / CONFIG_NAME)
+        open_state(folder, config.tracking, folder.parent).save(folder)
+    state = MlflowSink(folder).push()
+    warn_if_cut(folder / JOURNAL_NAME, state.sent_bytes)
+    return state
+
+
+class MlflowSink:
+    """MLflow's end of one run folder; keeps the connection from push to push."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._journal = folder / JOURNAL_NAME
+        self._client: MlflowClient | None = None
+
+    def push(self) -> UploadState:
+        """Send what is new since the last push; see `sync`."""
+        header = read_header(self._journal)
+        with locked(self._folder / LOCK_NAME):
+            state = UploadState.load(self._folder)
+            if state.journal != header.body["id"]:
+                state.restart(header.body["id"])
+            try:
+                self._push(state, header)
+            except Exception as error:
+                if state.run_id and _error_name(error) == "RESOURCE_DOES_NOT_EXIST":
+                    logger.warning("run %s is gone from MLflow: rebuilding it", state.run_id)
+                    state.restart(state.journal)
+                    self._push(state, header)
+                elif _is_final(error):
+                    raise _refused_error(error, state) from error
+                else:
+                    raise
+            return state
+
+    def _push(self, state: UploadState, header: Record) -> None:
+        for batch in batches(read_records(self._journal, state.sent_bytes)):
+            client = self._connect(state)
+            if state.run_id is None:
+                state.experiment_id = _find_experiment(client, state)
+                state.run_id = _find_run(client, state, state.experiment_id, header)
+            self._send(client, batch, state, state.run_id)
+            state.sent_bytes = batch[-1].end
+            state.save(self._folder)
+
+    def _connect(self, state: UploadState) -> MlflowClient:
+        if self._client is None:
+            from mlflow import MlflowClient
+
+            if state.is_database:
+                # The first connection makes the tables; two at once trip over each other.
+                with locked(_database_lock(state, self._folder)):
+                    self._client = MlflowClient(state.uri)
+            else:
+                self._client = MlflowClient(state.uri)
+        return self._client
+
+    def _send(
+        self, client: MlflowClient, batch: list[Record], state: UploadState, run_id: str
+    ) -> None:
+        from mlflow.entities import Metric, RunTag
+
+        params: dict[str, str] = {}
+        tags: dict[str, str] = {}
+        points: list[Point] = []
+        for record in batch:
+            match record.kind:
+                case "params":
+                    params |= flatten(record.body["values"])
+                case "tags":
+                    tags |= record.body["values"]
+                case "metrics":
+                    points += new_points(record, state.last_step)
+                case "artifact":
+                    self._send_artifact(client, run_id, record)
+                case "status":
+                    _send_status(client, run_id, record)
+                    if record.body["status"] == "finished":
+                        state.last_step.clear()
+        if params:
+            tags |= _send_params(client, run_id, params)
+        for some_tags in chunks(list(tags.items()), TAGS_PER_REQUEST):
+            client.log_batch(
+                run_id, tags=[RunTag(valid_name(key), text) for key, text in some_tags]
+            )
+        for some_points in chunks(points, METRICS_PER_REQUEST):
+            client.log_batch(run_id, metrics=[Metric(*point) for point in some_points])
+
+    def _send_artifact(self, client: MlflowClient, run_id: str, record: Record) -> None:
+        """Copy a file or folder; one that is gone or refused must not hold up the rest."""
+        path = self._folder / record.body["path"]
+        if not path.exists():
+            logger.warning("%s is gone: MLflow does not get it", path)
+            return
+        try:
+            client.log_artifact(run_id, str(path), record.body["folder"] or None)
+        except Exception as error:
+            if not _is_final(error):
+                raise
+            logger.warning("MLflow refuses %s: %s", path, _first_line(error))
+
+
+def _find_experiment(client: MlflowClient, state: UploadState) -> str:
+    """The id of the experiment, which is created if need be."""
+    experiment = client.get_experiment_by_name(state.experiment)
+    if experiment is None:
+        artifacts = state.artifacts if state.is_database else None
+        try:
+            return str(client.create_experiment(state.experiment, artifacts))
+        except Exception as error:
+            if _error_name(error) != "RESOURCE_ALREADY_EXISTS":
+                raise
+            # Another run of a sweep was faster.
+            experiment = client.get_experiment_by_name(state.experiment)
+    if experiment.lifecycle_stage == "deleted":
+        command = f"experiments restore -x {experiment.experiment_id}"
+        raise _deleted_error("experiment", command, state)
+    return str(experiment.experiment_id)
+
+
+def _find_run(client: MlflowClient, state: UploadState, experiment_id: str, header: Record) -> str:
+    """The id of this journal's run, which is created if need be."""
+    from mlflow.entities import ViewType
+
+    query = f"tags.`{JOURNAL_TAG}` = '{state.journal}'"
+    found = client.search_runs([experiment_id], query, ViewType.ALL, max_results=1)
+    if not found:
+        run = client.create_run(
+            experiment_id,
+            start_time=header.time_ms,
+            tags={JOURNAL_TAG: state.journal},
+            run_name=header.body["name"],
+        )
+        return str(run.info.run_id)
+    if found[0].info.lifecycle_stage == "deleted":
+        raise _deleted_error("run", f"runs restore --run-id {found[0].info.run_id}", state)
+    return str(found[0].info.run_id)
+
+
+def _send_params(client: MlflowClient, run_id: str, params: dict[str, str]) -> dict[str, str]:
+    """Send settings; return tags for those that a resumed run changed, which MLflow forbids."""
+    from mlflow.entities import Param
+
+    present = client.get_run(run_id).data.params
+    new: dict[str, str] = {}
+    changed: dict[str, str] = {}
+    for key, value in params.items():
+        name, text = valid_name(key), value
+        if len(value) > PARAM_CHARACTERS:
+            text = f"params/{name}.txt"
+            client.log_text(run_id, value, text)
+        if name not in present:
+            new[name] = text
+        elif present[name] != text:
+            changed[f"changed.{name}"] = text
+            logger.warning("%s was %s and is %s since a resume", key, present[name], text)
+    for some in chunks(list(new.items()), PARAMS_PER_REQUEST):
+        client.log_batch(run_id, params=[Param(name, text) for name, text in some])
+    return changed
+
+
+def _send_status(client: MlflowClient, run_id: str, record: Record) -> None:
+    status = RUN_STATUS[record.body["status"]]
+    if status == "RUNNING":
+        client.update_run(run_id, status)
+    else:
+        client.set_terminated(run_id, status, end_time=record.time_ms)
+
+
+def _database_lock(state: UploadState, folder: Path) -> Path:
+    """Lock file of the database: beside an SQLite file, beside the run folder for any other."""
+    if state.sqlite_file is None:
+        return folder.parent / ".mlflow-database.lock"
+    state.sqlite_file.parent.mkdir(parents=True, exist_ok=True)
+    return state.sqlite_file.with_name(f".{state.sqlite_file.name}.lock")
+
+
+def _error_name(error: Exception) -> str:
+    """MLflow's name of an error; empty for any other error."""
+    return str(getattr(error, "error_code", ""))
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether the same request would be refused again."""
+    response = getattr(error, "response", None)
+    if response is not None:
+        code = response.status_code
+    elif hasattr(error, "get_http_status_code"):
+        code = error.get_http_status_code()
+    else:
+        return False
+    return 400 <= code < 500 and code not in TRY_AGAIN_CODES
+
+
+def _refused_error(error: Exception, state: UploadState) -> TrackingError:
+    return TrackingError(
+        "MLflow refuses this run",
+        where=state.shown_uri,
+        got=_first_line(error),
+        remedy="correct that, then run: segresmamba sync RUN_FOLDER",
+    )
+
+
+def _deleted_error(what: str, command: str, state: UploadState) -> TrackingError:
+    return TrackingError(
+        f"the {what} was deleted in MLflow",
+        where=state.shown_uri,
+        got=state.experiment,
+        remedy=f"restore it: MLFLOW_TRACKING_URI={state.shown_uri} mlflow {command}, then run: "
+        "segresmamba sync RUN_FOLDER; or set another tracking.experiment",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,157 @@
+"""Where a run's journal goes in MLflow, and how far it has got: mlflow.json in the run folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+from segresmamba.config import TrackingConfig
+from segresmamba.errors import ConfigError
+from segresmamba.tracking.protocol import TrackingError
+
+STATE_NAME = "mlflow.json"
+LOCK_NAME = ".mlflow.lock"
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+SERVERS = ("http", "https")
+SQLITE_PREFIX = "sqlite:///"
+
+
+@dataclass
+class UploadState:
+    """The destination of a journal and the cursor into it.
+
+    Attributes:
+        uri: MLflow tracking URI.
+        experiment: Name of the MLflow experiment.
+        artifacts: Where a database's experiments keep their artifacts, as a file URI. A server
+            decides for itself.
+        journal: Id of the journal that has been sent; another journal starts from the beginning.
+        experiment_id: MLflow's id of the experiment, once there is one.
+        run_id: MLflow's id of the run, once there is one.
+        sent_bytes: Offset in the journal up to which MLflow has everything.
+        last_step: Latest step sent of each metric.
+    """
+
+    uri: str
+    experiment: str
+    artifacts: str
+    journal: str = ""
+    experiment_id: str | None = None
+    run_id: str | None = None
+    sent_bytes: int = 0
+    last_step: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, folder: Path) -> UploadState:
+        """Read mlflow.json of a run folder.
+
+        Raises:
+            TrackingError: If it is missing or unreadable.
+        """
+        path = folder / STATE_NAME
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise TrackingError(
+                "it is not known which MLflow this run belongs to",
+                where=path,
+                got=error.strerror if isinstance(error, OSError) else str(error),
+                remedy="name the folder of a run",
+            ) from error
+
+    def save(self, folder: Path) -> None:
+        """Write mlflow.json; a crash leaves the old one or the new one."""
+        path = folder / STATE_NAME
+        new = path.with_suffix(".tmp")
+        new.write_text(json.dumps(asdict(self), indent=1))
+        os.replace(new, path)
+
+    def restart(self, journal: str) -> None:
+        """Forget the run in MLflow and go back to the start of the journal."""
+        self.journal = journal
+        self.experiment_id = self.run_id = None
+        self.sent_bytes = 0
+        self.last_step = {}
+
+    @property
+    def is_database(self) -> bool:
+        """Whether MLflow's tables are written directly, without a server."""
+        return _scheme(self.uri) in DATABASES
+
+    @property
+    def sqlite_file(self) -> Path | None:
+        """The file of an SQLite database; None for any other destination."""
+        if not self.uri.startswith(SQLITE_PREFIX):
+            return None
+        return Path(self.uri.removeprefix(SQLITE_PREFIX))
+
+    @property
+    def shown_uri(self) -> str:
+        """The URI without its password."""
+        parts = urlsplit(self.uri)
+        if not parts.password:
+            return self.uri
+        return urlunsplit(
+            parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@"))
+        )
+
+    @property
+    def ui_hint(self) -> str:
+        """The command or the URL that shows the run."""
+        if self.is_database:
+            return f"mlflow ui --backend-store-uri {shlex.quote(self.shown_uri)}"
+        if self.run_id is None:
+            return self.shown_uri
+        return f"{self.shown_uri}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+
+
+def open_state(folder: Path, config: TrackingConfig, root: Path) -> UploadState:
+    """The state of a run folder for the MLflow that the configuration names.
+
+    A run that is resumed continues where its upload stands; one that is resumed with another MLflow
+    starts there from the beginning.
+
+    Raises:
+        ConfigError: If MLflow cannot be reached through such a URI.
+    """
+    uri = tracking_uri(config, root)
+    artifacts = (root.resolve() / "mlartifacts").as_uri()
+    try:
+        state = UploadState.load(folder)
+    except TrackingError:
+        # Nothing is lost with it: the upload finds its run in MLflow by the journal's id.
+        state = None
+    if state is not None and (state.uri, state.experiment) == (uri, config.experiment):
+        return state
+    return UploadState(uri=uri, experiment=config.experiment, artifacts=artifacts)
+
+
+def tracking_uri(config: TrackingConfig, root: Path) -> str:
+    """The configured tracking URI, absolute; by default mlflow.db in `root`.
+
+    Raises:
+        ConfigError: If MLflow cannot be reached through such a URI.
+    """
+    if config.uri is None:
+        return f"{SQLITE_PREFIX}{root.resolve() / 'mlflow.db'}"
+    if _scheme(config.uri) not in DATABASES + SERVERS:
+        raise ConfigError(
+            "MLflow cannot be reached through such a URI",
+            where="tracking.uri",
+            got=config.uri,
+            remedy="give http://host:5000, postgresql://user@host/db or sqlite:////path/mlflow.db,"
+            " or leave it out for an SQLite file in run.root",
+        )
+    if config.uri.startswith(SQLITE_PREFIX):
+        # Relative to the working folder, which the uploader and a later sync need not share.
+        return f"{SQLITE_PREFIX}{Path(config.uri.removeprefix(SQLITE_PREFIX)).resolve()}"
+    return config.uri.rstrip("/")
+
+
+def _scheme(uri: str) -> str:
+    """The scheme without a database driver: postgresql of postgresql+psycopg://..."""
+    return urlsplit(uri).scheme.partition("+")[0]
