@@ -189,7 +189,7 @@ def results_table(results: Sequence[CaseResult]) -> Table:
     )
     if summary.mean.one_sided:
         table.caption = (
-            f"in {summary.mean.one_sided} comparisons a class was missed or invented: "
+            f"a class was missed or invented in {summary.mean.one_sided} comparisons: "
             "Dice 0, HD95 the diagonal of the volume"
         )
     return table

@@ -33,7 +33,8 @@ def predict_volume(
     """Compute the logits of a volume of any size.
 
     The volume stays on the CPU; each window is moved to the device and normalised there, as a
-    training crop is. A volume smaller than the patch is padded with zeros, as the sampler pads it.
+    training crop is. A volume smaller than the patch is extended by its outermost voxels, which
+    holds for MR, where air is 0, and for CT, where it is -1000.
 
     Args:
         network: The network, on `device`; its training mode is put back afterwards.
@@ -69,6 +70,7 @@ def predict_volume(
             predictor=window_logits,
             overlap=validation.overlap,
             mode="gaussian",
+            padding_mode="replicate",
             sw_device=device,
             device=stitch_device,
         )

@@ -33,7 +33,7 @@ def build_loss(config: Config, labels: Mapping[str, int]) -> SegmentationLoss:
 
 
 class SegmentationLoss(nn.Module):
-    """Dice loss plus cross-entropy, each with weight 1, in fp32 whatever the autocast.
+    """Dice loss plus cross-entropy, each with weight 1, in fp32 whatever the logits are.
 
     Exclusive labels: softmax Dice over the foreground (the background of a crop is nearly always
     right and would only dilute the mean) plus cross-entropy over all channels, as nnU-Net. Regions:
@@ -76,14 +76,13 @@ class SegmentationLoss(nn.Module):
 
     def _level(self, logits_BKDHW: Tensor, label_BDHW: Tensor) -> Tensor:
         target = self.classes.encode(resize_label(label_BDHW, logits_BKDHW.shape[2:]))
-        with torch.autocast(logits_BKDHW.device.type, enabled=False):
-            logits = logits_BKDHW.float()
-            if self.classes.exclusive:
-                cross_entropy = F.cross_entropy(logits, target)
-                target = target[:, None]
-            else:
-                cross_entropy = F.binary_cross_entropy_with_logits(logits, target)
-            dice_loss: Tensor = self.dice(logits, target)
+        logits = logits_BKDHW.float()
+        if self.classes.exclusive:
+            cross_entropy = F.cross_entropy(logits, target)
+            target = target[:, None]
+        else:
+            cross_entropy = F.binary_cross_entropy_with_logits(logits, target)
+        dice_loss: Tensor = self.dice(logits, target)
         return dice_loss + cross_entropy
 
 
