@@ -1,0 +1,102 @@
+"""One job, handed to the cluster that its configuration names."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import NoReturn
+
+import typer
+
+from launch import executor, foreground
+from launch.failure import first_failure
+from launch.job import TrainJob
+from segresmamba.config import run_folder
+from segresmamba.errors import LaunchError
+
+INTERRUPTED_CODE = 130
+
+
+def start(job: TrainJob) -> int:
+    """Run a job on this machine to its end, or queue it on Slurm.
+
+    Returns:
+        The exit code of the command: 0 for a run that finished or was queued, 130 for one that was
+        stopped, 2 for a mistake of the user in a rank, 1 for any other failure.
+
+    Raises:
+        UserError: If the job cannot be started as asked.
+    """
+    cluster = job.config.cluster
+    match cluster.name:
+        case "slurm":
+            _writable(run_folder(job.config) / "logs")
+            queued = executor.submit(_slurm_executor(job), job)
+            typer.echo(f"job {queued.job_id}, log {queued.paths.stdout}")
+            return 0
+        case "local":
+            return _run_ranks(job)
+        case "debug":
+            return _end(job, executor.run_in_process(job, _logs(job)))
+
+
+def describe(job: TrainJob) -> str:
+    """What `start` would do: for Slurm the sbatch script, to the letter."""
+    cluster = job.config.cluster
+    if cluster.name == "slurm":
+        return _slurm_executor(job).script()
+    return f"cluster={cluster.name}: {cluster.world_size} rank(s) here, {run_folder(job.config)}\n"
+
+
+def run_in_allocation(job: TrainJob) -> NoReturn:
+    """Go on as the ranks' srun, in the allocation that `sbatch slurm/train.sh` got."""
+    executor.run_in_allocation(_slurm_executor(job), job)
+
+
+def _slurm_executor(job: TrainJob) -> executor.SlurmExecutor:
+    folder = run_folder(job.config)
+    return executor.slurm_executor(job.config.cluster, folder.name, folder / "logs")
+
+
+def _run_ranks(job: TrainJob) -> int:
+    logs = _logs(job)
+    local = executor.local_executor(job.config.cluster, logs)
+    submitted = local.submit(job)
+    typer.echo(f"{job.config.cluster.world_size} rank(s) here, logs in {logs}", err=True)
+    code = foreground.wait(local.controller, submitted.paths.stdout)
+    failure = first_failure(logs, submitted.job_id)
+    if failure is None and code == 0:
+        return _end(job, submitted.results()[0])
+    if failure is None:
+        return INTERRUPTED_CODE
+    log = submitted.task(failure.rank).paths.stdout
+    typer.echo(f"rank {failure.rank} failed first; its log: {log}", err=True)
+    if failure.rank != 0:  # whose log has just been shown
+        typer.echo(failure.text, err=True)
+    return failure.exit_code
+
+
+def _end(job: TrainJob, result: dict[str, object]) -> int:
+    typer.echo(f"{result['status']}: {run_folder(job.config)}")
+    if result["status"] == "finished":
+        return 0
+    typer.echo("the same command goes on from the checkpoint", err=True)
+    return INTERRUPTED_CODE
+
+
+def _logs(job: TrainJob) -> Path:
+    """A new folder for this start: process numbers, and so job ids, come again on one machine."""
+    return _writable(run_folder(job.config) / "logs" / time.strftime("%Y%m%d-%H%M%S"))
+
+
+def _writable(logs: Path) -> Path:
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LaunchError(
+            "the run folder cannot be written",
+            where=logs,
+            got=error.strerror,
+            remedy="choose a writable folder, as in run.root=FOLDER",
+        ) from error
+    return logs

@@ -1,0 +1,63 @@
+"""What the launch tests share: jobs with a stand-in engine, and their ranks' processes."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from launch.job import TrainJob
+from segresmamba.config import load_config
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _importable_and_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ranks import the stand-in engines, and submitit say only what is wrong."""
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    monkeypatch.setenv("SUBMITIT_LOG_LEVEL", "WARNING")
+
+
+@pytest.fixture
+def make_job(tmp_path: Path) -> Callable[..., TrainJob]:
+    """A function of the behaviour (see `engines`) and more overrides."""
+
+    def make(behaviour: str, *overrides: str) -> TrainJob:
+        words = [f"run.root={tmp_path}", f"run.name={behaviour}", *overrides]
+        return TrainJob(load_config(words), engine="tests.launch.engines")
+
+    return make
+
+
+def wait_for_file(path: Path) -> str:
+    """The content of a file that another process is about to write."""
+    deadline = time.monotonic() + 60
+    while not (path.exists() and path.read_text()):
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.02)
+    return path.read_text()
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is alive, zombies excepted."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
+@pytest.fixture
+def fake_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """A function of name and shell body that puts a command first on the PATH."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+    def make(name: str, body: str) -> None:
+        (folder / name).write_text(f"#!/bin/sh\n{body}\n")
+        (folder / name).chmod(0o755)
+
+    return make

@@ -1,0 +1,90 @@
+"""Stand-ins for `segresmamba.engine` that make one thing happen; run.name says which.
+
+They run in the ranks' own processes, started by the launcher, so nothing there is patched.
+"""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from segresmamba.config import Config, run_folder
+from segresmamba.errors import DataError
+
+_stop = False
+
+
+def request_stop() -> None:
+    global _stop  # noqa: PLW0603
+    _stop = True
+
+
+def train(config: Config) -> dict[str, Any]:
+    rank = int(os.environ["RANK"])
+    result: dict[str, Any] = globals()[f"_{config.run.name}"](rank, run_folder(config))
+    return {"status": "finished"} | result
+
+
+def _place(rank: int, folder: Path) -> dict[str, Any]:
+    names = ("WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "CUDA_VISIBLE_DEVICES")
+    return {name: os.environ.get(name) for name in names}
+
+
+def _reduces(rank: int, folder: Path) -> dict[str, Any]:
+    import torch
+    from torch import distributed
+
+    distributed.init_process_group("gloo")
+    total = torch.tensor([10.0 + rank])
+    distributed.all_reduce(total)
+    distributed.destroy_process_group()
+    return {"total": total.item()}
+
+
+def _raises(rank: int, folder: Path) -> dict[str, Any]:
+    if rank == 1:
+        raise RuntimeError("the sky is falling")
+    return _hangs(rank, folder)
+
+
+def _refuses(rank: int, folder: Path) -> dict[str, Any]:
+    if rank == 1:
+        raise DataError("truncated file", where="case_7.nii.gz", got="12 bytes", remedy="copy anew")
+    return _hangs(rank, folder)
+
+
+def _killed(rank: int, folder: Path) -> dict[str, Any]:
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return _hangs(rank, folder)
+
+
+def _preempted_once(rank: int, folder: Path) -> dict[str, Any]:
+    """Wait for the signal and save on every rank; started again, find what was saved."""
+    saved = folder / f"saved-{rank}"
+    if saved.exists():
+        return {"resumed": True}
+    return _stopped(rank, folder)
+
+
+def _stopped(rank: int, folder: Path) -> dict[str, Any]:
+    (folder / f"ready-{rank}").write_text(str(os.getpid()))
+    _wait_for(lambda: _stop)
+    (folder / f"saved-{rank}").touch()
+    # As after a collective checkpoint: no rank leaves before all have saved.
+    _wait_for(lambda: len(list(folder.glob("saved-*"))) == int(os.environ["WORLD_SIZE"]))
+    return {"status": "preempted"}
+
+
+def _hangs(rank: int, folder: Path) -> dict[str, Any]:
+    (folder / f"hanging-{rank}").write_text(str(os.getpid()))
+    time.sleep(600)
+    raise AssertionError("nobody ended this rank")
+
+
+def _wait_for(condition: Any) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

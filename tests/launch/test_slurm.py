@@ -1,0 +1,173 @@
+"""Submission to Slurm, up to sbatch; `sbatch` itself is a stand-in here."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from launch import executor, launcher
+from launch.__main__ import main
+from launch.job import TrainJob
+from segresmamba.config import load_config
+from segresmamba.errors import LaunchError
+from tests.launch.conftest import REPOSITORY
+
+MakeJob = Callable[..., TrainJob]
+FakeCommand = Callable[[str, str], None]
+GOLDEN = Path(__file__).parent / "golden" / "train.sh"
+BIG = [
+    "cluster=slurm",
+    "cluster.nodes=4",
+    "cluster.tasks_per_node=8",
+    "cluster.gpus_per_node=8",
+    "cluster.memory_gib=900",
+    "cluster.partition=gpu",
+    "cluster.account=a1",
+    "cluster.constraint=h100",
+    "cluster.qos=long",
+    "cluster.time_min=600",
+    "cluster.setup=['module load cuda','export NCCL_DEBUG=WARN']",
+    "train.batch_size=32",
+]
+
+
+def normalised(script: str, root: Path) -> str:
+    """The script with this machine's folders and interpreter by name."""
+    return script.replace(sys.executable, "PYTHON").replace(str(root), "ROOT")
+
+
+def test_the_sbatch_script_is_the_golden_one(make_job: MakeJob, tmp_path: Path) -> None:
+    script = launcher.describe(make_job("big", *BIG))
+    assert normalised(script, tmp_path) == GOLDEN.read_text()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_prints_exactly_what_a_submission_hands_to_sbatch(
+    make_job: MakeJob, tmp_path: Path, fake_command: FakeCommand
+) -> None:
+    fake_command("sbatch", f"cp $1 {tmp_path}/submitted; echo Submitted batch job 4711")
+    job = make_job("big", *BIG)
+    assert launcher.start(job) == 0
+    assert (tmp_path / "submitted").read_text() == launcher.describe(job)
+
+
+def test_a_queued_job_is_announced_with_its_log(
+    make_job: MakeJob,
+    tmp_path: Path,
+    fake_command: FakeCommand,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fake_command("sbatch", "echo Submitted batch job 4711")
+    launcher.start(make_job("mine", "cluster=slurm"))
+    assert capsys.readouterr().out == f"job 4711, log {tmp_path}/mine/logs/4711_0_log.out\n"
+    assert (tmp_path / "mine/logs/4711_submitted.pkl").exists()
+
+
+def test_submitting_imports_nothing_heavy(tmp_path: Path, fake_command: FakeCommand) -> None:
+    fake_command("sbatch", "echo Submitted batch job 4711")
+    words = ["train", "cluster=slurm", f"run.root={tmp_path}"]
+    code = f"from launch.__main__ import app; app({words})"
+    check = (
+        "import atexit, sys; atexit.register(lambda: print(sorted("
+        "{'torch', 'deepspeed', 'mlflow', 'monai', 'codecarbon'} & set(sys.modules))));"
+    )
+    command = [sys.executable, "-c", check + code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[0].startswith("job 4711, log ")
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_what_slurm_says_to_a_refused_job_is_shown(
+    make_job: MakeJob, fake_command: FakeCommand, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_command("sbatch", "echo 'sbatch: error: invalid partition specified: nope' >&2; exit 1")
+    with pytest.raises(LaunchError, match="refused") as caught:
+        launcher.start(make_job("mine", "cluster=slurm", "cluster.partition=nope"))
+    assert caught.value.got == "sbatch: error: invalid partition specified: nope"
+    assert "sinfo" in caught.value.remedy
+    assert capsys.readouterr().err == ""
+
+
+def test_a_machine_without_sbatch_is_told_where_to_go(
+    make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(LaunchError, match="no sbatch") as caught:
+        launcher.start(make_job("mine", "cluster=slurm"))
+    assert "login node" in caught.value.remedy
+
+
+def test_a_run_folder_that_cannot_be_written_is_named(make_job: MakeJob, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("a file is in the way")
+    with pytest.raises(LaunchError, match="cannot be written"):
+        launcher.start(make_job("mine", "cluster=slurm"))
+
+
+def test_the_allocations_size_is_the_configurations(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "SLURM_JOB_ID": "4711",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_NTASKS_PER_NODE": "4",
+        "SLURM_CPUS_PER_TASK": "6",
+        "SLURM_GPUS_ON_NODE": "4",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert executor.allocation_overrides() == [
+        "cluster=slurm",
+        "cluster.nodes=2",
+        "cluster.tasks_per_node=4",
+        "cluster.cpus_per_task=6",
+        "cluster.gpus_per_node=4",
+    ]
+
+
+def command_line(monkeypatch: pytest.MonkeyPatch, *words: str) -> int | str | None:
+    """Run `python -m launch`; its exit code."""
+    monkeypatch.setattr(sys, "argv", ["launch", *words])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    return caught.value.code
+
+
+def test_outside_an_allocation_the_batch_body_refuses(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert command_line(monkeypatch, "train", "--in-allocation") == 2
+    assert "remedy: sbatch slurm/train.sh" in capsys.readouterr().err
+
+
+def test_a_mistake_is_one_screen_and_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command_line(monkeypatch, "train", "train.lrr=1") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: unknown key\n  where:  train.lrr\n  got:    1\n  remedy: ")
+
+
+def test_a_dry_run_on_this_machine_says_what_would_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = [f"run.root={tmp_path}", "run.name=mine", "cluster.tasks_per_node=2"]
+    assert command_line(monkeypatch, "train", "--dry-run", *words) == 0
+    assert capsys.readouterr().out == f"cluster=local: 2 rank(s) here, {tmp_path}/mine\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_batch_script_parses_and_asks_for_what_the_preset_asks() -> None:
+    script = REPOSITORY / "slurm" / "train.sh"
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    header = {
+        line.removeprefix("#SBATCH --")
+        for line in script.read_text().splitlines()
+        if line.startswith("#SBATCH")
+    }
+    preset = {
+        line.removeprefix("#SBATCH --")
+        for line in launcher.describe(TrainJob(load_config(["cluster=slurm"]))).splitlines()
+        if line.startswith("#SBATCH") and "logs" not in line and "job-name" not in line
+    }
+    minutes = {"time=1440": "time=24:00:00"}
+    assert {minutes.get(option, option) for option in preset} <= header
