@@ -209,5 +209,5 @@ def _score_original(
         np.asanyarray(prediction.dataobj),
         np.asanyarray(reference.dataobj),
         classes.members,
-        voxel_sizes(reference.affine),
+        voxel_sizes(case.original.affine),
     )

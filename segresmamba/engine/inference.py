@@ -57,9 +57,7 @@ def predict_volume(
     autocast = Autocast(network, precision)
 
     def window_logits(window_BCDHW: Tensor) -> Tensor:
-        size = len(window_BCDHW), -1
-        x_BCDHW = data.normalise(window_BCDHW, mean_1C.expand(size), std_1C.expand(size))
-        logits_BKDHW: Tensor = autocast(x_BCDHW)
+        logits_BKDHW: Tensor = autocast(data.normalise(window_BCDHW, mean_1C, std_1C))
         return logits_BKDHW.float()
 
     def slide(stitch_device: torch.device) -> Tensor:

@@ -85,7 +85,7 @@ def test_the_centre_of_a_window_outweighs_its_edge() -> None:
             self.windows.append(x_BCDHW)
             return torch.full_like(x_BCDHW, float(len(self.windows)))
 
-    profile = predict(WindowNumber(), image(12, 10, 6), overlap=0.5)[0, :, 0, 0]
+    profile = predict(WindowNumber(), image(12, 10, 6), overlap=0.5)[0, :, 5, 3]
     assert profile[0] == 1
     assert profile[-1] == 2
     assert profile[4] < 1.5 < profile[7]  # both windows hold these
