@@ -47,10 +47,10 @@ def _stopping(controller: subprocess.Popen[bytes]) -> Iterator[None]:
 
     def stop(signum: int, frame: FrameType | None) -> None:
         nonlocal stopping
-        controller.send_signal(signal.SIGINT if stopping else signal.SIGTERM)
-        if not stopping:
+        again, stopping = stopping, True
+        controller.send_signal(signal.SIGINT if again else signal.SIGTERM)
+        if not again:
             sys.stderr.write("\nsaving a checkpoint to stop; Ctrl-C again ends the job at once\n")
-        stopping = True
 
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     previous = {signum: signal.signal(signum, stop) for signum in signals}
