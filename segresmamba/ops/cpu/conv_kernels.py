@@ -1,7 +1,7 @@
 """Compiled depthwise causal convolution with SiLU of the cpu backend, in any scan order.
 
-Arrays are contiguous token-major float32 (length, channels); a call works on a range of positions
-of one batch item and releases the GIL.
+Arrays are token-major float32 (batch, length, channels), of any strides. A call works on a range of
+tiles (positions fastest, then channel blocks, then batch items) and releases the GIL.
 """
 
 from __future__ import annotations
@@ -10,75 +10,116 @@ from typing import Any
 
 import numpy as np
 
-from segresmamba.ops.cpu.elementary import inline, kernel, sigmoid, token_of
+from segresmamba.ops.cpu.jit import inline, kernel
+from segresmamba.ops.cpu.layout import LANES, TILE
+from segresmamba.ops.cpu.simd import load, sigmoid, splat, store
+from segresmamba.ops.cpu.tiles import find_tokens, gather, load_lanes, scatter, store_lanes
 
 _ONE = np.float32(1.0)
-_ROWS, _VECTOR = "float32[:, ::1]", "float32[::1]"
-_OPERANDS = f"{_ROWS}, {_ROWS}, {_VECTOR}, Tuple((int64, boolean))"
+_ZERO = np.float32(0.0)
+_TOKENS, _ROWS, _DENSE3 = "float32[:, :, :]", "float32[:, ::1]", "float32[:, :, ::1]"
+_OPERANDS = f"{_TOKENS}, {_ROWS}, Tuple((int64, boolean))"
+TILES = 3
+"""Scratch arrays that the kernels want."""
 
 
 @inline
-def _convolve(x: Any, weight: Any, bias: Any, order: Any, position: Any, out: Any) -> None:
-    """Out = bias + sum_w weight[w] * x[position - (W - 1) + w], zero before the sequence."""
-    width = weight.shape[0]
-    out[:] = bias
-    for w in range(max(0, width - 1 - position), width):
-        row = x[token_of(position - (width - 1) + w, x.shape[0], order)]
-        for c in range(out.shape[0]):
-            out[c] += weight[w, c] * row[c]
+def _locate(tile: Any, length: Any, channels: Any) -> Any:
+    """(batch item, first channel, number of channels, first position, positions) of a tile."""
+    per_block = -(-length // TILE)
+    blocks = -(-channels // LANES)
+    begin = tile % per_block * TILE
+    channel = tile // per_block % blocks * LANES
+    item = tile // (per_block * blocks)
+    return item, channel, min(LANES, channels - channel), begin, min(TILE, length - begin)
 
 
-@kernel(f"void({_OPERANDS}, {_ROWS}, int64, int64)")
-def conv_forward(x: Any, weight: Any, bias: Any, order: Any, u: Any, start: Any, stop: Any) -> None:
-    """U = SiLU(convolution of x) at the positions [start, stop), written where their tokens are.
+@inline
+def _convolve(x_t: Any, weights: Any, t: Any) -> Any:
+    """Bias + sum_w weight[w] * x_t[t + w]; the last row of weights is the bias."""
+    width = weights.shape[0] - 1
+    out = load(weights, width, 0)
+    for w in range(width):
+        out = out + load(weights, w, 0) * load(x_t, t + w, 0)
+    return out
+
+
+@kernel(f"void({_OPERANDS}, {_TOKENS}, {_DENSE3}, int64, int64)")
+def forward(
+    x: Any, weight_bias: Any, order: Any, u: Any, tiles: Any, start: Any, stop: Any
+) -> None:
+    """Add SiLU(convolution of x) to u, where the tokens of each position are.
 
     Args:
-        x, u: (length, channels).
-        weight, bias: (width, channels) and (channels,).
+        x: (batch, length, channels).
+        weight_bias: (width + 1, channels), the present token's weight next to last, bias last.
         order: (slices, reverse).
-        start, stop: Range of positions.
+        u: Like x.
+        tiles: Scratch (TILES, TILE + 2 * width, LANES).
+        start: First tile.
+        stop: Tile after the last.
     """
-    for position in range(start, stop):
-        out = u[token_of(position, x.shape[0], order)]
-        _convolve(x, weight, bias, order, position, out)
-        for c in range(out.shape[0]):
-            out[c] *= sigmoid(out[c])
+    past = weight_bias.shape[0] - 2
+    x_t, u_t = tiles[0], tiles[1]
+    weights = tiles[2, : past + 2]
+    tokens = np.empty(TILE + past, np.int64)
+    for tile in range(start, stop):
+        item, channel, lanes, begin, steps = _locate(tile, x.shape[1], x.shape[2])
+        load_lanes(weight_bias, channel, lanes, weights)
+        find_tokens(begin - past, x.shape[1], order, tokens[: past + steps])
+        gather(x[item], tokens[: past + steps], channel, lanes, x_t)
+        for t in range(steps):
+            out = _convolve(x_t, weights, t)
+            store(u_t, t, 0, out * sigmoid(out))
+        scatter(u_t, tokens[past : past + steps], channel, lanes, u[item])
 
 
-@kernel(f"void({_OPERANDS}, {_ROWS}, {_ROWS}, {_ROWS}, {_VECTOR}, int64, int64)")
-def conv_backward(
-    x: Any, weight: Any, bias: Any, order: Any, d_u: Any, d_x: Any, d_weight: Any, d_bias: Any,
+@kernel(f"void({_OPERANDS}, {_TOKENS}, {_TOKENS}, {_ROWS}, {_DENSE3}, int64, int64)")
+def backward(
+    x: Any, weight_bias: Any, order: Any, d_u: Any, d_x: Any, d_weight_bias: Any, tiles: Any,
     start: Any, stop: Any,
 ) -> None:  # fmt: skip
-    """Gradients of `conv_forward` for the positions [start, stop), every one added to its array.
+    """Gradients of `forward` for the tiles [start, stop), every one added to its array.
 
     Args:
-        x, weight, bias, order: As in the forward.
-        d_u: Gradient of u (length, channels).
-        d_x: (length, channels); only the tokens of this range are written.
-        d_weight, d_bias: (width, channels) and (channels,), not shared with another thread.
-        start, stop: Range of positions.
+        x: As in `forward`, and so are weight_bias and order.
+        d_u: Gradient of u (batch, length, channels).
+        d_x: (batch, length, channels).
+        d_weight_bias: (width + 1, channels), not shared with another thread.
+        tiles: Scratch (TILES, TILE + 2 * width, LANES).
+        start: First tile.
+        stop: Tile after the last.
     """
-    length, width = x.shape[0], weight.shape[0]
-    grad = np.empty(x.shape[1], np.float32)
-    # The last W - 1 tokens of the range also feed positions after it.
-    for position in range(start, min(stop + width - 1, length)):
-        _convolve(x, weight, bias, order, position, grad)
-        d_row = d_u[token_of(position, length, order)]
-        for c in range(grad.shape[0]):
-            s = sigmoid(grad[c])
-            grad[c] = d_row[c] * s * (_ONE + grad[c] * (_ONE - s))
-        if position < stop:
-            for c in range(grad.shape[0]):
-                d_bias[c] += grad[c]
+    width = weight_bias.shape[0] - 1
+    past = width - 1
+    x_t, d_t = tiles[0], tiles[1]
+    weights, d_weights = tiles[2, : width + 1], tiles[2, width + 1 : 2 * width + 2]
+    positions = np.empty(TILE + 2 * past, np.int64)
+    for tile in range(start, stop):
+        item, channel, lanes, begin, steps = _locate(tile, x.shape[1], x.shape[2])
+        load_lanes(weight_bias, channel, lanes, weights)
+        load_lanes(d_weight_bias, channel, lanes, d_weights)
+        # A token feeds its own position and the W - 1 positions after it.
+        tokens = positions[: steps + 2 * past]
+        find_tokens(begin - past, x.shape[1], order, tokens)
+        gather(x[item], tokens, channel, lanes, x_t)
+        gather(d_u[item], tokens[past:], channel, lanes, d_t)
+        for t in range(steps + past):
+            out = _convolve(x_t, weights, t)
+            s = sigmoid(out)
+            store(d_t, t, 0, load(d_t, t, 0) * s * (splat(_ONE) + out * (splat(_ONE) - s)))
         for w in range(width):
-            source = position - (width - 1) + w
-            if source < 0:
-                continue
-            token = token_of(source, length, order)
-            if position < stop:
-                for c in range(grad.shape[0]):
-                    d_weight[w, c] += grad[c] * x[token, c]
-            if start <= source < stop:
-                for c in range(grad.shape[0]):
-                    d_x[token, c] += grad[c] * weight[w, c]
+            d_weight = load(d_weights, w, 0)
+            for t in range(steps):
+                d_weight = d_weight + load(d_t, t, 0) * load(x_t, t + w, 0)
+            store(d_weights, w, 0, d_weight)
+        d_bias = load(d_weights, width, 0)
+        for t in range(steps):
+            d_bias = d_bias + load(d_t, t, 0)
+            d_token = splat(_ZERO)
+            for w in range(width):
+                d_token = d_token + load(weights, w, 0) * load(d_t, t + past - w, 0)
+            store(x_t, t, 0, d_token)
+        store(d_weights, width, 0, d_bias)
+        scatter(x_t, tokens[past : past + steps], channel, lanes, d_x[item])
+        store_lanes(d_weights, channel, lanes, d_weight_bias)

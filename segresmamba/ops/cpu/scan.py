@@ -7,22 +7,18 @@ and kept on disk.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from segresmamba.ops.cpu.layout import LANES, TILE, channel_blocks, tiles
 from segresmamba.ops.cpu.threads import run, shares
 from segresmamba.ops.kernels import ScanOperands
 from segresmamba.ops.orders import OrderMap
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    Array = np.ndarray[Any, np.dtype[Any]]
-
-TILE = 64
-"""Positions per tile of the kernels, and between two checkpoints of the state."""
+Array = np.ndarray[Any, np.dtype[Any]]
 
 _IN_A_ROW = OrderMap(slices=1, reverse=False)
 
@@ -36,22 +32,31 @@ class Operands(NamedTuple):
     a_ND: Tensor
     b_BGLN: Tensor
     c_BGLN: Tensor
-    skip_D: Tensor
-    bias_D: Tensor
+    skip_bias_2D: Tensor
     softplus: bool
     order: OrderMap
 
     def arguments(self) -> tuple[object, ...]:
         """As the kernels take them."""
-        return (*(array(t) for t in self[:-2]), self.softplus, tuple(self.order))
+        *tensors, softplus, order = self
+        return (*(array(t) for t in tensors), softplus, tuple(order))
 
     @property
     def blocks(self) -> int:
         """Channel blocks of the whole batch."""
-        from segresmamba.ops.cpu.scan_kernels import channel_blocks
-
         batch, _, channels = self.u_BLD.shape
         return batch * channel_blocks(channels, self.b_BGLN.shape[1])
+
+    def scratch(self) -> tuple[Array, ...]:
+        """Memory that one thread works in."""
+        from segresmamba.ops.cpu.scan_kernels import PER_LANE, ROWS, TILES
+
+        states = len(self.a_ND)
+        return (
+            array(torch.empty(TILES, TILE + 1, LANES)),
+            array(torch.empty(ROWS, states, TILE)),
+            array(torch.empty(PER_LANE, states + 1, LANES)),
+        )
 
 
 def prepare(operands: ScanOperands, softplus: bool, order: OrderMap = _IN_A_ROW) -> Operands:
@@ -65,8 +70,7 @@ def prepare(operands: ScanOperands, softplus: bool, order: OrderMap = _IN_A_ROW)
         (A / math.log(2.0)).mT.contiguous(),
         B.mT,
         C.mT,
-        zeros_D if D is None else D.contiguous(),
-        zeros_D if bias is None else bias.contiguous(),
+        torch.stack([zeros_D if v is None else v for v in (D, bias)]),
         softplus,
         order,
     )
@@ -79,14 +83,17 @@ def array(tensor: Tensor) -> Array:
 
 def scan(ops: Operands, y_BLD: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
     """Add the output to y; last state (B, N, D) and, if keep, the checkpoints of the backward."""
-    from segresmamba.ops.cpu.scan_kernels import scan_forward
+    from segresmamba.ops.cpu.scan_kernels import forward
 
     batch, length, channels = ops.u_BLD.shape
     states = len(ops.a_ND)
     last_BND = torch.empty(batch, states, channels)
-    checkpoints = torch.empty(batch, -(-length // TILE) if keep else 0, states, channels)
+    checkpoints = torch.empty(batch, tiles(length) if keep else 0, states, channels)
     arguments = (*ops.arguments(), array(y_BLD), array(last_BND), array(checkpoints))
-    run(lambda _, start, stop: scan_forward(*arguments, start, stop), shares(ops.blocks))
+    run(
+        lambda _, start, stop: forward(*arguments, *ops.scratch(), start, stop),
+        shares(ops.blocks),
+    )
     return last_BND, checkpoints
 
 
@@ -99,15 +106,14 @@ class ScanGradients(NamedTuple):
     A_BND: Tensor
     B_BGLN: Tensor
     C_BGLN: Tensor
-    D_BD: Tensor
-    bias_BD: Tensor
+    skip_bias_B2D: Tensor
 
 
 def scan_gradients(
     ops: Operands, checkpoints: Tensor, dy_BLD: Tensor, d_last_BND: Tensor
 ) -> ScanGradients:
     """Gradients of everything the scan read; those of u, delta and z keep the inputs' layout."""
-    from segresmamba.ops.cpu.scan_kernels import scan_backward
+    from segresmamba.ops.cpu.scan_kernels import backward
 
     batch, _, channels = ops.u_BLD.shape
     parts = shares(ops.blocks)
@@ -117,18 +123,17 @@ def scan_gradients(
         torch.zeros_like(ops.u_BLD),
         torch.zeros_like(ops.delta_BLD),
         torch.zeros_like(ops.z_BLD),
-        torch.zeros(batch, *ops.a_ND.shape),
+        torch.empty(batch, *ops.a_ND.shape),
         torch.zeros(per_thread),
         torch.zeros(per_thread),
-        torch.zeros(batch, channels),
-        torch.zeros(batch, channels),
+        torch.empty(batch, 2, channels),
     )
     arguments = (*ops.arguments(), array(checkpoints), array(dy_BLD), array(d_last_BND))
-    u, delta, z, A, B, C, D, bias = (array(total) for total in sums)
+    u, delta, z, A, B, C, skip_bias = (array(total) for total in sums)
 
     def work(thread: int, start: int, stop: int) -> None:
-        gradients = (u, delta, z, A, B[thread], C[thread], D, bias)
-        scan_backward(*arguments, *gradients, start, stop)
+        gradients = (u, delta, z, A, B[thread], C[thread], skip_bias)
+        backward(*arguments, *gradients, *ops.scratch(), start, stop)
 
     run(work, parts)
     return sums._replace(B_BGLN=sums.B_BGLN.sum(0), C_BGLN=sums.C_BGLN.sum(0))
@@ -137,7 +142,7 @@ def scan_gradients(
 def checkpoint_shape(operands: ScanOperands) -> tuple[int, ...]:
     """(B, tiles, N, D)."""
     batch, channels, length = operands.u_BDL.shape
-    return batch, -(-length // TILE), operands.A_DN.shape[1], channels
+    return batch, tiles(length), operands.A_DN.shape[1], channels
 
 
 def scan_forward(
@@ -168,9 +173,9 @@ def scan_backward(
         found.A_BND.sum(0).mT,
         found.B_BGLN.mT,
         found.C_BGLN.mT,
-        found.D_BD.sum(0),
+        found.skip_bias_B2D[:, 0].sum(0),
         found.z_BLD.mT,
-        found.bias_BD.sum(0),
+        found.skip_bias_B2D[:, 1].sum(0),
     )
     return [
         gradient.to(operand.dtype).contiguous()

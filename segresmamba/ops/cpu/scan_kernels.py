@@ -1,4 +1,4 @@
-"""Compiled scan of the cpu backend: plain loops that LLVM turns into vector instructions.
+"""Compiled scan of the cpu backend.
 
 Arrays are token-major float32 (batch, length, channels), of any strides. A scan works on tiles of
 TILE positions x LANES channels that fit the first-level cache. A tile is gathered through the
@@ -20,32 +20,17 @@ from typing import Any
 
 import numpy as np
 
-from segresmamba.ops.cpu.elementary import (
-    exp2,
-    inline,
-    kernel,
-    reorder,
-    sigmoid,
-    softplus,
-    token_of,
-)
-from segresmamba.ops.cpu.scan import TILE
+from segresmamba.ops.cpu.jit import inline, kernel
+from segresmamba.ops.cpu.layout import LANES, TILE
+from segresmamba.ops.cpu.simd import exp2, load, sigmoid, softplus, splat, store, total
+from segresmamba.ops.cpu.tiles import find_tokens, gather, load_lanes, scatter, store_lanes
 
-LANES = 16
-"""Channels computed together: one 512-bit or two 256-bit vectors of float32."""
-
-_LN2 = np.float32(math.log(2.0))
-_ZERO, _ONE = np.float32(0.0), np.float32(1.0)
-
-
-def channel_blocks(channels: int, groups: int) -> int:
-    """Blocks of at most LANES channels per batch item; a block never crosses a group."""
-    return groups * -(-(channels // groups) // LANES)
+_LN2, _ZERO, _ONE = np.float32(math.log(2.0)), np.float32(0.0), np.float32(1.0)
 
 
 @inline
 def _locate(block: Any, channels: Any, groups: Any) -> Any:
-    """(batch item, group, first channel, channels) of a block."""
+    """(batch item, group, first channel, number of channels) of a block."""
     width = channels // groups
     per_group = -(-width // LANES)
     group = block // per_group % groups
@@ -55,288 +40,275 @@ def _locate(block: Any, channels: Any, groups: Any) -> Any:
 
 
 @inline
-def _tokens_of_tile(begin: Any, length: Any, order: Any, tokens: Any) -> Any:
-    """The tokens at positions begin, begin + 1, ..., at most a tile of them."""
-    steps = min(TILE, length - begin)
-    for t in range(steps):
-        tokens[t] = token_of(begin + t, length, order)
-    return tokens[:steps]
-
-
-@inline
-def _gather(source: Any, tokens: Any, first: Any, lanes: Any, tile: Any) -> None:
-    """tile[t, c] = source[tokens[t], first + c], zero beyond the last token and lane."""
-    tile[:] = _ZERO
-    for c in range(lanes):
-        for t in range(tokens.shape[0]):
-            tile[t, c] = source[tokens[t], first + c]
-
-
-@inline
-def _scatter(tile: Any, tokens: Any, first: Any, lanes: Any, target: Any) -> None:
-    """target[tokens[t], first + c] += tile[t, c]."""
-    for c in range(lanes):
-        for t in range(tokens.shape[0]):
-            target[tokens[t], first + c] += tile[t, c]
+def _clear(rows: Any) -> None:
+    for n in range(rows.shape[0]):
+        store(rows, n, 0, splat(_ZERO))
 
 
 @inline
 def _gather_states(source: Any, tokens: Any, rows: Any) -> None:
     """rows[n, t] = source[tokens[t], n]."""
-    for t in range(tokens.shape[0]):
-        for n in range(rows.shape[0]):
+    for n in range(rows.shape[0]):
+        for t in range(tokens.shape[0]):
             rows[n, t] = source[tokens[t], n]
 
 
 @inline
 def _scatter_states(rows: Any, tokens: Any, target: Any) -> None:
     """target[tokens[t], n] += rows[n, t]."""
-    for t in range(tokens.shape[0]):
-        for n in range(rows.shape[0]):
+    for n in range(rows.shape[0]):
+        for t in range(tokens.shape[0]):
             target[tokens[t], n] += rows[n, t]
 
 
 @inline
-def _load_lanes(source: Any, first: Any, lanes: Any, rows: Any) -> None:
-    """rows[n, c] = source[n, first + c], zero beyond the last lane."""
-    rows[:] = _ZERO
-    rows[:, :lanes] = source[:, first : first + lanes]
-
-
-@inline
 def _load_tile(
-    u: Any, delta: Any, b: Any, c: Any, skip: Any, bias: Any, soft: Any, tokens: Any, first: Any,
+    u: Any, delta: Any, b: Any, c: Any, skip_bias: Any, soft: Any, tokens: Any, channel: Any,
     lanes: Any, u_t: Any, delta_t: Any, du_t: Any, y_t: Any, b_t: Any, c_t: Any,
 ) -> None:  # fmt: skip
     """Fill a tile: u, activated step sizes, their product, skip * u as the first part of y."""
-    _gather(u, tokens, first, lanes, u_t)
-    _gather(delta, tokens, first, lanes, delta_t)
+    gather(u, tokens, channel, lanes, u_t)
+    gather(delta, tokens, channel, lanes, delta_t)
     _gather_states(b, tokens, b_t)
     _gather_states(c, tokens, c_t)
-    y_t[:] = _ZERO
-    for i in range(lanes):
-        for t in range(TILE):
-            delta_t[t, i] += bias[first + i]
-            y_t[t, i] = skip[first + i] * u_t[t, i]
-    for t in range(TILE):
-        for i in range(LANES):
-            if soft:
-                delta_t[t, i] = softplus(delta_t[t, i])
-            du_t[t, i] = delta_t[t, i] * u_t[t, i]
+    skip_v, bias_v = load(skip_bias, 0, 0), load(skip_bias, 1, 0)
+    for t in range(tokens.shape[0]):
+        u_v, delta_v = load(u_t, t, 0), load(delta_t, t, 0) + bias_v
+        if soft:
+            delta_v = softplus(delta_v)
+        store(delta_t, t, 0, delta_v)
+        store(du_t, t, 0, delta_v * u_v)
+        store(y_t, t, 0, skip_v * u_v)
 
 
 @inline
-def _sweep(delta: Any, du: Any, a: Any, b: Any, c: Any, h: Any, y: Any, steps: Any) -> None:
-    """One state of every lane through a tile: h advances, y collects c * h."""
+def _sweep(delta: Any, du: Any, a: Any, b: Any, c: Any, n: Any, h: Any, y: Any, steps: Any) -> None:
+    """State n of every lane through a tile: h advances, y collects c * h."""
+    a_v, h_v = load(a, n, 0), load(h, n, 0)
     for t in range(steps):
-        b_t, c_t = b[t], c[t]
-        for i in range(LANES):
-            h_i = exp2(delta[t, i] * a[i]) * h[i] + du[t, i] * b_t
-            h[i] = h_i
-            y[t, i] += h_i * c_t
+        h_v = exp2(load(delta, t, 0) * a_v) * h_v + load(du, t, 0) * splat(b[n, t])
+        store(y, t, 0, load(y, t, 0) + h_v * splat(c[n, t]))
+    store(h, n, 0, h_v)
 
 
 @inline
 def _replay(
-    delta: Any, du: Any, a: Any, b: Any, c: Any, decay: Any, h: Any, y: Any, steps: Any
+    delta: Any, du: Any, a: Any, b: Any, c: Any, n: Any, decay: Any, h: Any, y: Any, steps: Any
 ) -> None:
     """The same sweep, keeping decays and states: h[t + 1] is the state after position t."""
+    a_v, h_v = load(a, n, 0), load(h, 0, 0)
     for t in range(steps):
-        b_t, c_t = b[t], c[t]
-        for i in range(LANES):
-            decay_i = exp2(delta[t, i] * a[i])
-            decay[t, i] = decay_i
-            h_i = decay_i * h[t, i] + du[t, i] * b_t
-            h[t + 1, i] = h_i
-            y[t, i] += h_i * c_t
+        decay_v = exp2(load(delta, t, 0) * a_v)
+        store(decay, t, 0, decay_v)
+        h_v = decay_v * h_v + load(du, t, 0) * splat(b[n, t])
+        store(h, t + 1, 0, h_v)
+        store(y, t, 0, load(y, t, 0) + h_v * splat(c[n, t]))
 
 
-@reorder
+@inline
 def _adjoint(
-    delta: Any, du: Any, a: Any, b: Any, c: Any, decay: Any, h: Any, dy: Any, g: Any,
+    delta: Any, du: Any, a: Any, b: Any, c: Any, n: Any, decay: Any, h: Any, dy: Any, g: Any,
     d_du: Any, d_decay: Any, d_a: Any, d_b: Any, d_c: Any, steps: Any,
 ) -> None:  # fmt: skip
-    """The adjoint sweep of one state: g comes from the tile after and leaves to the one before.
+    """The adjoint sweep of state n: g comes from the tile after and leaves to the one before.
 
     d_decay collects the gradient of the exponent delta * a per unit of delta, d_a per unit of a.
     """
+    a_v, g_v, d_a_v = load(a, n, 0), load(g, n, 0), load(d_a, n, 0)
     for t in range(steps - 1, -1, -1):
-        b_t, c_t = b[t], c[t]
-        sum_b, sum_c = _ZERO, _ZERO
-        for i in range(LANES):
-            g_i = g[i] + dy[t, i] * c_t
-            sum_c += dy[t, i] * h[t + 1, i]
-            sum_b += g_i * du[t, i]
-            d_du[t, i] += g_i * b_t
-            carried = g_i * decay[t, i]
-            g[i] = carried
-            exponent = carried * h[t, i]
-            d_decay[t, i] += exponent * a[i]
-            d_a[i] += exponent * delta[t, i]
-        d_b[t] = sum_b
-        d_c[t] = sum_c
+        dy_v = load(dy, t, 0)
+        g_v = g_v + dy_v * splat(c[n, t])
+        d_c[n, t] = total(dy_v * load(h, t + 1, 0))
+        d_b[n, t] = total(g_v * load(du, t, 0))
+        store(d_du, t, 0, load(d_du, t, 0) + g_v * splat(b[n, t]))
+        g_v = g_v * load(decay, t, 0)
+        exponent_v = g_v * load(h, t, 0)
+        store(d_decay, t, 0, load(d_decay, t, 0) + exponent_v * a_v)
+        d_a_v = d_a_v + exponent_v * load(delta, t, 0)
+    store(g, n, 0, g_v)
+    store(d_a, n, 0, d_a_v)
 
 
 @inline
-def _gate(tile: Any, z_t: Any) -> None:
+def _gate(tile: Any, z_t: Any, steps: Any) -> None:
     """Tile *= SiLU(z)."""
-    for t in range(TILE):
-        for i in range(LANES):
-            tile[t, i] *= z_t[t, i] * sigmoid(z_t[t, i])
+    for t in range(steps):
+        z_v = load(z_t, t, 0)
+        store(tile, t, 0, load(tile, t, 0) * z_v * sigmoid(z_v))
 
 
 @inline
-def _gate_gradient(dy_t: Any, y_t: Any, z_t: Any) -> None:
+def _gate_gradient(dy_t: Any, y_t: Any, z_t: Any, steps: Any) -> None:
     """Z -> gradient of z, from the gradient of the gated output and the output before the gate."""
-    for t in range(TILE):
-        for i in range(LANES):
-            s = sigmoid(z_t[t, i])
-            z_t[t, i] = dy_t[t, i] * y_t[t, i] * s * (_ONE + z_t[t, i] * (_ONE - s))
+    for t in range(steps):
+        z_v = load(z_t, t, 0)
+        s = sigmoid(z_v)
+        slope = s * (splat(_ONE) + z_v * (splat(_ONE) - s))
+        store(z_t, t, 0, load(dy_t, t, 0) * load(y_t, t, 0) * slope)
 
 
 @inline
 def _input_gradients(
-    raw_t: Any, bias: Any, skip: Any, soft: Any, first: Any, lanes: Any, u_t: Any, delta_t: Any,
-    dy_t: Any, d_du_t: Any, d_decay_t: Any, d_skip: Any, d_bias: Any,
+    raw_t: Any, skip_bias: Any, soft: Any, u_t: Any, delta_t: Any, dy_t: Any, d_du_t: Any,
+    d_decay_t: Any, d_skip_bias: Any, steps: Any,
 ) -> None:  # fmt: skip
     """d_du and d_decay -> gradients of u and of the raw step sizes."""
-    for i in range(lanes):
-        skip_i, bias_i = skip[first + i], bias[first + i]
-        sum_skip, sum_bias = _ZERO, _ZERO
-        for t in range(TILE):
-            d_delta = d_du_t[t, i] * u_t[t, i] + _LN2 * d_decay_t[t, i]
-            if soft:
-                d_delta *= sigmoid(raw_t[t, i] + bias_i)
-            d_du_t[t, i] = d_du_t[t, i] * delta_t[t, i] + skip_i * dy_t[t, i]
-            d_decay_t[t, i] = d_delta
-            sum_skip += dy_t[t, i] * u_t[t, i]
-            sum_bias += d_delta
-        d_skip[first + i] += sum_skip
-        d_bias[first + i] += sum_bias
+    skip_v, bias_v = load(skip_bias, 0, 0), load(skip_bias, 1, 0)
+    d_skip_v, d_bias_v = load(d_skip_bias, 0, 0), load(d_skip_bias, 1, 0)
+    for t in range(steps):
+        u_v, dy_v, d_du_v = load(u_t, t, 0), load(dy_t, t, 0), load(d_du_t, t, 0)
+        d_delta_v = d_du_v * u_v + splat(_LN2) * load(d_decay_t, t, 0)
+        if soft:
+            d_delta_v = d_delta_v * sigmoid(load(raw_t, t, 0) + bias_v)
+        store(d_du_t, t, 0, d_du_v * load(delta_t, t, 0) + skip_v * dy_v)
+        store(d_decay_t, t, 0, d_delta_v)
+        d_skip_v = d_skip_v + dy_v * u_v
+        d_bias_v = d_bias_v + d_delta_v
+    store(d_skip_bias, 0, 0, d_skip_v)
+    store(d_skip_bias, 1, 0, d_bias_v)
 
 
-_TOKENS, _LANES_2D, _STATES = "float32[:, :, :]", "float32[:, ::1]", "float32[:, :, :, :]"
+_TOKENS, _ROWS, _STATES = "float32[:, :, :]", "float32[:, ::1]", "float32[:, :, :, :]"
+_DENSE3, _DENSE4 = "float32[:, :, ::1]", "float32[:, :, :, ::1]"
 _OPERANDS = (
-    f"{_TOKENS}, {_TOKENS}, {_TOKENS}, {_LANES_2D}, {_STATES}, {_STATES}, float32[::1], "
-    "float32[::1], boolean, Tuple((int64, boolean))"
+    f"{_TOKENS}, {_TOKENS}, {_TOKENS}, {_ROWS}, {_STATES}, {_STATES}, {_ROWS}, boolean, "
+    "Tuple((int64, boolean))"
 )
+_WORK = f"{_DENSE3}, {_DENSE3}, {_DENSE3}, int64, int64"
+TILES, ROWS, PER_LANE = 10, 4, 5
+"""Scratch arrays that the kernels want, of each kind."""
 
 
-@kernel(f"void({_OPERANDS}, {_TOKENS}, float32[:, :, ::1], float32[:, :, :, ::1], int64, int64)")
-def scan_forward(
-    u: Any, delta: Any, z: Any, a: Any, b: Any, c: Any, skip: Any, bias: Any, soft: Any,
-    order: Any, y: Any, last: Any, checkpoints: Any, start: Any, stop: Any,
+@kernel(f"void({_OPERANDS}, {_TOKENS}, {_DENSE3}, {_DENSE4}, {_WORK})")
+def forward(
+    u: Any, delta: Any, z: Any, a: Any, b: Any, c: Any, skip_bias: Any, soft: Any, order: Any,
+    y: Any, last: Any, checkpoints: Any, tiles: Any, rows: Any, per_lane: Any, start: Any,
+    stop: Any,
 ) -> None:  # fmt: skip
     """Scan the channel blocks [start, stop) and add their output to y.
 
     Args:
-        u, delta, z: (batch, length, channels); z with no channels means no gate.
+        u: Input (batch, length, channels).
+        delta: Raw step sizes, like u.
+        z: Gate, like u; no channels means no gate.
         a: (states, channels), A in units of ln 2: decay = 2 ** (delta * a).
-        b, c: (batch, groups, length, states).
-        skip, bias: (channels,).
+        b: (batch, groups, length, states).
+        c: Like b.
+        skip_bias: (2, channels): factor of u in the output, and what is added to delta.
         soft: Apply softplus to delta + bias.
         order: (slices, reverse).
-        y: (batch, length, channels), added to.
+        y: Output, like u, added to.
         last: (batch, states, channels), the state after the last position.
-        checkpoints: (batch, tiles, states, channels), the state before each tile; no tiles, none
-            kept.
-        start, stop: Range of channel blocks, batch items slowest.
+        checkpoints: (batch, tiles, states, channels), the state before each tile; none are kept
+            if it has no tiles.
+        tiles: Scratch (TILES, TILE + 1, LANES).
+        rows: Scratch (ROWS, states, TILE).
+        per_lane: Scratch (PER_LANE, states + 1, LANES).
+        start: First block; batch items are slowest, then groups.
+        stop: Block after the last.
     """
     length, states = u.shape[1], a.shape[0]
-    tiles = np.empty((5, TILE, LANES), np.float32)
     u_t, delta_t, du_t, y_t, z_t = tiles[0], tiles[1], tiles[2], tiles[3], tiles[4]
-    b_t, c_t = np.empty((states, TILE), np.float32), np.empty((states, TILE), np.float32)
-    a_t, h = np.empty((states, LANES), np.float32), np.empty((states, LANES), np.float32)
+    b_t, c_t = rows[0], rows[1]
+    a_l, h, skip_bias_l = per_lane[0, :states], per_lane[1, :states], per_lane[2, :2]
     positions = np.empty(TILE, np.int64)
     for block in range(start, stop):
-        item, group, first, lanes = _locate(block, u.shape[2], b.shape[1])
-        _load_lanes(a, first, lanes, a_t)
-        h[:] = _ZERO
+        item, group, channel, lanes = _locate(block, u.shape[2], b.shape[1])
+        load_lanes(a, channel, lanes, a_l)
+        load_lanes(skip_bias, channel, lanes, skip_bias_l)
+        _clear(h)
         for begin in range(0, length, TILE):
-            tokens = _tokens_of_tile(begin, length, order, positions)
+            steps = min(TILE, length - begin)
+            tokens = positions[:steps]
+            find_tokens(begin, length, order, tokens)
             if checkpoints.shape[1]:
-                checkpoints[item, begin // TILE, :, first : first + lanes] = h[:, :lanes]
+                store_lanes(h, channel, lanes, checkpoints[item, begin // TILE])
             _load_tile(
-                u[item], delta[item], b[item, group], c[item, group], skip, bias, soft, tokens,
-                first, lanes, u_t, delta_t, du_t, y_t, b_t, c_t,
+                u[item], delta[item], b[item, group], c[item, group], skip_bias_l, soft, tokens,
+                channel, lanes, u_t, delta_t, du_t, y_t, b_t, c_t,
             )  # fmt: skip
             for n in range(states):
-                _sweep(delta_t, du_t, a_t[n], b_t[n], c_t[n], h[n], y_t, len(tokens))
+                _sweep(delta_t, du_t, a_l, b_t, c_t, n, h, y_t, steps)
             if z.shape[2]:
-                _gather(z[item], tokens, first, lanes, z_t)
-                _gate(y_t, z_t)
-            _scatter(y_t, tokens, first, lanes, y[item])
-        last[item, :, first : first + lanes] = h[:, :lanes]
+                gather(z[item], tokens, channel, lanes, z_t)
+                _gate(y_t, z_t, steps)
+            scatter(y_t, tokens, channel, lanes, y[item])
+        store_lanes(h, channel, lanes, last[item])
 
 
 @kernel(
-    f"void({_OPERANDS}, float32[:, :, :, ::1], {_TOKENS}, float32[:, :, ::1], {_TOKENS}, "
-    f"{_TOKENS}, {_TOKENS}, float32[:, :, ::1], {_STATES}, {_STATES}, float32[:, ::1], "
-    "float32[:, ::1], int64, int64)"
+    f"void({_OPERANDS}, {_DENSE4}, {_TOKENS}, {_DENSE3}, {_TOKENS}, {_TOKENS}, {_TOKENS}, "
+    f"{_DENSE3}, {_STATES}, {_STATES}, {_DENSE3}, {_WORK})"
 )
-def scan_backward(
-    u: Any, delta: Any, z: Any, a: Any, b: Any, c: Any, skip: Any, bias: Any, soft: Any,
-    order: Any, checkpoints: Any, dy: Any, d_last: Any, d_u: Any, d_delta: Any, d_z: Any,
-    d_a: Any, d_b: Any, d_c: Any, d_skip: Any, d_bias: Any, start: Any, stop: Any,
+def backward(
+    u: Any, delta: Any, z: Any, a: Any, b: Any, c: Any, skip_bias: Any, soft: Any, order: Any,
+    checkpoints: Any, dy: Any, d_last: Any, d_u: Any, d_delta: Any, d_z: Any, d_a: Any, d_b: Any,
+    d_c: Any, d_skip_bias: Any, tiles: Any, rows: Any, per_lane: Any, start: Any, stop: Any,
 ) -> None:  # fmt: skip
-    """Gradients of the channel blocks [start, stop), every one added to its array.
+    """Gradients of the channel blocks [start, stop).
 
     Args:
-        u, delta, z, a, b, c, skip, bias, soft, order, checkpoints: As in `scan_forward`.
+        u: As in `forward`, and so are delta, z, a, b, c, skip_bias, soft, order, checkpoints.
         dy: Gradient of the output (batch, length, channels).
         d_last: Gradient of the last state (batch, states, channels).
-        d_u, d_delta, d_z: (batch, length, channels).
+        d_u: (batch, length, channels), added to, and so are d_delta and d_z.
         d_a: (batch, states, channels), per unit of A = a * ln 2.
-        d_b, d_c: (batch, groups, length, states), not shared with another thread.
-        d_skip, d_bias: (batch, channels).
-        start, stop: Range of channel blocks, batch items slowest.
+        d_b: (batch, groups, length, states), added to, not shared with another thread, and so is
+            d_c.
+        d_skip_bias: (batch, 2, channels).
+        tiles: Scratch (TILES, TILE + 1, LANES).
+        rows: Scratch (ROWS, states, TILE).
+        per_lane: Scratch (PER_LANE, states + 1, LANES).
+        start: First block; batch items are slowest, then groups.
+        stop: Block after the last.
     """
     length, states = u.shape[1], a.shape[0]
-    tiles = np.empty((9, TILE, LANES), np.float32)
     u_t, delta_t, du_t, y_t, z_t = tiles[0], tiles[1], tiles[2], tiles[3], tiles[4]
-    dy_t, d_du_t, d_decay_t, decay_t = tiles[5], tiles[6], tiles[7], tiles[8]
-    h_t = np.zeros((TILE + 1, LANES), np.float32)
-    rows = np.empty((4, states, TILE), np.float32)
+    dy_t, d_du_t, d_decay_t, decay_t, h_t = tiles[5], tiles[6], tiles[7], tiles[8], tiles[9]
     b_t, c_t, d_b_t, d_c_t = rows[0], rows[1], rows[2], rows[3]
-    per_lane = np.empty((3, states, LANES), np.float32)
-    a_t, g, d_a_t = per_lane[0], per_lane[1], per_lane[2]
+    a_l, g, d_a_l = per_lane[0, :states], per_lane[1, :states], per_lane[2, :states]
+    skip_bias_l, d_skip_bias_l = per_lane[3, :2], per_lane[4, :2]
     positions = np.empty(TILE, np.int64)
     for block in range(start, stop):
-        item, group, first, lanes = _locate(block, u.shape[2], b.shape[1])
-        _load_lanes(a, first, lanes, a_t)
-        _load_lanes(d_last[item], first, lanes, g)
-        d_a_t[:] = _ZERO
+        item, group, channel, lanes = _locate(block, u.shape[2], b.shape[1])
+        load_lanes(a, channel, lanes, a_l)
+        load_lanes(skip_bias, channel, lanes, skip_bias_l)
+        load_lanes(d_last[item], channel, lanes, g)
+        _clear(d_a_l)
+        _clear(d_skip_bias_l)
         for tile in range((length - 1) // TILE, -1, -1):
-            tokens = _tokens_of_tile(tile * TILE, length, order, positions)
-            steps = len(tokens)
+            steps = min(TILE, length - tile * TILE)
+            tokens = positions[:steps]
+            find_tokens(tile * TILE, length, order, tokens)
             _load_tile(
-                u[item], delta[item], b[item, group], c[item, group], skip, bias, soft, tokens,
-                first, lanes, u_t, delta_t, du_t, y_t, b_t, c_t,
+                u[item], delta[item], b[item, group], c[item, group], skip_bias_l, soft, tokens,
+                channel, lanes, u_t, delta_t, du_t, y_t, b_t, c_t,
             )  # fmt: skip
-            _gather(dy[item], tokens, first, lanes, dy_t)
+            gather(dy[item], tokens, channel, lanes, dy_t)
             if z.shape[2]:
-                _gather(z[item], tokens, first, lanes, z_t)
-                _gate(dy_t, z_t)
-            d_du_t[:] = _ZERO
-            d_decay_t[:] = _ZERO
+                gather(z[item], tokens, channel, lanes, z_t)
+                _gate(dy_t, z_t, steps)
+            _clear(d_du_t)
+            _clear(d_decay_t)
             for n in range(states):
-                h_t[0, :lanes] = checkpoints[item, tile, n, first : first + lanes]
-                _replay(delta_t, du_t, a_t[n], b_t[n], c_t[n], decay_t, h_t, y_t, steps)
+                load_lanes(checkpoints[item, tile, n : n + 1], channel, lanes, h_t[:1])
+                _replay(delta_t, du_t, a_l, b_t, c_t, n, decay_t, h_t, y_t, steps)
                 _adjoint(
-                    delta_t, du_t, a_t[n], b_t[n], c_t[n], decay_t, h_t, dy_t, g[n],
-                    d_du_t, d_decay_t, d_a_t[n], d_b_t[n], d_c_t[n], steps,
+                    delta_t, du_t, a_l, b_t, c_t, n, decay_t, h_t, dy_t, g, d_du_t, d_decay_t,
+                    d_a_l, d_b_t, d_c_t, steps,
                 )  # fmt: skip
             _scatter_states(d_b_t, tokens, d_b[item, group])
             _scatter_states(d_c_t, tokens, d_c[item, group])
-            _gather(delta[item], tokens, first, lanes, decay_t)
+            gather(delta[item], tokens, channel, lanes, decay_t)
             _input_gradients(
-                decay_t, bias, skip, soft, first, lanes, u_t, delta_t, dy_t, d_du_t, d_decay_t,
-                d_skip[item], d_bias[item],
+                decay_t, skip_bias_l, soft, u_t, delta_t, dy_t, d_du_t, d_decay_t, d_skip_bias_l,
+                steps,
             )  # fmt: skip
-            _scatter(d_du_t, tokens, first, lanes, d_u[item])
-            _scatter(d_decay_t, tokens, first, lanes, d_delta[item])
+            scatter(d_du_t, tokens, channel, lanes, d_u[item])
+            scatter(d_decay_t, tokens, channel, lanes, d_delta[item])
             if z.shape[2]:
-                _gather(dy[item], tokens, first, lanes, dy_t)
-                _gate_gradient(dy_t, y_t, z_t)
-                _scatter(z_t, tokens, first, lanes, d_z[item])
-        d_a[item, :, first : first + lanes] = d_a_t[:, :lanes]
+                gather(dy[item], tokens, channel, lanes, dy_t)
+                _gate_gradient(dy_t, y_t, z_t, steps)
+                scatter(z_t, tokens, channel, lanes, d_z[item])
+        store_lanes(d_a_l, channel, lanes, d_a[item])
+        store_lanes(d_skip_bias_l, channel, lanes, d_skip_bias[item])

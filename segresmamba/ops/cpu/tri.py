@@ -14,17 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segresmamba.ops.cpu.scan import Operands, array, prepare, scan, scan_gradients
+from segresmamba.ops.cpu.layout import LANES, TILE, channel_blocks, tiles
+from segresmamba.ops.cpu.scan import Array, Operands, array, prepare, scan, scan_gradients
 from segresmamba.ops.cpu.threads import run, shares
 from segresmamba.ops.kernels import ScanOperands
 from segresmamba.ops.orders import ORDERS, OrderMap, order_map
 
 
 class Direction(NamedTuple):
-    """Parameters of one order, float32."""
+    """Parameters of one order, float32; the bias is the last row of conv_weight_bias."""
 
-    conv_weight_WD: Tensor
-    conv_bias_D: Tensor
+    conv_weight_bias_WD: Tensor
     x_proj_PD: Tensor
     dt_proj_DR: Tensor
     dt_bias_D: Tensor
@@ -35,8 +35,8 @@ class Direction(NamedTuple):
 
 def directions(parameters: list[Tensor], num_slices: int) -> list[Direction]:
     """Cut the stacked parameters of `tri_scan` into orders."""
-    conv_weight_KDW, *others = (p.detach().float() for p in parameters)
-    stacked = (conv_weight_KDW.mT.contiguous(), *(p.contiguous() for p in others))
+    conv_weight_KDW, conv_bias_KD, *others = (p.detach().float() for p in parameters)
+    stacked = (torch.cat([conv_weight_KDW.mT, conv_bias_KD[:, None]], dim=1), *others)
     return [
         Direction(*(p[k] for p in stacked), order_map(order, num_slices))
         for k, order in enumerate(ORDERS)
@@ -92,15 +92,15 @@ def _direction_gradients(
     d_dt_proj_DR = torch.einsum("bld,blr->dr", grads.delta_BLD, projected_BLP[..., :rank])
     d_x_proj_PD = torch.einsum("blp,bld->pd", d_projected_BLP, u_BLD)
     du_BLD = grads.u_BLD.flatten(0, 1).addmm_(d_projected_BLP.flatten(0, 1), direction.x_proj_PD)
-    d_weight_WD, d_bias_D = _convolve_gradients(x_BLD, direction, du_BLD.view_as(x_BLD), dx_BLD)
+    d_weight_bias_WD = _convolve_gradients(x_BLD, direction, du_BLD.view_as(x_BLD), dx_BLD)
     return (
-        d_weight_WD.mT,
-        d_bias_D,
+        d_weight_bias_WD[:-1].mT,
+        d_weight_bias_WD[-1],
         d_x_proj_PD,
         d_dt_proj_DR,
-        grads.bias_BD.sum(0),
+        grads.skip_bias_B2D[:, 1].sum(0),
         grads.A_BND.sum(0).mT,
-        grads.D_BD.sum(0),
+        grads.skip_bias_B2D[:, 0].sum(0),
     )
 
 
@@ -130,39 +130,43 @@ def _tokens(x_BDL: Tensor) -> Tensor:
 
 def _convolve(x_BLD: Tensor, direction: Direction) -> Tensor:
     """SiLU of the causal convolution in one order, stored in storage order."""
-    from segresmamba.ops.cpu.conv_kernels import conv_forward
+    from segresmamba.ops.cpu.conv_kernels import forward
 
-    u_BLD = torch.empty_like(x_BLD)
-    weight, bias, order = _convolution(direction)
+    u_BLD = torch.zeros_like(x_BLD)
+    weights, order = array(direction.conv_weight_bias_WD), tuple(direction.order)
 
     def work(_: int, start: int, stop: int) -> None:
-        for x, u in zip(array(x_BLD), array(u_BLD), strict=True):
-            conv_forward(x, weight, bias, order, u, start, stop)
+        forward(array(x_BLD), weights, order, array(u_BLD), _scratch(direction), start, stop)
 
-    run(work, shares(x_BLD.shape[1]))
+    run(work, shares(_tiles(x_BLD)))
     return u_BLD
 
 
 def _convolve_gradients(
     x_BLD: Tensor, direction: Direction, du_BLD: Tensor, dx_BLD: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Gradients of the convolution's weight (W, D) and bias (D,); adds that of x to dx."""
-    from segresmamba.ops.cpu.conv_kernels import conv_backward
+) -> Tensor:
+    """Gradient of the convolution's weights and bias (W + 1, D); adds that of x to dx."""
+    from segresmamba.ops.cpu.conv_kernels import backward
 
-    parts = shares(x_BLD.shape[1])
-    d_weight = torch.zeros(len(parts), *direction.conv_weight_WD.shape)
-    d_bias = torch.zeros(len(parts), *direction.conv_bias_D.shape)
-    weight, bias, order = _convolution(direction)
+    parts = shares(_tiles(x_BLD))
+    weights, order = array(direction.conv_weight_bias_WD), tuple(direction.order)
+    sums = torch.zeros(len(parts), *weights.shape)
+    tensors = array(du_BLD), array(dx_BLD)
 
     def work(thread: int, start: int, stop: int) -> None:
-        own = array(d_weight[thread]), array(d_bias[thread])
-        for x, du, dx in zip(array(x_BLD), array(du_BLD), array(dx_BLD), strict=True):
-            conv_backward(x, weight, bias, order, du, dx, *own, start, stop)
+        own = array(sums[thread])
+        backward(array(x_BLD), weights, order, *tensors, own, _scratch(direction), start, stop)
 
     run(work, parts)
-    return d_weight.sum(0), d_bias.sum(0)
+    return sums.sum(0)
 
 
-def _convolution(direction: Direction) -> tuple[object, object, tuple[int, bool]]:
-    weight_WD, bias_D = array(direction.conv_weight_WD), array(direction.conv_bias_D)
-    return weight_WD, bias_D, tuple(direction.order)
+def _tiles(x_BLD: Tensor) -> int:
+    batch, length, channels = x_BLD.shape
+    return batch * channel_blocks(channels) * tiles(length)
+
+
+def _scratch(direction: Direction) -> Array:
+    from segresmamba.ops.cpu.conv_kernels import TILES
+
+    return array(torch.empty(TILES, TILE + 2 * len(direction.conv_weight_bias_WD), LANES))

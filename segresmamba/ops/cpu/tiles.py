@@ -1,0 +1,84 @@
+"""Tiles: TILE positions x LANES channels of an array, read and written through an order map."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from segresmamba.ops.cpu.jit import inline
+from segresmamba.ops.cpu.layout import LANES
+from segresmamba.ops.cpu.simd import load, splat, store
+
+_ZERO = np.float32(0.0)
+_FLOAT_BYTES = 4
+
+
+@inline
+def find_tokens(first: Any, length: Any, order: Any, tokens: Any) -> None:
+    """Tokens at the positions first, first + 1, ...; -1 outside the sequence.
+
+    The order is a pair (slices, reverse), see segresmamba.ops.orders.
+    """
+    slices, reverse = order
+    width = length // slices
+    place, part = first // slices, first % slices
+    for t in range(tokens.shape[0]):
+        position = first + t
+        if position < 0 or position >= length:
+            tokens[t] = -1
+        elif reverse:
+            tokens[t] = length - 1 - position
+        else:
+            tokens[t] = part * width + place
+        part += 1
+        if part == slices:
+            part = 0
+            place += 1
+
+
+@inline
+def gather(source: Any, tokens: Any, channel: Any, lanes: Any, tile: Any) -> None:
+    """tile[t, c] = source[tokens[t], channel + c], zero beyond the lanes and for no token."""
+    if lanes == LANES and source.strides[1] == _FLOAT_BYTES:
+        for t in range(tokens.shape[0]):
+            if tokens[t] >= 0:
+                store(tile, t, 0, load(source, tokens[t], channel))
+            else:
+                store(tile, t, 0, splat(_ZERO))
+        return
+    for t in range(tokens.shape[0]):
+        store(tile, t, 0, splat(_ZERO))
+    for c in range(lanes):
+        for t in range(tokens.shape[0]):
+            if tokens[t] >= 0:
+                tile[t, c] = source[tokens[t], channel + c]
+
+
+@inline
+def scatter(tile: Any, tokens: Any, channel: Any, lanes: Any, target: Any) -> None:
+    """target[tokens[t], channel + c] += tile[t, c]."""
+    if lanes == LANES and target.strides[1] == _FLOAT_BYTES:
+        for t in range(tokens.shape[0]):
+            before = load(target, tokens[t], channel)
+            store(target, tokens[t], channel, before + load(tile, t, 0))
+        return
+    for c in range(lanes):
+        for t in range(tokens.shape[0]):
+            target[tokens[t], channel + c] += tile[t, c]
+
+
+@inline
+def load_lanes(source: Any, channel: Any, lanes: Any, rows: Any) -> None:
+    """rows[n, c] = source[n, channel + c], zero beyond the lanes."""
+    for n in range(rows.shape[0]):
+        for c in range(LANES):
+            rows[n, c] = source[n, channel + c] if c < lanes else _ZERO
+
+
+@inline
+def store_lanes(rows: Any, channel: Any, lanes: Any, target: Any) -> None:
+    """target[n, channel + c] = rows[n, c]."""
+    for n in range(rows.shape[0]):
+        for c in range(lanes):
+            target[n, channel + c] = rows[n, c]
