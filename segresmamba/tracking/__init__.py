@@ -6,6 +6,7 @@ from segresmamba.tracking.memory import peak_memory
 from segresmamba.tracking.mlflow_sink import sync
 from segresmamba.tracking.protocol import NullTracker, Status, Tracker, TrackingError
 from segresmamba.tracking.run_tracker import open_tracker
+from segresmamba.tracking.upload_state import tracking_uri
 
 __all__ = [
     "EmissionsMeter",
@@ -17,4 +18,5 @@ __all__ = [
     "peak_memory",
     "read_journal",
     "sync",
+    "tracking_uri",
 ]

@@ -38,8 +38,20 @@ from segresmamba.tracking.mapping import (
     new_points,
     valid_name,
 )
-from segresmamba.tracking.protocol import TrackingError
-from segresmamba.tracking.upload_state import LOCK_NAME, STATE_NAME, UploadState, open_state
+from segresmamba.tracking.refusals import (
+    deleted_error,
+    error_name,
+    first_line,
+    is_final,
+    refused_error,
+)
+from segresmamba.tracking.upload_state import (
+    LOCK_NAME,
+    SQLITE_PREFIX,
+    STATE_NAME,
+    UploadState,
+    open_state,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -54,8 +66,6 @@ RUN_STATUS = {
     "failed": "FAILED",
     "preempted": "KILLED",
 }
-# Time-out and rate limit: the same request may succeed later. Any other 4xx is final.
-TRY_AGAIN_CODES = (408, 429)
 
 
 def sync(folder: Path) -> UploadState:
@@ -100,12 +110,12 @@ class MlflowSink:
             try:
                 self._push(state, header)
             except Exception as error:
-                if state.run_id and _error_name(error) == "RESOURCE_DOES_NOT_EXIST":
+                if state.run_id and error_name(error) == "RESOURCE_DOES_NOT_EXIST":
                     logger.warning("run %s is gone from MLflow: rebuilding it", state.run_id)
                     state.restart(state.journal)
                     self._push(state, header)
-                elif _is_final(error):
-                    raise _refused_error(error, state) from error
+                elif is_final(error):
+                    raise refused_error(error, state) from error
                 else:
                     raise
             return state
@@ -127,6 +137,8 @@ class MlflowSink:
             if state.is_database:
                 # The first connection makes the tables; two at once trip over each other.
                 with locked(_database_lock(state, self._folder)):
+                    if state.sqlite_file and not state.sqlite_file.exists():
+                        _make_database(state.sqlite_file)
                     self._client = MlflowClient(state.uri)
             else:
                 self._client = MlflowClient(state.uri)
@@ -172,9 +184,9 @@ class MlflowSink:
         try:
             client.log_artifact(run_id, str(path), record.body["folder"] or None)
         except Exception as error:
-            if not _is_final(error):
+            if not is_final(error):
                 raise
-            logger.warning("MLflow refuses %s: %s", path, _first_line(error))
+            logger.warning("MLflow refuses %s: %s", path, first_line(error))
 
 
 def _find_experiment(client: MlflowClient, state: UploadState) -> str:
@@ -185,13 +197,13 @@ def _find_experiment(client: MlflowClient, state: UploadState) -> str:
         try:
             return str(client.create_experiment(state.experiment, artifacts))
         except Exception as error:
-            if _error_name(error) != "RESOURCE_ALREADY_EXISTS":
+            if error_name(error) != "RESOURCE_ALREADY_EXISTS":
                 raise
             # Another run of a sweep was faster.
             experiment = client.get_experiment_by_name(state.experiment)
     if experiment.lifecycle_stage == "deleted":
         command = f"experiments restore -x {experiment.experiment_id}"
-        raise _deleted_error("experiment", command, state)
+        raise deleted_error("experiment", command, state)
     return str(experiment.experiment_id)
 
 
@@ -210,7 +222,7 @@ def _find_run(client: MlflowClient, state: UploadState, experiment_id: str, head
         )
         return str(run.info.run_id)
     if found[0].info.lifecycle_stage == "deleted":
-        raise _deleted_error("run", f"runs restore --run-id {found[0].info.run_id}", state)
+        raise deleted_error("run", f"runs restore --run-id {found[0].info.run_id}", state)
     return str(found[0].info.run_id)
 
 
@@ -252,41 +264,11 @@ def _database_lock(state: UploadState, folder: Path) -> Path:
     return state.sqlite_file.with_name(f".{state.sqlite_file.name}.lock")
 
 
-def _error_name(error: Exception) -> str:
-    """MLflow's name of an error; empty for any other error."""
-    return str(getattr(error, "error_code", ""))
+def _make_database(path: Path) -> None:
+    """Make the tables under another name: half of them, left by a kill, would be of no use."""
+    from mlflow import MlflowClient
 
-
-def _is_final(error: Exception) -> bool:
-    """Whether the same request would be refused again."""
-    response = getattr(error, "response", None)
-    if response is not None:
-        code = response.status_code
-    elif hasattr(error, "get_http_status_code"):
-        code = error.get_http_status_code()
-    else:
-        return False
-    return 400 <= code < 500 and code not in TRY_AGAIN_CODES
-
-
-def _refused_error(error: Exception, state: UploadState) -> TrackingError:
-    return TrackingError(
-        "MLflow refuses this run",
-        where=state.shown_uri,
-        got=_first_line(error),
-        remedy="correct that, then run: segresmamba sync RUN_FOLDER",
-    )
-
-
-def _deleted_error(what: str, command: str, state: UploadState) -> TrackingError:
-    return TrackingError(
-        f"the {what} was deleted in MLflow",
-        where=state.shown_uri,
-        got=state.experiment,
-        remedy=f"restore it: MLFLOW_TRACKING_URI={state.shown_uri} mlflow {command}, then run: "
-        "segresmamba sync RUN_FOLDER; or set another tracking.experiment",
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    new = path.with_name(f".{path.name}.new")
+    new.unlink(missing_ok=True)
+    MlflowClient(f"{SQLITE_PREFIX}{new}")
+    new.rename(path)

@@ -138,7 +138,7 @@ def tracking_uri(config: TrackingConfig, root: Path) -> str:
     """
     if config.uri is None:
         return f"{SQLITE_PREFIX}{root.resolve() / 'mlflow.db'}"
-    if _scheme(config.uri) not in DATABASES + SERVERS:
+    if not _is_known(config.uri):
         raise ConfigError(
             "MLflow cannot be reached through such a URI",
             where="tracking.uri",
@@ -150,6 +150,15 @@ def tracking_uri(config: TrackingConfig, root: Path) -> str:
         # Relative to the working folder, which the uploader and a later sync need not share.
         return f"{SQLITE_PREFIX}{Path(config.uri.removeprefix(SQLITE_PREFIX)).resolve()}"
     return config.uri.rstrip("/")
+
+
+def _is_known(uri: str) -> bool:
+    scheme, parts = _scheme(uri), urlsplit(uri)
+    try:
+        has_address = scheme == "sqlite" or (bool(parts.hostname) and parts.port != 0)
+    except ValueError:  # a port that is no number
+        return False
+    return has_address and scheme in DATABASES + SERVERS
 
 
 def _scheme(uri: str) -> str:

@@ -1,0 +1,57 @@
+"""A database that has its tables: MLflow takes seconds to make them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from segresmamba.config import TrackingConfig
+from segresmamba.tracking.journal import JOURNAL_NAME, Journal
+from segresmamba.tracking.mlflow_sink import sync
+from segresmamba.tracking.upload_state import open_state
+
+
+@pytest.fixture(autouse=True)
+def _impatient_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No telemetry, no retries of MLflow's own."""
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_LOGGING_LEVEL", "WARNING")
+
+
+@pytest.fixture(scope="session")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite file with MLflow's tables and nothing in them."""
+    root = tmp_path_factory.mktemp("database")
+    folder = root / "run"
+    folder.mkdir()
+    Journal(folder / JOURNAL_NAME, name="run").close()
+    open_state(folder, TrackingConfig(experiment="made by the fixture"), root).save(folder)
+    sync(folder)
+    return root / "mlflow.db"
+
+
+@pytest.fixture
+def root(tmp_path: Path, database: Path) -> Path:
+    """A folder of runs whose database has its tables already."""
+    shutil.copy(database, tmp_path / "mlflow.db")
+    return tmp_path
+
+
+@pytest.fixture
+def run(root: Path) -> Path:
+    """A run folder whose journal goes to the database in `root`."""
+    folder = root / "run"
+    folder.mkdir()
+    open_state(folder, TrackingConfig(), root).save(folder)
+    return folder
+
+
+@pytest.fixture
+def journal(run: Path) -> Journal:
+    """The journal of `run`, open."""
+    journal = Journal(run / JOURNAL_NAME, name="my run")
+    yield journal
+    journal.close()

@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segresmamba.tracking import TrackingError, read_journal
+from segresmamba.tracking.journal import SCHEMA, Journal, read_records
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "journal.jsonl"
+
+
+def write(path: Path, count: int) -> None:
+    journal = Journal(path, name="run")
+    for step in range(count):
+        journal.append("metrics", step=step, epoch=None, values={"loss": 1 / (step + 1)})
+    journal.close()
+
+
+def test_first_record_names_the_schema_and_the_run(path: Path) -> None:
+    write(path, 0)
+    first = json.loads(path.read_text())
+    assert first["kind"] == "run"
+    assert first["schema"] == SCHEMA
+    assert first["name"] == "run"
+
+
+def test_records_come_back_in_order(path: Path) -> None:
+    write(path, 3)
+    records = read_journal(path)
+    assert [record.kind for record in records] == ["run", "metrics", "metrics", "metrics"]
+    assert [record.body["step"] for record in records[1:]] == [0, 1, 2]
+    assert records[2].body["values"] == {"loss": 0.5}
+
+
+def test_reading_goes_on_at_the_end_of_any_record(path: Path) -> None:
+    write(path, 3)
+    records = read_journal(path)
+    for index, record in enumerate(records):
+        assert list(read_records(path, record.end)) == records[index + 1 :]
+
+
+def test_a_reopened_journal_goes_on_under_the_same_id(path: Path) -> None:
+    write(path, 2)
+    write(path, 2)
+    kinds = [record.kind for record in read_journal(path)]
+    assert kinds == ["run"] + ["metrics"] * 4
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.text(), st.floats() | st.none() | st.text() | st.lists(st.booleans())))
+def test_any_value_survives_as_strict_json(
+    tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]
+) -> None:
+    path = tmp_path_factory.mktemp("journal") / "journal.jsonl"
+    journal = Journal(path, name="run")
+    journal.append("params", values=values)
+    journal.close()
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    line = json.loads(path.read_text().splitlines()[1], parse_constant=refuse)
+    for key, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            assert str(float(line["values"][key])) == str(value)
+        else:
+            assert line["values"][key] == value
+
+
+def test_values_outside_json_become_text(path: Path) -> None:
+    journal = Journal(path, name="run")
+    journal.append("params", values={"store": Path("data/sample.zarr"), "patch": (64, 64)})
+    journal.close()
+    assert read_journal(path)[1].body["values"] == {
+        "store": "data/sample.zarr",
+        "patch": [64, 64],
+    }
+
+
+@pytest.mark.parametrize("cut", range(1, 60, 7))
+def test_reading_stops_at_a_cut_record_and_says_so_once(
+    path: Path, cut: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(path, 3)
+    os.truncate(path, path.stat().st_size - cut)
+    assert [record.body["step"] for record in read_journal(path)[1:]] == [0, 1]
+    assert len(caplog.messages) == 1
+    assert "ends in the middle of a record" in caplog.text
+
+
+def test_writing_goes_on_after_the_last_complete_record(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(path, 3)
+    os.truncate(path, path.stat().st_size - 5)
+    write(path, 1)
+    assert [record.body["step"] for record in read_journal(path)[1:]] == [0, 1, 0]
+    assert len(caplog.messages) == 1
+
+
+def test_a_journal_cut_in_its_first_record_begins_again(path: Path) -> None:
+    write(path, 0)
+    os.truncate(path, 10)
+    write(path, 1)
+    assert [record.kind for record in read_journal(path)] == ["run", "metrics"]
+
+
+def test_zeros_that_a_power_loss_left_are_cut(path: Path) -> None:
+    write(path, 2)
+    with path.open("ab") as file:
+        file.write(bytes(4096))
+    write(path, 1)
+    assert [record.body["step"] for record in read_journal(path)[1:]] == [0, 1, 0]
+
+
+def test_a_full_disk_leaves_no_half_record(path: Path) -> None:
+    journal = Journal(path, name="run")
+    before = path.stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (before + 20, hard))
+    try:
+        with pytest.raises(OSError, match=r"No space|too large"):
+            journal.append("tags", values={"key": "value" * 20})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.stat().st_size == before
+    journal.append("tags", values={"key": "value"})
+    journal.close()
+    assert [record.kind for record in read_journal(path)] == ["run", "tags"]
+
+
+def test_a_second_process_is_refused_and_told_who_writes(path: Path) -> None:
+    journal = Journal(path, name="run")
+    journal.append("status", status="running", host="node7", pid=4711)
+    code = (
+        "import sys, pathlib; from segresmamba.tracking.journal import Journal\n"
+        "try: Journal(pathlib.Path(sys.argv[1]), name='second')\n"
+        "except Exception as error: print(error.screen())"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
+    ).stdout
+    journal.close()
+    assert "another process is writing this journal" in told
+    assert "process 4711 on node7" in told
+    assert str(path) in told
+    write(path, 1)  # free again
+
+
+def test_the_death_of_its_writer_frees_a_journal(path: Path) -> None:
+    code = (
+        "import os, sys, pathlib; from segresmamba.tracking.journal import Journal\n"
+        "journal = Journal(pathlib.Path(sys.argv[1]), name='run')\n"
+        "journal.append('tags', values={'a': 'b'}); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path)], check=False)
+    write(path, 1)
+    assert [record.kind for record in read_journal(path)] == ["run", "tags", "metrics"]
+
+
+def test_a_file_system_without_locks_is_used_with_a_warning(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def flock(fd: int, operation: int) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("segresmamba.tracking.locks.fcntl.flock", flock)
+    with caplog.at_level(logging.WARNING):
+        write(path, 1)
+    assert "cannot be locked" in caplog.text
+
+
+def test_a_newer_schema_is_refused(path: Path) -> None:
+    write(path, 1)
+    path.write_text(path.read_text().replace(f'"schema": {SCHEMA}', f'"schema": {SCHEMA + 1}'))
+    with pytest.raises(TrackingError, match="newer version") as error:
+        read_journal(path)
+    assert error.value.got == f"schema {SCHEMA + 1}"
+    with pytest.raises(TrackingError, match="newer version"):
+        Journal(path, name="run")
+
+
+@pytest.mark.parametrize("content", ["hello\n", "[1, 2]\n", '{"kind": "run", "time_ms": 1}\n'])
+def test_a_file_that_is_no_journal_is_refused(path: Path, content: str) -> None:
+    path.write_text(content)
+    with pytest.raises(TrackingError, match="not a journal"):
+        read_journal(path)
+    with pytest.raises(TrackingError, match="not a journal"):
+        Journal(path, name="run")
+    assert path.read_text() == content
+
+
+def test_damage_in_the_middle_is_named_by_its_place(path: Path) -> None:
+    write(path, 3)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text(lines[0] + "rubbish\n" + lines[2])
+    with pytest.raises(TrackingError, match=f"damaged at byte {len(lines[0])}") as error:
+        read_journal(path)
+    assert f"truncate -s {len(lines[0])}" in error.value.remedy
+
+
+def test_a_missing_journal_is_named(path: Path) -> None:
+    with pytest.raises(TrackingError, match="no journal") as error:
+        read_journal(path)
+    assert error.value.where == str(path)
+
+
+def test_a_journal_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrackingError, match="cannot be written") as error:
+        Journal(tmp_path / "no such folder" / "journal.jsonl", name="run")
+    assert "run.root" in error.value.remedy
