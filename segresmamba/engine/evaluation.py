@@ -139,7 +139,7 @@ def evaluate_cases(
                 spacing_mm=case.spacing_mm,
                 members=classes.members,
                 dice={name: score.dice for name, score in result.scores.items()},
-                title=case_id,
+                title=f"{case_id}   mean Dice {result.dice:.3f}",
             )
     return results
 

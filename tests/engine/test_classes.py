@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segresmamba.config import Config
@@ -35,6 +35,7 @@ def test_regions_have_a_channel_each_in_the_configured_order() -> None:
     assert list(classes.members) == ["TC", "WT", "ET"]
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1000), st.sampled_from([torch.uint8, torch.int16, torch.int64]))
 def test_decoding_the_encoded_label_gives_the_label_back(seed: int, dtype: torch.dtype) -> None:
     labels = {"background": 0, "b": 7, "a": 2, "c": 9}  # neither sorted nor without gaps
@@ -45,6 +46,7 @@ def test_decoding_the_encoded_label_gives_the_label_back(seed: int, dtype: torch
     assert torch.equal(classes.decode(logits[0]), label[0])
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1000))
 def test_decoding_encoded_regions_gives_the_label_back(seed: int) -> None:
     classes = Classes.of(config(BRATS), LABELS)
@@ -53,6 +55,7 @@ def test_decoding_encoded_regions_gives_the_label_back(seed: int) -> None:
     assert torch.equal(classes.decode(logits[1]), label[1])
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1000))
 def test_regions_agree_with_thresholds_where_these_name_a_label(seed: int) -> None:
     classes = Classes.of(config(BRATS), LABELS)

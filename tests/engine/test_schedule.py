@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segresmamba.config.schema import TrainConfig
@@ -30,6 +30,7 @@ def rates(train: TrainConfig) -> list[float]:
     return [learning_rate(step, train) for step in range(train.max_steps + 1)]
 
 
+@settings(deadline=None)
 @given(schedules())
 def test_it_rises_from_above_zero_to_the_peak_and_never_rises_again(train: TrainConfig) -> None:
     values, top = rates(train), train.warmup_steps
@@ -39,12 +40,14 @@ def test_it_rises_from_above_zero_to_the_peak_and_never_rises_again(train: Train
     assert all(before >= after for before, after in pairwise(values[top:]))
 
 
+@settings(deadline=None)
 @given(schedules())
 def test_it_ends_at_zero_unless_it_is_constant(train: TrainConfig) -> None:
     end = train.lr if train.schedule == "constant" else 0.0
     assert rates(train)[-1] == pytest.approx(end, abs=1e-12)
 
 
+@settings(deadline=None)
 @given(schedules())
 def test_no_step_changes_it_by_more_than_the_steepest_slope(train: TrainConfig) -> None:
     values, rest = rates(train), train.max_steps - train.warmup_steps
