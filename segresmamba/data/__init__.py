@@ -1,0 +1,64 @@
+"""Dataset formats in, the Zarr store, and crops out.
+
+One volume's way: an nnU-Net raw dataset (`nnunet`) -> one case in memory (`volume`) -> one Zarr
+group (`conversion`, `store`) -> where the next crop is (`sampler`) -> batches (`loader`) -> the
+training device (`augmentation`).
+
+Names are imported on first use: a reader process then pays for zarr, not for torch, MONAI and
+nibabel, each of which takes longer to import than a case to read. (No module here may share a name
+with a function: importing the one would hide the other.)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from segresmamba.data.augmentation import augment, normalise
+    from segresmamba.data.conversion import Conversion, convert
+    from segresmamba.data.geometry import Original
+    from segresmamba.data.loader import Batch, make_loader
+    from segresmamba.data.sample import make_sample
+    from segresmamba.data.sampler import PatchSampler
+    from segresmamba.data.store import Case, Dataset, open_dataset
+    from segresmamba.data.verification import Problem, verify
+    from segresmamba.data.volume import Volume, read_volume
+
+__all__ = [
+    "Batch",
+    "Case",
+    "Conversion",
+    "Dataset",
+    "Original",
+    "PatchSampler",
+    "Problem",
+    "Volume",
+    "augment",
+    "convert",
+    "make_loader",
+    "make_sample",
+    "normalise",
+    "open_dataset",
+    "read_volume",
+    "verify",
+]
+
+_MODULES = {
+    "augmentation": ("augment", "normalise"),
+    "conversion": ("Conversion", "convert"),
+    "geometry": ("Original",),
+    "loader": ("Batch", "make_loader"),
+    "sample": ("make_sample",),
+    "sampler": ("PatchSampler",),
+    "store": ("Case", "Dataset", "open_dataset"),
+    "verification": ("Problem", "verify"),
+    "volume": ("Volume", "read_volume"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

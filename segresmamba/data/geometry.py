@@ -1,0 +1,129 @@
+"""Voxel grids: spacing, reorientation to RAS, and the way back.
+
+The stored grid of every case is RAS: array axes (D, H, W) run towards superior, anterior and right.
+Getting there takes flips and transposes only, so it loses nothing and can be undone exactly.
+"""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+from nibabel import orientations
+from nibabel.affines import apply_affine, voxel_sizes
+
+Affine = npt.NDArray[np.float64]
+"""4x4: voxel (x, y, z) to RAS mm, NIfTI's convention."""
+
+_RAS = np.array([[0, 1], [1, 1], [2, 1]])
+
+
+def spacing_mm(affine: Affine) -> tuple[float, float, float]:
+    """Voxel size along (D, H, W) of the grid that `affine` places."""
+    x, y, z = (float(size) for size in voxel_sizes(affine))
+    return z, y, x
+
+
+def is_usable(affine: Affine) -> bool:
+    """Whether every voxel has a place of its own: finite and not singular."""
+    if not np.isfinite(affine).all():
+        return False
+    # Relative to the voxel size, so that microscopy in mm is not taken for a singular matrix.
+    volume, sizes = abs(np.linalg.det(affine[:3, :3])), voxel_sizes(affine)
+    return bool(sizes.min() > 0 and volume > 1e-3 * sizes.prod())
+
+
+def corner_distance_voxels(shape_xyz: tuple[int, ...], first: Affine, second: Affine) -> float:
+    """How far two affines place the same corner apart, at most, in voxels of the first.
+
+    One number that means the same for an offset, a rotation and a scale.
+    """
+    ends = [(0, size - 1) for size in shape_xyz]
+    corners = np.stack(np.meshgrid(*ends, indexing="ij"), axis=-1).reshape(-1, 3)
+    apart = apply_affine(first, corners) - apply_affine(second, corners)
+    distance_mm = np.linalg.norm(apart, axis=1).max()
+    return float(distance_mm / voxel_sizes(first).min())
+
+
+def to_ras(data_XYZ: npt.NDArray[Any], affine: Affine) -> tuple[npt.NDArray[Any], Affine]:
+    """Flip and transpose an array as NIfTI orders it into the stored grid.
+
+    Returns:
+        A contiguous (D, H, W) array and the affine of its (x, y, z) order.
+    """
+    turn = orientations.io_orientation(affine)
+    turned_XYZ = orientations.apply_orientation(data_XYZ, turn)
+    turned_affine = affine @ orientations.inv_ornt_aff(turn, data_XYZ.shape)
+    return np.ascontiguousarray(turned_XYZ.transpose(2, 1, 0)), turned_affine
+
+
+@dataclass(frozen=True)
+class Original:
+    """The grid that a case came in: its NIfTI header, and with it shape, affine and dtype."""
+
+    header_bytes: bytes
+
+    @classmethod
+    def of(cls, header: Any, dtype: npt.DTypeLike) -> Original:
+        """Keep a nibabel header for labels of `dtype`, stored without intensity scaling."""
+        header = header.copy()
+        header.set_data_dtype(dtype)
+        header.set_slope_inter(1, 0)
+        return cls(header.binaryblock)
+
+    @classmethod
+    def from_text(cls, text: str) -> Original:
+        """The inverse of `text`."""
+        return cls(base64.b64decode(text))
+
+    @property
+    def text(self) -> str:
+        """The header in base64, for JSON."""
+        return base64.b64encode(self.header_bytes).decode()
+
+    @cached_property
+    def header(self) -> Any:
+        """The nibabel header."""
+        kind = nib.Nifti2Header if is_nifti2(self.header_bytes) else nib.Nifti1Header
+        return kind.from_fileobj(BytesIO(self.header_bytes))
+
+    @property
+    def affine(self) -> Affine:
+        """Of the original grid."""
+        affine: Affine = self.header.get_best_affine()
+        return affine
+
+    @property
+    def shape_XYZ(self) -> tuple[int, int, int]:
+        """Of the original array, as NIfTI orders it."""
+        x, y, z = self.header.get_data_shape()
+        return x, y, z
+
+    def restore(self, label_DHW: npt.NDArray[Any]) -> Any:
+        """Put a label of the stored RAS grid back into the original grid.
+
+        Args:
+            label_DHW: Integers on the stored grid.
+
+        Returns:
+            A nibabel image whose affine, orientation, shape and dtype are the original's.
+        """
+        here = orientations.io_orientation(self.affine)
+        back = orientations.ornt_transform(_RAS, here)
+        data_XYZ = orientations.apply_orientation(label_DHW.transpose(2, 1, 0), back)
+        assert data_XYZ.shape == self.shape_XYZ, (data_XYZ.shape, self.shape_XYZ)
+        kind = nib.Nifti2Image if is_nifti2(self.header_bytes) else nib.Nifti1Image
+        data_XYZ = data_XYZ.astype(self.header.get_data_dtype())
+        # The affine being the header's own, nibabel leaves qform, sform and their codes alone.
+        return kind(data_XYZ, self.affine, self.header)
+
+
+def is_nifti2(start: bytes) -> bool:
+    """Whether a file that starts so has the 540-byte header, in either byte order."""
+    return 540 in (int.from_bytes(start[:4], "little"), int.from_bytes(start[:4], "big"))

@@ -1,0 +1,237 @@
+"""The records of a store: what each case's group and the dataset's manifest hold as JSON.
+
+<store>/dataset.json              Manifest: everything but voxels, one read to open a dataset
+<store>/<case>/zarr.json          the same CaseRecord under attributes.segresmamba
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from segresmamba.errors import DataError
+
+SCHEMA_VERSION = 1
+MANIFEST = "dataset.json"
+_FOLDS = 5
+_FOLD_SEED = 12345  # nnU-Net's
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SourceFile(_Record):
+    """How a file that a case was made from looked: another look means convert again."""
+
+    path: str
+    """Relative to the source dataset's folder."""
+    size_bytes: int
+    modified_ns: int
+
+
+class ChannelStatistics(_Record):
+    """Intensities of one channel over its non-zero voxels."""
+
+    mean: float
+    std: float
+    min: float
+    max: float
+    percentile_00_5: float
+    percentile_99_5: float
+
+
+class CaseRecord(_Record):
+    """A case without its voxels."""
+
+    shape_CDHW: tuple[int, int, int, int]
+    image_dtype: Literal["int16", "float32"]
+    label_dtype: Literal["uint8", "int16"]
+    spacing_mm: tuple[float, float, float]
+    """Along (D, H, W)."""
+    affine: tuple[tuple[float, float, float, float], ...]
+    """4x4, voxel (x, y, z) of the stored grid to RAS mm."""
+    original_header: str
+    """NIfTI header of the label file, base64: the way back."""
+    statistics: tuple[ChannelStatistics, ...]
+    class_voxels: dict[int, int]
+    """Voxels of each foreground class that occurs."""
+    class_positions: dict[int, int]
+    """How many of them are listed in the `positions` array, in this order."""
+    image_digest: str
+    """SHA-256 of the stored image's voxels; equal digests are duplicate cases."""
+    label_digest: str
+    source: tuple[SourceFile, ...]
+
+    @property
+    def shape_DHW(self) -> tuple[int, int, int]:
+        """Size of the volume."""
+        return self.shape_CDHW[1:]
+
+
+class Split(_Record):
+    """One fold."""
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+
+
+class Storage(_Record):
+    """How the arrays were written."""
+
+    converter: str
+    """Version of this package."""
+    codec: str
+    chunk_DHW: tuple[int, int, int]
+    """Inner chunk; the shard is the whole array."""
+    orientation: Literal["RAS"] = "RAS"
+
+
+class Manifest(_Record):
+    """A dataset without its voxels."""
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    channel_names: tuple[str, ...]
+    labels: dict[str, int]
+    storage: Storage
+    cases: dict[str, CaseRecord]
+    splits: tuple[Split, ...]
+    fingerprint: dict[str, Any]
+    """See `fingerprint`."""
+    digest: str
+    """Identity of the content: the same voxels, geometry, labels and splits give the same."""
+
+
+def build_manifest(
+    name: str,
+    channel_names: tuple[str, ...],
+    labels: dict[str, int],
+    storage: Storage,
+    cases: Mapping[str, CaseRecord],
+) -> Manifest:
+    """Put the records of all cases together."""
+    ordered = dict(sorted(cases.items()))
+    splits = make_splits(list(ordered))
+    content = {
+        "channels": channel_names,
+        "labels": labels,
+        "splits": [split.model_dump() for split in splits],
+        "cases": {
+            case_id: (record.image_digest, record.label_digest, record.affine)
+            for case_id, record in ordered.items()
+        },
+    }
+    return Manifest(
+        name=name,
+        channel_names=channel_names,
+        labels=labels,
+        storage=storage,
+        cases=ordered,
+        splits=splits,
+        fingerprint=fingerprint(channel_names, labels, list(ordered.values())),
+        digest=hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
+    )
+
+
+def make_splits(case_ids: list[str]) -> tuple[Split, ...]:
+    """Five folds, fewer for fewer cases; the same for the same ids in any order.
+
+    One case alone cannot be split and gives none.
+    """
+    ordered = sorted(case_ids)
+    if len(ordered) < 2:
+        return ()
+    shuffled = np.random.default_rng(_FOLD_SEED).permutation(len(ordered))
+    folds = np.array_split(shuffled, min(_FOLDS, len(ordered)))
+    held_out = [{ordered[index] for index in fold} for fold in folds]
+    return tuple(
+        Split(
+            train=tuple(case_id for case_id in ordered if case_id not in val),
+            val=tuple(case_id for case_id in ordered if case_id in val),
+        )
+        for val in held_out
+    )
+
+
+def fingerprint(
+    channel_names: tuple[str, ...], labels: dict[str, int], cases: list[CaseRecord]
+) -> dict[str, Any]:
+    """What planning and reports need to know of the dataset: medians and means over its cases."""
+    voxel_ml = [float(np.prod(case.spacing_mm)) / 1000 for case in cases]
+
+    def channel(index: int) -> dict[str, float]:
+        of_cases = [case.statistics[index].model_dump() for case in cases]
+        return {key: float(np.mean([one[key] for one in of_cases])) for key in of_cases[0]}
+
+    def volume_ml(value: int) -> float:
+        voxels = [case.class_voxels.get(value, 0) for case in cases]
+        return float(np.mean(np.multiply(voxels, voxel_ml)))
+
+    return {
+        "cases": len(cases),
+        "median_shape_DHW": np.median([case.shape_DHW for case in cases], axis=0).tolist(),
+        "median_spacing_mm": np.median([case.spacing_mm for case in cases], axis=0).tolist(),
+        "mean_intensities": {name: channel(index) for index, name in enumerate(channel_names)},
+        "mean_class_volume_ml": {name: volume_ml(value) for name, value in labels.items() if value},
+    }
+
+
+def write_manifest(manifest: Manifest, store: Path) -> None:
+    """Replace a store's manifest, in one step that also survives a power cut."""
+    path = store / MANIFEST
+    temporary = path.with_name(f".{MANIFEST}.tmp")
+    with temporary.open("w") as file:
+        file.write(manifest.model_dump_json(indent=1))
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_manifest(store: Path) -> Manifest:
+    """Read a store's manifest.
+
+    Raises:
+        DataError: If there is none, it is damaged, or written by a newer version.
+    """
+    path = store / MANIFEST
+    try:
+        content = json.loads(path.read_bytes())
+        version = int(content["schema_version"])
+    except OSError as error:
+        raise DataError(
+            "there is no converted dataset",
+            where=path,
+            got=error.strerror,
+            remedy="run `segresmamba convert SOURCE STORE` to its end (it goes on where it "
+            "stopped), or correct data.store",
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise _not_a_manifest(path, error) from error
+    if version > SCHEMA_VERSION:
+        raise DataError(
+            "the dataset was converted by a newer version",
+            where=f"{path}: schema_version",
+            got=f"{version}, this version reads up to {SCHEMA_VERSION}",
+            remedy="upgrade segresmamba, or convert the dataset again with this version",
+        )
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        raise _not_a_manifest(path, error) from error
+
+
+def _not_a_manifest(path: Path, error: Exception) -> DataError:
+    return DataError(
+        "the manifest of a dataset is damaged",
+        where=path,
+        got=" ".join(str(error).split())[:200],
+        remedy="give the folder that `segresmamba convert` wrote, or run it again",
+    )

@@ -1,0 +1,212 @@
+"""A small public dataset made from a real scan: virtual subjects of the MNI152 template.
+
+The ICBM 152 nonlinear 2009a template (Fonov et al., NeuroImage 2011, 54(1):313-327) with its grey-
+and white-matter maps ships inside nilearn, so that nothing is downloaded. Each subject is the same
+head bent by its own smooth deformation, seen by its own scanner: bias field, contrast, noise, field
+of view, orientation and tilt. The result is an ordinary nnU-Net raw dataset.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+from nibabel import orientations
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+
+from segresmamba.errors import BackendMissingError, DataError
+
+logger = logging.getLogger(__name__)
+
+Array = npt.NDArray[np.float32]
+
+_LABELS = {"background": 0, "grey matter": 1, "white matter": 2}
+_ORIENTATIONS = ("RAS", "LAS", "LPS", "PIR")
+_BRAIN_INTENSITY = 0.1  # the template is skull-stripped: below is outside
+
+
+@dataclass(frozen=True)
+class _Head:
+    """The template at 2 mm, (x, y, z) in RAS, 0 to 1: a scan and two tissue probabilities."""
+
+    t1: Array
+    grey: Array
+    white: Array
+    affine: npt.NDArray[np.float64]
+
+
+def make_sample(out: Path, subjects: int = 12, seed: int = 0) -> Path:
+    """Write the sample dataset in nnU-Net's raw format; the same seed gives the same files.
+
+    A complete sample that is there already is left alone.
+
+    Args:
+        out: The dataset's folder: imagesTr/, labelsTr/, dataset.json.
+        subjects: Virtual subjects.
+        seed: Of all that differs between them.
+
+    Returns:
+        `out`.
+
+    Raises:
+        DataError: If the folder holds something else or cannot be written.
+        BackendMissingError: If nilearn is not installed.
+    """
+    description = _description(subjects, seed)
+    if _is_there(out, description):
+        logger.info("the sample is already in %s (%d subjects, seed %d)", out, subjects, seed)
+        return out
+    head = _template()
+    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        for name in ("imagesTr", "labelsTr"):
+            (temporary / name).mkdir(parents=True)
+        for number in range(subjects):
+            _write_subject(temporary, number, head, np.random.default_rng([seed, number]))
+        (temporary / "dataset.json").write_text(json.dumps(description, indent=2))
+        temporary.rename(out)
+    except OSError as error:
+        raise DataError(
+            "the sample cannot be written",
+            where=out,
+            got=error.strerror,
+            remedy="choose another folder, with 50 MB of free space",
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    logger.info("wrote %d virtual subjects to %s", subjects, out)
+    return out
+
+
+def _description(subjects: int, seed: int) -> dict[str, Any]:
+    return {
+        "name": "MNI152Virtual",
+        "description": "Virtual subjects: random smooth deformations of the MNI152 template",
+        "reference": "Fonov et al., NeuroImage 2011, 54(1):313-327 (as shipped in nilearn)",
+        "channel_names": {"0": "T1"},
+        "labels": _LABELS,
+        "numTraining": subjects,
+        "file_ending": ".nii.gz",
+        "seed": seed,
+    }
+
+
+def _is_there(out: Path, description: dict[str, Any]) -> bool:
+    """Whether `out` is this sample: the folder is renamed into place complete."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    try:
+        found = json.loads((out / "dataset.json").read_bytes())
+    except (OSError, ValueError):
+        found = None
+    if found != description:
+        raise DataError(
+            "the folder holds something else",
+            where=out,
+            got="another sample or dataset" if found else "no dataset.json of a sample",
+            remedy="choose another folder, or delete this one",
+        )
+    return True
+
+
+def _template() -> _Head:
+    try:
+        from nilearn import datasets
+    except ImportError as error:
+        raise BackendMissingError(
+            "the sample is made from a template in nilearn, which is not installed",
+            where="nilearn",
+            got=error,
+            remedy="pip install 'segresmamba[sample]'",
+        ) from error
+    t1 = datasets.load_mni152_template(resolution=2)
+    grey = datasets.load_mni152_gm_template(resolution=2)
+    white = datasets.load_mni152_wm_template(resolution=2)
+    volumes = [image.get_fdata(dtype=np.float32) for image in (t1, grey, white)]
+    return _Head(volumes[0], volumes[1], volumes[2], t1.affine)
+
+
+def _write_subject(folder: Path, number: int, head: _Head, rng: np.random.Generator) -> None:
+    coordinates = _deformation(head.t1.shape, rng)
+    # Linear interpolation of tissue probabilities, then the likeliest: the outline stays smooth,
+    # and partial volume goes to whichever tissue has more of the voxel.
+    t1, grey, white = (
+        ndimage.map_coordinates(volume, coordinates, order=1)
+        for volume in (head.t1, head.grey, head.white)
+    )
+    label = np.stack([1 - grey - white, grey, white]).argmax(axis=0).astype(np.uint8)
+    scan = _scan(t1, rng)
+    margins = rng.integers(0, 6, (3, 2))
+    margins[2, 0] = 0  # the brain reaches down to the template's edge
+    field_of_view = tuple(
+        slice(low, size - high) for size, (low, high) in zip(t1.shape, margins, strict=True)
+    )
+    placed = _tilt(rng) @ head.affine
+    placed[:3, 3] = placed[:3] @ [*margins[:, 0], 1]
+    code = _ORIENTATIONS[number % len(_ORIENTATIONS)]
+    name = f"subject_{number + 1:02d}"
+    _save(scan[field_of_view], placed, code, folder / "imagesTr" / f"{name}_0000.nii.gz")
+    _save(label[field_of_view], placed, code, folder / "labelsTr" / f"{name}.nii.gz")
+
+
+def _deformation(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    """Where each voxel of a subject lies in the template: (3, x, y, z) voxel coordinates.
+
+    A rotation and a scale about the centre, and on top shifts of a few voxels that vary smoothly.
+    """
+    grid = np.stack(np.meshgrid(*[np.arange(size) for size in shape], indexing="ij"))
+    centre = (np.array(shape) - 1) / 2
+    turn = Rotation.from_euler("xyz", rng.uniform(-6, 6, 3), degrees=True).as_matrix()
+    matrix = turn * rng.uniform(0.94, 1.06, 3)
+    linear = np.tensordot(matrix, grid - centre[:, None, None, None], axes=1)
+    shifts = np.stack([_smooth_field(shape, 7, rng) for _ in range(3)]) * rng.uniform(1.5, 2.5)
+    coordinates: Array = (linear + centre[:, None, None, None] + shifts).astype(np.float32)
+    return coordinates
+
+
+def _scan(t1: Array, rng: np.random.Generator) -> npt.NDArray[np.int16]:
+    """What a scanner would have stored: contrast, bias field, noise and gain of its own."""
+    inside = t1 > _BRAIN_INTENSITY
+    contrast = np.clip(t1, 0, 1) ** rng.uniform(0.8, 1.25)
+    bias = np.exp(rng.uniform(0.05, 0.15) * _smooth_field(t1.shape, 4, rng))
+    noise = rng.normal(0, rng.uniform(0.01, 0.03), t1.shape)
+    signal = rng.uniform(500, 1500) * np.clip(contrast * bias + noise, 0, None)
+    stored: npt.NDArray[np.int16] = np.where(inside, signal, 0).astype(np.int16)
+    return stored
+
+
+def _smooth_field(shape: tuple[int, ...], knots: int, rng: np.random.Generator) -> Array:
+    """Normal noise on knots^3 points, interpolated by cubic splines."""
+    coarse = rng.normal(size=(knots,) * 3).astype(np.float32)
+    field: Array = ndimage.zoom(coarse, np.divide(shape, knots), order=3, mode="nearest")
+    return field
+
+
+def _tilt(rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """The head's tilt in the scanner, 4x4: an oblique affine that still rounds to the same axes."""
+    tilt = np.eye(4)
+    tilt[:3, :3] = Rotation.from_euler("xyz", rng.uniform(-8, 8, 3), degrees=True).as_matrix()
+    return tilt
+
+
+def _save(
+    data_XYZ: npt.NDArray[Any], affine: npt.NDArray[np.float64], code: str, path: Path
+) -> None:
+    turn = orientations.ornt_transform(
+        orientations.io_orientation(affine), orientations.axcodes2ornt(code)
+    )
+    turned = orientations.apply_orientation(data_XYZ, turn)
+    image = nib.Nifti1Image(turned, affine @ orientations.inv_ornt_aff(turn, data_XYZ.shape))
+    image.set_qform(image.affine, code="scanner")
+    image.set_sform(image.affine, code="scanner")
+    image.header.set_xyzt_units("mm", "sec")
+    image.to_filename(path)

@@ -1,0 +1,173 @@
+"""Read a store completely and say what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+from segresmamba.data import geometry, layout, ome
+from segresmamba.data.conversion import digest
+from segresmamba.data.folder import StoreFolder
+from segresmamba.data.manifest import CaseRecord, Manifest, read_manifest
+from segresmamba.data.statistics import class_voxels
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One fault of a store."""
+
+    case_id: str
+    path: Path
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.case_id}: {self.message} ({self.path})"
+
+
+def verify(store: str | Path) -> list[Problem]:
+    """Check every case of a store: files, checksums, geometry, values, label, positions.
+
+    Voxels are read through Zarr's own pipeline, which checks the checksum of every chunk.
+
+    Returns:
+        What is wrong, in the order of the cases; empty for a sound store.
+
+    Raises:
+        DataError: If there is no manifest, or it is damaged or of a newer version.
+    """
+    root = Path(store)
+    manifest = read_manifest(root)
+    problems = []
+    for case_id, record in manifest.cases.items():
+        path = root / case_id
+        found = _case_problems(path, record, manifest.labels)
+        problems += [Problem(case_id, path / name, message) for name, message in found]
+    problems += _duplicates(root, manifest)
+    problems += _strangers(root, manifest)
+    return problems
+
+
+_Found = tuple[str, str]
+"""The array or file at fault, relative to the case, and what is wrong with it."""
+
+
+def _case_problems(path: Path, record: CaseRecord, labels: dict[str, int]) -> Iterator[_Found]:
+    if not path.is_dir():
+        yield "", "the case is missing"
+        return
+    yield from _record_problems(path, record)
+    image_CDHW, image_fault = _read(path / layout.IMAGE)
+    label_DHW, label_fault = _read(path / layout.LABEL, may_be_empty=not record.class_voxels)
+    if image_CDHW is None:
+        yield layout.IMAGE, image_fault
+    else:
+        yield from _image_problems(image_CDHW, record)
+    if label_DHW is None:
+        yield layout.LABEL, label_fault
+    else:
+        yield from _label_problems(label_DHW, record, labels)
+        yield from _position_problems(path, label_DHW, record)
+
+
+def _record_problems(path: Path, record: CaseRecord) -> Iterator[_Found]:
+    if StoreFolder.read_record(path) != record:
+        yield "zarr.json", "the case's record is damaged or differs from the manifest's"
+    affine = np.array(record.affine)
+    if affine.shape != (4, 4) or not geometry.is_usable(affine):
+        yield "zarr.json", f"the affine does not place the voxels in space: {affine.tolist()}"
+    elif not np.allclose(geometry.spacing_mm(affine), record.spacing_mm, rtol=1e-6):
+        stored, meant = record.spacing_mm, geometry.spacing_mm(affine)
+        yield "zarr.json", f"spacing {stored} is not that of the affine, {meant}"
+    expected = ome.image_attributes(path.name, record)
+    try:
+        attributes = json.loads((path / "zarr.json").read_bytes())["attributes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # reported above
+    if attributes.get("ome") != expected:
+        yield "zarr.json", "the OME metadata does not fit the case"
+
+
+def _read(path: Path, *, may_be_empty: bool = False) -> tuple[npt.NDArray[Any] | None, str]:
+    """An array with every checksum checked, or None and why not."""
+    try:
+        with layout.checking_pipeline():
+            array = zarr.open_array(path, mode="r")
+            if not (may_be_empty or layout.shard_file(path, array.ndim).exists()):
+                return None, "the shard file is missing"
+            return np.asarray(array[...]), ""
+    except Exception as error:  # codecs raise whatever they like on damaged bytes
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        return None, f"the array cannot be read: {reason}"
+
+
+def _image_problems(image_CDHW: npt.NDArray[Any], record: CaseRecord) -> Iterator[_Found]:
+    if image_CDHW.shape != record.shape_CDHW or image_CDHW.dtype.name != record.image_dtype:
+        yield (
+            layout.IMAGE,
+            f"the image is {image_CDHW.dtype} {image_CDHW.shape}, not "
+            f"{record.image_dtype} {record.shape_CDHW}",
+        )
+    elif not np.isfinite(image_CDHW).all():
+        wrong = image_CDHW.size - int(np.isfinite(image_CDHW).sum())
+        yield layout.IMAGE, f"{wrong} voxels of the image are NaN or infinite"
+    elif digest(image_CDHW) != record.image_digest:
+        yield layout.IMAGE, "the image's voxels are not those that were converted"
+
+
+def _label_problems(
+    label_DHW: npt.NDArray[Any], record: CaseRecord, labels: dict[str, int]
+) -> Iterator[_Found]:
+    if label_DHW.shape != record.shape_DHW or label_DHW.dtype.name != record.label_dtype:
+        yield (
+            layout.LABEL,
+            f"the label is {label_DHW.dtype} {label_DHW.shape}, not "
+            f"{record.label_dtype} {record.shape_DHW}",
+        )
+        return
+    if label_DHW.min() < 0 or label_DHW.max() > max(labels.values()):
+        undeclared = sorted(set(np.unique(label_DHW).tolist()) - set(labels.values()))
+        yield layout.LABEL, f"the label has undeclared values: {undeclared[:10]}"
+    elif not label_DHW.any():
+        yield layout.LABEL, "the label is empty"
+    elif class_voxels(label_DHW) != record.class_voxels:
+        yield layout.LABEL, "the label's class volumes are not those of the record"
+    elif digest(label_DHW) != record.label_digest:
+        yield layout.LABEL, "the label's voxels are not those that were converted"
+
+
+def _position_problems(
+    path: Path, label_DHW: npt.NDArray[Any], record: CaseRecord
+) -> Iterator[_Found]:
+    expected = np.repeat(list(record.class_positions), list(record.class_positions.values()))
+    if not len(expected):
+        return
+    positions, fault = _read(path / layout.POSITIONS)
+    if positions is None:
+        yield layout.POSITIONS, fault
+    elif positions.shape != (len(expected), 3):
+        yield layout.POSITIONS, f"{positions.shape[0]} positions, not {len(expected)}"
+    elif (positions >= label_DHW.shape).any():
+        yield layout.POSITIONS, "positions lie outside the volume"
+    elif (wrong := int((label_DHW[tuple(positions.T)] != expected).sum())) > 0:
+        yield layout.POSITIONS, f"{wrong} positions do not show the class they are listed under"
+
+
+def _duplicates(root: Path, manifest: Manifest) -> Iterator[Problem]:
+    first_with: dict[str, str] = {}
+    for case_id, record in manifest.cases.items():
+        first = first_with.setdefault(record.image_digest, case_id)
+        if first != case_id:
+            yield Problem(case_id, root / case_id, f"the image is the same as that of {first}")
+
+
+def _strangers(root: Path, manifest: Manifest) -> Iterator[Problem]:
+    for entry in sorted(root.iterdir()):
+        if entry.is_dir() and entry.name not in manifest.cases:
+            yield Problem(entry.name, entry, "the folder is no case of the manifest")

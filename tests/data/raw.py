@@ -1,0 +1,71 @@
+"""Small nnU-Net raw datasets, one fault at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+AFFINE = np.array(
+    [[-1.0, 0.0, 0.0, 30.0], [0.0, 0.0, 2.0, -20.0], [0.0, 1.5, 0.0, 10.0], [0.0, 0.0, 0.0, 1.0]]
+)
+"""Axes left, superior, anterior: flips and permutes on the way to RAS."""
+SHAPES = ((40, 34, 50), (36, 44, 38), (33, 40, 45))
+
+
+def write_nifti(path: Path, data: Any, affine: Any = AFFINE) -> Path:
+    nib.Nifti1Image(data, affine).to_filename(path)
+    return path
+
+
+def image_path(folder: Path, case: str, channel: int = 0) -> Path:
+    return folder / "imagesTr" / f"{case}_{channel:04d}.nii.gz"
+
+
+def label_path(folder: Path, case: str) -> Path:
+    return folder / "labelsTr" / f"{case}.nii.gz"
+
+
+def describe(folder: Path, **changes: Any) -> Path:
+    """(Re)write dataset.json; a change of None removes the key."""
+    path = folder / "dataset.json"
+    content = json.loads(path.read_text()) if path.exists() else {}
+    content = {key: value for key, value in (content | changes).items() if value is not None}
+    path.write_text(json.dumps(content))
+    return path
+
+
+def write_raw(
+    folder: Path,
+    shapes: Sequence[tuple[int, int, int]] = SHAPES,
+    channels: int = 1,
+    dtype: Any = np.int16,
+) -> Path:
+    """Cases case_0, case_1, ... with a ball (1) and, in all but the first, a box (2)."""
+    for name in ("imagesTr", "labelsTr"):
+        (folder / name).mkdir(parents=True)
+    for number, shape in enumerate(shapes):
+        rng = np.random.default_rng(number)
+        grid = np.stack(np.meshgrid(*[np.arange(size) for size in shape], indexing="ij"))
+        centre = np.array(shape) // 2 + rng.integers(-4, 4, 3)
+        label = (((grid - centre[:, None, None, None]) ** 2).sum(0) < 49).astype(np.uint8)
+        if number:
+            label[2:7, 3:9, 4:8] = 2
+        case = f"case_{number}"
+        write_nifti(label_path(folder, case), label)
+        for channel in range(channels):
+            image = rng.normal(100 + 50 * channel, 10, shape) + 80 * label
+            write_nifti(image_path(folder, case, channel), image.astype(dtype))
+    describe(
+        folder,
+        name="Balls",
+        channel_names={str(channel): f"channel {channel}" for channel in range(channels)},
+        labels={"background": 0, "ball": 1, "box": 2},
+        numTraining=len(shapes),
+        file_ending=".nii.gz",
+    )
+    return folder
