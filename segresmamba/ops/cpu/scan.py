@@ -49,12 +49,12 @@ class Operands(NamedTuple):
 
     def scratch(self) -> tuple[Array, ...]:
         """Memory that one thread works in."""
-        from segresmamba.ops.cpu.scan_kernels import PER_LANE, ROWS, TILES
+        from segresmamba.ops.cpu.scan_kernels import PER_LANE, PER_STATE, TILES
 
         states = len(self.a_ND)
         return (
             array(torch.empty(TILES, TILE + 1, LANES)),
-            array(torch.empty(ROWS, states, TILE)),
+            array(torch.empty(PER_STATE, -(-states // LANES), TILE, LANES)),
             array(torch.empty(PER_LANE, states + 1, LANES)),
         )
 

@@ -46,22 +46,6 @@ def _clear(rows: Any) -> None:
 
 
 @inline
-def _gather_states(source: Any, tokens: Any, rows: Any) -> None:
-    """rows[n, t] = source[tokens[t], n]."""
-    for n in range(rows.shape[0]):
-        for t in range(tokens.shape[0]):
-            rows[n, t] = source[tokens[t], n]
-
-
-@inline
-def _scatter_states(rows: Any, tokens: Any, target: Any) -> None:
-    """target[tokens[t], n] += rows[n, t]."""
-    for n in range(rows.shape[0]):
-        for t in range(tokens.shape[0]):
-            target[tokens[t], n] += rows[n, t]
-
-
-@inline
 def _load_tile(
     u: Any, delta: Any, b: Any, c: Any, skip_bias: Any, soft: Any, tokens: Any, channel: Any,
     lanes: Any, u_t: Any, delta_t: Any, du_t: Any, y_t: Any, b_t: Any, c_t: Any,
@@ -69,8 +53,10 @@ def _load_tile(
     """Fill a tile: u, activated step sizes, their product, skip * u as the first part of y."""
     gather(u, tokens, channel, lanes, u_t)
     gather(delta, tokens, channel, lanes, delta_t)
-    _gather_states(b, tokens, b_t)
-    _gather_states(c, tokens, c_t)
+    for k in range(b_t.shape[0]):
+        first = k * LANES
+        gather(b, tokens, first, min(LANES, b.shape[1] - first), b_t[k])
+        gather(c, tokens, first, min(LANES, b.shape[1] - first), c_t[k])
     skip_v, bias_v = load(skip_bias, 0, 0), load(skip_bias, 1, 0)
     for t in range(tokens.shape[0]):
         u_v, delta_v = load(u_t, t, 0), load(delta_t, t, 0) + bias_v
@@ -84,10 +70,11 @@ def _load_tile(
 @inline
 def _sweep(delta: Any, du: Any, a: Any, b: Any, c: Any, n: Any, h: Any, y: Any, steps: Any) -> None:
     """State n of every lane through a tile: h advances, y collects c * h."""
+    i = n % LANES
     a_v, h_v = load(a, n, 0), load(h, n, 0)
     for t in range(steps):
-        h_v = exp2(load(delta, t, 0) * a_v) * h_v + load(du, t, 0) * splat(b[n, t])
-        store(y, t, 0, load(y, t, 0) + h_v * splat(c[n, t]))
+        h_v = exp2(load(delta, t, 0) * a_v) * h_v + load(du, t, 0) * splat(b[t, i])
+        store(y, t, 0, load(y, t, 0) + h_v * splat(c[t, i]))
     store(h, n, 0, h_v)
 
 
@@ -96,13 +83,14 @@ def _replay(
     delta: Any, du: Any, a: Any, b: Any, c: Any, n: Any, decay: Any, h: Any, y: Any, steps: Any
 ) -> None:
     """The same sweep, keeping decays and states: h[t + 1] is the state after position t."""
+    i = n % LANES
     a_v, h_v = load(a, n, 0), load(h, 0, 0)
     for t in range(steps):
         decay_v = exp2(load(delta, t, 0) * a_v)
         store(decay, t, 0, decay_v)
-        h_v = decay_v * h_v + load(du, t, 0) * splat(b[n, t])
+        h_v = decay_v * h_v + load(du, t, 0) * splat(b[t, i])
         store(h, t + 1, 0, h_v)
-        store(y, t, 0, load(y, t, 0) + h_v * splat(c[n, t]))
+        store(y, t, 0, load(y, t, 0) + h_v * splat(c[t, i]))
 
 
 @inline
@@ -114,13 +102,14 @@ def _adjoint(
 
     d_decay collects the gradient of the exponent delta * a per unit of delta, d_a per unit of a.
     """
+    i = n % LANES
     a_v, g_v, d_a_v = load(a, n, 0), load(g, n, 0), load(d_a, n, 0)
     for t in range(steps - 1, -1, -1):
         dy_v = load(dy, t, 0)
-        g_v = g_v + dy_v * splat(c[n, t])
-        d_c[n, t] = total(dy_v * load(h, t + 1, 0))
-        d_b[n, t] = total(g_v * load(du, t, 0))
-        store(d_du, t, 0, load(d_du, t, 0) + g_v * splat(b[n, t]))
+        g_v = g_v + dy_v * splat(c[t, i])
+        d_c[t, i] = total(dy_v * load(h, t + 1, 0))
+        d_b[t, i] = total(g_v * load(du, t, 0))
+        store(d_du, t, 0, load(d_du, t, 0) + g_v * splat(b[t, i]))
         g_v = g_v * load(decay, t, 0)
         exponent_v = g_v * load(h, t, 0)
         store(d_decay, t, 0, load(d_decay, t, 0) + exponent_v * a_v)
@@ -174,15 +163,15 @@ _OPERANDS = (
     f"{_TOKENS}, {_TOKENS}, {_TOKENS}, {_ROWS}, {_STATES}, {_STATES}, {_ROWS}, boolean, "
     "Tuple((int64, boolean))"
 )
-_WORK = f"{_DENSE3}, {_DENSE3}, {_DENSE3}, int64, int64"
-TILES, ROWS, PER_LANE = 10, 4, 5
+_WORK = f"{_DENSE3}, {_DENSE4}, {_DENSE3}, int64, int64"
+TILES, PER_STATE, PER_LANE = 10, 4, 5
 """Scratch arrays that the kernels want, of each kind."""
 
 
 @kernel(f"void({_OPERANDS}, {_TOKENS}, {_DENSE3}, {_DENSE4}, {_WORK})")
 def forward(
     u: Any, delta: Any, z: Any, a: Any, b: Any, c: Any, skip_bias: Any, soft: Any, order: Any,
-    y: Any, last: Any, checkpoints: Any, tiles: Any, rows: Any, per_lane: Any, start: Any,
+    y: Any, last: Any, checkpoints: Any, tiles: Any, states_t: Any, per_lane: Any, start: Any,
     stop: Any,
 ) -> None:  # fmt: skip
     """Scan the channel blocks [start, stop) and add their output to y.
@@ -202,14 +191,14 @@ def forward(
         checkpoints: (batch, tiles, states, channels), the state before each tile; none are kept
             if it has no tiles.
         tiles: Scratch (TILES, TILE + 1, LANES).
-        rows: Scratch (ROWS, states, TILE).
+        states_t: Scratch (PER_STATE, ceil(states / LANES), TILE, LANES).
         per_lane: Scratch (PER_LANE, states + 1, LANES).
         start: First block; batch items are slowest, then groups.
         stop: Block after the last.
     """
     length, states = u.shape[1], a.shape[0]
     u_t, delta_t, du_t, y_t, z_t = tiles[0], tiles[1], tiles[2], tiles[3], tiles[4]
-    b_t, c_t = rows[0], rows[1]
+    b_t, c_t = states_t[0], states_t[1]
     a_l, h, skip_bias_l = per_lane[0, :states], per_lane[1, :states], per_lane[2, :2]
     positions = np.empty(TILE, np.int64)
     for block in range(start, stop):
@@ -228,7 +217,8 @@ def forward(
                 channel, lanes, u_t, delta_t, du_t, y_t, b_t, c_t,
             )  # fmt: skip
             for n in range(states):
-                _sweep(delta_t, du_t, a_l, b_t, c_t, n, h, y_t, steps)
+                k = n // LANES
+                _sweep(delta_t, du_t, a_l, b_t[k], c_t[k], n, h, y_t, steps)
             if z.shape[2]:
                 gather(z[item], tokens, channel, lanes, z_t)
                 _gate(y_t, z_t, steps)
@@ -243,7 +233,7 @@ def forward(
 def backward(
     u: Any, delta: Any, z: Any, a: Any, b: Any, c: Any, skip_bias: Any, soft: Any, order: Any,
     checkpoints: Any, dy: Any, d_last: Any, d_u: Any, d_delta: Any, d_z: Any, d_a: Any, d_b: Any,
-    d_c: Any, d_skip_bias: Any, tiles: Any, rows: Any, per_lane: Any, start: Any, stop: Any,
+    d_c: Any, d_skip_bias: Any, tiles: Any, states_t: Any, per_lane: Any, start: Any, stop: Any,
 ) -> None:  # fmt: skip
     """Gradients of the channel blocks [start, stop).
 
@@ -257,7 +247,7 @@ def backward(
             d_c.
         d_skip_bias: (batch, 2, channels).
         tiles: Scratch (TILES, TILE + 1, LANES).
-        rows: Scratch (ROWS, states, TILE).
+        states_t: Scratch (PER_STATE, ceil(states / LANES), TILE, LANES).
         per_lane: Scratch (PER_LANE, states + 1, LANES).
         start: First block; batch items are slowest, then groups.
         stop: Block after the last.
@@ -265,7 +255,7 @@ def backward(
     length, states = u.shape[1], a.shape[0]
     u_t, delta_t, du_t, y_t, z_t = tiles[0], tiles[1], tiles[2], tiles[3], tiles[4]
     dy_t, d_du_t, d_decay_t, decay_t, h_t = tiles[5], tiles[6], tiles[7], tiles[8], tiles[9]
-    b_t, c_t, d_b_t, d_c_t = rows[0], rows[1], rows[2], rows[3]
+    b_t, c_t, d_b_t, d_c_t = states_t[0], states_t[1], states_t[2], states_t[3]
     a_l, g, d_a_l = per_lane[0, :states], per_lane[1, :states], per_lane[2, :states]
     skip_bias_l, d_skip_bias_l = per_lane[3, :2], per_lane[4, :2]
     positions = np.empty(TILE, np.int64)
@@ -292,13 +282,16 @@ def backward(
             _clear(d_decay_t)
             for n in range(states):
                 load_lanes(checkpoints[item, tile, n : n + 1], channel, lanes, h_t[:1])
-                _replay(delta_t, du_t, a_l, b_t, c_t, n, decay_t, h_t, y_t, steps)
+                k = n // LANES
+                _replay(delta_t, du_t, a_l, b_t[k], c_t[k], n, decay_t, h_t, y_t, steps)
                 _adjoint(
-                    delta_t, du_t, a_l, b_t, c_t, n, decay_t, h_t, dy_t, g, d_du_t, d_decay_t,
-                    d_a_l, d_b_t, d_c_t, steps,
+                    delta_t, du_t, a_l, b_t[k], c_t[k], n, decay_t, h_t, dy_t, g, d_du_t, d_decay_t,
+                    d_a_l, d_b_t[k], d_c_t[k], steps,
                 )  # fmt: skip
-            _scatter_states(d_b_t, tokens, d_b[item, group])
-            _scatter_states(d_c_t, tokens, d_c[item, group])
+            for k in range(b_t.shape[0]):
+                first = k * LANES
+                scatter(d_b_t[k], tokens, first, min(LANES, states - first), d_b[item, group])
+                scatter(d_c_t[k], tokens, first, min(LANES, states - first), d_c[item, group])
             gather(delta[item], tokens, channel, lanes, decay_t)
             _input_gradients(
                 decay_t, skip_bias_l, soft, u_t, delta_t, dy_t, d_du_t, d_decay_t, d_skip_bias_l,
