@@ -1,0 +1,69 @@
+# Two commands for a fresh clone on a machine with Python and pip: `make train` and `make test`.
+# Both may be repeated: what is done is not done again.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := runs/sample
+# Test processes, and threads in each: more of either only queue for the same cores.
+JOBS ?= $(shell nproc)
+export OMP_NUM_THREADS ?= 1
+
+# Sources without a pyproject.toml (deepspeed) would be built with whatever is newest on the index;
+# so the pinned build tools go in first, and nothing is fetched for a build.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+BUILD_TOOLS := setuptools hatchling editables
+
+.PHONY: help train test lint clean
+
+help: ## list the commands
+	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+train: $(VENV)/.train ## install, make the sample dataset, convert, verify, train, evaluate
+	@echo "==> sample dataset: data/raw"
+	@test -f data/raw/dataset.json || $(BIN)/segresmamba sample data/raw
+	@echo "==> convert: data/raw -> data/sample.zarr"
+	@$(BIN)/segresmamba convert data/raw data/sample.zarr
+	@echo "==> verify: data/sample.zarr"
+	@$(BIN)/segresmamba verify data/sample.zarr
+	@echo "==> train: $(RUN)"
+	@$(BIN)/python -m launch train data=sample model=segresmamba_small train=sample run.name=sample
+	@echo "==> evaluate: $(RUN)"
+	@$(BIN)/segresmamba evaluate $(RUN)
+
+test: $(VENV)/.test ## install and run every test that needs no GPU
+	@echo "==> tests: $(JOBS) processes"
+	@$(BIN)/pytest -n $(JOBS)
+
+lint: $(VENV)/.test ## ruff check, ruff format, mypy --strict
+	@echo "==> ruff check"
+	@$(BIN)/ruff check .
+	@echo "==> ruff format"
+	@$(BIN)/ruff format --check .
+	@echo "==> mypy"
+	@$(BIN)/mypy
+
+clean: ## delete .venv and caches; data/ and runs/ stay
+	@echo "==> delete $(VENV) and caches"
+	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	@find launch segresmamba tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+$(VENV)/.train: EXTRAS := sample
+$(VENV)/.test: EXTRAS := sample,test,dev
+$(VENV)/.train $(VENV)/.test: $(VENV)/.tools pyproject.toml
+	@echo "==> install segresmamba[$(EXTRAS)] and what it needs into $(VENV)"
+	@$(PIP) --no-build-isolation --use-pep517 --editable '.[$(EXTRAS)]'
+	@touch $@
+
+$(VENV)/.tools: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "error: $(PYTHON) is not Python 3.11 or newer; name one that is:" \
+	    "make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
+	@echo "==> create $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) $(BUILD_TOOLS)
+	@touch $@
