@@ -75,9 +75,7 @@ class RunFolder:
             folder.path.mkdir(parents=True, exist_ok=True)
             if folder.config.exists():
                 folder._refuse_changes(config)
-            part = folder.config.with_suffix(".part")
-            write_config(config, part)
-            part.replace(folder.config)
+            write_config(config, folder.config)
         except OSError as error:
             raise UserError(
                 "the run folder cannot be written",

@@ -120,9 +120,10 @@ def _deepspeed(ranks: Ranks) -> Any:
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.ERROR)
-    # On CPU it would compile a shared-memory all-reduce at first use: over a minute, and a compiler
-    # that the machine may not have. Gloo does the same work.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if ranks.device.type == "cpu":
+        # Left alone, it probes for compilers and builds a shared-memory all-reduce at first use:
+        # over a minute, with tools that the machine may not have. Gloo does the same work.
+        deepspeed.ops.__compatible_ops__ = {}
     deepspeed.init_distributed(dist_backend=ranks.backend, auto_mpi_discovery=False, verbose=False)
     return deepspeed
 
