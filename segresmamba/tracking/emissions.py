@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,13 +127,15 @@ class _LedgerOutput:
         self.facts: dict[str, Any] = {}
         self._ledger = ledger
         self._key: str | None = None
+        self._lock = threading.Lock()
 
     def out(self, total: EmissionsData, delta: EmissionsData) -> None:
-        """Write the totals: on flush and stop, and as `live_out` now and then."""
+        """Write the totals: on flush and stop here, and as `live_out` in CodeCarbon's thread."""
         try:
-            if self._key is None:
-                self._key = self._ledger.claim(self.facts)
-            self._ledger.update(self._key, _totals(total))
+            with self._lock:
+                if self._key is None:
+                    self._key = self._ledger.claim(self.facts)
+                self._ledger.update(self._key, _totals(total))
         except (OSError, ValueError) as error:
             logger.warning("the energy ledger cannot be written: %s", error)
 

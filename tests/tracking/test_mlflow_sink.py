@@ -351,6 +351,7 @@ sys.exit(any(os.waitpid(pid, 0)[1] for pid in children))
 """
 
 
+@pytest.mark.slow
 def test_many_runs_may_be_the_first_to_use_a_database(tmp_path: Path) -> None:
     (tmp_path / ".mlflow.db.new").write_text("left behind by a first use that was killed")
     folders = [tmp_path / f"run{index}" for index in range(4)]
