@@ -1,0 +1,120 @@
+"""What is installed: pyproject.toml, constraints.txt, environment.yml and the Makefile agree."""
+
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+import segresmamba
+from segresmamba.config import presets
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+# Built for the GPU or the documentation at hand, so not pinned with the rest.
+UNPINNED = {"gpu", "docs"}
+PINS = [
+    line
+    for line in (REPOSITORY / "constraints.txt").read_text().splitlines()
+    if not line.startswith("#")
+]
+
+
+def requirements(*extras: str) -> list[Requirement]:
+    """Direct dependencies, those of the extras and of the build."""
+    lines = PROJECT["dependencies"] + PYPROJECT["build-system"]["requires"]
+    return [Requirement(line) for line in sum((EXTRAS[extra] for extra in extras), lines)]
+
+
+def test_the_extras_are_the_documented_ones() -> None:
+    assert set(EXTRAS) == {"gpu", "sample", "test", "dev", "docs"}
+    assert PROJECT["requires-python"] == ">=3.11"
+
+
+def test_constraints_are_plain_exact_pins() -> None:
+    assert [
+        pin for pin in PINS if not re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9A-Za-z.]*", pin)
+    ] == []
+    names = [canonicalize_name(pin.split("==")[0]) for pin in PINS]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    "requirement", requirements(*sorted(set(EXTRAS) - UNPINNED)), ids=lambda r: r.name
+)
+def test_every_direct_dependency_is_pinned_within_its_range(requirement: Requirement) -> None:
+    versions = {canonicalize_name(name): v for name, v in (pin.split("==") for pin in PINS)}
+    assert Version(versions[canonicalize_name(requirement.name)]) in requirement.specifier
+
+
+def test_the_build_tools_of_the_makefile_are_pinned() -> None:
+    makefile = (REPOSITORY / "Makefile").read_text()
+    tools = re.search(r"^BUILD_TOOLS := (.*)$", makefile, re.MULTILINE)
+    assert tools is not None
+    names = {pin.split("==")[0] for pin in PINS}
+    assert set(tools.group(1).split()) <= names
+
+
+def test_the_conda_environment_agrees_with_pyproject() -> None:
+    environment = yaml.safe_load((REPOSITORY / "environment.yml").read_text())
+    *conda, pip = environment["dependencies"]
+    python = next(line for line in conda if line.startswith("python="))
+    version = Version(python.removeprefix("python="))
+    assert version in SpecifierSet(PROJECT["requires-python"])
+    assert f"Programming Language :: Python :: {version}" in PROJECT["classifiers"]
+    constraints, install = pip["pip"]
+    assert constraints == "-c constraints.txt"
+    editable = re.fullmatch(r"-e \.\[(.*)\]", install)
+    assert editable is not None
+    assert set(editable.group(1).split(",")) == set(EXTRAS) - UNPINNED
+
+
+def test_a_wheel_carries_the_presets_and_the_commands(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=REPOSITORY, check=True, capture_output=True)
+    (path,) = tmp_path.glob("*.whl")
+    assert path.name.startswith(f"segresmamba-{segresmamba.__version__}-")
+    with zipfile.ZipFile(path) as wheel:
+        names = set(wheel.namelist())
+        entry_points = next(name for name in names if name.endswith("entry_points.txt"))
+        commands = wheel.read(entry_points).decode()
+    shipped = {f"{group}/{name}" for group, choices in presets().items() for name in choices}
+    for preset in ("config", *shipped):
+        assert f"segresmamba/configs/{preset}.yaml" in names
+    assert {"launch/__main__.py", "segresmamba/cli/main.py"} <= names
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {
+        "launch",
+        "segresmamba",
+    }
+    assert "segresmamba = segresmamba.cli.main:main" in commands
+
+
+def make(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["make", *words], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+
+
+def test_make_lists_its_commands() -> None:
+    listed = [line.split()[1] for line in make().stdout.splitlines()]
+    assert listed == ["help", "train", "test", "lint", "clean"]
+
+
+def test_an_old_python_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    old = tmp_path / "python"
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    done = make("train", f"PYTHON={old}", f"VENV={tmp_path}/venv")
+    assert done.returncode == 2
+    assert f"error: {old} is not Python 3.11 or newer" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["python"]
