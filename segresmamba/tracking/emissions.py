@@ -57,6 +57,7 @@ class EmissionsMeter:
         if self._grid is None or self._tracker is not None:
             return
         try:
+            self._folder.mkdir(parents=True, exist_ok=True)  # rank 0 may be later than this node
             self._tracker = self._started_tracker(self._grid)
         except Exception as error:
             logger.warning("energy is not measured: %s", error)

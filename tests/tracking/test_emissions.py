@@ -56,6 +56,10 @@ def test_energy_is_measured_and_says_how(tmp_path: Path) -> None:
     assert segment["ram_power"] == "estimated from size"
 
 
+def test_a_node_may_be_there_before_the_run_folder(tmp_path: Path) -> None:
+    assert measure(tmp_path / "runs" / "run")["energy_kwh"] > 0
+
+
 def test_a_run_that_goes_on_adds_a_segment(tmp_path: Path) -> None:
     first = measure(tmp_path)
     both = measure(tmp_path)

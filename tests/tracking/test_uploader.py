@@ -59,9 +59,16 @@ class Server:
         command += ["--host=127.0.0.1", f"--port={self._port}"]
         command += [f"--backend-store-uri=sqlite:///{self._folder}/mlflow.db"]
         command += [f"--artifacts-destination={self._folder}/artifacts"]
+        # Its job runners are eight processes that tracking does not use.
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         with (self._folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
-                command, stdout=log, stderr=log, cwd=self._folder, start_new_session=True
+                command,
+                stdout=log,
+                stderr=log,
+                cwd=self._folder,
+                env=environment,
+                start_new_session=True,
             )
 
     def wait(self) -> None:
