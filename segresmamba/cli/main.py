@@ -55,7 +55,7 @@ def sample(
     from segresmamba.data import make_sample
 
     make_sample(out, subjects=subjects, seed=seed)
-    console.print(f"{subjects} subjects in {out}")
+    console.print(f"{subjects} subjects: {out}")
 
 
 @app.command()
@@ -77,7 +77,7 @@ def convert(
             overwrite=overwrite,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    console.print(result)
+    console.print(str(result))
 
 
 @app.command()
@@ -87,7 +87,7 @@ def verify(store: Annotated[Path, typer.Argument(help="Converted dataset")]) -> 
 
     problems = run(store)
     for problem in problems:
-        console.print(problem, style="red")
+        console.print(str(problem), style="red")
     console.print(f"{len(problems)} problems in {store}" if problems else f"{store} is sound")
     raise typer.Exit(1 if problems else 0)
 

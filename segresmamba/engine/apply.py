@@ -12,14 +12,13 @@ from rich.table import Table
 from torch import nn
 
 from segresmamba import data
-from segresmamba.config import Config, read_config
+from segresmamba.config import read_config
 from segresmamba.engine.checkpoint import load_weights
-from segresmamba.engine.classes import Classes
 from segresmamba.engine.distributed import Ranks
 from segresmamba.engine.evaluation import Summary, evaluate_cases, results_table, write_results
 from segresmamba.engine.inference import predict_volume
 from segresmamba.engine.runfolder import RunFolder
-from segresmamba.engine.setup import build_network, split_of
+from segresmamba.engine.setup import Task
 from segresmamba.errors import DataError
 from segresmamba.tracking import open_tracker
 
@@ -46,15 +45,15 @@ def evaluate_run(run: Path) -> Evaluation:
         UserError: If the folder holds no finished validation, or the store is not there.
     """
     folder = RunFolder(run)
-    config = read_config(folder.config)
-    dataset = data.open_dataset(config.data.store)
+    task = Task.of(read_config(folder.config))
     device = Ranks.from_environment().device
-    network, step = _trained(folder, config, dataset, device)
+    network, step = _trained(folder, task, device)
     results = evaluate_cases(
-        network, dataset, split_of(config, dataset)["val"], config, device, overlays=folder.overlays
+        network, task.dataset, task.split["val"], task.config, device, overlays=folder.overlays
     )
     write_results(folder.results, results, checkpoint=str(folder.best))
     metrics = Summary.of(results).metrics()
+    config = task.config
     tracker = open_tracker(run, config.tracking, root=config.run.root, run_name=run.name)
     tracker.metrics({f"evaluation/{key}": value for key, value in metrics.items()}, step=step)
     tracker.artifact(folder.results)
@@ -76,38 +75,36 @@ def predict(run: Path, images: Sequence[Path], out: Path) -> None:
         UserError: If the run is not trained, or an image cannot be used.
     """
     folder = RunFolder(run)
-    config = read_config(folder.config)
-    dataset = data.open_dataset(config.data.store)
-    if len(images) != len(dataset.channel_names):
+    task = Task.of(read_config(folder.config))
+    channels = task.dataset.channel_names
+    if len(images) != len(channels):
         raise DataError(
-            f"the network was trained on {len(dataset.channel_names)} channels",
+            f"the network was trained on {len(channels)} channels",
             where="images",
             got=f"{len(images)} files",
-            remedy=f"give one file for each of {', '.join(dataset.channel_names)}, in this order",
+            remedy=f"give one file for each of {', '.join(channels)}, in this order",
         )
     device = Ranks.from_environment().device
-    network, _ = _trained(folder, config, dataset, device)
+    network, _ = _trained(folder, task, device)
     volume = data.read_volume(images)
     logits_KDHW = predict_volume(
         network,
         volume.image_CDHW,
         volume.mean_C,
         volume.std_C,
-        patch=config.data.patch,
-        validation=config.validation,
+        patch=task.config.data.patch,
+        validation=task.config.validation,
         device=device,
-        precision=config.train.precision,
+        precision=task.config.train.precision,
     )
-    label_DHW = Classes.of(config, dataset.labels).decode(logits_KDHW).cpu().numpy()
+    label_DHW = task.classes.decode(logits_KDHW).cpu().numpy()
     part = out.with_name(f".part-{out.name}")
     volume.original.restore(label_DHW).to_filename(part)
     part.replace(out)
 
 
-def _trained(
-    folder: RunFolder, config: Config, dataset: data.Dataset, device: torch.device
-) -> tuple[nn.Module, int]:
-    network = build_network(config, dataset, Classes.of(config, dataset.labels))
+def _trained(folder: RunFolder, task: Task, device: torch.device) -> tuple[nn.Module, int]:
+    network = task.network()
     facts = load_weights(folder.best, network)
     logger.info("weights of step %d, Dice %.4f in training", facts["step"], facts["dice"])
     return network.to(device), int(facts["step"])

@@ -157,7 +157,7 @@ def load_weights(path: Path, network: nn.Module) -> dict[str, Any]:
         raise CheckpointError(
             "the weights cannot be read",
             where=path,
-            got=str(error).splitlines()[0] or type(error).__name__,
+            got=(str(error).splitlines() or [type(error).__name__])[0],
             remedy="name a run that has finished a validation, or train it",
         ) from error
     check_shapes({name: list(w.shape) for name, w in weights.items()}, shapes_of(network), path)

@@ -50,7 +50,7 @@ class LossScaler:
         self._clean_steps = 0
         self._overflowed = torch.zeros((), dtype=torch.bool, device=device)
         for parameter in network.parameters():
-            parameter.register_hook(self._unscaled)
+            parameter.register_hook(self._unscaled)  # type: ignore[no-untyped-call]
 
     def scaled(self, loss: Tensor) -> Tensor:
         """The loss to call backward on."""

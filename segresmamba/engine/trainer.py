@@ -13,7 +13,6 @@ import torch
 from segresmamba import data, models
 from segresmamba.config import Config
 from segresmamba.engine import checkpoint
-from segresmamba.engine.classes import Classes
 from segresmamba.engine.distributed import (
     Ranks,
     any_rank,
@@ -26,9 +25,16 @@ from segresmamba.engine.losses import build_loss
 from segresmamba.engine.pace import Pace
 from segresmamba.engine.runfolder import RunFolder
 from segresmamba.engine.schedule import learning_rate
-from segresmamba.engine.setup import build_network, split_of
+from segresmamba.engine.setup import Task
 from segresmamba.engine.zero import ZeroEngine
-from segresmamba.tracking import EmissionsMeter, NullTracker, Tracker, open_tracker, peak_memory
+from segresmamba.tracking import (
+    EmissionsMeter,
+    NullTracker,
+    Status,
+    Tracker,
+    open_tracker,
+    peak_memory,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -61,16 +67,17 @@ def train(config: Config) -> dict[str, Any]:
     global _stop_requested  # noqa: PLW0603
     _stop_requested = False
     ranks = Ranks.from_environment()
-    micro_batch(config, ranks.world_size)  # refuse before anything is written
+    micro_batch(config, ranks.world_size)
+    task = Task.of(config)  # what cannot be trained is refused before anything is written
     join(ranks, config.train.threads)
     folder = RunFolder.prepare(config) if ranks.is_main else RunFolder.of(config)
     tracker = _tracker(config, folder, ranks)
     meter = EmissionsMeter(folder.path, config.tracking) if ranks.is_node_main else None
-    status = "failed"
+    status: Status = "failed"
     try:
         if meter:
             meter.start()
-        trainer = Trainer(config, ranks, folder, tracker)
+        trainer = Trainer(task, ranks, folder, tracker)
         status = trainer.run()
         _log_energy(meter, tracker, ranks, trainer.step)
     finally:
@@ -90,26 +97,25 @@ class Trainer:
     """One rank's part of a run.
 
     Args:
-        config: The run's configuration.
+        task: What is trained.
         ranks: This process; it has joined the process group.
         folder: The run's folder.
         tracker: Where metrics go; a null tracker on all ranks but the first.
     """
 
-    def __init__(self, config: Config, ranks: Ranks, folder: RunFolder, tracker: Tracker) -> None:
-        self.config, self.ranks, self.folder, self.tracker = config, ranks, folder, tracker
-        self.dataset = data.open_dataset(config.data.store)
-        self.split = split_of(config, self.dataset)
-        self.classes = Classes.of(config, self.dataset.labels)
-        self.loss = build_loss(config, self.dataset.labels)
-        network = build_network(config, self.dataset, self.classes)
+    def __init__(self, task: Task, ranks: Ranks, folder: RunFolder, tracker: Tracker) -> None:
+        self.task, self.ranks, self.folder, self.tracker = task, ranks, folder, tracker
+        self.config = config = task.config
+        self.loss = build_loss(config, task.dataset.labels)
+        network = task.network()
         self.shapes = checkpoint.shapes_of(network)
         self.parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
         self.engine = ZeroEngine(network, config, ranks)
         self.step = self._resume()
-        self.best_dice, self.last_dice = self._best_so_far(), None
+        self.best_dice = self._best_so_far()
+        self.last_dice: float | None = None
 
-    def run(self) -> str:
+    def run(self) -> Status:
         """Train to max_steps or until asked to stop; "finished" or "preempted"."""
         self._describe()
         config = self.config.train
@@ -175,23 +181,23 @@ class Trainer:
         """
         started = time.monotonic()
         weights = self.engine.weights()
-        network = build_network(self.config, self.dataset, self.classes)
+        network = self.task.network()
         network.load_state_dict(weights)
-        mine = self.split["val"][self.ranks.rank :: self.ranks.world_size]
+        mine = self.task.split["val"][self.ranks.rank :: self.ranks.world_size]
         results = evaluate_cases(
-            network.to(self.ranks.device), self.dataset, mine, self.config, self.ranks.device
+            network.to(self.ranks.device), self.task.dataset, mine, self.config, self.ranks.device
         )
         summary = Summary.of([case for part in gather(results, self.ranks) for case in part])
-        self.last_dice = summary.mean.dice
+        dice = self.last_dice = summary.mean.dice
         if self.ranks.is_main:
             values = {f"validation/{key}": value for key, value in summary.metrics().items()}
             values["time/validation_s"] = time.monotonic() - started
             self.tracker.metrics(values, step=self.step, epoch=self._epoch())
-            logger.info("step %d  validation Dice %.4f", self.step, self.last_dice)
-            if self.last_dice > self.best_dice:
-                self.best_dice = self.last_dice
+            logger.info("step %d  validation Dice %.4f", self.step, dice)
+            if dice > self.best_dice:
+                self.best_dice = dice
                 checkpoint.save_weights(
-                    self.folder.best, weights, step=self.step, dice=self.last_dice
+                    self.folder.best, weights, step=self.step, dice=dice
                 )
 
     def _save(self) -> None:
@@ -226,8 +232,8 @@ class Trainer:
 
     def _batches(self) -> Iterator[data.Batch]:
         return data.make_loader(
-            self.dataset,
-            self.split["train"],
+            self.task.dataset,
+            self.task.split["train"],
             self.config.data,
             self.config.seed,
             rank=self.ranks.rank,
@@ -237,7 +243,7 @@ class Trainer:
         )
 
     def _epoch(self) -> float:
-        crops = len(self.split["train"]) * self.config.data.crops_per_case
+        crops = len(self.task.split["train"]) * self.config.data.crops_per_case
         return self.step * self.config.train.batch_size / crops
 
     def _describe(self) -> None:
@@ -248,8 +254,8 @@ class Trainer:
             "world_size": str(self.ranks.world_size),
             "zero_stage": str(config.train.zero_stage),
             "precision": config.train.precision,
-            "store_codec": self.dataset.codec,
-            "dataset_digest": self.dataset.digest,
+            "store_codec": self.task.dataset.codec,
+            "dataset_digest": self.task.dataset.digest,
             "parameters": str(self.parameters),
             "scan_backend": models.scan_backend(self.engine.network, device),
         }

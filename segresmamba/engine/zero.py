@@ -130,7 +130,8 @@ def _deepspeed(ranks: Ranks) -> Any:
 
 def _parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Weight decay for matrices and kernels only."""
-    decayed, spared = [], []
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
         is_spared = parameter.ndim < 2 or name.rpartition(".")[2].startswith(_NO_DECAY)
         (spared if is_spared else decayed).append(parameter)

@@ -46,7 +46,8 @@ def test_weight_decay_spares_norms_biases_and_the_state_space_parameters() -> No
         if id(parameter) in spared_ids
     }
     assert names == {
-        "A_log_KEN", "D_KE", "dt_bias_KE", "conv_bias_KE", "norm_weight", "norm_bias", "weight", "bias",
+        "A_log_KEN", "D_KE", "dt_bias_KE", "conv_bias_KE", "norm_weight", "norm_bias",
+        "weight", "bias",
     }  # fmt: skip
     assert all(parameter.ndim >= 2 for parameter in decayed["params"])
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)

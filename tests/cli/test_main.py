@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from segresmamba.cli.main import main
+from tests.conftest import write_nnunet_dataset
+from tests.engine.tiny import MODEL
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    """The exit code of `segresmamba WORDS`."""
+    monkeypatch.setattr(sys, "argv", ["segresmamba", *map(str, words)])
+    with pytest.raises(SystemExit) as ending:
+        main()
+    return int(ending.value.code or 0)
+
+
+def test_a_dataset_goes_from_nifti_to_a_predicted_label(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = write_nnunet_dataset(tmp_path / "raw", channels=1)
+    store, runs, label = tmp_path / "store", tmp_path / "runs", tmp_path / "label.nii.gz"
+    assert run(monkeypatch, "convert", raw, store, "--workers", 1) == 0
+    assert run(monkeypatch, "verify", store) == 0
+    settings = [
+        "data=custom", f"data.store={store}", "data.patch=[32,32,32]", "data.workers=0",
+        *MODEL, "train.max_steps=2", "train.warmup_steps=0", "train.precision=fp32",
+        "tracking=none", f"run.root={runs}", "run.name=one",
+    ]  # fmt: skip
+    assert run(monkeypatch, "train", *settings) == 0
+    assert run(monkeypatch, "evaluate", runs / "one") == 0
+    image = raw / "imagesTr" / "case0_0000.nii.gz"
+    assert run(monkeypatch, "predict", runs / "one", image, "--out", label) == 0
+    assert label.exists()
+    assert "ball" in capsys.readouterr().out
+
+
+def test_verify_says_what_is_wrong_and_exits_with_1(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = tmp_path / "store"
+    run(monkeypatch, "convert", write_nnunet_dataset(tmp_path / "raw", cases=2), store)
+    shard = next(path for path in (store / "case1" / "0").rglob("c/0/0/0/0") if path.is_file())
+    shard.write_bytes(shard.read_bytes()[:-100])
+    assert run(monkeypatch, "verify", store) == 1
+    assert "case1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "where"),
+    [
+        (["train", "train.lrr=1"], "train.lrr"),
+        (["train", "data.store=/nowhere"], "/nowhere"),
+        (["evaluate", "/nowhere"], "/nowhere/config.yaml"),
+        (["convert", "/nowhere", "/nowhere/store"], "/nowhere"),
+        (["verify", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_a_users_mistake_is_one_screen_and_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    where: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, *words) == 2
+    screen = capsys.readouterr().err
+    assert screen.startswith("error: ")
+    assert where in screen
+    assert "remedy:" in screen
+    assert len(screen.splitlines()) < 24
+    assert not list(tmp_path.iterdir())
+
+
+def test_doctor_names_every_scan_backend(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, "doctor") == 0
+    report = capsys.readouterr().out
+    assert all(name in report for name in ("reference", "cpu", "triton", "mamba_ssm"))

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from segresmamba.engine import evaluate_run, predict, train
+from segresmamba.errors import CheckpointError, DataError
+from tests.engine.tiny import tiny_config
+
+
+@pytest.fixture(scope="module")
+def run(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has been trained for a few steps."""
+    root = tmp_path_factory.mktemp("runs")
+    settings = ("train.max_steps=8", "train.lr=1e-2", "validation.overlays=1")
+    return Path(train(tiny_config(tiny_store, root, *settings))["folder"])
+
+
+def images_of(store: Path, case: str) -> list[Path]:
+    return sorted((store.parent / "raw" / "imagesTr").glob(f"{case}_*.nii.gz"))
+
+
+def test_evaluation_leaves_results_pictures_and_metrics_in_the_run(run: Path) -> None:
+    evaluation = evaluate_run(run)
+    results = json.loads(evaluation.results.read_text())
+    assert results["checkpoint"] == str(run / "best" / "weights.pt")
+    assert len(list(evaluation.overlays.glob("*.png"))) == 1
+    last = json.loads((run / "journal.jsonl").read_text().splitlines()[-1])
+    assert last["kind"] == "status"
+    assert "evaluation/dice/ball" in (run / "journal.jsonl").read_text()
+
+
+def test_a_prediction_has_the_geometry_of_its_image(
+    run: Path, tiny_store: Path, tmp_path: Path
+) -> None:
+    images = images_of(tiny_store, "case0")
+    predict(run, images, tmp_path / "label.nii.gz")
+    image, label = nib.load(images[0]), nib.load(tmp_path / "label.nii.gz")
+    assert label.shape == image.shape
+    np.testing.assert_array_equal(label.affine, image.affine)
+    assert set(np.unique(label.dataobj)) <= {0, 1, 2}
+    assert [path.name for path in tmp_path.iterdir()] == ["label.nii.gz"]
+
+
+def test_a_prediction_needs_every_channel(run: Path, tiny_store: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"1 files.*channel0, channel1"):
+        predict(run, images_of(tiny_store, "case0")[:1], tmp_path / "label.nii.gz")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_without_weights_cannot_be_evaluated(
+    run: Path, tiny_store: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text((run / "config.yaml").read_text())
+    with pytest.raises(CheckpointError, match=r"best/weights\.pt"):
+        evaluate_run(tmp_path / "run")
