@@ -42,7 +42,7 @@ _stop_requested = False
 
 
 def request_stop() -> None:
-    """Ask the running `train` to save and return at its next step.
+    """Ask the running `train`, or the one about to run, to save and return at its next step.
 
     Safe in a signal handler: it sets a flag. The ranks agree on it at a step boundary, because a
     checkpoint is written by all of them together.
@@ -65,7 +65,6 @@ def train(config: Config) -> dict[str, Any]:
         UserError: For settings, data or checkpoints that the user has to correct.
     """
     global _stop_requested  # noqa: PLW0603
-    _stop_requested = False
     ranks = Ranks.from_environment()
     micro_batch(config, ranks.world_size)
     task = Task.of(config)  # what cannot be trained is refused before anything is written
@@ -81,6 +80,7 @@ def train(config: Config) -> dict[str, Any]:
         status = trainer.run()
         _log_energy(meter, tracker, ranks, trainer.step)
     finally:
+        _stop_requested = False
         if meter:
             meter.stop()
         tracker.close(status)
