@@ -37,8 +37,8 @@ class LocalPlan:
     """The shell words that start a rank."""
     ranks: int
     """Processes to start."""
-    limit_s: float | None
-    """Time limit of one start; None for none."""
+    limit_s: float
+    """Time limit of one start."""
     signal_delay_s: float
     """Seconds before the limit at which the ranks are warned."""
 
@@ -66,7 +66,8 @@ class Controller:
         Returns:
             0 if all ranks ended well, 1 if not.
         """
-        signal.signal(signal.SIGTERM, lambda signum, _frame: self._send(signum))
+        for signum in (signal.SIGTERM, signal.SIGUSR2):
+            signal.signal(signum, lambda signum, _frame: self._send(signum))
         code = REQUEUE_CODE
         while code == REQUEUE_CODE:
             try:
@@ -80,6 +81,7 @@ class Controller:
         plan = self.plan
         for rank in range(plan.ranks):
             place = {
+                "SUBMITIT_LOG_LEVEL": os.environ.get("SUBMITIT_LOG_LEVEL", "WARNING"),
                 "SUBMITIT_EXECUTOR": "local",
                 "SUBMITIT_LOCAL_JOB_ID": self.job_id,
                 "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
@@ -96,8 +98,8 @@ class Controller:
     def _wait(self) -> int:
         """Wait for the ranks: until all have ended, or one has failed, or time is up."""
         start_s = time.monotonic()
-        limit_s, delay_s = self.plan.limit_s or float("inf"), self.plan.signal_delay_s
-        warning_s, grace_ends_s = limit_s - delay_s, float("inf")
+        limit_s = self.plan.limit_s
+        warning_s, grace_ends_s = limit_s - self.plan.signal_delay_s, float("inf")
         while None in (codes := [rank.poll() for rank in self.ranks]):
             elapsed_s = time.monotonic() - start_s
             if elapsed_s > limit_s:

@@ -31,6 +31,8 @@ from segresmamba.errors import LaunchError
 
 # A run may be preempted or reach its time limit this often.
 MAX_REQUEUES = 1000
+# A job on this machine without a limit of its own gets a year.
+UNLIMITED_MIN = 365 * 24 * 60
 # The signal that submitit takes for preemption and time limit; NCCL uses SIGUSR1.
 REQUEUE_SIGNAL = signal.SIGUSR2
 
@@ -62,7 +64,7 @@ class LocalExecutor(submitit.LocalExecutor):
             logs=str(self.folder),
             command=command,
             ranks=self.parameters["tasks_per_node"],
-            limit_s=self.parameters["limit_s"],
+            limit_s=60 * self.parameters["timeout_min"],
             signal_delay_s=self.parameters["signal_delay_s"],
         )
         self.controller = plan.start()
@@ -108,7 +110,7 @@ def local_executor(cluster: ClusterConfig, logs: Path) -> LocalExecutor:
     executor = LocalExecutor(logs, max_num_timeout=MAX_REQUEUES)
     executor.update_parameters(
         tasks_per_node=cluster.tasks_per_node,
-        limit_s=60 * cluster.time_min if cluster.time_min else None,
+        timeout_min=cluster.time_min or UNLIMITED_MIN,
         signal_delay_s=cluster.signal_delay_s,
     )
     return executor

@@ -72,8 +72,8 @@ def _log_to_stderr(rank: int) -> None:
     """Submitit puts standard error into the rank's log; rank 0 speaks for all."""
     line = f"%(asctime)s rank {rank} %(levelname)s %(name)s: %(message)s"
     logging.basicConfig(format=line, datefmt="%H:%M:%S", level=logging.WARNING)
-    for package in ("launch", "segresmamba"):
-        logging.getLogger(package).setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    logging.getLogger("segresmamba").setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    logging.getLogger("submitit").handlers.clear()  # or it says everything three times
 
 
 class StopSignals:

@@ -37,7 +37,7 @@ def start(job: TrainJob) -> int:
         case "local":
             return _run_ranks(job)
         case "debug":
-            return _end(job, executor.run_in_process(job, _logs(job)))
+            return _end(executor.run_in_process(job, _logs(job)))
 
 
 def describe(job: TrainJob) -> str:
@@ -66,7 +66,7 @@ def _run_ranks(job: TrainJob) -> int:
     code = foreground.wait(local.controller, submitted.paths.stdout)
     failure = first_failure(logs, submitted.job_id)
     if failure is None and code == 0:
-        return _end(job, submitted.results()[0])
+        return _end(submitted.results()[0])
     if failure is None:
         return INTERRUPTED_CODE
     log = submitted.task(failure.rank).paths.stdout
@@ -76,8 +76,9 @@ def _run_ranks(job: TrainJob) -> int:
     return failure.exit_code
 
 
-def _end(job: TrainJob, result: dict[str, object]) -> int:
-    typer.echo(f"{result['status']}: {run_folder(job.config)}")
+def _end(result: dict[str, object]) -> int:
+    typer.echo(f"{result['status']} at step {result['step']}: {result['folder']}")
+    typer.echo(f"watch and compare: {result['ui_hint']}")
     if result["status"] == "finished":
         return 0
     typer.echo("the same command goes on from the checkpoint", err=True)

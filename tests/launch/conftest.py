@@ -14,10 +14,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
-def _importable_and_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let ranks import the stand-in engines, and submitit say only what is wrong."""
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ranks import the stand-in engines."""
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
-    monkeypatch.setenv("SUBMITIT_LOG_LEVEL", "WARNING")
 
 
 @pytest.fixture

@@ -22,8 +22,9 @@ def request_stop() -> None:
 
 def train(config: Config) -> dict[str, Any]:
     rank = int(os.environ["RANK"])
-    result: dict[str, Any] = globals()[f"_{config.run.name}"](rank, run_folder(config))
-    return {"status": "finished"} | result
+    folder = run_folder(config)
+    result: dict[str, Any] = globals()[f"_{config.run.name}"](rank, folder)
+    return {"status": "finished", "step": 7, "folder": str(folder), "ui_hint": "http://x"} | result
 
 
 def _place(rank: int, folder: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from launch.controller import LocalPlan
 from launch.failure import first_failure
 
 
-def run(tmp_path: Path, script: str, *, ranks: int = 2, limit_s: float | None = None) -> int:
+def run(tmp_path: Path, script: str, *, ranks: int = 2, limit_s: float = 60.0) -> int:
     """Run `script` on every rank; the exit code of the controller."""
     command = f"bash -c {shlex.quote(script)}"
     plan = LocalPlan(str(tmp_path), command, ranks, limit_s, signal_delay_s=1.0)

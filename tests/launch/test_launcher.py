@@ -32,8 +32,7 @@ def test_each_rank_learns_its_place_and_sees_the_shells_gpus(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     assert launcher.start(make_job("place", TWO_RANKS)) == 0
     for rank, result in enumerate(results(tmp_path / "place")):
-        assert result == {
-            "status": "finished",
+        assert {name: value for name, value in result.items() if name.isupper()} == {
             "WORLD_SIZE": "2",
             "LOCAL_RANK": str(rank),
             "LOCAL_WORLD_SIZE": "2",
@@ -53,7 +52,7 @@ def test_debug_runs_in_this_process(
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     assert launcher.start(make_job("place", "cluster=debug")) == 0
-    assert "finished: " in capsys.readouterr().out
+    assert capsys.readouterr().out.startswith("finished at step 7: ")
     assert "RANK" not in os.environ
 
 
@@ -112,7 +111,7 @@ def test_sigterm_to_the_ranks_saves_and_ends_the_job(
     sender = signal_ranks(tmp_path / "stopped", signal.SIGTERM, ranks=1)
     assert launcher.start(make_job("stopped")) == launcher.INTERRUPTED_CODE
     sender.join()
-    assert capsys.readouterr().out == f"preempted: {tmp_path}/stopped\n"
+    assert capsys.readouterr().out.startswith(f"preempted at step 7: {tmp_path}/stopped\n")
 
 
 def start_elsewhere(behaviour: str, root: Path) -> subprocess.Popen[str]:
@@ -135,7 +134,7 @@ def test_the_first_interruption_saves(tmp_path: Path, signum: signal.Signals) ->
     out, err = process.communicate(timeout=60)
     assert process.returncode == launcher.INTERRUPTED_CODE
     assert (tmp_path / "stopped" / "saved-0").exists()
-    assert out.startswith("preempted: ")
+    assert out.startswith("preempted at step 7: ")
     assert "saving a checkpoint to stop" in err
 
 
