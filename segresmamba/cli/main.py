@@ -133,11 +133,21 @@ def predict(
 
 
 @app.command()
+def sync(runs: Annotated[list[Path], typer.Argument(help="Run folders")]) -> None:
+    """Bring MLflow to the state of the runs' journals; repeating it changes nothing."""
+    from segresmamba.tracking import sync as bring
+
+    for run in runs:
+        bring(run)
+        console.print(f"{run}: MLflow has everything")
+
+
+@app.command()
 def doctor() -> None:
     """Show what this machine offers, and what to install for what is missing."""
     from segresmamba.cli.doctor import checks, render
 
-    console.print(render(checks()))
+    console.print(render(checks()), soft_wrap=True)  # commands stay on one line
 
 
 def _bar() -> Progress:

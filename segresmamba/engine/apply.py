@@ -55,11 +55,13 @@ def evaluate_run(run: Path) -> Evaluation:
     metrics = Summary.of(results).metrics()
     config = task.config
     tracker = open_tracker(run, config.tracking, root=config.run.root, run_name=run.name)
-    tracker.metrics({f"evaluation/{key}": value for key, value in metrics.items()}, step=step)
-    tracker.artifact(folder.results)
-    for picture in sorted(folder.overlays.glob("*.png")):
-        tracker.artifact(picture, "overlays")
-    tracker.close("finished")
+    try:
+        tracker.metrics({f"evaluation/{key}": value for key, value in metrics.items()}, step=step)
+        tracker.artifact(folder.results)
+        for picture in sorted(folder.overlays.glob("*.png")):
+            tracker.artifact(picture, "overlays")
+    finally:
+        tracker.close("finished")
     return Evaluation(results_table(results), folder.results, folder.overlays, tracker.ui_hint)
 
 

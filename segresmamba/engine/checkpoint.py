@@ -21,10 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from segresmamba.engine.distributed import Ranks
+from segresmamba.engine.distributed import Ranks, wait_for_all
 from segresmamba.engine.zero import ZeroEngine
 from segresmamba.errors import CheckpointError
 
@@ -69,17 +68,17 @@ def save_checkpoint(
     if ranks.is_main:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-    dist.barrier()
+    wait_for_all()
     engine.save(folder, part.name)
     torch.save(_random_state(), part / f"rng-{ranks.rank:05d}.pt")
-    dist.barrier()
+    wait_for_all()
     if ranks.is_main:
         (part / "meta.json").write_text(json.dumps(asdict(meta)))
         _sync(part)
         shutil.rmtree(final, ignore_errors=True)
         part.rename(final)
         _prune(folder, keep_last)
-    dist.barrier()
+    wait_for_all()
 
 
 def load_checkpoint(folder: Path, engine: ZeroEngine, meta: Meta, ranks: Ranks) -> None:

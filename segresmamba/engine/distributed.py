@@ -103,6 +103,11 @@ def micro_batch(config: Config, world_size: int) -> int:
     return config.train.batch_size // parts
 
 
+def wait_for_all() -> None:
+    """Return once every rank is here."""
+    dist.barrier()
+
+
 def any_rank(flag: bool, device: torch.device) -> bool:
     """Whether the flag is set on any rank: how ranks agree at a step boundary."""
     votes = torch.tensor(int(flag), device=device)

@@ -19,6 +19,7 @@ from segresmamba.engine.distributed import (
     gather,
     join,
     micro_batch,
+    wait_for_all,
 )
 from segresmamba.engine.evaluation import Summary, evaluate_cases
 from segresmamba.engine.losses import build_loss
@@ -70,15 +71,15 @@ def train(config: Config) -> dict[str, Any]:
     task = Task.of(config)  # what cannot be trained is refused before anything is written
     join(ranks, config.train.threads)
     folder = RunFolder.prepare(config) if ranks.is_main else RunFolder.of(config)
-    tracker = _tracker(config, folder, ranks)
     meter = EmissionsMeter(folder.path, config.tracking) if ranks.is_node_main else None
+    tracker = _tracker(config, folder, ranks)
     status: Status = "failed"
     try:
         if meter:
             meter.start()
         trainer = Trainer(task, ranks, folder, tracker)
         status = trainer.run()
-        _log_energy(meter, tracker, ranks, trainer.step)
+        _log_energy(meter, tracker, ranks, trainer)
     finally:
         _stop_requested = False
         if meter:
@@ -196,9 +197,7 @@ class Trainer:
             logger.info("step %d  validation Dice %.4f", self.step, dice)
             if dice > self.best_dice:
                 self.best_dice = dice
-                checkpoint.save_weights(
-                    self.folder.best, weights, step=self.step, dice=dice
-                )
+                checkpoint.save_weights(self.folder.best, weights, step=self.step, dice=dice)
 
     def _save(self) -> None:
         checkpoint.save_checkpoint(
@@ -274,12 +273,16 @@ def _tracker(config: Config, folder: RunFolder, ranks: Ranks) -> Tracker:
     return tracker
 
 
-def _log_energy(meter: EmissionsMeter | None, tracker: Tracker, ranks: Ranks, step: int) -> None:
-    """Sum the nodes' energy."""
-    totals = [part for part in gather(meter.totals() if meter else {}, ranks) if part]
-    if totals:
-        summed = {f"energy/{key}": sum(node[key] for node in totals) for key in totals[0]}
-        tracker.metrics(summed, step=step)
+def _log_energy(
+    meter: EmissionsMeter | None, tracker: Tracker, ranks: Ranks, trainer: Trainer
+) -> None:
+    """Record the energy of all nodes and restarts, which the run's ledger sums."""
+    if meter:
+        meter.stop()
+    wait_for_all()
+    if meter and ranks.is_main:
+        totals = {f"energy/{key}": value for key, value in meter.totals().items()}
+        tracker.metrics(totals, step=trainer.step)
 
 
 def _minutes(seconds: float) -> str:

@@ -57,6 +57,7 @@ def test_verify_says_what_is_wrong_and_exits_with_1(
         (["evaluate", "/nowhere"], "/nowhere/config.yaml"),
         (["convert", "/nowhere", "/nowhere/store"], "/nowhere"),
         (["verify", "/nowhere"], "/nowhere"),
+        (["sync", "/nowhere"], "/nowhere"),
     ],
 )
 def test_a_users_mistake_is_one_screen_and_exit_code_2(
