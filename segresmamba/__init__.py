@@ -4,4 +4,11 @@ Importing this package is instant: torch and the other heavy libraries are impor
 that needs them (see docs/architecture.md).
 """
 
+import os
+
 __version__ = "0.1.0"
+
+# Must be set before torch loads OpenMP. By default an idle thread spins for milliseconds; as soon as
+# another process wants a core, a training step then takes many times as long (measured in
+# docs/performance.md).
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
