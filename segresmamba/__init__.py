@@ -8,7 +8,7 @@ import os
 
 __version__ = "0.1.0"
 
-# Must be set before torch loads OpenMP. By default an idle thread spins for milliseconds; as soon as
-# another process wants a core, a training step then takes many times as long (measured in
+# Must be set before torch loads OpenMP. By default an idle thread spins for milliseconds; as soon
+# as another process wants a core, a step then takes many times as long (measured in
 # docs/performance.md).
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
