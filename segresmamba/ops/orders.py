@@ -39,7 +39,7 @@ def order_map(order: Order, num_slices: int) -> OrderMap:
 
 
 def scan_order_indices(order: Order, length: int, num_slices: int = 1) -> Tensor:
-    """Token that stands at each position of the sequence.
+    """Tokens in the order in which they are scanned.
 
     Args:
         order: One of ORDERS.
@@ -47,7 +47,7 @@ def scan_order_indices(order: Order, length: int, num_slices: int = 1) -> Tensor
         num_slices: Slices S of the inter-slice order; must divide L.
 
     Returns:
-        int64 tensor (L,): `x[..., indices]` is the sequence in that order.
+        int64 tensor (L,); x[..., indices] is the sequence in that order.
 
     Raises:
         ValueError: If num_slices does not divide length.
@@ -61,7 +61,7 @@ def scan_order_indices(order: Order, length: int, num_slices: int = 1) -> Tensor
 
 
 def invert(indices: Tensor) -> Tensor:
-    """Position of each token: `sequence[..., invert(indices)]` is back in storage order."""
+    """The inverse permutation: indexing a sequence with it gives the storage order back."""
     inverse = torch.empty_like(indices)
     inverse[indices] = torch.arange(len(indices), device=indices.device)
     return inverse

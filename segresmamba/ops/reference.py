@@ -90,7 +90,7 @@ def tri_scan_ref(
             x_BDL[..., indices].to(dtype), conv_weight_KDW[k].to(dtype), conv_bias_KD[k].to(dtype)
         )
         projected_BPL = x_proj_KPD[k].to(dtype) @ u_BDL
-        step_BRL, B_BNL, C_BNL = projected_BPL.split([rank, states, states], dim=1)
+        step_BRL, B_BNL, C_BNL = torch.split(projected_BPL, [rank, states, states], dim=1)
         delta_BDL = dt_proj_KDR[k].to(dtype) @ step_BRL
         sequence_BDL = selective_scan_ref(
             u_BDL, delta_BDL, A_KDN[k], B_BNL, C_BNL, D_KD[k], None, dt_bias_KD[k], True

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
+from segresmamba.ops import flops
 from segresmamba.ops.checks import check_scan
 from segresmamba.ops.dispatch import resolve_backend
 from segresmamba.ops.kernels import ScanOperands, load
@@ -193,3 +195,5 @@ def _gradients(
 
 
 _scan.register_autograd(_gradients, setup_context=_setup_context)
+register_flop_formula(torch.ops.segresmamba.selective_scan)(flops.scan)
+register_flop_formula(torch.ops.segresmamba.selective_scan_backward)(flops.scan_backward)

@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
+from segresmamba.ops import flops
 from segresmamba.ops.checks import check_tri
 from segresmamba.ops.dispatch import resolve_backend
 from segresmamba.ops.kernels import load
@@ -74,7 +76,8 @@ def tri_scan(
         from segresmamba.ops import mamba_ssm
 
         return mamba_ssm.tri_scan(*operands, num_slices=num_slices)
-    return _tri(*operands, num_slices, name)
+    y_BDL: Tensor = _tri(*operands, num_slices, name)
+    return y_BDL
 
 
 _NAMES = (
@@ -131,3 +134,5 @@ def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _tri.register_autograd(_gradients, setup_context=_setup_context)
+register_flop_formula(torch.ops.segresmamba.tri_scan)(flops.tri)
+register_flop_formula(torch.ops.segresmamba.tri_scan_backward)(flops.tri_backward)

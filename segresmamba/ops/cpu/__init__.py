@@ -1,4 +1,4 @@
-"""The cpu backend: compiled kernels, run by plain threads; see `segresmamba.ops.kernels.Kernels`."""
+"""The cpu backend: compiled kernels, run by plain threads (`segresmamba.ops.kernels.Kernels`)."""
 
 from segresmamba.ops.cpu.scan import checkpoint_shape, scan_backward, scan_forward
 from segresmamba.ops.cpu.tri import tri_backward, tri_forward

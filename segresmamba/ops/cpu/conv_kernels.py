@@ -81,8 +81,7 @@ def backward(
 ) -> None:  # fmt: skip
     """Gradients of `forward` for the tiles [start, stop), every one added to its array.
 
-    Args:
-        x: As in `forward`, and so are weight_bias and order.
+    x, weight_bias and order are those of `forward`; besides:
         d_u: Gradient of u (batch, length, channels).
         d_x: (batch, length, channels).
         d_weight_bias: (width + 1, channels), not shared with another thread.

@@ -61,19 +61,23 @@ class Operands(NamedTuple):
 
 def prepare(operands: ScanOperands, softplus: bool, order: OrderMap = _IN_A_ROW) -> Operands:
     """Views of float32 tensors, copies of others, neutral values for what is absent."""
-    u, delta, A, B, C, D, z, bias = (t if t is None else t.detach().float() for t in operands)
-    zeros_D = torch.zeros(u.shape[1])
+    zeros_D = torch.zeros(operands.u_BDL.shape[1])
+    z_BDL, D_D, bias_D = operands.z_BDL, operands.D_D, operands.bias_D
     return Operands(
-        u.mT,
-        delta.mT,
-        torch.empty(0, 0, 0) if z is None else z.mT,
-        (A / math.log(2.0)).mT.contiguous(),
-        B.mT,
-        C.mT,
-        torch.stack([zeros_D if v is None else v for v in (D, bias)]),
+        _float32(operands.u_BDL).mT,
+        _float32(operands.delta_BDL).mT,
+        torch.empty(0, 0, 0) if z_BDL is None else _float32(z_BDL).mT,
+        (_float32(operands.A_DN) / math.log(2.0)).mT.contiguous(),
+        _float32(operands.B_BGNL).mT,
+        _float32(operands.C_BGNL).mT,
+        torch.stack([zeros_D if v is None else _float32(v) for v in (D_D, bias_D)]),
         softplus,
         order,
     )
+
+
+def _float32(tensor: Tensor) -> Tensor:
+    return tensor.detach().float()
 
 
 def array(tensor: Tensor) -> Array:
@@ -180,5 +184,5 @@ def scan_backward(
     return [
         gradient.to(operand.dtype).contiguous()
         for operand, gradient in zip(operands, gradients, strict=True)
-        if operand is not None
+        if operand is not None and gradient is not None
     ]

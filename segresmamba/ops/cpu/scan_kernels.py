@@ -8,7 +8,7 @@ no sum across lanes. A tile is swept once for each of the N states.
 The backward scan walks the tiles from the end: it recomputes the states of a tile from the
 checkpoint at its start, then runs the adjoint recurrence
 
-    g_l = decay_(l+1) * g_(l+1) + C_l * dy_l      of      h_l = decay_l * h_(l-1) + B_l * (delta u)_l
+    g_l = decay_(l+1) * g_(l+1) + C_l * dy_l    of    h_l = decay_l * h_(l-1) + B_l * (delta u)_l
 
 Each call works on a range of channel blocks and releases the GIL: plain threads run side by side.
 """
@@ -237,18 +237,14 @@ def backward(
 ) -> None:  # fmt: skip
     """Gradients of the channel blocks [start, stop).
 
-    Args:
-        u: As in `forward`, and so are delta, z, a, b, c, skip_bias, soft, order, checkpoints.
+    u, delta, z, a, b, c, skip_bias, soft, order and checkpoints are those of `forward`; besides:
         dy: Gradient of the output (batch, length, channels).
         d_last: Gradient of the last state (batch, states, channels).
-        d_u: (batch, length, channels), added to, and so are d_delta and d_z.
+        d_u, d_delta, d_z: (batch, length, channels), added to.
         d_a: (batch, states, channels), per unit of A = a * ln 2.
-        d_b: (batch, groups, length, states), added to, not shared with another thread, and so is
-            d_c.
+        d_b, d_c: (batch, groups, length, states), added to, not shared with another thread.
         d_skip_bias: (batch, 2, channels).
-        tiles: Scratch (TILES, TILE + 1, LANES).
-        states_t: Scratch (PER_STATE, ceil(states / LANES), TILE, LANES).
-        per_lane: Scratch (PER_LANE, states + 1, LANES).
+        tiles, states_t, per_lane: Scratch as in `forward`.
         start: First block; batch items are slowest, then groups.
         stop: Block after the last.
     """

@@ -24,13 +24,13 @@ from segresmamba.ops.orders import ORDERS, OrderMap, order_map
 class Direction(NamedTuple):
     """Parameters of one order, float32; the bias is the last row of conv_weight_bias."""
 
+    order: OrderMap
     conv_weight_bias_WD: Tensor
     x_proj_PD: Tensor
     dt_proj_DR: Tensor
     dt_bias_D: Tensor
     A_DN: Tensor
     D_D: Tensor
-    order: OrderMap
 
 
 def directions(parameters: list[Tensor], num_slices: int) -> list[Direction]:
@@ -38,7 +38,7 @@ def directions(parameters: list[Tensor], num_slices: int) -> list[Direction]:
     conv_weight_KDW, conv_bias_KD, *others = (p.detach().float() for p in parameters)
     stacked = (torch.cat([conv_weight_KDW.mT, conv_bias_KD[:, None]], dim=1), *others)
     return [
-        Direction(*(p[k] for p in stacked), order_map(order, num_slices))
+        Direction(order_map(order, num_slices), *(p[k] for p in stacked))
         for k, order in enumerate(ORDERS)
     ]
 
@@ -108,7 +108,7 @@ def _project(u_BLD: Tensor, direction: Direction) -> tuple[Operands, Tensor]:
     """What the scan of one order reads, and the projection of its input."""
     rank, states = direction.dt_proj_DR.shape[1], direction.A_DN.shape[1]
     projected_BLP = u_BLD @ direction.x_proj_PD.T
-    step_BLR, B_BLN, C_BLN = projected_BLP.split([rank, states, states], dim=2)
+    step_BLR, B_BLN, C_BLN = torch.split(projected_BLP, [rank, states, states], dim=2)
     delta_BLD = step_BLR @ direction.dt_proj_DR.T
     operands = ScanOperands(
         u_BLD.mT,

@@ -1,0 +1,92 @@
+"""Backends are chosen by name or by a logged auto; what is missing names its install command."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+
+import pytest
+import torch
+
+from segresmamba.errors import BackendMissingError
+from segresmamba.ops import BACKENDS, available_backends, dispatch, resolve_backend, selective_scan
+from tests.ops.operands import scan_operands
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture
+def without(monkeypatch):
+    """Make modules look as if they were not installed."""
+
+    def hide(*modules):
+        find_spec = importlib.util.find_spec
+        monkeypatch.setattr(
+            importlib.util,
+            "find_spec",
+            lambda name, *rest: None if name in modules else find_spec(name, *rest),
+        )
+
+    return hide
+
+
+def test_auto_takes_the_compiled_kernels_on_the_cpu_and_says_so_once(monkeypatch, caplog):
+    monkeypatch.setattr(dispatch, "_logged", set())
+    with caplog.at_level(logging.INFO, "segresmamba.ops"):
+        assert [resolve_backend("auto", CPU) for _ in range(3)] == ["cpu"] * 3
+    assert caplog.messages == ["selective scan: backend cpu, because the tensors are on cpu"]
+
+
+def test_auto_takes_triton_on_cuda(monkeypatch):
+    monkeypatch.setattr(dispatch, "_missing", lambda name: None)
+    assert resolve_backend("auto", CUDA) == "triton"
+
+
+def test_auto_falls_back_to_the_reference_and_says_what_to_install(without, monkeypatch, caplog):
+    monkeypatch.setattr(dispatch, "_logged", set())
+    without("numba", "triton")
+    with caplog.at_level(logging.INFO, "segresmamba.ops"):
+        assert resolve_backend("auto", CPU) == "reference"
+        assert resolve_backend("auto", CUDA) == "reference"
+        assert resolve_backend("auto", torch.device("mps")) == "reference"
+    assert "numba is not installed (pip install numba)" in caplog.messages[0]
+    assert "triton is not installed (pip install 'triton>=3.6')" in caplog.messages[1]
+    assert "no kernel runs on mps" in caplog.messages[2]
+
+
+def test_missing_backends_name_their_install_command(without):
+    without("numba", "triton", "selective_scan_cuda")
+    for name, command in [
+        ("cpu", "pip install numba"),
+        ("triton", "pip install 'triton>=3.6'"),
+        ("mamba_ssm", "pip install --no-build-isolation causal-conv1d mamba-ssm"),
+    ]:
+        with pytest.raises(BackendMissingError) as caught:
+            resolve_backend(name, CUDA)
+        assert command in caught.value.screen()
+        assert command in available_backends()[name]
+
+
+def test_available_backends_lists_every_backend():
+    assert tuple(available_backends()) == BACKENDS
+    assert available_backends()["reference"] == available_backends()["cpu"] == "ok"
+
+
+def test_unknown_names_are_refused_with_the_choices():
+    with pytest.raises(ValueError, match=r"'cuda'; choose auto, reference, cpu, triton, mamba_ssm"):
+        selective_scan(**scan_operands(), backend="cuda")
+
+
+def test_a_backend_that_does_not_run_on_the_device_is_refused(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(dispatch, "_missing", lambda name: None)
+    for name, device in [("cpu", CUDA), ("triton", CPU), ("mamba_ssm", CPU)]:
+        with pytest.raises(ValueError, match=rf"{name} does not run on {device.type} tensors"):
+            resolve_backend(name, device)
+
+
+def test_double_precision_is_left_to_the_reference():
+    o = scan_operands(dtype=torch.float64)
+    assert selective_scan(**o).dtype == torch.float64
+    with pytest.raises(NotImplementedError, match="take backend='reference'"):
+        selective_scan(**o, backend="cpu")
