@@ -59,7 +59,5 @@ class BackendMissingError(UserError, NotImplementedError):
     """A backend was asked for by name and is not installed; the remedy is the install command."""
 
 
-def _rebuild(
-    kind: type[UserError], problem: str, where: str, got: str, remedy: str
-) -> UserError:
+def _rebuild(kind: type[UserError], problem: str, where: str, got: str, remedy: str) -> UserError:
     return kind(problem, where=where, got=got, remedy=remedy)
