@@ -19,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train, evaluate and apply 3D segmentation networks.",
 )
-console = Console()
+console = Console(soft_wrap=True, highlight=False)  # paths and commands stay on one line
 
 Overrides = Annotated[
     list[str] | None,
@@ -147,7 +147,7 @@ def doctor() -> None:
     """Show what this machine offers, and what to install for what is missing."""
     from segresmamba.cli.doctor import checks, render
 
-    console.print(render(checks()), soft_wrap=True)  # commands stay on one line
+    console.print(render(checks()))
 
 
 def _bar() -> Progress:
