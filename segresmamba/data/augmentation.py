@@ -123,10 +123,13 @@ def _warp(x_BCDHW: Tensor, label_BDHW: Tensor, drawn: list[_Changes]) -> None:
         return
     chosen = list(matrices)
     theta_B44 = _like(x_BCDHW, list(matrices.values()))
+    # Turn about the centre. (MONAI's `zero_centered` would, but takes sides for one voxel longer or
+    # shorter than they are, and so shears crops whose sides differ.)
+    centre_3 = (torch.tensor(x_BCDHW.shape[2:]).to(theta_B44) - 1) / 2
+    theta_B44[:, :3, 3] = centre_3 - theta_B44[:, :3, :3] @ centre_3
     # What comes in from outside the crop repeats its border, in image and label alike.
     resample = {
-        mode: AffineTransform(mode=mode, padding_mode="border", zero_centered=True)
-        for mode in ("bilinear", "nearest")
+        mode: AffineTransform(mode=mode, padding_mode="border") for mode in ("bilinear", "nearest")
     }
     label_B1DHW = label_BDHW[chosen, None].float()
     x_BCDHW[chosen] = resample["bilinear"](x_BCDHW[chosen], theta_B44)

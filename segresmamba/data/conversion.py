@@ -7,8 +7,8 @@ renamed. The manifest comes last, so a store without it is one whose conversion 
 from __future__ import annotations
 
 import hashlib
-import logging
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -35,8 +35,6 @@ from segresmamba.data.statistics import class_positions, class_voxels, positions
 from segresmamba.data.volume import read_label, read_volume
 from segresmamba.data.writer import write_case
 from segresmamba.errors import DataError
-
-logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Called with the number of finished cases and of all cases."""
@@ -113,9 +111,7 @@ def convert(
             dataset.name, dataset.channel_names, dataset.labels, storage, records
         )
         write_manifest(manifest, out)
-    done = Conversion(out, tuple(case.case_id for case in todo), tuple(kept), manifest.digest)
-    logger.info("%s", done)
-    return done
+    return Conversion(out, tuple(case.case_id for case in todo), tuple(kept), manifest.digest)
 
 
 def _finished(dataset: SourceDataset, source: Path, store: Path) -> dict[str, CaseRecord]:
@@ -220,7 +216,7 @@ def _source_files(case: SourceCase, source: Path) -> tuple[SourceFile, ...]:
         status = path.stat()
         files.append(
             SourceFile(
-                path=path.relative_to(source).as_posix(),
+                path=os.path.relpath(path, source),
                 size_bytes=status.st_size,
                 modified_ns=status.st_mtime_ns,
             )

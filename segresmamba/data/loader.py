@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from multiprocessing import forkserver, resource_tracker
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +22,8 @@ from segresmamba.errors import DataError
 
 if TYPE_CHECKING:  # readers need no configuration library
     from segresmamba.config import DataConfig
+
+_STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 
 
 @dataclass(frozen=True)
@@ -156,9 +160,19 @@ def _worker_context() -> Any:
 
     A fork of this process would inherit Zarr's event loop without its thread, and hang on the first
     read if this process has read before.
+
+    They inherit a mask that holds back the signals by which a user or Slurm asks a job to stop.
+    Slurm sends these to every process; a reader that died of one would take the training down
+    before its last checkpoint. Readers end when the loader does.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
+    resource_tracker.ensure_running()  # resets the mask if it is started later
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 

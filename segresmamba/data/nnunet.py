@@ -55,7 +55,7 @@ def read_nnunet(folder: Path) -> SourceDataset:
             remedy=f"convert the files to one of {', '.join(FILE_ENDINGS)}",
         )
     cases = (
-        _listed_cases(folder, described.dataset)
+        _listed_cases(folder, described.dataset, len(channels))
         if described.dataset
         else _found_cases(folder, described.file_ending, len(channels))
     )
@@ -116,7 +116,15 @@ def _plain_labels(described: _DatasetJson, path: Path) -> dict[str, int]:
     )
 
 
-def _listed_cases(folder: Path, listed: dict[str, _Files]) -> tuple[SourceCase, ...]:
+def _listed_cases(folder: Path, listed: dict[str, _Files], channels: int) -> tuple[SourceCase, ...]:
+    for case_id, files in listed.items():
+        if len(files.images) != channels:
+            raise DataError(
+                "a case must have one image per channel",
+                where=f"{folder / 'dataset.json'}: dataset.{case_id}.images",
+                got=f"{len(files.images)} images for {channels} channels",
+                remedy="name one file for each of channel_names, in this order",
+            )
     return tuple(
         SourceCase(
             check_case_id(case_id, folder / "dataset.json"),

@@ -6,6 +6,7 @@ the full affine of an oblique scan is in the case's record.
 
 from __future__ import annotations
 
+import colorsys
 from typing import Any
 
 from segresmamba.data.manifest import CaseRecord
@@ -32,9 +33,16 @@ def label_attributes(name: str, record: CaseRecord, labels: dict[str, int]) -> d
         "multiscales": [_multiscale(name, LABEL_AXES, record)],
         "image-label": {
             "source": {"image": "../../"},
+            "colors": [{"label-value": value, "rgba": _rgba(value)} for value in labels.values()],
             "properties": [{"label-value": value, "name": key} for key, value in labels.items()],
         },
     }
+
+
+def _rgba(value: int) -> list[int]:
+    """Hues far apart for neighbouring values; the background is transparent."""
+    hue = value * 0.618 % 1  # the golden ratio never comes back to the same hue
+    return [round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.8, 1)] + [255 * bool(value)]
 
 
 def _multiscale(name: str, axes: tuple[str, ...], record: CaseRecord) -> dict[str, Any]:

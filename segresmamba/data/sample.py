@@ -163,13 +163,13 @@ def _deformation(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
 
     A rotation and a scale about the centre, and on top shifts of a few voxels that vary smoothly.
     """
-    grid = np.stack(np.meshgrid(*[np.arange(size) for size in shape], indexing="ij"))
-    centre = (np.array(shape) - 1) / 2
+    centre: Array = np.array([(size - 1) / 2 for size in shape], np.float32)[:, None, None, None]
+    from_centre = np.indices(shape, np.float32) - centre
     turn = Rotation.from_euler("xyz", rng.uniform(-6, 6, 3), degrees=True).as_matrix()
-    matrix = turn * rng.uniform(0.94, 1.06, 3)
-    linear = np.tensordot(matrix, grid - centre[:, None, None, None], axes=1)
-    shifts = np.stack([_smooth_field(shape, 7, rng) for _ in range(3)]) * rng.uniform(1.5, 2.5)
-    coordinates: Array = (linear + centre[:, None, None, None] + shifts).astype(np.float32)
+    matrix = (turn * rng.uniform(0.94, 1.06, 3)).astype(np.float32)
+    shifts = np.stack([_smooth_field(shape, 7, rng) for _ in range(3)])
+    shifts *= np.float32(rng.uniform(1.5, 2.5))
+    coordinates: Array = np.tensordot(matrix, from_centre, axes=1) + centre + shifts
     return coordinates
 
 

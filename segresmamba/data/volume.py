@@ -85,7 +85,8 @@ def read_volume(images: Sequence[Path]) -> Volume:
     first = _read_nifti(images[0])
     original = Original.of(first.header, np.uint8)
     channels, affine = [], first.affine
-    for nifti in (first, *(_read_nifti(path) for path in images[1:])):
+    for number, path in enumerate(images):
+        nifti = _read_nifti(path) if number else first
         _require_same_grid(nifti, original)
         channel_DHW, affine = geometry.to_ras(_narrow(nifti), first.affine)
         channels.append(channel_DHW)

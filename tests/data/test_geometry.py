@@ -31,9 +31,7 @@ def grids(draw: st.DrawFn) -> tuple[tuple[int, int, int], np.ndarray]:
     turn = nib.orientations.inv_ornt_aff(nib.orientations.axcodes2ornt(code), shape)
     affine = np.eye(4)
     affine[:3, :3] = (
-        Rotation.from_euler("xyz", tilt, degrees=True).as_matrix()
-        @ turn[:3, :3]
-        @ np.diag(spacing)
+        Rotation.from_euler("xyz", tilt, degrees=True).as_matrix() @ turn[:3, :3] @ np.diag(spacing)
     )
     affine[:3, 3] = origin
     return shape, affine.astype(np.float32).astype(np.float64)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from segresmamba.data import convert
 from segresmamba.data.nnunet import read_nnunet
 from segresmamba.errors import DataError
 from tests.data.raw import describe, image_path, label_path
@@ -34,6 +35,23 @@ def test_dataset_json_may_name_the_files(raw: Path) -> None:
     describe(raw, dataset={"patient": files}, numTraining=1)
     (case,) = read_nnunet(raw).cases
     assert (case.case_id, case.images) == ("patient", (image_path(raw, "case_1"),))
+
+
+def test_named_files_may_lie_elsewhere(raw: Path, tmp_path: Path) -> None:
+    elsewhere = image_path(raw, "case_1").rename(tmp_path / "scan.nii.gz")
+    files = {"images": [str(elsewhere)], "label": "labelsTr/case_1.nii.gz"}
+    describe(raw, dataset={"patient": files}, numTraining=1)
+    assert convert(raw, tmp_path / "store").converted == ("patient",)
+    assert convert(raw, tmp_path / "store").kept == ("patient",)
+
+
+@pytest.mark.parametrize("images", [[], ["a.nii.gz", "b.nii.gz"]])
+def test_named_files_must_be_one_per_channel(raw: Path, images: list[str]) -> None:
+    files = {"images": images, "label": "labelsTr/case_1.nii.gz"}
+    describe(raw, dataset={"patient": files}, numTraining=1)
+    with pytest.raises(DataError, match="one image per channel") as caught:
+        read_nnunet(raw)
+    assert "dataset.patient.images" in caught.value.where
 
 
 def test_the_folder_names_a_nameless_dataset(raw: Path) -> None:

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+
+from segresmamba.data import convert, layout, verify
+from segresmamba.errors import DataError
+from tests.data.raw import SHAPES, describe, image_path, label_path, write_nifti
+
+CASE = "case_1"
+
+
+def shard(store: Path, array: str, dimensions: int) -> Path:
+    return layout.shard_file(store / CASE / array, dimensions)
+
+
+def edit_json(path: Path, change: Callable[[Any], None]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def edit_records(store: Path, **changes: Any) -> None:
+    """Change a case's record consistently in the manifest and in its group."""
+    edit_json(store / "dataset.json", lambda content: content["cases"][CASE].update(changes))
+    edit_json(
+        store / CASE / "zarr.json",
+        lambda content: content["attributes"][layout.RECORD].update(changes),
+    )
+
+
+def set_voxels(store: Path, array: str, where: Any, value: float) -> None:
+    with layout.fast_pipeline(1):
+        zarr.open_array(store / CASE / array, mode="r+")[where] = value
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def flip_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_sound_store_has_no_problems(sound_store: Path) -> None:
+    assert verify(sound_store) == []
+
+
+FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "case missing": (lambda s: shutil.rmtree(s / CASE), "the case is missing"),
+    "image truncated": (lambda s: truncate(shard(s, "0", 4)), "cannot be read"),
+    "image bit flipped": (lambda s: flip_bit(shard(s, "0", 4)), "cannot be read"),
+    "label bit flipped": (lambda s: flip_bit(shard(s, layout.LABEL, 3)), "cannot be read"),
+    "positions bit flipped": (lambda s: flip_bit(shard(s, layout.POSITIONS, 2)), "cannot be read"),
+    "image file missing": (lambda s: shard(s, "0", 4).unlink(), "shard file is missing"),
+    "label file missing": (lambda s: shard(s, layout.LABEL, 3).unlink(), "shard file is missing"),
+    "metadata missing": (lambda s: (s / CASE / "0" / "zarr.json").unlink(), "cannot be read"),
+    "image changed": (lambda s: set_voxels(s, "0", (0, 1, 2, 3), 7), "not those that were"),
+    "label changed": (lambda s: set_voxels(s, layout.LABEL, (0, 0, 0), 1), "class volumes"),
+    "label undeclared": (lambda s: set_voxels(s, layout.LABEL, (0, 0, 0), 9), "undeclared"),
+    "label emptied": (lambda s: set_voxels(s, layout.LABEL, ..., 0), "shard file is missing"),
+    "positions moved": (lambda s: set_voxels(s, layout.POSITIONS, ..., 1), "positions do not show"),
+    "positions outside": (
+        lambda s: set_voxels(s, layout.POSITIONS, ..., 999),
+        "outside the volume",
+    ),
+    "shape": (lambda s: edit_records(s, shape_CDHW=[2, 1, 1, 1]), "the image is int16"),
+    "dtype": (lambda s: edit_records(s, image_dtype="float32"), "not float32"),
+    "label dtype": (lambda s: edit_records(s, label_dtype="int16"), "the label is uint8"),
+    "spacing": (lambda s: edit_records(s, spacing_mm=[1, 1, 1]), "is not that of the affine"),
+    "affine": (lambda s: edit_records(s, affine=[[0] * 4] * 4), "does not place the voxels"),
+    "record": (
+        lambda s: edit_json(s / "dataset.json", lambda c: c["cases"][CASE].update(source=[])),
+        "differs from the manifest's",
+    ),
+    "case metadata": (lambda s: (s / CASE / "zarr.json").write_text("{"), "record is damaged"),
+    "ome": (
+        lambda s: edit_json(s / CASE / "zarr.json", lambda c: c["attributes"].pop("ome")),
+        "OME metadata",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_found_and_the_case_named(store: Path, name: str) -> None:
+    damage, message = FAULTS[name]
+    damage(store)
+    problems = verify(store)
+    assert {problem.case_id for problem in problems} == {CASE}
+    assert any(message in str(problem) for problem in problems), problems
+    assert str(store / CASE) in str(problems[0])
+
+
+def test_infinite_voxels_are_found(raw: Path, tmp_path: Path) -> None:
+    write_nifti(image_path(raw, CASE), np.ones(SHAPES[1], np.float32))
+    convert(raw, tmp_path / "store")
+    set_voxels(tmp_path / "store", "0", (0, 1, 2, 3), np.inf)
+    (problem,) = verify(tmp_path / "store")
+    assert "1 voxels of the image are NaN or infinite" in problem.message
+
+
+def test_duplicates_and_empty_labels_are_found(raw: Path, tmp_path: Path) -> None:
+    shutil.copy(image_path(raw, "case_0"), image_path(raw, "case_3"))
+    write_nifti(label_path(raw, "case_3"), np.zeros(SHAPES[0], np.uint8))
+    describe(raw, numTraining=4)
+    convert(raw, tmp_path / "store")
+    messages = [(problem.case_id, problem.message) for problem in verify(tmp_path / "store")]
+    assert messages == [
+        ("case_3", "the label is empty"),
+        ("case_3", "the image is the same as that of case_0"),
+    ]
+
+
+def test_a_folder_that_is_no_case_is_found(store: Path) -> None:
+    shutil.copytree(store / CASE, store / "copy")
+    (problem,) = verify(store)
+    assert (problem.case_id, problem.path) == ("copy", store / "copy")
+
+
+def test_without_a_manifest_there_is_nothing_to_verify(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no converted dataset"):
+        verify(tmp_path)
