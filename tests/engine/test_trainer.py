@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from segresmamba.config import load_config
 from segresmamba.engine import request_stop, train
 from segresmamba.engine.checkpoint import latest_step
 from segresmamba.errors import CheckpointError, ConfigError
@@ -130,6 +131,27 @@ def test_half_precision_autocast_trains_close_to_fp32(
     exact = curve(tiny_store, tmp_path / "fp32")
     half = curve(tiny_store, tmp_path / "half", f"train.precision={precision}")
     assert_same_curve(exact, half, 0.03)
+
+
+def test_overlapping_regions_train_with_deep_supervision_and_validate_by_name(
+    tiny_store: Path, tmp_path: Path
+) -> None:
+    regions = "data.regions={any: [1, 2], ball: [1]}"
+    losses = curve(
+        tiny_store, tmp_path, regions, "model.dims=[8,8,8]", "model.deep_supervision=true"
+    )
+    assert len(losses) == 4
+    assert "validation/dice/any" in (tmp_path / "tiny" / "journal.jsonl").read_text()
+
+
+def test_the_baseline_trains_on_the_same_path(tiny_store: Path, tmp_path: Path) -> None:
+    segresnet = ("model=segresnet", "model.init_filters=8", "train.max_steps=2")
+    words = [
+        "data=custom", f"data.store={tiny_store}", "data.patch=[32,32,32]", "data.workers=0",
+        *segresnet, "train.warmup_steps=0", "train.precision=fp32", "tracking=none",
+        f"run.root={tmp_path}", "run.name=baseline",
+    ]  # fmt: skip
+    assert train(load_config(words))["status"] == "finished"
 
 
 def test_a_checkpoint_of_another_architecture_is_refused_by_name_and_shape(
