@@ -15,6 +15,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -47,6 +48,7 @@ class TrainJob:
         failure_path(logs, place.job_id, rank).unlink(missing_ok=True)  # before a requeue
         os.environ.update(executor.rank_environment(place))
         _log_to_stderr(rank)
+        _shield_resource_tracker()
         try:
             with StopSignals() as signals:
                 engine = importlib.import_module(self.engine)
@@ -74,6 +76,19 @@ def _log_to_stderr(rank: int) -> None:
     logging.basicConfig(format=line, datefmt="%H:%M:%S", level=logging.WARNING)
     logging.getLogger("segresmamba").setLevel(logging.INFO if rank == 0 else logging.WARNING)
     logging.getLogger("submitit").handlers.clear()  # or it says everything three times
+
+
+def _shield_resource_tracker() -> None:
+    """Start multiprocessing's resource tracker so that it outlives preemption.
+
+    Slurm signals every process of a job. The tracker, which the first import that makes a semaphore
+    would start, ignores SIGTERM but dies of SIGUSR2, and its heir complains about all it inherits.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [executor.REQUEUE_SIGNAL])
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 class StopSignals:

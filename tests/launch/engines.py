@@ -6,6 +6,7 @@ They run in the ranks' own processes, started by the launcher, so nothing there 
 import os
 import signal
 import time
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,16 @@ def train(config: Config) -> dict[str, Any]:
 def _place(rank: int, folder: Path) -> dict[str, Any]:
     names = ("WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "CUDA_VISIBLE_DEVICES")
     return {name: os.environ.get(name) for name in names}
+
+
+def _shielded(rank: int, folder: Path) -> dict[str, Any]:
+    """Signal every process of the rank, as Slurm does; the tracker must live on."""
+    tracker = resource_tracker._resource_tracker._pid  # type: ignore[attr-defined]
+    for pid in (tracker, os.getpid()):
+        os.kill(pid, signal.SIGUSR2)
+    time.sleep(0.2)
+    ended, _ = os.waitpid(tracker, os.WNOHANG)
+    return {"asked to stop": _stop, "tracker ended": bool(ended)}
 
 
 def _reduces(rank: int, folder: Path) -> dict[str, Any]:

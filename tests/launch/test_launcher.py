@@ -41,6 +41,14 @@ def test_each_rank_learns_its_place_and_sees_the_shells_gpus(
         }
 
 
+def test_a_signal_to_all_processes_of_a_rank_asks_to_stop_and_ends_none(
+    make_job: MakeJob, tmp_path: Path
+) -> None:
+    assert launcher.start(make_job("shielded")) == 0
+    (result,) = results(tmp_path / "shielded")
+    assert (result["asked to stop"], result["tracker ended"]) == (True, False)
+
+
 def test_two_ranks_reduce_over_gloo(make_job: MakeJob, tmp_path: Path) -> None:
     assert launcher.start(make_job("reduces", TWO_RANKS)) == 0
     assert [result["total"] for result in results(tmp_path / "reduces")] == [21.0, 21.0]
