@@ -50,6 +50,13 @@ def test_labels_show_the_tissues(sample: Path) -> None:
         assert (image[label == 0] == 0).mean() > 0.9
 
 
+@pytest.mark.parametrize("number", range(3))
+def test_a_head_is_bent_but_never_folded(number: int) -> None:
+    coordinates = sample_module._deformation((99, 117, 95), np.random.default_rng([0, number]))
+    jacobian = np.stack([np.stack(np.gradient(axis)) for axis in coordinates])
+    assert np.linalg.det(np.moveaxis(jacobian, (0, 1), (-2, -1))).min() > 0
+
+
 def test_the_sample_goes_through_the_converter_as_any_data(sample: Path, tmp_path: Path) -> None:
     done = convert(sample, tmp_path / "store")
     dataset = open_dataset(tmp_path / "store")
