@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -123,23 +124,48 @@ def run_in_process(work: Work, logs: Path) -> Any:
         return job.result()
 
 
+def make_logs(logs: Path) -> None:
+    """Make the folder of a job's logs.
+
+    Raises:
+        LaunchError: If that is not possible.
+    """
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LaunchError(
+            "the run folder cannot be written",
+            where=logs,
+            got=error.strerror,
+            remedy="choose a writable folder, as in run.root=FOLDER",
+        ) from error
+
+
 def submit(executor: SlurmExecutor, work: Work) -> Job:
     """Queue `work`.
 
     Raises:
-        LaunchError: If there is no sbatch, or it refuses the job.
+        LaunchError: If there is no sbatch, or it refuses the job, of which then nothing is left.
     """
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # the error below says the same
-            return executor.submit(work)
-    except FileNotFoundError as error:
+    if shutil.which("sbatch") is None:
         raise LaunchError(
             "this machine has no sbatch",
             where="cluster",
             got="slurm",
             remedy="submit from a login node of the cluster, or run here with cluster=local",
-        ) from error
+        )
+    logs = executor.folder
+    make_logs(logs)
+    before = set(logs.iterdir())
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # the error below says the same
+            return executor.submit(work)
     except FailedJobError as error:
+        for path in set(logs.iterdir()) - before:
+            path.unlink()
+        with contextlib.suppress(OSError):  # not empty: an earlier job's
+            logs.rmdir()
+            logs.parent.rmdir()
         raise LaunchError(
             "Slurm refused the job",
             where="cluster.*",

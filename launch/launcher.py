@@ -12,7 +12,6 @@ from launch import executor, foreground
 from launch.failure import first_failure
 from launch.job import TrainJob
 from segresmamba.config import run_folder
-from segresmamba.errors import LaunchError
 
 INTERRUPTED_CODE = 130
 
@@ -30,7 +29,6 @@ def start(job: TrainJob) -> int:
     cluster = job.config.cluster
     match cluster.name:
         case "slurm":
-            _writable(run_folder(job.config) / "logs")
             queued = executor.submit(_slurm_executor(job), job)
             typer.echo(f"job {queued.job_id}, log {queued.paths.stdout}")
             return 0
@@ -87,17 +85,6 @@ def _end(result: dict[str, object]) -> int:
 
 def _logs(job: TrainJob) -> Path:
     """A new folder for this start: process numbers, and so job ids, come again on one machine."""
-    return _writable(run_folder(job.config) / "logs" / time.strftime("%Y%m%d-%H%M%S"))
-
-
-def _writable(logs: Path) -> Path:
-    try:
-        logs.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LaunchError(
-            "the run folder cannot be written",
-            where=logs,
-            got=error.strerror,
-            remedy="choose a writable folder, as in run.root=FOLDER",
-        ) from error
+    logs = run_folder(job.config) / "logs" / time.strftime("%Y%m%d-%H%M%S")
+    executor.make_logs(logs)
     return logs

@@ -80,7 +80,10 @@ def test_submitting_imports_nothing_heavy(tmp_path: Path, fake_command: FakeComm
 
 
 def test_what_slurm_says_to_a_refused_job_is_shown(
-    make_job: MakeJob, fake_command: FakeCommand, capsys: pytest.CaptureFixture[str]
+    make_job: MakeJob,
+    tmp_path: Path,
+    fake_command: FakeCommand,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     fake_command("sbatch", "echo 'sbatch: error: invalid partition specified: nope' >&2; exit 1")
     with pytest.raises(LaunchError, match="refused") as caught:
@@ -88,6 +91,19 @@ def test_what_slurm_says_to_a_refused_job_is_shown(
     assert caught.value.got == "sbatch: error: invalid partition specified: nope"
     assert "sinfo" in caught.value.remedy
     assert capsys.readouterr().err == ""
+    assert not (tmp_path / "mine").exists()
+
+
+def test_a_refused_job_leaves_earlier_jobs_of_the_run_alone(
+    make_job: MakeJob, tmp_path: Path, fake_command: FakeCommand
+) -> None:
+    fake_command("sbatch", "echo Submitted batch job 4711")
+    launcher.start(make_job("mine", "cluster=slurm"))
+    before = set((tmp_path / "mine" / "logs").iterdir())
+    fake_command("sbatch", "exit 1")
+    with pytest.raises(LaunchError, match="refused"):
+        launcher.start(make_job("mine", "cluster=slurm"))
+    assert set((tmp_path / "mine" / "logs").iterdir()) == before
 
 
 def test_a_machine_without_sbatch_is_told_where_to_go(
@@ -97,9 +113,13 @@ def test_a_machine_without_sbatch_is_told_where_to_go(
     with pytest.raises(LaunchError, match="no sbatch") as caught:
         launcher.start(make_job("mine", "cluster=slurm"))
     assert "login node" in caught.value.remedy
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_folder_that_cannot_be_written_is_named(make_job: MakeJob, tmp_path: Path) -> None:
+def test_a_run_folder_that_cannot_be_written_is_named(
+    make_job: MakeJob, tmp_path: Path, fake_command: FakeCommand
+) -> None:
+    fake_command("sbatch", "echo Submitted batch job 4711")
     (tmp_path / "mine").write_text("a file is in the way")
     with pytest.raises(LaunchError, match="cannot be written"):
         launcher.start(make_job("mine", "cluster=slurm"))
