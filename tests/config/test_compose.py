@@ -57,8 +57,14 @@ def test_a_mandatory_value_is_asked_for_by_name(preset: str) -> None:
 
 
 def test_overrides_win_over_presets() -> None:
-    config = load_config(["model=segresmamba_small", "train.lr=3e-4", "data.patch=[32,48,64]"])
-    assert config.model.dims == (16, 32, 64, 128)
+    words = [
+        "model=segresmamba_small",
+        "model.dims=[8,8]",
+        "train.lr=3e-4",
+        "data.patch=[32,48,64]",
+    ]
+    config = load_config(words)
+    assert config.model.dims == (8, 8)
     assert config.train.lr == 3e-4
     assert config.data.patch == (32, 48, 64)
 
