@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -19,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train, evaluate and apply 3D segmentation networks.",
 )
-console = Console(soft_wrap=True, highlight=False)  # paths and commands stay on one line
+console = Console(soft_wrap=True, highlight=False, markup=False)  # paths and commands stay whole
 
 Overrides = Annotated[
     list[str] | None,
@@ -96,9 +100,13 @@ def verify(store: Annotated[Path, typer.Argument(help="Converted dataset")]) -> 
 def train(overrides: Overrides = None) -> None:
     """Train in this one process; `python -m launch train` runs many, here or on Slurm."""
     from segresmamba.config import load_config
+
+    config = load_config(overrides or [])
+    from segresmamba.engine import request_stop
     from segresmamba.engine import train as run
 
-    result = run(load_config(overrides or []))
+    with _stopping(request_stop):
+        result = run(config)
     console.print(f"{result['status']} at step {result['step']}: {result['folder']}")
     console.print(f"watch and compare: {result['ui_hint']}")
 
@@ -143,11 +151,29 @@ def sync(runs: Annotated[list[Path], typer.Argument(help="Run folders")]) -> Non
 
 
 @app.command()
-def doctor() -> None:
+def doctor(overrides: Overrides = None) -> None:
     """Show what this machine offers, and what to install for what is missing."""
     from segresmamba.cli.doctor import checks, render
+    from segresmamba.config import load_config
 
-    console.print(render(checks()))
+    console.print(render(checks(load_config(overrides or []))))
+
+
+@contextmanager
+def _stopping(request_stop: Callable[[], None]) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM saves a checkpoint and stops; the second Ctrl-C ends at once."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        request_stop()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.stderr.write("\nsaving a checkpoint to stop; Ctrl-C again ends at once\n")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _bar() -> Progress:

@@ -2,6 +2,7 @@
 
 from segresmamba.config.compose import (
     config_digest,
+    experiment,
     load_config,
     presets,
     read_config,
@@ -35,6 +36,7 @@ __all__ = [
     "TrainConfig",
     "ValidationConfig",
     "config_digest",
+    "experiment",
     "load_config",
     "presets",
     "read_config",

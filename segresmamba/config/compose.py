@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,16 @@ from pydantic import ValidationError
 from segresmamba.config.explain import explain, field_help, suggestion
 from segresmamba.config.schema import Config
 from segresmamba.errors import ConfigError
+
+_FREE = {
+    "data.workers",
+    "data.prefetch",
+    "train.log_every",
+    "train.validate_every",
+    "train.checkpoint_every",
+    "train.keep_last",
+    "train.threads",
+}
 
 
 def config_folder() -> Path:
@@ -102,14 +112,27 @@ def write_config(config: Config, path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def config_digest(config: Config) -> str:
-    """Eight hex digits that name an experiment.
+def experiment(config: Config) -> dict[str, Any]:
+    """The settings that change a result, by dotted key.
 
-    They cover seed, data, augment, model, train and validation, not where the run lives, is
-    tracked or computed.
+    Left out are where the run lives, is tracked and computed, and how often it reports and saves:
+    those may differ between the parts of one run.
     """
-    values = config.model_dump(mode="json", exclude={"run", "tracking", "cluster"})
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+    values = config.model_dump(mode="json", exclude={"run", "tracking", "cluster", "validation"})
+    return {key: value for key, value in _flat(values) if key not in _FREE}
+
+
+def config_digest(config: Config) -> str:
+    """Eight hex digits that name an experiment."""
+    return hashlib.sha256(json.dumps(experiment(config), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def run_folder(config: Config) -> Path:

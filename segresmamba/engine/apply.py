@@ -6,21 +6,24 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from rich.table import Table
 from torch import nn
 
 from segresmamba import data
-from segresmamba.config import read_config
-from segresmamba.engine.checkpoint import load_weights
+from segresmamba.config import Config, read_config
+from segresmamba.engine.checkpoint import load_weights, read_facts
+from segresmamba.engine.classes import Classes
 from segresmamba.engine.distributed import Ranks
 from segresmamba.engine.evaluation import Summary, evaluate_cases, results_table, write_results
 from segresmamba.engine.inference import predict_volume
 from segresmamba.engine.runfolder import RunFolder
-from segresmamba.engine.setup import Task
+from segresmamba.engine.setup import Task, build_network
 from segresmamba.errors import DataError
-from segresmamba.tracking import open_tracker
+from segresmamba.tracking import Status, open_tracker, read_journal
 
 logger = logging.getLogger(__name__)
 
@@ -42,31 +45,37 @@ def evaluate_run(run: Path) -> Evaluation:
         run: The run's folder.
 
     Raises:
-        UserError: If the folder holds no finished validation, or the store is not there.
+        UserError: If the folder holds no finished validation, the store is not there, or the run
+            is training at this moment.
     """
     folder = RunFolder(run)
-    task = Task.of(read_config(folder.config))
+    config = read_config(folder.config)
+    task = Task.of(config)
     device = Ranks.from_environment().device
-    network, step = _trained(folder, task, device)
-    results = evaluate_cases(
-        network, task.dataset, task.split["val"], task.config, device, overlays=folder.overlays
-    )
-    write_results(folder.results, results, checkpoint=str(folder.best))
-    metrics = Summary.of(results).metrics()
-    config = task.config
+    network, facts = _trained(folder, config, device)
+    status = _last_status(folder)
     tracker = open_tracker(run, config.tracking, root=config.run.root, run_name=run.name)
     try:
-        tracker.metrics({f"evaluation/{key}": value for key, value in metrics.items()}, step=step)
+        results = evaluate_cases(
+            network, task.dataset, task.split["val"], config, device, overlays=folder.overlays
+        )
+        write_results(folder.results, results, checkpoint=str(folder.best))
+        metrics = Summary.of(results).metrics()
+        tracker.metrics(
+            {f"evaluation/{key}": value for key, value in metrics.items()}, step=facts["step"]
+        )
         tracker.artifact(folder.results)
         for picture in sorted(folder.overlays.glob("*.png")):
             tracker.artifact(picture, "overlays")
+    except OSError as error:
+        raise _cannot_write(run, error) from error
     finally:
-        tracker.close("finished")
+        tracker.close(status)
     return Evaluation(results_table(results), folder.results, folder.overlays, tracker.ui_hint)
 
 
 def predict(run: Path, images: Sequence[Path], out: Path) -> None:
-    """Segment one case with a run's best weights.
+    """Segment one case with a run's best weights; the run's dataset is not needed.
 
     Args:
         run: The run's folder.
@@ -74,11 +83,14 @@ def predict(run: Path, images: Sequence[Path], out: Path) -> None:
         out: Label file to write, in the geometry of the first image.
 
     Raises:
-        UserError: If the run is not trained, or an image cannot be used.
+        UserError: If the run is not trained, an image cannot be used, or `out` not written.
     """
+    _check_output(out)
     folder = RunFolder(run)
-    task = Task.of(read_config(folder.config))
-    channels = task.dataset.channel_names
+    config = read_config(folder.config)
+    device = Ranks.from_environment().device
+    network, facts = _trained(folder, config, device)
+    channels = facts["channel_names"]
     if len(images) != len(channels):
         raise DataError(
             f"the network was trained on {len(channels)} channels",
@@ -86,27 +98,74 @@ def predict(run: Path, images: Sequence[Path], out: Path) -> None:
             got=f"{len(images)} files",
             remedy=f"give one file for each of {', '.join(channels)}, in this order",
         )
-    device = Ranks.from_environment().device
-    network, _ = _trained(folder, task, device)
     volume = data.read_volume(images)
     logits_KDHW = predict_volume(
         network,
         volume.image_CDHW,
         volume.mean_C,
         volume.std_C,
-        patch=task.config.data.patch,
-        validation=task.config.validation,
+        patch=config.data.patch,
+        validation=config.validation,
         device=device,
-        precision=task.config.train.precision,
+        precision=config.train.precision,
     )
-    label_DHW = task.classes.decode(logits_KDHW).cpu().numpy()
+    classes = Classes.of(config, facts["labels"])
+    dtype = np.uint8 if max(classes.values) < 256 else np.int16
+    label_DHW = classes.decode(logits_KDHW).cpu().numpy().astype(dtype)
     part = out.with_name(f".part-{out.name}")
-    volume.original.restore(label_DHW).to_filename(part)
-    part.replace(out)
+    try:
+        data.Original.of(volume.original.header, dtype).restore(label_DHW).to_filename(part)
+        part.replace(out)
+    except OSError as error:
+        raise _cannot_write(out, error) from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
-def _trained(folder: RunFolder, task: Task, device: torch.device) -> tuple[nn.Module, int]:
-    network = task.network()
-    facts = load_weights(folder.best, network)
+def _trained(
+    folder: RunFolder, config: Config, device: torch.device
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The network with the run's best weights, and the facts saved beside them."""
+    facts = read_facts(folder.best)
+    classes = Classes.of(config, facts["labels"])
+    network = build_network(config, len(facts["channel_names"]), classes.channels)
+    load_weights(folder.best, network)
     logger.info("weights of step %d, Dice %.4f in training", facts["step"], facts["dice"])
-    return network.to(device), int(facts["step"])
+    return network.to(device), facts
+
+
+def _last_status(folder: RunFolder) -> Status:
+    """How training ended, which an evaluation does not change."""
+    statuses = [
+        record.body["status"]
+        for record in read_journal(folder.journal)
+        if record.kind == "status" and record.body["status"] != "running"
+    ]
+    last: Status = statuses[-1] if statuses else "failed"
+    return last
+
+
+def _check_output(out: Path) -> None:
+    if not out.name.endswith((".nii", ".nii.gz")):
+        raise DataError(
+            "labels are written as NIfTI",
+            where="--out",
+            got=out.name,
+            remedy=f"write --out {out.with_suffix('')}.nii.gz",
+        )
+    if not out.parent.is_dir():
+        raise DataError(
+            "the folder of the label file does not exist",
+            where="--out",
+            got=out.parent,
+            remedy=f"mkdir -p {out.parent}",
+        )
+
+
+def _cannot_write(path: Path, error: OSError) -> DataError:
+    return DataError(
+        "the result cannot be written",
+        where=error.filename or path,
+        got=error.strerror,
+        remedy="free space, or choose a folder that you can write to",
+    )

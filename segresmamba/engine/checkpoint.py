@@ -2,7 +2,8 @@
 
     checkpoints/
         step-00000100/              complete: renamed once every rank has written and synced
-            meta.json               step, world size, ZeRO stage, names and shapes of the weights
+            meta.json               step, world size, ZeRO stage, dataset, shapes of the weights
+            validation.json         its validation, once that has ended
             rng-00000.pt            random state of each rank
             *_states.pt             DeepSpeed's share of each rank
         .writing-step-00000200/     under way, or left by a killed job; never read
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -23,11 +25,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segresmamba.engine.distributed import Ranks, wait_for_all
+from segresmamba.engine.distributed import Ranks, from_main, wait_for_all
 from segresmamba.engine.zero import ZeroEngine
 from segresmamba.errors import CheckpointError
 
 _PREFIX = "step-"
+_NAME = re.compile(_PREFIX + r"\d{8}")
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,15 @@ class Meta:
     step: int
     world_size: int
     zero_stage: int
+    dataset_digest: str
     shapes: dict[str, list[int]]
+
+
+_MUST_AGREE = {
+    "world_size": "number of ranks (cluster.nodes x cluster.tasks_per_node)",
+    "zero_stage": "train.zero_stage",
+    "dataset_digest": "content of the dataset (data.store)",
+}
 
 
 def shapes_of(network: nn.Module) -> dict[str, list[int]]:
@@ -47,8 +58,7 @@ def shapes_of(network: nn.Module) -> dict[str, list[int]]:
 
 def latest_step(folder: Path) -> int | None:
     """The newest complete checkpoint's step, or None."""
-    steps = [int(path.name.removeprefix(_PREFIX)) for path in folder.glob(f"{_PREFIX}*")]
-    return max(steps, default=None)
+    return max((int(path.name.removeprefix(_PREFIX)) for path in _complete(folder)), default=None)
 
 
 def save_checkpoint(
@@ -62,21 +72,30 @@ def save_checkpoint(
         meta: What the checkpoint says about itself.
         ranks: This process.
         keep_last: Number of complete checkpoints to keep.
+
+    Raises:
+        CheckpointError: If the nodes do not write into the same folder.
     """
     final = folder / f"{_PREFIX}{meta.step:08d}"
     part = folder / f".writing-{final.name}"
+    if from_main(final.exists()):
+        return
     if ranks.is_main:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
     wait_for_all()
     engine.save(folder, part.name)
-    torch.save(_random_state(), part / f"rng-{ranks.rank:05d}.pt")
+    torch.save(_random_state(), _random_file(part, ranks.rank))
+    wait_for_all()
+    if ranks.is_node_main:
+        _sync(part)
     wait_for_all()
     if ranks.is_main:
+        _require_all_ranks(part, ranks.world_size)
         (part / "meta.json").write_text(json.dumps(asdict(meta)))
         _sync(part)
-        shutil.rmtree(final, ignore_errors=True)
         part.rename(final)
+        _sync(folder)
         _prune(folder, keep_last)
     wait_for_all()
 
@@ -94,19 +113,24 @@ def load_checkpoint(folder: Path, engine: ZeroEngine, meta: Meta, ranks: Ranks) 
         CheckpointError: If it belongs to another architecture, world size or ZeRO stage.
     """
     path = folder / f"{_PREFIX}{meta.step:08d}"
-    found = Meta(**json.loads((path / "meta.json").read_text()))
+    found = _read_meta(path)
     check_shapes(found.shapes, meta.shapes, path)
-    for key, where in (("world_size", "ranks"), ("zero_stage", "train.zero_stage")):
-        before, now = getattr(found, key), getattr(meta, key)
+    for field, what in _MUST_AGREE.items():
+        before, now = getattr(found, field), getattr(meta, field)
         if before != now:
             raise CheckpointError(
-                f"the checkpoint was written with {where} = {before}, this job has {now}",
+                f"the checkpoint was written with another {what}",
                 where=path,
-                got=f"{where} = {now}",
-                remedy=f"resume with {where} = {before}, or start anew with another run.name",
+                got=f"{now}, the checkpoint has {before}",
+                remedy=f"go on with the same {what}, or start anew with another run.name",
             )
     engine.load(folder, path.name)
-    _restore_random_state(torch.load(path / f"rng-{ranks.rank:05d}.pt", weights_only=True))
+    _restore_random_state(torch.load(_random_file(path, ranks.rank), weights_only=True))
+
+
+def validation_file(folder: Path, step: int) -> Path:
+    """Where the validation of a checkpoint's step is recorded."""
+    return folder / f"{_PREFIX}{step:08d}" / "validation.json"
 
 
 def check_shapes(
@@ -137,7 +161,19 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], **facts: Any) -> Non
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     torch.save({"weights": dict(weights), **facts}, part)
+    _sync(part.parent)
     part.replace(path)
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """The facts that were saved beside full weights.
+
+    Raises:
+        CheckpointError: If the file is missing or damaged.
+    """
+    content = _read_weights_file(path)
+    del content["weights"]
+    return content
 
 
 def load_weights(path: Path, network: nn.Module) -> dict[str, Any]:
@@ -149,19 +185,38 @@ def load_weights(path: Path, network: nn.Module) -> dict[str, Any]:
     Raises:
         CheckpointError: If the file is missing, damaged, or of another architecture.
     """
+    content = _read_weights_file(path)
+    weights: dict[str, Tensor] = content.pop("weights")
+    check_shapes({name: list(w.shape) for name, w in weights.items()}, shapes_of(network), path)
+    network.load_state_dict(weights)
+    return content
+
+
+def _read_weights_file(path: Path) -> dict[str, Any]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        weights: dict[str, Tensor] = content.pop("weights")
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        content["weights"]
     except Exception as error:  # torch raises whatever the damaged bytes provoke
         raise CheckpointError(
             "the weights cannot be read",
             where=path,
             got=(str(error).splitlines() or [type(error).__name__])[0],
-            remedy="name a run that has finished a validation, or train it",
+            remedy="name a run that has finished a validation; the same training command goes on "
+            "from the last checkpoint and validates (delete the file if it is damaged)",
         ) from error
-    check_shapes({name: list(w.shape) for name, w in weights.items()}, shapes_of(network), path)
-    network.load_state_dict(weights)
-    return dict(content)
+    return content
+
+
+def _read_meta(path: Path) -> Meta:
+    try:
+        return Meta(**json.loads((path / "meta.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            "the checkpoint is damaged",
+            where=path / "meta.json",
+            got=str(error).splitlines()[0],
+            remedy="delete this checkpoint: the run goes on from the one before",
+        ) from error
 
 
 def _random_state() -> dict[str, Any]:
@@ -175,8 +230,27 @@ def _restore_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
+def _random_file(folder: Path, rank: int) -> Path:
+    return folder / f"rng-{rank:05d}.pt"
+
+
+def _require_all_ranks(part: Path, world_size: int) -> None:
+    absent = [rank for rank in range(world_size) if not _random_file(part, rank).exists()]
+    if absent:
+        raise CheckpointError(
+            "ranks of other nodes wrote their part of the checkpoint elsewhere",
+            where=part,
+            got=f"nothing of ranks {absent[:8]}",
+            remedy="choose a run.root on a file system that all nodes share",
+        )
+
+
+def _complete(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob(f"{_PREFIX}*") if _NAME.fullmatch(path.name))
+
+
 def _sync(folder: Path) -> None:
-    """Have the bytes on disk before the name says that they are."""
+    """Have the bytes on disk before a name says that they are."""
     for path in [*folder.iterdir(), folder]:
         handle = os.open(path, os.O_RDONLY)
         os.fsync(handle)
@@ -184,6 +258,5 @@ def _sync(folder: Path) -> None:
 
 
 def _prune(folder: Path, keep_last: int) -> None:
-    complete = sorted(folder.glob(f"{_PREFIX}*"))
-    for path in [*complete[:-keep_last], *folder.glob(".writing-*")]:
+    for path in [*_complete(folder)[:-keep_last], *folder.glob(".writing-*")]:
         shutil.rmtree(path)

@@ -10,15 +10,19 @@ import atexit
 import os
 import socket
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 from segresmamba.config import Config
-from segresmamba.errors import ConfigError
+from segresmamba.errors import ConfigError, LaunchError
 
 T = TypeVar("T")
+
+# Ranks wait for each other while one of them scores a large volume.
+_TIMEOUT = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
@@ -51,19 +55,30 @@ class Ranks:
         """Read the launcher's variables; one process where there are none."""
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size)))
         return cls(
             rank=int(os.environ.get("RANK", "0")),
             world_size=world_size,
             local_rank=local_rank,
-            local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size))),
-            device=_device(local_rank),
+            local_world_size=local_world_size,
+            device=_device(local_rank, local_world_size),
         )
 
 
-def _device(local_rank: int) -> torch.device:
-    """The GPU of this rank: a launcher may show each rank its own GPU only, or all of them."""
+def _device(local_rank: int, local_world_size: int) -> torch.device:
+    """The GPU of this rank: a launcher shows each rank all GPUs of the node, or its own alone."""
     count = torch.cuda.device_count()
-    return torch.device("cuda", local_rank % count) if count else torch.device("cpu")
+    if count == 0:
+        return torch.device("cpu")
+    if 1 < count < local_world_size:
+        raise LaunchError(
+            "there are more ranks than GPUs on this node",
+            where="cluster.tasks_per_node",
+            got=f"{local_world_size} ranks, {count} GPUs",
+            remedy=f"ask for {local_world_size} GPUs with cluster.gpus_per_node, or for {count} "
+            "ranks",
+        )
+    return torch.device("cuda", local_rank if count > 1 else 0)
 
 
 def join(ranks: Ranks, threads: int | None) -> None:
@@ -71,18 +86,37 @@ def join(ranks: Ranks, threads: int | None) -> None:
 
     Args:
         ranks: This process.
-        threads: CPU threads of this rank; None shares the node's cores among its ranks.
+        threads: CPU threads of this rank; None takes the cores that Slurm gives a task, or shares
+            the node's among its ranks.
     """
-    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // ranks.local_world_size))
-    if ranks.device.type == "cuda":
+    torch.set_num_threads(threads or _fair_threads(ranks))
+    is_cuda = ranks.device.type == "cuda"
+    if is_cuda:
         torch.cuda.set_device(ranks.device)
     if dist.is_initialized():
         return
-    os.environ.setdefault("LOCAL_RANK", str(ranks.local_rank))  # DeepSpeed insists
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", str(_free_port()))
-    dist.init_process_group(ranks.backend, rank=ranks.rank, world_size=ranks.world_size)
+    dist.init_process_group(
+        ranks.backend,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        timeout=_TIMEOUT,
+        device_id=ranks.device if is_cuda else None,
+    )
     atexit.register(dist.destroy_process_group)
+
+
+def leave_abruptly() -> None:
+    """Do not wait for the other ranks at exit: they may be in a collective that never ends."""
+    atexit.unregister(dist.destroy_process_group)
+
+
+def _fair_threads(ranks: Ranks) -> int:
+    granted = os.environ.get("SLURM_CPUS_PER_TASK")
+    if granted:
+        return int(granted)
+    return max(1, len(os.sched_getaffinity(0)) // ranks.local_world_size)
 
 
 def micro_batch(config: Config, world_size: int) -> int:
@@ -108,11 +142,18 @@ def wait_for_all() -> None:
     dist.barrier()
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is set on any rank: how ranks agree at a step boundary."""
-    votes = torch.tensor(int(flag), device=device)
+def highest(value: int, device: torch.device) -> int:
+    """The largest of the ranks' numbers: how they agree at a step boundary."""
+    votes = torch.tensor(value, device=device)
     dist.all_reduce(votes, op=dist.ReduceOp.MAX)
-    return bool(votes.item())
+    return int(votes.item())
+
+
+def from_main(value: T) -> T:
+    """The first rank's value, on every rank."""
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 def gather(value: T, ranks: Ranks) -> list[T]:

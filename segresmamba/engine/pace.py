@@ -41,9 +41,11 @@ class Pace:
         yield
         self._wait_s += time.perf_counter() - started
 
-    def count_loss(self, losses: list[torch.Tensor]) -> None:
-        """Add a step's loss, the mean over its accumulation steps."""
-        self._loss_sum += float(torch.stack(losses).mean())
+    def count_loss(self, losses: list[torch.Tensor]) -> bool:
+        """Add a step's loss, the mean over its accumulation steps; whether it is finite."""
+        loss = float(torch.stack(losses).mean())
+        self._loss_sum += loss
+        return math.isfinite(loss)
 
     def metrics(self) -> dict[str, float]:
         """Means per step since the last call (collective: the loss is the mean over ranks)."""
@@ -52,7 +54,6 @@ class Pace:
             "train/loss": mean_over_ranks(self._loss_sum / self._steps, self._device),
             "time/step_s": step_s,
             "time/data_wait_s": wait_s,
-            "time/compute_s": step_s - wait_s,
             "throughput/voxels_per_s": self._voxels / step_s,
         }
         self._reset()

@@ -39,8 +39,9 @@ class LossScaler:
     """Dynamic loss scale for fp16, removed again where each gradient is born.
 
     Gradients leave this class unscaled, so accumulation, reduction over ranks, clipping and the
-    optimizer see fp32 gradients of the true size, at every ZeRO stage. A gradient that overflowed
-    counts as zero for that one step, and the scale halves; 2000 clean steps double it.
+    optimizer see fp32 gradients of the true size, at every ZeRO stage, and each rank has a scale of
+    its own. Elements of a gradient that overflowed count as zero for that one step, and the scale
+    halves; 2000 clean steps double it.
     """
 
     _GROWTH_INTERVAL = 2000

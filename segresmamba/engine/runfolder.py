@@ -13,17 +13,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from segresmamba.config import Config, read_config, run_folder, write_config
+from segresmamba.config import Config, experiment, read_config, run_folder, write_config
+from segresmamba.engine.checkpoint import latest_step
 from segresmamba.errors import ConfigError, UserError
-
-# What may differ between the parts of one run without making it another experiment.
-_FREE = ("run.", "tracking.", "cluster.", "validation.", "data.workers", "data.prefetch")
-_FREE_TRAIN = ("log_every", "validate_every", "checkpoint_every", "keep_last", "threads")
 
 
 @dataclass(frozen=True)
@@ -36,6 +31,11 @@ class RunFolder:
     def config(self) -> Path:
         """The resolved configuration."""
         return self.path / "config.yaml"
+
+    @property
+    def journal(self) -> Path:
+        """Every metric."""
+        return self.path / "journal.jsonl"
 
     @property
     def checkpoints(self) -> Path:
@@ -59,39 +59,38 @@ class RunFolder:
 
     @classmethod
     def of(cls, config: Config) -> RunFolder:
-        """The run's folder, which `prepare` on the main rank creates."""
+        """The run's folder, which `enter` on the main rank creates."""
         return cls(run_folder(config))
 
-    @classmethod
-    def prepare(cls, config: Config) -> RunFolder:
-        """Create the run's folder, or enter it again with the same experiment.
+    def enter(self, config: Config) -> None:
+        """Create the folder, or enter it again with the same experiment.
+
+        A folder without a checkpoint holds nothing worth keeping, so its settings may change.
 
         Raises:
-            ConfigError: If the folder belongs to another experiment.
+            ConfigError: If the folder holds another experiment.
             UserError: If the folder cannot be written.
         """
-        folder = cls.of(config)
         try:
-            folder.path.mkdir(parents=True, exist_ok=True)
-            if folder.config.exists():
-                folder._refuse_changes(config)
-            write_config(config, folder.config)
+            self.path.mkdir(parents=True, exist_ok=True)
+            if latest_step(self.checkpoints) is not None and self.config.exists():
+                self._refuse_changes(config)
+            write_config(config, self.config)
         except OSError as error:
             raise UserError(
                 "the run folder cannot be written",
-                where=folder.path,
+                where=self.path,
                 got=error.strerror,
                 remedy="choose a writable run.root=FOLDER, or free space",
             ) from error
-        return folder
 
     def _refuse_changes(self, config: Config) -> None:
-        before = dict(_flat(read_config(self.config).model_dump(mode="json")))
-        after = dict(_flat(config.model_dump(mode="json")))
+        before, after = experiment(read_config(self.config)), experiment(config)
         changes = [
             f"{key}: {before.get(key)} -> {after.get(key)}"
             for key in sorted(before | after)
-            if before.get(key) != after.get(key) and not _is_free(key)
+            # The checkpoint knows its dataset by content; the store may have moved.
+            if before.get(key) != after.get(key) and key != "data.store"
         ]
         if changes:
             raise ConfigError(
@@ -100,16 +99,3 @@ class RunFolder:
                 got="; ".join(changes),
                 remedy="give another run.name, or the same values to go on with this run",
             )
-
-
-def _is_free(key: str) -> bool:
-    section, _, name = key.partition(".")
-    return key.startswith(_FREE) or (section == "train" and name in _FREE_TRAIN)
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value

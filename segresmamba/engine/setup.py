@@ -11,7 +11,7 @@ from torch import nn
 from segresmamba import data, models
 from segresmamba.config import Config
 from segresmamba.engine.classes import Classes
-from segresmamba.errors import ConfigError
+from segresmamba.errors import BackendMissingError, ConfigError, DataError
 
 
 @dataclass(frozen=True)
@@ -50,25 +50,58 @@ class Task:
         Raises:
             ConfigError: If the model's settings do not fit together.
         """
-        model = self.config.model
-        random_state = torch.get_rng_state()
-        torch.manual_seed(self.config.seed)
+        return build_network(self.config, len(self.dataset.channel_names), self.classes.channels)
+
+
+def build_network(config: Config, in_channels: int, out_channels: int) -> nn.Module:
+    """The configured network, with weights that depend on the seed alone.
+
+    Raises:
+        ConfigError: If the model's settings do not fit together.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
         try:
             return models.build(
-                model.name,
-                in_channels=len(self.dataset.channel_names),
-                out_channels=self.classes.channels,
-                **model.model_dump(exclude={"name"}),
+                config.model.name,
+                in_channels=in_channels,
+                out_channels=out_channels,
+                **config.model.model_dump(exclude={"name"}),
             )
         except ValueError as error:
             raise ConfigError(
-                "the network cannot be built", where="model", got=model, remedy=str(error)
+                "the network cannot be built", where="model", got=config.model, remedy=str(error)
             ) from error
-        finally:
-            torch.set_rng_state(random_state)
+
+
+def scan_backend(config: Config, network: nn.Module, device: torch.device) -> str:
+    """The scan implementation that a network will run, see `models.scan_backend`.
+
+    Raises:
+        ConfigError: If the one asked for does not run on this device.
+        BackendMissingError: If the one asked for is not installed.
+    """
+    try:
+        return models.scan_backend(network, device)
+    except BackendMissingError:
+        raise
+    except ValueError as error:
+        raise ConfigError(
+            "the scan backend does not run here",
+            where="model.scan_backend",
+            got=f"{config.model.model_dump().get('scan_backend')} on {device.type}",
+            remedy=str(error),
+        ) from error
 
 
 def _split(config: Config, dataset: data.Dataset) -> Mapping[str, Sequence[str]]:
+    if not dataset.splits:
+        raise DataError(
+            "there is nothing to hold out: the dataset has a single case",
+            where=config.data.store,
+            got=f"{len(dataset.case_ids)} cases",
+            remedy="convert at least two cases",
+        )
     if config.train.fold >= len(dataset.splits):
         raise ConfigError(
             "the store has no such fold",

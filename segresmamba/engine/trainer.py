@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from segresmamba import data, models
+from segresmamba import data
 from segresmamba.config import Config
 from segresmamba.engine import checkpoint
 from segresmamba.engine.distributed import (
     Ranks,
-    any_rank,
+    from_main,
     gather,
+    highest,
     join,
+    leave_abruptly,
     micro_batch,
     wait_for_all,
 )
-from segresmamba.engine.evaluation import Summary, evaluate_cases
+from segresmamba.engine.evaluation import CaseResult, Summary, evaluate_cases
 from segresmamba.engine.losses import build_loss
 from segresmamba.engine.pace import Pace
 from segresmamba.engine.runfolder import RunFolder
 from segresmamba.engine.schedule import learning_rate
-from segresmamba.engine.setup import Task
+from segresmamba.engine.setup import Task, scan_backend
+from segresmamba.engine.stop import forget_request, stop_requested
 from segresmamba.engine.zero import ZeroEngine
+from segresmamba.errors import UserError
 from segresmamba.tracking import (
     EmissionsMeter,
     NullTracker,
@@ -39,17 +46,7 @@ from segresmamba.tracking import (
 
 logger = logging.getLogger(__name__)
 
-_stop_requested = False
-
-
-def request_stop() -> None:
-    """Ask the running `train`, or the one about to run, to save and return at its next step.
-
-    Safe in a signal handler: it sets a flag. The ranks agree on it at a step boundary, because a
-    checkpoint is written by all of them together.
-    """
-    global _stop_requested  # noqa: PLW0603 - a signal handler has nothing else to reach the loop by
-    _stop_requested = True
+_WAIT = "time/data_wait_s"
 
 
 def train(config: Config) -> dict[str, Any]:
@@ -59,29 +56,37 @@ def train(config: Config) -> dict[str, Any]:
     apart.
 
     Returns:
-        status ("finished" or "preempted"), step reached, run folder, and the last validation's mean
-        Dice if there was one.
+        status ("finished" or "preempted"), step reached, run folder, the last validation's mean
+        Dice if there was one, and ui_hint, the command that shows the run.
 
     Raises:
         UserError: For settings, data or checkpoints that the user has to correct.
     """
-    global _stop_requested  # noqa: PLW0603
     ranks = Ranks.from_environment()
+    # What cannot be trained is refused before anything is written.
     micro_batch(config, ranks.world_size)
-    task = Task.of(config)  # what cannot be trained is refused before anything is written
+    task = Task.of(config)
+    network = task.network()
+    backend = scan_backend(config, network, ranks.device)
+    folder = RunFolder.of(config)
     join(ranks, config.train.threads)
-    folder = RunFolder.prepare(config) if ranks.is_main else RunFolder.of(config)
+    if ranks.is_main:
+        folder.enter(config)
+    wait_for_all()
     meter = EmissionsMeter(folder.path, config.tracking) if ranks.is_node_main else None
     tracker = _tracker(config, folder, ranks)
     status: Status = "failed"
     try:
         if meter:
             meter.start()
-        trainer = Trainer(task, ranks, folder, tracker)
+        trainer = Trainer(task, network, ranks, folder, tracker)
+        tracker.tags(trainer.choices | {"scan_backend": backend})
         status = trainer.run()
         _log_energy(meter, tracker, ranks, trainer)
     finally:
-        _stop_requested = False
+        forget_request()
+        if status == "failed":
+            leave_abruptly()
         if meter:
             meter.stop()
         tracker.close(status)
@@ -99,46 +104,59 @@ class Trainer:
 
     Args:
         task: What is trained.
+        network: For the task, with its initial weights.
         ranks: This process; it has joined the process group.
         folder: The run's folder.
         tracker: Where metrics go; a null tracker on all ranks but the first.
     """
 
-    def __init__(self, task: Task, ranks: Ranks, folder: RunFolder, tracker: Tracker) -> None:
+    def __init__(
+        self, task: Task, network: nn.Module, ranks: Ranks, folder: RunFolder, tracker: Tracker
+    ) -> None:
         self.task, self.ranks, self.folder, self.tracker = task, ranks, folder, tracker
         self.config = config = task.config
         self.loss = build_loss(config, task.dataset.labels)
-        network = task.network()
         self.shapes = checkpoint.shapes_of(network)
         self.parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
         self.engine = ZeroEngine(network, config, ranks)
         self.step = self._resume()
-        self.best_dice = self._best_so_far()
         self.last_dice: float | None = None
+
+    @property
+    def choices(self) -> dict[str, str]:
+        """What was chosen for the user, to be logged once and tagged on the run."""
+        device = self.ranks.device
+        return {
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "world_size": str(self.ranks.world_size),
+            "zero_stage": str(self.config.train.zero_stage),
+            "precision": self.config.train.precision,
+            "store_codec": self.task.dataset.codec,
+            "dataset_digest": self.task.dataset.digest,
+            "parameters": str(self.parameters),
+        }
 
     def run(self) -> Status:
         """Train to max_steps or until asked to stop; "finished" or "preempted"."""
-        self._describe()
+        logger.info("  ".join(f"{key}={value}" for key, value in self.choices.items()))
         config = self.config.train
-        if self.step < config.max_steps:
-            batches = self._batches()
-            pace = Pace(self.config, self.ranks)
-            for _ in range(self.step, config.max_steps):
-                self._train_step(batches, pace)
-                if any_rank(_stop_requested, self.ranks.device):
-                    self._save()
-                    logger.warning("asked to stop: saved step %d", self.step)
-                    return "preempted"
-                if self.step % (config.validate_every or math.inf) == 0:
-                    self._validate()
-                if self.step % config.checkpoint_every == 0:
-                    self._save()
-            if self.step % (config.validate_every or math.inf) != 0:
-                self._validate()
-            self._save()
+        if self.step and self._validation_is_due() and not self._validate():
+            return "preempted"
+        batches, pace = self._batches(), Pace(self.config, self.ranks)
+        while self.step < config.max_steps:
+            stop = self._train_step(batches, pace)
+            due = self._validation_is_due()
+            if stop or due or self.step % config.checkpoint_every == 0:
+                self._save()
+            if stop:
+                logger.warning("asked to stop: saved step %d", self.step)
+                return "preempted"
+            if due and not self._validate():
+                return "preempted"
         return "finished"
 
-    def _train_step(self, batches: Iterator[data.Batch], pace: Pace) -> None:
+    def _train_step(self, batches: Iterator[data.Batch], pace: Pace) -> bool:
+        """Train one step; whether some rank was asked to stop."""
         config = self.config.train
         lr = learning_rate(self.step, config)
         losses = []
@@ -152,16 +170,33 @@ class Trainer:
                 loss = self.loss(self.engine.forward(x_BCDHW), label_BDHW)
                 self.engine.backward(loss, lr)
                 losses.append(loss.detach())
-            pace.count_loss(losses)
+            loss_is_finite = pace.count_loss(losses)
         self.step += 1
+        broken = not (loss_is_finite and math.isfinite(self.engine.gradient_norm))
+        verdict = highest(2 * broken or int(stop_requested()), self.ranks.device)
+        if verdict == 2:
+            raise self._diverged(lr)
         if self.step % config.log_every == 0 or self.step == config.max_steps:
             self._log_step(pace, lr)
+        return verdict == 1
+
+    def _diverged(self, lr: float) -> UserError:
+        saved = checkpoint.latest_step(self.folder.checkpoints)
+        return UserError(
+            "the loss or its gradient is no longer a finite number",
+            where=f"step {self.step}",
+            got=f"lr {lr:.2g}, precision {self.config.train.precision}",
+            remedy="lower train.lr, raise train.warmup_steps, or take train.precision=fp32, under "
+            f"another run.name; the last checkpoint is that of step {saved or 'none'}",
+        )
 
     def _log_step(self, pace: Pace, lr: float) -> None:
         values = pace.metrics()
         values |= {"train/lr": lr, "train/gradient_norm": self.engine.gradient_norm}
-        memory = gather(peak_memory(), self.ranks)
-        values |= {key: max(rank[key] for rank in memory) for key in memory[0]}
+        # Of all ranks the one that waits longest or needs most: it holds the others up.
+        worst = gather(peak_memory() | {_WAIT: values[_WAIT]}, self.ranks)
+        values |= {key: max(rank[key] for rank in worst) for key in worst[0]}
+        values["time/compute_s"] = values["time/step_s"] - values[_WAIT]
         self.tracker.metrics(values, step=self.step, epoch=self._epoch())
         logger.info(
             "step %d/%d  loss %.4f  %.2f s/step  %.0f %% data wait  %s left",
@@ -169,35 +204,68 @@ class Trainer:
             self.config.train.max_steps,
             values["train/loss"],
             values["time/step_s"],
-            100 * values["time/data_wait_s"] / values["time/step_s"],
+            100 * values[_WAIT] / values["time/step_s"],
             _minutes((self.config.train.max_steps - self.step) * values["time/step_s"]),
         )
 
-    def _validate(self) -> None:
+    def _validation_is_due(self) -> bool:
+        config = self.config.train
+        reached = self.step == config.max_steps
+        due = reached or self.step % (config.validate_every or math.inf) == 0
+        return due and not from_main(self._validation_record.exists())
+
+    @property
+    def _validation_record(self) -> Path:
+        return checkpoint.validation_file(self.folder.checkpoints, self.step)
+
+    def _validate(self) -> bool:
         """Whole-volume metrics of the held-out fold on a plain copy of the weights.
 
         The copy is exactly what is saved as best weights; under ZeRO stage 3 it is also the only
         way, since ranks with volumes of different size would run different numbers of (collective)
         forward passes.
+
+        Returns:
+            False if it was given up because some rank was asked to stop.
         """
         started = time.monotonic()
         weights = self.engine.weights()
         network = self.task.network()
         network.load_state_dict(weights)
-        mine = self.task.split["val"][self.ranks.rank :: self.ranks.world_size]
-        results = evaluate_cases(
-            network.to(self.ranks.device), self.task.dataset, mine, self.config, self.ranks.device
-        )
+        network.to(self.ranks.device)
+        cases, results = self.task.split["val"], list[CaseResult]()
+        for first in range(0, len(cases), self.ranks.world_size):
+            if highest(int(stop_requested()), self.ranks.device):
+                logger.warning("asked to stop: step %d will be validated later", self.step)
+                return False
+            mine = cases[first + self.ranks.rank : first + self.ranks.rank + 1]
+            results += evaluate_cases(
+                network, self.task.dataset, mine, self.config, self.ranks.device
+            )
         summary = Summary.of([case for part in gather(results, self.ranks) for case in part])
-        dice = self.last_dice = summary.mean.dice
+        self.last_dice = summary.mean.dice
         if self.ranks.is_main:
             values = {f"validation/{key}": value for key, value in summary.metrics().items()}
             values["time/validation_s"] = time.monotonic() - started
             self.tracker.metrics(values, step=self.step, epoch=self._epoch())
-            logger.info("step %d  validation Dice %.4f", self.step, dice)
-            if dice > self.best_dice:
-                self.best_dice = dice
-                checkpoint.save_weights(self.folder.best, weights, step=self.step, dice=dice)
+            self._keep_if_best(weights, summary.mean.dice)
+            self._validation_record.write_text(json.dumps(values))
+        return True
+
+    def _keep_if_best(self, weights: dict[str, Tensor], dice: float) -> None:
+        path = self.folder.best
+        best = float(checkpoint.read_facts(path)["dice"]) if path.exists() else -math.inf
+        logger.info("step %d  validation Dice %.4f", self.step, dice)
+        if dice > best:
+            dataset = self.task.dataset
+            checkpoint.save_weights(
+                path,
+                weights,
+                step=self.step,
+                dice=dice,
+                labels=dict(dataset.labels),
+                channel_names=list(dataset.channel_names),
+            )
 
     def _save(self) -> None:
         checkpoint.save_checkpoint(
@@ -210,24 +278,23 @@ class Trainer:
         self.tracker.flush()
 
     def _resume(self) -> int:
-        step = checkpoint.latest_step(self.folder.checkpoints)
+        checkpoints = self.folder.checkpoints
+        # One rank looks: on a shared file system the others may still see what was there before.
+        step = from_main(checkpoint.latest_step(checkpoints) if self.ranks.is_main else None)
         if step is None:
             return 0
-        checkpoint.load_checkpoint(
-            self.folder.checkpoints, self.engine, self._meta(step), self.ranks
-        )
+        checkpoint.load_checkpoint(checkpoints, self.engine, self._meta(step), self.ranks)
         logger.info("continuing from step %d", step)
         return step
 
     def _meta(self, step: int) -> checkpoint.Meta:
-        stage = self.config.train.zero_stage
-        return checkpoint.Meta(step, self.ranks.world_size, stage, self.shapes)
-
-    def _best_so_far(self) -> float:
-        if not self.folder.best.exists():
-            return -math.inf
-        facts = torch.load(self.folder.best, map_location="meta", weights_only=True)
-        return float(facts["dice"])
+        return checkpoint.Meta(
+            step=step,
+            world_size=self.ranks.world_size,
+            zero_stage=self.config.train.zero_stage,
+            dataset_digest=self.task.dataset.digest,
+            shapes=self.shapes,
+        )
 
     def _batches(self) -> Iterator[data.Batch]:
         return data.make_loader(
@@ -244,22 +311,6 @@ class Trainer:
     def _epoch(self) -> float:
         crops = len(self.task.split["train"]) * self.config.data.crops_per_case
         return self.step * self.config.train.batch_size / crops
-
-    def _describe(self) -> None:
-        """Log once, and tag the run with, everything that was chosen for the user."""
-        config, device = self.config, self.ranks.device
-        tags = {
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-            "world_size": str(self.ranks.world_size),
-            "zero_stage": str(config.train.zero_stage),
-            "precision": config.train.precision,
-            "store_codec": self.task.dataset.codec,
-            "dataset_digest": self.task.dataset.digest,
-            "parameters": str(self.parameters),
-            "scan_backend": models.scan_backend(self.engine.network, device),
-        }
-        self.tracker.tags(tags)
-        logger.info("  ".join(f"{key}={value}" for key, value in tags.items()))
 
 
 def _tracker(config: Config, folder: RunFolder, ranks: Ranks) -> Tracker:

@@ -32,7 +32,8 @@ def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": micro_batch(config, world_size),
         "gradient_accumulation_steps": train.accumulation,
         "gradient_clipping": train.clip_norm,
-        "zero_optimization": {"stage": train.zero_stage},
+        # DeepSpeed's default bucket is 2 GB on the device, several times the network's weights.
+        "zero_optimization": {"stage": train.zero_stage, "reduce_bucket_size": 1 << 25},
         "optimizer": {
             "type": "AdamW",
             "params": {"lr": train.lr, "weight_decay": train.weight_decay, "torch_adam": True},
@@ -58,6 +59,7 @@ class ZeroEngine:
         fp16 = config.train.precision == "fp16"
         self._scaler = LossScaler(network, ranks.device) if fp16 else None
         self._sharded_weights = config.train.zero_stage == 3
+        self._whole_gradient = config.train.zero_stage == 0
         self._gathered = deepspeed.zero.GatheredParameters
         self._engine, *_ = deepspeed.initialize(
             model=Autocast(network, config.train.precision),
@@ -77,11 +79,12 @@ class ZeroEngine:
             group["lr"] = lr
         boundary = self._engine.is_gradient_accumulation_boundary()
         self._engine.backward(self._scaler.scaled(loss) if self._scaler else loss)
-        if boundary:
-            self.gradient_norm = self._norm_before_step()
+        norm = self._norm_before_step() if boundary and self._whole_gradient else None
         self._engine.step()
         if boundary:
-            self.gradient_norm = float(self._engine.get_global_grad_norm() or self.gradient_norm)
+            self.gradient_norm = float(
+                self._engine.get_global_grad_norm() if norm is None else norm
+            )
             if self._scaler:
                 self._scaler.update()
 
@@ -107,15 +110,19 @@ class ZeroEngine:
             }
 
     def _norm_before_step(self) -> float:
-        """Stage 0 does not keep the norm, but still has the whole gradient here."""
+        """Stage 0 does not keep the norm, but has the whole gradient on every rank here."""
         gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
-        return float(nn.utils.get_total_norm(gradients)) if gradients else 0.0
+        return float(nn.utils.get_total_norm(gradients))
 
 
 def _deepspeed(ranks: Ranks) -> Any:
     """Import DeepSpeed for this device, quietly: it has no quieter switch than its own logger."""
     if ranks.device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        os.environ.setdefault("LOCAL_RANK", str(ranks.local_rank))
+    else:
+        # DeepSpeed takes it for the device's number; a rank may see its own GPU only.
+        os.environ["LOCAL_RANK"] = str(ranks.device.index)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     import deepspeed
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from tests.engine.ranks import RankPool
 
@@ -12,3 +13,10 @@ def two_ranks() -> Iterator[RankPool]:
     pool = RankPool(2)
     yield pool
     pool.close()
+
+
+@pytest.fixture(autouse=True)
+def on_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests compare with CPU results and run two ranks: GPUs of the machine stay out."""
+    if "gpu" not in request.keywords:
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)

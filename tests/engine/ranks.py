@@ -47,4 +47,5 @@ def _become_a_rank(counter: Synchronized[int], world_size: int, port: int) -> No
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "DS_ACCELERATOR": "cpu",
+        "CUDA_VISIBLE_DEVICES": "",
     }

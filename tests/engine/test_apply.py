@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -59,3 +60,37 @@ def test_a_run_without_weights_cannot_be_evaluated(
     (tmp_path / "run" / "config.yaml").write_text((run / "config.yaml").read_text())
     with pytest.raises(CheckpointError, match=r"best/weights\.pt"):
         evaluate_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("name", "match"), [("label.txt", "written as NIfTI"), ("no/label.nii.gz", "does not exist")]
+)
+def test_an_impossible_output_is_refused_before_anything_is_computed(
+    run: Path, tiny_store: Path, tmp_path: Path, name: str, match: str
+) -> None:
+    with pytest.raises(DataError, match=match):
+        predict(run, images_of(tiny_store, "case0"), tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_prediction_does_not_need_the_dataset_of_the_run(
+    run: Path, tiny_store: Path, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(run, elsewhere)
+    config = (elsewhere / "config.yaml").read_text().replace(str(tiny_store), "/gone")
+    (elsewhere / "config.yaml").write_text(config)
+    predict(elsewhere, images_of(tiny_store, "case0"), tmp_path / "label.nii.gz")
+    assert (tmp_path / "label.nii.gz").exists()
+
+
+def test_an_evaluation_leaves_the_status_of_the_run_as_it_was(
+    run: Path, tmp_path: Path, tiny_store: Path
+) -> None:
+    preempted = tmp_path / "run"
+    shutil.copytree(run, preempted)
+    with (preempted / "journal.jsonl").open("a") as journal:
+        journal.write('{"kind": "status", "time_ms": 0, "status": "preempted"}\n')
+    evaluate_run(preempted)
+    last = json.loads((preempted / "journal.jsonl").read_text().splitlines()[-1])
+    assert last["status"] == "preempted"

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import itertools
+import json
 import shutil
 import signal
 from pathlib import Path
 
 import pytest
 
-from segresmamba.config import load_config
+from segresmamba.config import load_config, read_config
 from segresmamba.engine import request_stop, train
 from segresmamba.engine.checkpoint import latest_step
-from segresmamba.errors import CheckpointError, ConfigError
+from segresmamba.engine.runfolder import RunFolder
+from segresmamba.engine.zero import ZeroEngine
+from segresmamba.errors import BackendMissingError, CheckpointError, ConfigError, UserError
 from tests.engine.ranks import RankPool
 from tests.engine.tiny import journal_losses, tiny_config
 
@@ -93,7 +97,7 @@ def test_a_stop_request_saves_the_step_and_the_rest_continues_from_it(
         result = train(tiny_config(tiny_store, tmp_path / "cut"))
     finally:
         signal.signal(signal.SIGUSR2, before)
-    assert (result["status"], result["step"]) == ("preempted", 2)
+    assert (result["status"], result["step"]) == ("preempted", 3)  # asked after its first two
     result = train(tiny_config(tiny_store, tmp_path / "cut"))
     assert (result["status"], result["step"]) == ("finished", 4)
     assert_same_curve(whole, journal_losses(tmp_path / "cut" / "tiny"), 1e-5)
@@ -124,13 +128,122 @@ def test_only_the_last_checkpoints_and_the_best_weights_are_kept(
     assert (run / "best" / "weights.pt").exists()
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize(("precision", "stage"), [("bf16", 0), ("fp16", 0), ("fp16", 2)])
 def test_half_precision_autocast_trains_close_to_fp32(
-    tiny_store: Path, tmp_path: Path, precision: str
+    tiny_store: Path, tmp_path: Path, precision: str, stage: int
 ) -> None:
     exact = curve(tiny_store, tmp_path / "fp32")
-    half = curve(tiny_store, tmp_path / "half", f"train.precision={precision}")
+    half = curve(
+        tiny_store, tmp_path / "half", f"train.precision={precision}", f"train.zero_stage={stage}"
+    )
     assert_same_curve(exact, half, 0.03)
+
+
+def records(run: Path, metric: str) -> list[float]:
+    """Every value of a metric in the journal."""
+    lines = map(json.loads, (run / "journal.jsonl").read_text().splitlines())
+    return [line["values"][metric] for line in lines if metric in line.get("values", {})]
+
+
+def test_the_journal_says_where_time_memory_and_energy_went(
+    tiny_store: Path, tmp_path: Path
+) -> None:
+    train(tiny_config(tiny_store, tmp_path, "tracking.emissions=true"))
+    run = tmp_path / "tiny"
+    step_s, wait_s, compute_s = (
+        records(run, f"time/{part}_s") for part in ("step", "data_wait", "compute")
+    )
+    assert len(step_s) == 4
+    assert step_s == pytest.approx([a + b for a, b in zip(wait_s, compute_s, strict=True)])
+    assert records(run, "throughput/voxels_per_s") == pytest.approx([2 * 32**3 / s for s in step_s])
+    assert all(0.1 < peak < 64 for peak in records(run, "memory/host_peak_gib"))
+    assert records(run, "energy/energy_kwh")[0] > 0
+    assert records(run, "energy/emissions_kg")[0] > 0
+    assert len(records(run, "validation/dice/mean")) == 1
+
+
+def test_a_validation_that_was_killed_is_made_up_for_by_the_same_command(
+    tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("segresmamba.engine.trainer.evaluate_cases", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny_config(tiny_store, tmp_path))
+    assert latest_step(tmp_path / "tiny" / "checkpoints") == 4
+    result = train(tiny_config(tiny_store, tmp_path))
+    assert result["status"] == "finished"
+    assert result["dice_mean"] is not None
+    assert (tmp_path / "tiny" / "best" / "weights.pt").exists()
+    assert sorted(journal_losses(tmp_path / "tiny")) == [1, 2, 3, 4]
+
+
+def test_a_stop_before_validation_is_heeded_and_the_validation_done_later(
+    tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = ZeroEngine.weights
+    with monkeypatch.context() as patch:
+        patch.setattr(ZeroEngine, "weights", lambda engine: (request_stop(), weights(engine))[1])
+        assert train(tiny_config(tiny_store, tmp_path))["status"] == "preempted"
+    result = train(tiny_config(tiny_store, tmp_path))
+    assert (result["status"], result["step"]) == ("finished", 4)
+    assert len(records(tmp_path / "tiny", "validation/dice/mean")) == 1
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_spares_the_last_checkpoint(
+    tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from segresmamba.engine.losses import SegmentationLoss
+
+    forward, calls = SegmentationLoss.forward, itertools.count(1)
+
+    def broken(self: SegmentationLoss, *arguments: object) -> object:
+        return forward(self, *arguments) * (float("nan") if next(calls) == 3 else 1)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(SegmentationLoss, "forward", broken)
+    with pytest.raises(UserError, match=r"no longer a finite number.*step 3.*checkpoint .* step 2"):
+        train(tiny_config(tiny_store, tmp_path, "train.checkpoint_every=2"))
+    assert latest_step(tmp_path / "tiny" / "checkpoints") == 2
+
+
+def test_a_network_that_cannot_be_built_leaves_nothing(tiny_store: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="divisible by 8"):
+        train(tiny_config(tiny_store, tmp_path / "runs", "model.dims=[10,20]"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_scan_backend_that_does_not_run_here_is_refused_by_key(
+    tiny_store: Path, tmp_path: Path
+) -> None:
+    with pytest.raises((ConfigError, BackendMissingError)) as refusal:
+        train(tiny_config(tiny_store, tmp_path / "runs", "model.scan_backend=mamba_ssm"))
+    assert "mamba_ssm" in refusal.value.screen()
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_without_a_checkpoint_takes_other_settings(
+    tiny_store: Path, tmp_path: Path
+) -> None:
+    folder = RunFolder(tmp_path / "tiny")
+    folder.enter(tiny_config(tiny_store, tmp_path))
+    folder.enter(tiny_config(tiny_store, tmp_path, "train.lr=0.01"))
+    assert read_config(folder.config).train.lr == 0.01
+
+
+def test_a_run_goes_on_with_a_moved_store_but_not_with_another_one(
+    tiny_store: Path, tmp_path: Path
+) -> None:
+    train(tiny_config(tiny_store, tmp_path))
+    moved = tmp_path / "moved"
+    shutil.copytree(tiny_store, moved)
+    assert train(tiny_config(moved, tmp_path))["status"] == "finished"
+    manifest = json.loads((moved / "dataset.json").read_text())
+    manifest["digest"] = "0" * 64
+    (moved / "dataset.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="content of the dataset"):
+        train(tiny_config(moved, tmp_path))
 
 
 def test_overlapping_regions_train_with_deep_supervision_and_validate_by_name(

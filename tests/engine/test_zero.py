@@ -1,11 +1,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
-from segresmamba.engine.zero import _parameter_groups, deepspeed_config
+from segresmamba.config import Config
+from segresmamba.engine import zero
+from segresmamba.engine.distributed import Ranks, join
+from segresmamba.engine.zero import ZeroEngine, _parameter_groups, deepspeed_config
 from segresmamba.errors import ConfigError
 from segresmamba.models import SegResMamba
 from tests.engine.tiny import tiny_config
@@ -20,7 +25,7 @@ def test_the_deepspeed_dict_follows_from_the_config_and_world_size(tmp_path: Pat
         "train_micro_batch_size_per_gpu": 2,
         "gradient_accumulation_steps": 2,
         "gradient_clipping": 12.0,
-        "zero_optimization": {"stage": 2},
+        "zero_optimization": {"stage": 2, "reduce_bucket_size": 1 << 25},
         "optimizer": {
             "type": "AdamW",
             "params": {"lr": 1e-3, "weight_decay": 1e-5, "torch_adam": True},
@@ -55,3 +60,37 @@ def test_weight_decay_spares_norms_biases_and_the_state_space_parameters() -> No
 
 def test_a_network_without_vectors_has_one_group() -> None:
     assert len(_parameter_groups(nn.Linear(2, 2, bias=False), 0.1)) == 1
+
+
+def test_stage_3_computes_the_same_when_it_really_gathers_every_weight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DeepSpeed keeps small weights whole; without that threshold none of the tiny ones is."""
+
+    def losses(stage: int, threshold: int) -> list[float]:
+        config = tiny_config(tmp_path, tmp_path, f"train.zero_stage={stage}")
+
+        def settings(config: Config, world_size: int) -> dict[str, Any]:
+            plain = deepspeed_config(config, world_size)
+            plain["zero_optimization"]["stage3_param_persistence_threshold"] = threshold
+            return plain
+
+        monkeypatch.setattr(zero, "deepspeed_config", settings)
+        ranks = Ranks.from_environment()
+        join(ranks, threads=1)
+        torch.manual_seed(0)
+        engine = ZeroEngine(SegResMamba(dims=(8, 8), d_state=4), config, ranks)
+        values = []
+        for step in range(3):
+            x_BCDHW = torch.randn(2, 1, 16, 16, 16, generator=torch.Generator().manual_seed(step))
+            logits = engine.forward(x_BCDHW)
+            assert isinstance(logits, torch.Tensor)
+            loss = (logits - x_BCDHW).square().mean()
+            engine.backward(loss, 1e-2)
+            values.append(float(loss.detach()))
+        if stage == 3 and threshold == 0:
+            assert all(parameter.numel() == 0 for parameter in engine.network.parameters())
+            assert all(value.numel() > 0 for value in engine.weights().values())
+        return values
+
+    assert losses(3, threshold=0) == pytest.approx(losses(0, threshold=0), abs=1e-5)

@@ -59,6 +59,11 @@ def test_deep_supervision_adds_coarser_logits_in_training_only() -> None:
     assert network.eval()(x_BCDHW).shape == (1, 3, 64, 64, 64)
 
 
+def test_deep_supervision_covers_the_input_and_not_its_padding() -> None:
+    levels = tiny(deep_supervision=True)(torch.randn(1, 2, 80, 64, 40))
+    assert [tuple(level.shape[2:]) for level in levels] == [(80, 64, 40), (20, 16, 10), (10, 8, 5)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
