@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import socket
 import subprocess
@@ -153,7 +155,19 @@ def _deepspeed() -> Check:
     # DeepSpeed's own rule; asking it would import it.
     detected = "cuda" if torch.cuda.is_available() else "cpu"
     accelerator = os.environ.get("DS_ACCELERATOR", detected)
-    return Check("DeepSpeed", "ok", f"{version}, accelerator {accelerator}")
+    ops = ", ".join(_prebuilt_ops()) or "none, and training needs none"
+    return Check("DeepSpeed", "ok", f"{version}, accelerator {accelerator}, prebuilt ops: {ops}")
+
+
+def _prebuilt_ops() -> list[str]:
+    """The compiled ops that DeepSpeed's installation carries, read without importing it."""
+    spec = find_spec("deepspeed")
+    assert spec is not None
+    assert spec.origin is not None
+    facts = Path(spec.origin).with_name("git_version_info_installed.py")
+    found = re.search(r"^installed_ops\s*=\s*(\{.*\})", facts.read_text(), flags=re.MULTILINE)
+    ops: dict[str, bool] = ast.literal_eval(found[1]) if found else {}
+    return [name for name, is_built in ops.items() if is_built]
 
 
 def _slurm() -> Iterator[Check]:

@@ -23,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train, evaluate and apply 3D segmentation networks.",
 )
-console = Console(soft_wrap=True, highlight=False, markup=False)  # paths and commands stay whole
+console = Console(soft_wrap=True)
 
 Overrides = Annotated[
     list[str] | None,
@@ -59,7 +59,7 @@ def sample(
     from segresmamba.data import make_sample
 
     make_sample(out, subjects=subjects, seed=seed)
-    console.print(f"{subjects} subjects: {out}")
+    typer.echo(f"{subjects} subjects: {out}")
 
 
 @app.command()
@@ -81,7 +81,7 @@ def convert(
             overwrite=overwrite,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    console.print(str(result))
+    typer.echo(str(result))
 
 
 @app.command()
@@ -91,8 +91,8 @@ def verify(store: Annotated[Path, typer.Argument(help="Converted dataset")]) -> 
 
     problems = run(store)
     for problem in problems:
-        console.print(str(problem), style="red")
-    console.print(f"{len(problems)} problems in {store}" if problems else f"{store} is sound")
+        typer.secho(str(problem), fg="red")
+    typer.echo(f"{len(problems)} problems in {store}" if problems else f"{store} is sound")
     raise typer.Exit(1 if problems else 0)
 
 
@@ -107,8 +107,8 @@ def train(overrides: Overrides = None) -> None:
 
     with _stopping(request_stop):
         result = run(config)
-    console.print(f"{result['status']} at step {result['step']}: {result['folder']}")
-    console.print(f"watch and compare: {result['ui_hint']}")
+    typer.echo(f"{result['status']} at step {result['step']}: {result['folder']}")
+    typer.echo(f"watch and compare: {result['ui_hint']}")
 
 
 @app.command()
@@ -120,9 +120,9 @@ def evaluate(
 
     evaluation = evaluate_run(run)
     console.print(evaluation.table)
-    console.print(f"results:  {evaluation.results}")
-    console.print(f"pictures: {evaluation.overlays}")
-    console.print(f"watch and compare: {evaluation.ui_hint}")
+    typer.echo(f"results:  {evaluation.results}")
+    typer.echo(f"pictures: {evaluation.overlays}")
+    typer.echo(f"watch and compare: {evaluation.ui_hint}")
 
 
 @app.command()
@@ -137,7 +137,7 @@ def predict(
     from segresmamba.engine import predict as apply
 
     apply(run, images, out)
-    console.print(f"labels: {out}")
+    typer.echo(f"labels: {out}")
 
 
 @app.command()
@@ -147,7 +147,7 @@ def sync(runs: Annotated[list[Path], typer.Argument(help="Run folders")]) -> Non
 
     for run in runs:
         bring(run)
-        console.print(f"{run}: MLflow has everything")
+        typer.echo(f"{run}: MLflow has everything")
 
 
 @app.command()
