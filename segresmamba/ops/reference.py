@@ -53,11 +53,15 @@ def selective_scan_ref(
 
     decay_LBDN = torch.exp(torch.einsum("bdl,dn->lbdn", delta_BDL, A_DN))
     input_LBDN = torch.einsum("bdl,bdnl->lbdn", delta_BDL * u_BDL, B_BDNL)
+    output_LBDN = C_BDNL.permute(3, 0, 1, 2)
     state_BDN = u_BDL.new_zeros(*u_BDL.shape[:2], A_DN.shape[1])
     steps = []
-    for position in range(u_BDL.shape[2]):
-        state_BDN = decay_LBDN[position] * state_BDN + input_LBDN[position]
-        steps.append(torch.einsum("bdn,bdn->bd", state_BDN, C_BDNL[..., position]))
+    # Unbound once: indexing in the loop would make the backward pass quadratic in L.
+    for decay_BDN, input_BDN, output_BDN in zip(
+        decay_LBDN.unbind(), input_LBDN.unbind(), output_LBDN.unbind(), strict=True
+    ):
+        state_BDN = decay_BDN * state_BDN + input_BDN
+        steps.append((state_BDN * output_BDN).sum(2))
     y_BDL = torch.stack(steps, dim=2)
     if D is not None:
         y_BDL = y_BDL + D.to(dtype)[:, None] * u_BDL

@@ -29,32 +29,52 @@ class Backend:
 
     name: str
     size: dict[str, int]
-    volumes: tuple[tuple[int, int, int], ...]
+    volumes: dict[tuple[int, int, int], tuple[int, ...]]
+    """Volumes (D, H, W) for tri_scan, each with its slice counts."""
     bfloat16_tolerance: float
+    """Of tri_scan, relative: the cpu backend rounds once, the GPU's after every step."""
 
 
+def divisors(volume: tuple[int, int, int]) -> tuple[int, ...]:
+    """Every slice count that cuts the tokens of a volume into equal slices."""
+    tokens = math.prod(volume)
+    return tuple(slices for slices in range(1, tokens + 1) if tokens % slices == 0)
+
+
+EPS = torch.finfo(torch.bfloat16).eps
 BACKENDS = {
     # Two blocks of channels, two tiles of tokens, two vectors of states, all of them ragged.
     "cpu": Backend(
         "cpu",
         {"batch": 2, "channels": 20, "length": 75, "states": 18},
-        ((4, 4, 4), (2, 5, 9), (6, 4, 5)),
-        torch.finfo(torch.bfloat16).eps,
+        {volume: divisors(volume) for volume in ((4, 4, 4), (2, 5, 9), (6, 4, 5))},
+        EPS,
+    ),
+    # Interpreted, and so small: two blocks of rows, two chunks of tokens.
+    "triton": Backend(
+        "triton",
+        {"batch": 2, "channels": 6, "length": 21, "states": 2},
+        {(3, 3, 3): divisors((3, 3, 3)), (2, 3, 4): (3, 8)},
+        8 * EPS,
     ),
 }
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Each kernel backend, and with `volume` each of its volumes in each slice count."""
-    names = metafunc.fixturenames
-    if "volume" in names:
+    if "volume" in metafunc.fixturenames:
         cases = [
             pytest.param(backend, volume, slices, id=f"{backend.name}-{volume}-{slices}")
             for backend in BACKENDS.values()
-            for volume in backend.volumes
-            for slices in range(1, math.prod(volume) + 1)
-            if math.prod(volume) % slices == 0
+            for volume, counts in backend.volumes.items()
+            for slices in counts
         ]
         metafunc.parametrize(("backend", "volume", "num_slices"), cases)
-    elif "backend" in names:
+    elif "backend" in metafunc.fixturenames:
         metafunc.parametrize("backend", list(BACKENDS.values()), ids=list(BACKENDS))
+
+
+@pytest.fixture(autouse=True)
+def short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the triton backend cut short sequences into several chunks."""
+    monkeypatch.setattr("segresmamba.ops.triton.scan.CHUNK", 16)

@@ -130,7 +130,7 @@ def test_without_gradients_nothing_is_kept(backend):
 
 
 def test_operator_contract(backend):
-    o = scan_operands(**backend.size | {"batch": 1}, matrix="BGNL")
+    o = scan_operands(**backend.size | {"batch": 1, "channels": 2}, matrix="BGNL")
     arguments = (*o.values(), True, True, backend.name)
     torch.library.opcheck(torch.ops.segresmamba.selective_scan.default, arguments)
 

@@ -1,0 +1,11 @@
+"""The triton backend: kernels that split the sequence (`segresmamba.ops.kernels.Kernels`)."""
+
+import os
+
+# Fused multiply-add, as in every other backend. Triton 3.10 turns it off unless it is asked for.
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+
+from segresmamba.ops.triton.scan import checkpoint_shape, scan_backward, scan_forward
+from segresmamba.ops.triton.tri import tri_backward, tri_forward
+
+__all__ = ["checkpoint_shape", "scan_backward", "scan_forward", "tri_backward", "tri_forward"]

@@ -1,0 +1,72 @@
+"""What the Triton kernels share: index arithmetic and elementary functions, in float32."""
+
+import triton
+import triton.language as tl
+
+LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
+LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def combine(decay_1, value_1, decay_2, value_2):
+    """Two steps x -> decay * x + value as one."""
+    return decay_1 * decay_2, decay_2 * value_1 + value_2
+
+
+@triton.jit
+def sigmoid(x):
+    """1 / (1 + exp(-x))."""
+    return 1.0 / (1.0 + tl.exp2(-x * LOG2E))
+
+
+@triton.jit
+def softplus(x):
+    """max(x, 0) + log1p(exp(-|x|)), the logarithm as the series of 2 atanh(t / (2 + t))."""
+    t = tl.exp2(-tl.abs(x) * LOG2E)
+    s = t / (2.0 + t)
+    q = s * s
+    p = q * (1 / 13) + 1 / 11
+    p = p * q + 1 / 9
+    p = p * q + 1 / 7
+    p = p * q + 1 / 5
+    p = p * q + 1 / 3
+    p = p * q + 1.0
+    return tl.where(x < 0.0, 0.0, x) + 2.0 * s * p
+
+
+@triton.jit
+def rows_of_program(channels, groups, ROWS: tl.constexpr):
+    """(group, channels, which of them exist) of the second grid axis; a block stays in a group."""
+    width = channels // groups
+    blocks = tl.cdiv(width, ROWS)
+    group = tl.program_id(1) // blocks
+    row = tl.program_id(1) % blocks * ROWS + tl.arange(0, ROWS)
+    return group, group * width + row, row < width
+
+
+@triton.jit
+def token_of(position, length, slices, REVERSE: tl.constexpr):
+    """Token that stands at a position of the sequence; see segresmamba.ops.orders."""
+    if REVERSE:
+        token = length - 1 - position
+    else:
+        token = (position % slices) * (length // slices) + position // slices
+    return token
+
+
+@triton.jit
+def step_sizes(raw, bias, inside, SOFTPLUS: tl.constexpr):
+    """Raw step sizes of a tile (rows, positions) -> those of the recurrence, zero outside."""
+    delta = raw + bias[:, None]
+    if SOFTPLUS:
+        delta = softplus(delta)
+    return tl.where(inside, delta, 0.0)
+
+
+@triton.jit
+def shared_row(position, ROWS: tl.constexpr):
+    """The same positions for each row, as indices of a tile.
+
+    A tile is loaded in the layout of the rows; a single row would change its layout in each use.
+    """
+    return position.to(tl.int64)[None, :] + tl.zeros([ROWS, 1], tl.int64)

@@ -1,0 +1,131 @@
+"""Backward pass of a scan: gradients of each chunk from the state before and the adjoint after it.
+
+g_l = C_l * dy_l + decay_(l+1) * g_(l+1)    with    h_l = decay_l * h_(l-1) + B_l * (delta u)_l
+"""
+
+import triton
+import triton.language as tl
+
+from segresmamba.ops.triton.elementary import (
+    LN2,
+    LOG2E,
+    combine,
+    rows_of_program,
+    shared_row,
+    sigmoid,
+    step_sizes,
+    token_of,
+)
+
+
+@triton.jit
+def _states_and_adjoints(
+    a, delta, later, input_, d_output, start, carried, offset, CHUNK: tl.constexpr
+):  # fmt: skip
+    """(h, g) of every token of a tile; later is the delta of the token after each."""
+    decay = tl.exp2(a[:, None] * delta)
+    value = tl.where(offset[None, :] == 0, input_ + decay * start[:, None], input_)
+    _, h = tl.associative_scan((decay, value), 1, combine)
+    decay = tl.exp2(a[:, None] * later)
+    last = offset[None, :] == CHUNK - 1
+    value = tl.where(last, d_output + carried[:, None], d_output)
+    _, g = tl.associative_scan((decay, value), 1, combine, reverse=True)
+    return h, g
+
+
+@triton.jit
+def chunk_gradients(  # noqa: PLR0915 - one kernel, so that a tile is read once
+    dy_ptr, u_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, skip_ptr,
+    bias_ptr, start_ptr, carried_ptr, gate_ptr, sum_ptr,
+    d_u_ptr, d_delta_ptr, d_A_ptr, d_B_ptr, d_C_ptr, d_skip_ptr,
+    d_bias_ptr, d_gate_ptr, length, channels, groups, states,
+    slices, dy_batch, u_batch, delta_batch, gate_batch, B_batch,
+    B_group, B_state, B_token, C_batch, C_group, C_state,
+    C_token,
+    GATED: tl.constexpr, ADD: tl.constexpr, LAST: tl.constexpr, SOFTPLUS: tl.constexpr,
+    REVERSE: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Gradients of one scan whose output y, summed over several scans, is gated by SiLU(gate).
+
+    Grid (chunks, blocks of rows, batch). dy, gate, d_gate and sum are in storage order, all others
+    in the order of the scan.
+
+    start, carried: (batch, channels, states, chunks), the state before each chunk and the adjoint
+    that comes from the chunk after. sum: dense (batch, channels, length) float32, the y of earlier
+    scans if ADD; this scan's y is added to it, unless it is the LAST, which computes d_gate.
+    d_u, d_delta: dense. d_A: (batch, channels, states, chunks). d_B, d_C: dense
+    (batch, groups, states, length) float32, added to. d_skip, d_bias: (batch, channels, chunks).
+    """
+    chunk, item = tl.program_id(0), tl.program_id(2).to(tl.int64)
+    chunks = tl.num_programs(0)
+    group, channel, exists = rows_of_program(channels, groups, ROWS)
+    offset = tl.arange(0, CHUNK)
+    position = chunk * CHUNK + offset
+    within = position < length
+    inside = exists[:, None] & within[None, :]
+    row = channel.to(tl.int64)[:, None] * length
+    dense = item * channels * length + row
+
+    bias = tl.load(bias_ptr + channel, exists, 0.0).to(tl.float32)
+    skip = tl.load(skip_ptr + channel, exists, 0.0).to(tl.float32)
+    delta_ptr += item * delta_batch
+    raw = tl.load(delta_ptr + row + position[None, :], inside, 0.0).to(tl.float32)
+    delta = step_sizes(raw, bias, inside, SOFTPLUS)
+    follows = exists[:, None] & (position + 1 < length)[None, :]
+    later = tl.load(delta_ptr + row + position[None, :] + 1, follows, 0.0).to(tl.float32)
+    later = step_sizes(later, bias, follows, SOFTPLUS)
+    u = tl.load(u_ptr + item * u_batch + row + position[None, :], inside, 0.0).to(tl.float32)
+
+    token = token_of(position, length, slices, REVERSE)[None, :]
+    d_out = tl.load(dy_ptr + item * dy_batch + row + token, inside, 0.0).to(tl.float32)
+    dy = d_out
+    if GATED:
+        gate = tl.load(gate_ptr + item * gate_batch + row + token, inside, 0.0).to(tl.float32)
+        open_ = sigmoid(gate)
+        dy = d_out * gate * open_
+
+    y = skip[:, None] * u
+    d_input = tl.zeros([ROWS, CHUNK], tl.float32)
+    d_exponent = tl.zeros([ROWS, CHUNK], tl.float32)
+    place = shared_row(position, ROWS)
+    B_ptr += item * B_batch + group.to(tl.int64) * B_group
+    C_ptr += item * C_batch + group.to(tl.int64) * C_group
+    d_matrix = (item * groups + group) * states * length + position
+    per_channel = item * channels + channel
+    for n in range(states):
+        a = tl.load(A_ptr + channel * states + n, exists, 0.0).to(tl.float32) * LOG2E
+        per_state = (per_channel * states + n) * chunks + chunk
+        start = tl.load(start_ptr + per_state, exists, 0.0)
+        carried = tl.load(carried_ptr + per_state, exists, 0.0)
+        B = tl.load(B_ptr + n * B_state + place * B_token, inside, 0.0).to(tl.float32)
+        C = tl.load(C_ptr + n * C_state + place * C_token, inside, 0.0).to(tl.float32)
+
+        own = delta * u * B
+        h, g = _states_and_adjoints(a, delta, later, own, dy * C, start, carried, offset, CHUNK)
+        y += h * C
+        d_input += g * B
+        # decay * (state before) is the state without this token's own input.
+        exponent = g * (h - own)
+        d_exponent += exponent * (a[:, None] * LN2)
+        tl.store(d_A_ptr + per_state, tl.sum(exponent * delta, 1), exists)
+        tl.atomic_add(
+            d_B_ptr + d_matrix + n * length, tl.sum(g * delta * u, 0), within, sem="relaxed"
+        )
+        tl.atomic_add(d_C_ptr + d_matrix + n * length, tl.sum(h * dy, 0), within, sem="relaxed")
+
+    d_delta = d_input * u + d_exponent
+    if SOFTPLUS:
+        d_delta *= sigmoid(raw + bias[:, None])
+    d_delta = tl.where(inside, d_delta, 0.0)
+    tl.store(d_u_ptr + dense + position[None, :], d_input * delta + skip[:, None] * dy, inside)
+    tl.store(d_delta_ptr + dense + position[None, :], d_delta, inside)
+    tl.store(d_skip_ptr + per_channel * chunks + chunk, tl.sum(dy * u, 1), exists)
+    tl.store(d_bias_ptr + per_channel * chunks + chunk, tl.sum(d_delta, 1), exists)
+    if GATED:
+        if ADD:
+            y += tl.load(sum_ptr + dense + token, inside, 0.0)
+        if LAST:
+            slope = open_ * (1.0 + gate * (1.0 - open_))
+            tl.store(d_gate_ptr + dense + token, d_out * y * slope, inside)
+        else:
+            tl.store(sum_ptr + dense + token, y, inside)

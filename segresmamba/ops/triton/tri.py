@@ -1,0 +1,176 @@
+"""tri_scan of the triton backend.
+
+For each order the convolution reads x through the order map and writes its result in the order of
+the scan, so that the projections (matrix products, which know no order) and the scan work on
+sequences in a row; the scan adds its output to y through the map. No copy of x, z or y is permuted,
+and the backward pass recomputes everything from the operands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from segresmamba.ops.kernels import ScanOperands
+from segresmamba.ops.orders import ORDERS, OrderMap, order_map
+from segresmamba.ops.triton.conv import convolve, convolve_gradients
+from segresmamba.ops.triton.scan import (
+    ROWS,
+    Scan,
+    cdiv,
+    chunk_size,
+    dense,
+    gradients,
+    on_device,
+    outputs,
+    prepare,
+    start_states,
+)
+
+
+class Direction(NamedTuple):
+    """Parameters of one order; the projections in the dtype of x, as autocast would cast them."""
+
+    order: OrderMap
+    conv_weight_DW: Tensor
+    conv_bias_D: Tensor
+    x_proj_PD: Tensor
+    dt_proj_DR: Tensor
+    dt_bias_D: Tensor
+    A_DN: Tensor
+    D_D: Tensor
+
+
+def directions(operands: Sequence[Tensor], num_slices: int) -> list[Direction]:
+    """Cut the stacked parameters of `tri_scan` into orders."""
+    x_BDL, _, weight, bias, x_proj, dt_proj, *others = operands
+    projections = (x_proj.to(x_BDL.dtype), dt_proj.to(x_BDL.dtype))
+    stacked = [p.contiguous() for p in (weight, bias, *projections, *others)]
+    return [
+        Direction(order_map(order, num_slices), *(p[k] for p in stacked))
+        for k, order in enumerate(ORDERS)
+    ]
+
+
+def tri_forward(operands: Sequence[Tensor], num_slices: int) -> Tensor:
+    """See `segresmamba.ops.kernels.Kernels`."""
+    x_BDL, z_BDL = dense(operands[0]), dense(operands[1])
+    total_BDL = x_BDL.new_empty(x_BDL.shape, dtype=torch.float32)
+    y_BDL = x_BDL.new_empty(x_BDL.shape)
+    for k, direction in enumerate(directions(operands, num_slices)):
+        scan, _ = _project(_convolve(x_BDL, direction), direction)
+        last = k == len(ORDERS) - 1
+        start, _ = start_states(scan)
+        outputs(
+            scan,
+            start,
+            z_BDL if last else None,
+            y_BDL if last else total_BDL,
+            total_BDL if k else None,
+        )
+    return torch.empty_like(operands[0]).copy_(y_BDL)
+
+
+def tri_backward(dy_BDL: Tensor, operands: Sequence[Tensor], num_slices: int) -> list[Tensor]:
+    """See `segresmamba.ops.kernels.Kernels`."""
+    x_BDL, z_BDL, dy_BDL = dense(operands[0]), dense(operands[1]), dense(dy_BDL)
+    dx_BDL = torch.zeros(x_BDL.shape, device=x_BDL.device)
+    total_BDL = torch.empty_like(dx_BDL)
+    dz_BDL = z_BDL.new_empty(z_BDL.shape)
+    found = []
+    for k, direction in enumerate(directions(operands, num_slices)):
+        last = k == len(ORDERS) - 1
+        u_BDL = _convolve(x_BDL, direction)
+        scan, projected_BPL = _project(u_BDL, direction)
+        start, last_state = start_states(scan)
+        grads = gradients(
+            scan, start, torch.zeros_like(last_state), dy_BDL, z_BDL, total_BDL, k > 0,
+            dz_BDL if last else None,
+        )  # fmt: skip
+        found.append(_parameter_gradients(direction, grads, x_BDL, u_BDL, projected_BPL, dx_BDL))
+    parameters = zip(operands[2:], zip(*found, strict=True), strict=True)
+    return [
+        torch.empty_like(operands[0]).copy_(dx_BDL),
+        torch.empty_like(operands[1]).copy_(dz_BDL),
+        *(torch.empty_like(p).copy_(torch.stack(parts)) for p, parts in parameters),
+    ]
+
+
+def _project(u_BDL: Tensor, direction: Direction) -> tuple[Scan, Tensor]:
+    """The scan of one order, and the projection of its input."""
+    rank, states = direction.dt_proj_DR.shape[1], direction.A_DN.shape[1]
+    projected_BPL = direction.x_proj_PD @ u_BDL
+    step_BRL, B_BNL, C_BNL = torch.split(projected_BPL, [rank, states, states], dim=1)
+    operands = ScanOperands(
+        u_BDL,
+        direction.dt_proj_DR @ step_BRL,
+        direction.A_DN,
+        B_BNL[:, None],
+        C_BNL[:, None],
+        direction.D_D,
+        None,
+        direction.dt_bias_D,
+    )
+    return prepare(operands, softplus=True, order=direction.order), projected_BPL
+
+
+def _parameter_gradients(
+    direction: Direction, grads: ScanOperands, x_BDL: Tensor, u_BDL: Tensor,
+    projected_BPL: Tensor, dx_BDL: Tensor,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Gradients of one order's parameters in their order; adds this order's share to dx."""
+    rank, dtype = direction.dt_proj_DR.shape[1], x_BDL.dtype
+    d_projected_BPL = torch.cat(
+        [
+            direction.dt_proj_DR.mT @ grads.delta_BDL,
+            grads.B_BGNL[:, 0].to(dtype),
+            grads.C_BGNL[:, 0].to(dtype),
+        ],
+        dim=1,
+    )
+    d_dt_proj_DR = (grads.delta_BDL @ projected_BPL[:, :rank].mT).sum(0)
+    d_x_proj_PD = (d_projected_BPL @ u_BDL.mT).sum(0)
+    d_u_BDL = grads.u_BDL + direction.x_proj_PD.mT @ d_projected_BPL
+    d_weight_DW, d_bias_D = _convolve_gradients(x_BDL, direction, d_u_BDL, dx_BDL)
+    found = (d_weight_DW, d_bias_D, d_x_proj_PD, d_dt_proj_DR, grads.bias_D, grads.A_DN, grads.D_D)
+    assert all(gradient is not None for gradient in found)
+    return found  # type: ignore[return-value]
+
+
+def _convolve(x_BDL: Tensor, direction: Direction) -> Tensor:
+    """SiLU of the causal convolution, in the order of the scan."""
+    _, channels, length = x_BDL.shape
+    u_BDL = x_BDL.new_empty(x_BDL.shape)
+    with on_device(x_BDL):
+        convolve[_grid(x_BDL)](
+            x_BDL, direction.conv_weight_DW, direction.conv_bias_D, u_BDL, length, channels,
+            direction.order.slices, x_BDL.stride(0), REVERSE=direction.order.reverse, ROWS=ROWS,
+            CHUNK=chunk_size(length), WIDTH=direction.conv_weight_DW.shape[1],
+        )  # fmt: skip
+    return u_BDL
+
+
+def _convolve_gradients(
+    x_BDL: Tensor, direction: Direction, d_u_BDL: Tensor, dx_BDL: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the convolution's weights (D, W) and bias (D,); adds that of x to dx."""
+    batch, channels, length = x_BDL.shape
+    grid, width = _grid(x_BDL), direction.conv_weight_DW.shape[1]
+    d_weight = dx_BDL.new_empty(batch, grid[0], channels, width)
+    d_bias = dx_BDL.new_empty(batch, grid[0], channels)
+    with on_device(x_BDL):
+        convolve_gradients[grid](
+            d_u_BDL, x_BDL, direction.conv_weight_DW, direction.conv_bias_D, dx_BDL, d_weight,
+            d_bias, length, channels, direction.order.slices, x_BDL.stride(0),
+            REVERSE=direction.order.reverse, ROWS=ROWS, CHUNK=chunk_size(length), WIDTH=width,
+        )  # fmt: skip
+    return d_weight.sum((0, 1)), d_bias.sum((0, 1))
+
+
+def _grid(x_BDL: Tensor) -> tuple[int, int, int]:
+    """Programs: chunks, blocks of rows, batch items."""
+    batch, channels, length = x_BDL.shape
+    return cdiv(length, chunk_size(length)), cdiv(channels, ROWS), batch
