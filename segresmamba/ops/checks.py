@@ -12,7 +12,8 @@ from torch import Tensor
 from segresmamba.ops.orders import ORDERS, check_slices
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_LARGEST_LENGTH = 2**31 - 1
+# Kernels count tokens with 32 bits, to the end of the last chunk.
+_LARGEST_LENGTH = 2**31 - 2**16
 
 
 def check_scan(
@@ -117,5 +118,5 @@ def _check_length(length: int) -> None:
         raise ValueError("the sequence has no tokens (L = 0)")
     if length > _LARGEST_LENGTH:
         raise NotImplementedError(
-            f"the sequence has {length} tokens; kernels index at most {_LARGEST_LENGTH} (31 bits)"
+            f"the sequence has {length} tokens; kernels count to {_LARGEST_LENGTH}"
         )

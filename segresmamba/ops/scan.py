@@ -55,7 +55,7 @@ def selective_scan(
 
     Raises:
         ValueError: Operands that do not fit together; the message names the one at fault.
-        NotImplementedError: Complex A, 2**31 tokens or more, float64 on a kernel backend.
+        NotImplementedError: Complex A, more than 2**31 - 2**16 tokens, float64 on a kernel backend.
         BackendMissingError: A backend asked for by name that is not installed.
     """
     check_scan(u, delta, A, B, C, D, z, delta_bias)

@@ -61,7 +61,7 @@ def tri_scan(
 
     Raises:
         ValueError: Operands that do not fit together, num_slices that does not divide L.
-        NotImplementedError: Complex A, 2**31 tokens or more, float64 on a kernel backend.
+        NotImplementedError: Complex A, more than 2**31 - 2**16 tokens, float64 on a kernel backend.
         BackendMissingError: A backend asked for by name that is not installed.
     """
     operands = (

@@ -60,6 +60,10 @@ BACKENDS = {
 }
 
 
+if torch.cuda.is_available():
+    del BACKENDS["triton"]  # compiled there, for tensors on the GPU: see test_gpu.py
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Each kernel backend, and with `volume` each of its volumes in each slice count."""
     if "volume" in metafunc.fixturenames:

@@ -40,9 +40,9 @@ def test_complex_state_matrices_are_refused():
         tri_scan(**o, num_slices=4)
 
 
-def test_sequences_beyond_31_bits_are_refused():
+def test_sequences_beyond_32_bit_indices_are_refused():
     long = torch.zeros(1, 1, 1).expand(1, 1, 2**31)
-    with pytest.raises(NotImplementedError, match=r"2147483648 tokens; .* at most 2147483647"):
+    with pytest.raises(NotImplementedError, match="2147483648 tokens; kernels count to"):
         selective_scan(long, long, torch.zeros(1, 1), long, long)
 
 

@@ -70,3 +70,9 @@ def shared_row(position, ROWS: tl.constexpr):
     A tile is loaded in the layout of the rows; a single row would change its layout in each use.
     """
     return position.to(tl.int64)[None, :] + tl.zeros([ROWS, 1], tl.int64)
+
+
+@triton.jit
+def wide(number):
+    """An integer argument with 64 bits: products with it may leave 32."""
+    return tl.full([], number, tl.int64)

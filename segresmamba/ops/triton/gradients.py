@@ -15,6 +15,7 @@ from segresmamba.ops.triton.elementary import (
     sigmoid,
     step_sizes,
     token_of,
+    wide,
 )
 
 
@@ -97,8 +98,8 @@ def chunk_gradients(  # noqa: PLR0915 - one kernel, so that a tile is read once
         per_state = (per_channel * states + n) * chunks + chunk
         start = tl.load(start_ptr + per_state, exists, 0.0)
         carried = tl.load(carried_ptr + per_state, exists, 0.0)
-        B = tl.load(B_ptr + n * B_state + place * B_token, inside, 0.0).to(tl.float32)
-        C = tl.load(C_ptr + n * C_state + place * C_token, inside, 0.0).to(tl.float32)
+        B = tl.load(B_ptr + n * wide(B_state) + place * B_token, inside, 0.0).to(tl.float32)
+        C = tl.load(C_ptr + n * wide(C_state) + place * C_token, inside, 0.0).to(tl.float32)
 
         own = delta * u * B
         h, g = _states_and_adjoints(a, delta, later, own, dy * C, start, carried, offset, CHUNK)
@@ -108,10 +109,9 @@ def chunk_gradients(  # noqa: PLR0915 - one kernel, so that a tile is read once
         exponent = g * (h - own)
         d_exponent += exponent * (a[:, None] * LN2)
         tl.store(d_A_ptr + per_state, tl.sum(exponent * delta, 1), exists)
-        tl.atomic_add(
-            d_B_ptr + d_matrix + n * length, tl.sum(g * delta * u, 0), within, sem="relaxed"
-        )
-        tl.atomic_add(d_C_ptr + d_matrix + n * length, tl.sum(h * dy, 0), within, sem="relaxed")
+        d_state = d_matrix + n * wide(length)
+        tl.atomic_add(d_B_ptr + d_state, tl.sum(g * delta * u, 0), within, sem="relaxed")
+        tl.atomic_add(d_C_ptr + d_state, tl.sum(h * dy, 0), within, sem="relaxed")
 
     d_delta = d_input * u + d_exponent
     if SOFTPLUS:

@@ -11,6 +11,7 @@ from segresmamba.ops.triton.elementary import (
     sigmoid,
     step_sizes,
     token_of,
+    wide,
 )
 
 
@@ -55,8 +56,8 @@ def chunk_outputs(
     for n in range(states):
         a = tl.load(A_ptr + channel * states + n, exists, 0.0).to(tl.float32) * LOG2E
         start = tl.load(start_ptr + (first_state + n) * chunks + chunk, exists, 0.0)
-        B = tl.load(B_ptr + n * B_state + place * B_token, inside, 0.0).to(tl.float32)
-        C = tl.load(C_ptr + n * C_state + place * C_token, inside, 0.0).to(tl.float32)
+        B = tl.load(B_ptr + n * wide(B_state) + place * B_token, inside, 0.0).to(tl.float32)
+        C = tl.load(C_ptr + n * wide(C_state) + place * C_token, inside, 0.0).to(tl.float32)
         decay = tl.exp2(a[:, None] * delta)
         value = u * B
         value = tl.where(offset[None, :] == 0, value + decay * start[:, None], value)

@@ -66,10 +66,14 @@ class Scan(NamedTuple):
         groups, states = self.B_BGNL.shape[1:3]
         return length, channels, groups, states, self.order.slices
 
-    def per_chunk(self) -> Tensor:
-        """Room for a value per channel, state and chunk."""
-        batch, channels, _ = self.u_BDL.shape
-        shape = (batch, channels, self.A_DN.shape[1], self.chunks)
+    def per_channel(self) -> Tensor:
+        """Room for a value of each channel and chunk."""
+        shape = (*self.u_BDL.shape[:2], self.chunks)
+        return self.u_BDL.new_empty(shape, dtype=torch.float32)
+
+    def per_state(self) -> Tensor:
+        """Room for a value of each channel, state and chunk."""
+        shape = (*self.u_BDL.shape[:2], self.A_DN.shape[1], self.chunks)
         return self.u_BDL.new_empty(shape, dtype=torch.float32)
 
 
@@ -120,7 +124,7 @@ def dense(x_BDL: Tensor) -> Tensor:
 
 def start_states(scan: Scan) -> tuple[Tensor, Tensor]:
     """State before each chunk (B, D, N, chunks) and after the last (B, D, N)."""
-    end, delta_sum = scan.per_chunk(), scan.per_chunk()[:, :, 0].contiguous()
+    end, delta_sum = scan.per_state(), scan.per_channel()
     with on_device(scan.u_BDL):
         chunk_ends[scan.grid](
             scan.u_BDL, scan.delta_BDL, scan.u_BDL, scan.A_DN, scan.B_BGNL, scan.bias_D, end,
@@ -133,7 +137,7 @@ def start_states(scan: Scan) -> tuple[Tensor, Tensor]:
 
 def carried_adjoints(scan: Scan, dy_BDL: Tensor, gate_BDL: Tensor | None, d_last: Tensor) -> Tensor:
     """What the adjoint of each chunk receives from the chunk after it (B, D, N, chunks)."""
-    end, delta_sum = scan.per_chunk(), scan.per_chunk()[:, :, 0].contiguous()
+    end, delta_sum = scan.per_state(), scan.per_channel()
     gate = dy_BDL if gate_BDL is None else gate_BDL
     with on_device(scan.u_BDL):
         chunk_ends[scan.grid](
@@ -200,8 +204,8 @@ def gradients(
     """
     carried = carried_adjoints(scan, dy_BDL, gate_BDL, d_last)
     d_u, d_delta = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in scan[:2])
-    d_A = scan.per_chunk()
-    d_skip, d_bias = (scan.per_chunk()[:, :, 0].contiguous() for _ in range(2))
+    d_A = scan.per_state()
+    d_skip, d_bias = scan.per_channel(), scan.per_channel()
     d_B, d_C = (torch.zeros(scan.B_BGNL.shape, device=d_A.device) for _ in range(2))
     gate = dy_BDL if gate_BDL is None else gate_BDL
     earlier = d_A if earlier_BDL is None else earlier_BDL

@@ -17,6 +17,7 @@ from segresmamba.ops.triton.elementary import (
     sigmoid,
     step_sizes,
     token_of,
+    wide,
 )
 
 
@@ -67,7 +68,7 @@ def chunk_ends(
     place = shared_row(position, ROWS) * matrix_token
     for n in range(states):
         a = tl.load(A_ptr + channel * states + n, exists, 0.0).to(tl.float32) * LOG2E
-        m = tl.load(matrix_ptr + n * matrix_state + place, inside, 0.0).to(tl.float32)
+        m = tl.load(matrix_ptr + n * wide(matrix_state) + place, inside, 0.0).to(tl.float32)
         end = tl.sum(tl.exp2(a[:, None] * distance) * x * m, 1)
         tl.store(end_ptr + (per_channel * states + n) * chunks + chunk, end, exists)
 
