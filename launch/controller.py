@@ -66,6 +66,8 @@ class Controller:
         Returns:
             0 if all ranks ended well, 1 if not.
         """
+        # A shell starts what it runs in the background with SIGINT ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         for signum in (signal.SIGTERM, signal.SIGUSR2):
             signal.signal(signum, lambda signum, _frame: self._send(signum))
         code = REQUEUE_CODE

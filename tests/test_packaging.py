@@ -101,7 +101,11 @@ def test_a_wheel_carries_the_presets_and_the_commands(tmp_path: Path) -> None:
 
 def make(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["make", *words], cwd=REPOSITORY, capture_output=True, text=True, check=False
+        ["make", "--no-print-directory", *words],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 

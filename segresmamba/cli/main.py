@@ -143,10 +143,21 @@ def predict(
 @app.command()
 def sync(runs: Annotated[list[Path], typer.Argument(help="Run folders")]) -> None:
     """Bring MLflow to the state of the runs' journals; repeating it changes nothing."""
+    from segresmamba.tracking import TrackingError
     from segresmamba.tracking import sync as bring
 
     for run in runs:
-        bring(run)
+        try:
+            bring(run)
+        except UserError:
+            raise
+        except Exception as error:  # MLflow passes on what its HTTP client and database raise
+            raise TrackingError(
+                "MLflow could not be brought to the journal's state",
+                where=run,
+                got=(str(error).splitlines() or [type(error).__name__])[0],
+                remedy="repeat the command when the server is back; nothing is lost or sent twice",
+            ) from error
         typer.echo(f"{run}: MLflow has everything")
 
 

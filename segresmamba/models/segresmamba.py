@@ -140,7 +140,11 @@ class SegResMamba(nn.Module):
         logits_BKDHW: Tensor = _crop(self.head(decoded[-1]), size)
         if not (self.deep_supervision and self.training):
             return logits_BKDHW
-        coarse = [head(level) for head, level in zip(self.coarse_heads, decoded[:-1], strict=True)]
+        # Level i, coarse to fine, has one voxel for stride / 2**(i + 2) voxels of the input.
+        coarse = [
+            _crop(head(level), [-(-side // (self.stride >> i + 2)) for side in size])
+            for i, (head, level) in enumerate(zip(self.coarse_heads, decoded[:-1], strict=True))
+        ]
         return [logits_BKDHW, *coarse[::-1]]
 
     def _encode(self, x_BCDHW: Tensor) -> list[Tensor]:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segresmamba.config import read_config
-from segresmamba.errors import UserError
 from segresmamba.tracking.journal import (
     JOURNAL_NAME,
     Record,
@@ -39,7 +38,6 @@ from segresmamba.tracking.mapping import (
     new_points,
     valid_name,
 )
-from segresmamba.tracking.protocol import TrackingError
 from segresmamba.tracking.refusals import (
     deleted_error,
     error_name,
@@ -83,22 +81,13 @@ def sync(folder: Path) -> UploadState:
 
     Raises:
         ConfigError: If neither file says where to send it.
-        TrackingError: If the journal cannot be read, or MLflow refuses it or is out of reach.
+        TrackingError: If the journal cannot be read, or MLflow refuses it for good.
+        Exception: Whatever MLflow raises while it cannot be reached.
     """
     if not (folder / STATE_NAME).exists():
         config = read_config(folder / CONFIG_NAME)
         open_state(folder, config.tracking, folder.parent).save(folder)
-    try:
-        state = MlflowSink(folder).push()
-    except UserError:
-        raise
-    except Exception as error:  # MLflow passes on what its HTTP client and database raise
-        raise TrackingError(
-            "MLflow could not be brought to the journal's state",
-            where=folder / STATE_NAME,
-            got=first_line(error),
-            remedy="repeat the command when the server is back; nothing is lost or sent twice",
-        ) from error
+    state = MlflowSink(folder).push()
     warn_if_cut(folder / JOURNAL_NAME, state.sent_bytes)
     return state
 

@@ -77,6 +77,17 @@ def test_a_users_mistake_is_one_screen_and_exit_code_2(
     assert not list(tmp_path.iterdir())
 
 
+def test_sync_says_so_when_mlflow_cannot_be_reached(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unreachable(run: Path) -> None:
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr("segresmamba.tracking.sync", unreachable)
+    assert run(monkeypatch, "sync", tmp_path) == 2
+    assert "no route to host" in capsys.readouterr().err
+
+
 def test_doctor_names_every_scan_backend(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
