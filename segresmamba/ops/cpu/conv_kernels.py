@@ -13,7 +13,14 @@ import numpy as np
 from segresmamba.ops.cpu.jit import inline, kernel
 from segresmamba.ops.cpu.layout import LANES, TILE
 from segresmamba.ops.cpu.simd import load, sigmoid, splat, store
-from segresmamba.ops.cpu.tiles import find_tokens, gather, load_lanes, scatter, store_lanes
+from segresmamba.ops.cpu.tiles import (
+    find_tokens,
+    gather,
+    load_lanes,
+    scatter,
+    scatter_add,
+    store_lanes,
+)
 
 _ONE = np.float32(1.0)
 _ZERO = np.float32(0.0)
@@ -48,7 +55,7 @@ def _convolve(x_t: Any, weights: Any, t: Any) -> Any:
 def forward(
     x: Any, weight_bias: Any, order: Any, u: Any, tiles: Any, start: Any, stop: Any
 ) -> None:
-    """Add SiLU(convolution of x) to u, where the tokens of each position are.
+    """Write u = SiLU(convolution of x) where the token of each position is.
 
     Args:
         x: (batch, length, channels).
@@ -120,5 +127,5 @@ def backward(
                 d_token = d_token + load(weights, w, 0) * load(d_t, t + past - w, 0)
             store(x_t, t, 0, d_token)
         store(d_weights, width, 0, d_bias)
-        scatter(x_t, tokens[past : past + steps], channel, lanes, d_x[item])
+        scatter_add(x_t, tokens[past : past + steps], channel, lanes, d_x[item])
         store_lanes(d_weights, channel, lanes, d_weight_bias)

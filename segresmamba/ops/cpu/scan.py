@@ -124,9 +124,9 @@ def scan_gradients(
     # Threads share a group's B and C, so each has its own sum of their gradients.
     per_thread = (len(parts), *ops.b_BGLN.shape)
     sums = ScanGradients(
-        torch.zeros_like(ops.u_BLD),
-        torch.zeros_like(ops.delta_BLD),
-        torch.zeros_like(ops.z_BLD),
+        torch.empty_like(ops.u_BLD),
+        torch.empty_like(ops.delta_BLD),
+        torch.empty_like(ops.z_BLD),
         torch.empty(batch, *ops.a_ND.shape),
         torch.zeros(per_thread),
         torch.zeros(per_thread),

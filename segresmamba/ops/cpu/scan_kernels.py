@@ -23,7 +23,14 @@ import numpy as np
 from segresmamba.ops.cpu.jit import inline, kernel
 from segresmamba.ops.cpu.layout import LANES, TILE
 from segresmamba.ops.cpu.simd import exp2, load, sigmoid, softplus, splat, store, total
-from segresmamba.ops.cpu.tiles import find_tokens, gather, load_lanes, scatter, store_lanes
+from segresmamba.ops.cpu.tiles import (
+    find_tokens,
+    gather,
+    load_lanes,
+    scatter,
+    scatter_add,
+    store_lanes,
+)
 
 _LN2, _ZERO, _ONE = np.float32(math.log(2.0)), np.float32(0.0), np.float32(1.0)
 
@@ -222,7 +229,7 @@ def forward(
             if z.shape[2]:
                 gather(z[item], tokens, channel, lanes, z_t)
                 _gate(y_t, z_t, steps)
-            scatter(y_t, tokens, channel, lanes, y[item])
+            scatter_add(y_t, tokens, channel, lanes, y[item])
         store_lanes(h, channel, lanes, last[item])
 
 
@@ -240,7 +247,7 @@ def backward(
     u, delta, z, a, b, c, skip_bias, soft, order and checkpoints are those of `forward`; besides:
         dy: Gradient of the output (batch, length, channels).
         d_last: Gradient of the last state (batch, states, channels).
-        d_u, d_delta, d_z: (batch, length, channels), added to.
+        d_u, d_delta, d_z: (batch, length, channels).
         d_a: (batch, states, channels), per unit of A = a * ln 2.
         d_b, d_c: (batch, groups, length, states), added to, not shared with another thread.
         d_skip_bias: (batch, 2, channels).
@@ -286,8 +293,8 @@ def backward(
                 )  # fmt: skip
             for k in range(b_t.shape[0]):
                 first = k * LANES
-                scatter(d_b_t[k], tokens, first, min(LANES, states - first), d_b[item, group])
-                scatter(d_c_t[k], tokens, first, min(LANES, states - first), d_c[item, group])
+                scatter_add(d_b_t[k], tokens, first, min(LANES, states - first), d_b[item, group])
+                scatter_add(d_c_t[k], tokens, first, min(LANES, states - first), d_c[item, group])
             gather(delta[item], tokens, channel, lanes, decay_t)
             _input_gradients(
                 decay_t, skip_bias_l, soft, u_t, delta_t, dy_t, d_du_t, d_decay_t, d_skip_bias_l,

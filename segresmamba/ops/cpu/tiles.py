@@ -57,6 +57,18 @@ def gather(source: Any, tokens: Any, channel: Any, lanes: Any, tile: Any) -> Non
 
 @inline
 def scatter(tile: Any, tokens: Any, channel: Any, lanes: Any, target: Any) -> None:
+    """target[tokens[t], channel + c] = tile[t, c]."""
+    if lanes == LANES and target.strides[1] == _FLOAT_BYTES:
+        for t in range(tokens.shape[0]):
+            store(target, tokens[t], channel, load(tile, t, 0))
+        return
+    for c in range(lanes):
+        for t in range(tokens.shape[0]):
+            target[tokens[t], channel + c] = tile[t, c]
+
+
+@inline
+def scatter_add(tile: Any, tokens: Any, channel: Any, lanes: Any, target: Any) -> None:
     """target[tokens[t], channel + c] += tile[t, c]."""
     if lanes == LANES and target.strides[1] == _FLOAT_BYTES:
         for t in range(tokens.shape[0]):

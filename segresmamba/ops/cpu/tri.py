@@ -134,7 +134,7 @@ def _convolve(x_BLD: Tensor, direction: Direction) -> Tensor:
     """SiLU of the causal convolution in one order, stored in storage order."""
     from segresmamba.ops.cpu.conv_kernels import forward
 
-    u_BLD = torch.zeros_like(x_BLD)
+    u_BLD = torch.empty_like(x_BLD)
     weights, order = array(direction.conv_weight_bias_WD), tuple(direction.order)
 
     def work(_: int, start: int, stop: int) -> None:
