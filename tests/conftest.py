@@ -9,8 +9,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
+if not torch.cuda.is_available():
+    # Triton's kernels run in its interpreter. It has to know before anything imports it, and
+    # DeepSpeed does.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def write_nnunet_dataset(folder: Path, cases: int = 5, size: int = 40, channels: int = 2) -> Path:

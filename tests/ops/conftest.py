@@ -1,17 +1,12 @@
-"""Runs Triton's kernels in its interpreter where there is no GPU."""
+"""What the kernels' tests run on; tests/conftest.py has Triton interpret where there is no GPU."""
 
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    # Triton reads this once, when the first kernel is defined.
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
