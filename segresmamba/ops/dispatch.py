@@ -77,7 +77,8 @@ def resolve_backend(name: str, device: torch.device, *, float64: bool = False) -
 
 
 def _choose(device: torch.device, float64: bool) -> str:
-    preferred = {"cuda": "triton", "cpu": "cpu"}.get(device.type)
+    # On meta tensors an operator only works out shapes, as every kernel backend can.
+    preferred = {"cuda": "triton", "cpu": "cpu", "meta": "cpu"}.get(device.type)
     if float64:
         choice, reason = "reference", "kernels compute in float32 and the tensors are float64"
     elif preferred is None:

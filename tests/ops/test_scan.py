@@ -135,6 +135,22 @@ def test_operator_contract(backend):
     torch.library.opcheck(torch.ops.segresmamba.selective_scan.default, arguments)
 
 
+def test_backward_operator_contract(backend):
+    o = {k: t.detach() for k, t in scan_operands(**backend.size, matrix="BGNL").items()}
+    y, last, kept = torch.ops.segresmamba.selective_scan(*o.values(), True, True, backend.name)
+    torch.library.opcheck(
+        torch.ops.segresmamba.selective_scan_backward.default,
+        (y, last, *o.values(), kept, True, backend.name),
+        test_utils=("test_schema", "test_faketensor"),
+    )
+
+
+def test_shapes_without_data():
+    o = {name: t.detach().to("meta") for name, t in scan_operands(length=10**6).items()}
+    y, last = selective_scan(**o, return_last_state=True)
+    assert (y.shape, last.shape) == ((2, 6, 10**6), (2, 6, 4))
+
+
 def test_compiles_into_one_graph():
     o = scan_operands()
     compiled = torch.compile(selective_scan, backend="aot_eager", fullgraph=True)

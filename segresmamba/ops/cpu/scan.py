@@ -85,15 +85,25 @@ def array(tensor: Tensor) -> Array:
     return tensor.numpy()
 
 
-def scan(ops: Operands, y_BLD: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
-    """Add the output to y; last state (B, N, D) and, if keep, the checkpoints of the backward."""
+def scan(ops: Operands, y_BLD: Tensor, *, add: bool, keep: bool) -> tuple[Tensor, Tensor]:
+    """Write the output to y, or add it; returns the last state and the backward's checkpoints.
+
+    Args:
+        ops: What is scanned.
+        y_BLD: Where the output goes.
+        add: Add to what is there.
+        keep: Keep checkpoints; without, the second tensor has no tiles.
+
+    Returns:
+        Last state (B, N, D) and checkpoints (B, tiles, N, D).
+    """
     from segresmamba.ops.cpu.scan_kernels import forward
 
     batch, length, channels = ops.u_BLD.shape
     states = len(ops.a_ND)
     last_BND = torch.empty(batch, states, channels)
     checkpoints = torch.empty(batch, tiles(length) if keep else 0, states, channels)
-    arguments = (*ops.arguments(), array(y_BLD), array(last_BND), array(checkpoints))
+    arguments = (*ops.arguments(), array(y_BLD), add, array(last_BND), array(checkpoints))
     run(
         lambda _, start, stop: forward(*arguments, *ops.scratch(), start, stop),
         shares(ops.blocks),
@@ -153,8 +163,8 @@ def scan_forward(
     operands: ScanOperands, softplus: bool, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `segresmamba.ops.kernels.Kernels`."""
-    y_BDL = torch.zeros(operands.u_BDL.shape)
-    last_BND, checkpoints = scan(prepare(operands, softplus), y_BDL.mT, keep)
+    y_BDL = torch.empty(operands.u_BDL.shape)
+    last_BND, checkpoints = scan(prepare(operands, softplus), y_BDL.mT, add=False, keep=keep)
     last_BDN = last_BND.mT.contiguous()
     return y_BDL.to(operands.u_BDL.dtype), last_BDN, checkpoints if keep else torch.empty(0)
 

@@ -175,13 +175,13 @@ TILES, PER_STATE, PER_LANE = 10, 4, 5
 """Scratch arrays that the kernels want, of each kind."""
 
 
-@kernel(f"void({_OPERANDS}, {_TOKENS}, {_DENSE3}, {_DENSE4}, {_WORK})")
+@kernel(f"void({_OPERANDS}, {_TOKENS}, boolean, {_DENSE3}, {_DENSE4}, {_WORK})")
 def forward(
     u: Any, delta: Any, z: Any, a: Any, b: Any, c: Any, skip_bias: Any, soft: Any, order: Any,
-    y: Any, last: Any, checkpoints: Any, tiles: Any, states_t: Any, per_lane: Any, start: Any,
-    stop: Any,
+    y: Any, add: Any, last: Any, checkpoints: Any, tiles: Any, states_t: Any, per_lane: Any,
+    start: Any, stop: Any,
 ) -> None:  # fmt: skip
-    """Scan the channel blocks [start, stop) and add their output to y.
+    """Scan the channel blocks [start, stop).
 
     Args:
         u: Input (batch, length, channels).
@@ -193,7 +193,8 @@ def forward(
         skip_bias: (2, channels): factor of u in the output, and what is added to delta.
         soft: Apply softplus to delta + bias.
         order: (slices, reverse).
-        y: Output, like u, added to.
+        y: Output, like u.
+        add: Add the output to y instead of replacing what is there.
         last: (batch, states, channels), the state after the last position.
         checkpoints: (batch, tiles, states, channels), the state before each tile; none are kept
             if it has no tiles.
@@ -229,7 +230,10 @@ def forward(
             if z.shape[2]:
                 gather(z[item], tokens, channel, lanes, z_t)
                 _gate(y_t, z_t, steps)
-            scatter_add(y_t, tokens, channel, lanes, y[item])
+            if add:
+                scatter_add(y_t, tokens, channel, lanes, y[item])
+            else:
+                scatter(y_t, tokens, channel, lanes, y[item])
         store_lanes(h, channel, lanes, last[item])
 
 

@@ -96,6 +96,33 @@ def store(typing: Any, array: Any, row: Any, column: Any, value: Any) -> Any:
 
 
 @intrinsic
+def transpose(typing: Any, array: Any, row: Any) -> Any:
+    """Swap rows and columns of the square array[row : row + LANES, :LANES] in place.
+
+    Interleaving the first half of the rows with the second log2(LANES) times turns rows into
+    columns.
+    """
+    half = LANES // 2
+    low = _INTS([lane // 2 + LANES * (lane % 2) for lane in range(LANES)])
+    high = _INTS([half + lane // 2 + LANES * (lane % 2) for lane in range(LANES)])
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointers = [
+            _pointer(context, builder, signature.args[0], args[0], row, _I64(0))
+            for row in (builder.add(args[1], _I64(i)) for i in range(LANES))
+        ]
+        rows = [builder.load(pointer, align=4) for pointer in pointers]
+        for _ in range(LANES.bit_length() - 1):
+            pairs = zip(rows[:half], rows[half:], strict=True)
+            rows = [builder.shuffle_vector(*pair, mask) for pair in pairs for mask in (low, high)]
+        for vector, pointer in zip(rows, pointers, strict=True):
+            builder.store(vector, pointer, align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), generate
+
+
+@intrinsic
 def splat(typing: Any, scalar: Any) -> Any:
     """The scalar in every lane."""
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from segresmamba.ops.cpu.jit import inline
 from segresmamba.ops.cpu.layout import LANES
-from segresmamba.ops.cpu.simd import load, splat, store
+from segresmamba.ops.cpu.simd import load, splat, store, transpose
 
 _ZERO = np.float32(0.0)
 _FLOAT_BYTES = 4
@@ -38,33 +38,61 @@ def find_tokens(first: Any, length: Any, order: Any, tokens: Any) -> None:
 
 
 @inline
+def _is_square(array: Any, tokens: Any, lanes: Any) -> Any:
+    """Whether all lanes exist and the tokens lie in a row, in multiples of a vector.
+
+    Then a tile of a channel-major array is read and written by whole vectors and transposed.
+    """
+    steps = tokens.shape[0]
+    return (
+        lanes == LANES
+        and array.strides[0] == _FLOAT_BYTES
+        and steps % LANES == 0
+        and tokens[0] >= 0
+        and tokens[steps - 1] - tokens[0] == steps - 1
+    )
+
+
+@inline
 def gather(source: Any, tokens: Any, channel: Any, lanes: Any, tile: Any) -> None:
     """tile[t, c] = source[tokens[t], channel + c], zero beyond the lanes and for no token."""
+    steps = tokens.shape[0]
     if lanes == LANES and source.strides[1] == _FLOAT_BYTES:
-        for t in range(tokens.shape[0]):
+        for t in range(steps):
             if tokens[t] >= 0:
                 store(tile, t, 0, load(source, tokens[t], channel))
             else:
                 store(tile, t, 0, splat(_ZERO))
-        return
-    for t in range(tokens.shape[0]):
-        store(tile, t, 0, splat(_ZERO))
-    for c in range(lanes):
-        for t in range(tokens.shape[0]):
-            if tokens[t] >= 0:
-                tile[t, c] = source[tokens[t], channel + c]
+    elif _is_square(source, tokens, lanes):
+        for t in range(0, steps, LANES):
+            for c in range(LANES):
+                store(tile, t + c, 0, load(source.T, channel + c, tokens[t]))
+            transpose(tile, t)
+    else:
+        for t in range(steps):
+            store(tile, t, 0, splat(_ZERO))
+        for c in range(lanes):
+            for t in range(steps):
+                if tokens[t] >= 0:
+                    tile[t, c] = source[tokens[t], channel + c]
 
 
 @inline
 def scatter(tile: Any, tokens: Any, channel: Any, lanes: Any, target: Any) -> None:
-    """target[tokens[t], channel + c] = tile[t, c]."""
+    """target[tokens[t], channel + c] = tile[t, c]; the tile is lost."""
+    steps = tokens.shape[0]
     if lanes == LANES and target.strides[1] == _FLOAT_BYTES:
-        for t in range(tokens.shape[0]):
+        for t in range(steps):
             store(target, tokens[t], channel, load(tile, t, 0))
-        return
-    for c in range(lanes):
-        for t in range(tokens.shape[0]):
-            target[tokens[t], channel + c] = tile[t, c]
+    elif _is_square(target, tokens, lanes):
+        for t in range(0, steps, LANES):
+            transpose(tile, t)
+            for c in range(LANES):
+                store(target.T, channel + c, tokens[t], load(tile, t + c, 0))
+    else:
+        for c in range(lanes):
+            for t in range(steps):
+                target[tokens[t], channel + c] = tile[t, c]
 
 
 @inline
@@ -74,10 +102,10 @@ def scatter_add(tile: Any, tokens: Any, channel: Any, lanes: Any, target: Any) -
         for t in range(tokens.shape[0]):
             before = load(target, tokens[t], channel)
             store(target, tokens[t], channel, before + load(tile, t, 0))
-        return
-    for c in range(lanes):
-        for t in range(tokens.shape[0]):
-            target[tokens[t], channel + c] += tile[t, c]
+    else:
+        for c in range(lanes):
+            for t in range(tokens.shape[0]):
+                target[tokens[t], channel + c] += tile[t, c]
 
 
 @inline

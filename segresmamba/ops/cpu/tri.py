@@ -50,7 +50,7 @@ def tri_forward(operands: Sequence[Tensor], num_slices: int) -> Tensor:
     y_BLD = torch.zeros_like(x_BLD)
     for direction in directions(parameters, num_slices):
         u_BLD = _convolve(x_BLD, direction)
-        scan(_project(u_BLD, direction)[0], y_BLD, keep=False)
+        scan(_project(u_BLD, direction)[0], y_BLD, add=True, keep=False)
     y_BLD *= F.silu(_tokens(z_BDL))
     return torch.empty_like(x_BDL).copy_(y_BLD.mT)
 
@@ -83,7 +83,7 @@ def _direction_gradients(
     """Gradients of one order's parameters; adds its output to y and its share to dx."""
     u_BLD = _convolve(x_BLD, direction)
     ops, projected_BLP = _project(u_BLD, direction)
-    last_BND, checkpoints = scan(ops, y_BLD, keep=True)
+    last_BND, checkpoints = scan(ops, y_BLD, add=True, keep=True)
     grads = scan_gradients(ops, checkpoints, dy_BLD, torch.zeros_like(last_BND))
     rank = direction.dt_proj_DR.shape[1]
     d_projected_BLP = torch.cat(
