@@ -24,6 +24,9 @@ class Backend:
 
     name: str
     size: dict[str, int]
+    """Of selective_scan."""
+    tri_size: dict[str, int]
+    """Of tri_scan."""
     volumes: dict[tuple[int, int, int], tuple[int, ...]]
     """Volumes (D, H, W) for tri_scan, each with its slice counts."""
     bfloat16_tolerance: float
@@ -42,6 +45,7 @@ BACKENDS = {
     "cpu": Backend(
         "cpu",
         {"batch": 2, "channels": 20, "length": 75, "states": 18},
+        {"batch": 2, "channels": 20, "length": 75, "states": 18},
         {volume: divisors(volume) for volume in ((4, 4, 4), (2, 5, 9), (6, 4, 5))},
         EPS,
     ),
@@ -49,6 +53,7 @@ BACKENDS = {
     "triton": Backend(
         "triton",
         {"batch": 2, "channels": 6, "length": 21, "states": 2},
+        {"batch": 1, "channels": 3, "length": 21, "states": 2},
         {(3, 3, 3): divisors((3, 3, 3)), (2, 3, 4): (3, 8)},
         8 * EPS,
     ),
@@ -74,6 +79,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(autouse=True)
-def short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the triton backend cut short sequences into several chunks."""
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the triton backend cut small operands into several chunks and blocks of rows."""
     monkeypatch.setattr("segresmamba.ops.triton.scan.CHUNK", 16)
+    monkeypatch.setattr("segresmamba.ops.triton.scan.ROWS", 2)
+    monkeypatch.setattr("segresmamba.ops.triton.tri.ROWS", 2)

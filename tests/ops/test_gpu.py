@@ -12,16 +12,17 @@ from segresmamba.ops import (
     tri_scan,
     tri_scan_ref,
 )
-from segresmamba.ops.triton import scan as launches
 from tests.ops.operands import assert_same, gradients, scan_operands, tri_operands
 
 pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture(autouse=True)
-def full_chunks(short_chunks, monkeypatch):
-    """The chunk size that users get."""
-    monkeypatch.setattr(launches, "CHUNK", 256)
+def full_tiles(small_tiles, monkeypatch):
+    """The sizes that users get."""
+    monkeypatch.setattr("segresmamba.ops.triton.scan.CHUNK", 256)
+    monkeypatch.setattr("segresmamba.ops.triton.scan.ROWS", 4)
+    monkeypatch.setattr("segresmamba.ops.triton.tri.ROWS", 4)
 
 
 def on_gpu(operands, dtype=None, halved=()):

@@ -32,7 +32,7 @@ def three_scans(o, num_slices):
 def test_equals_three_scans_of_permuted_copies(backend, volume, num_slices):
     depth, height, width = volume
     length = depth * height * width
-    o = tri_operands(**backend.size | {"batch": 1, "length": length})
+    o = tri_operands(**backend.tri_size | {"batch": 1, "length": length})
     y = tri_scan(**o, num_slices=num_slices, backend=backend.name)
     expected = three_scans(o, num_slices)
     assert_same({"y": y}, {"y": expected}, 1e-5)
@@ -40,7 +40,7 @@ def test_equals_three_scans_of_permuted_copies(backend, volume, num_slices):
 
 
 def test_agrees_with_the_reference(backend):
-    o = tri_operands(**backend.size)
+    o = tri_operands(**backend.tri_size)
     y = tri_scan(**o, num_slices=3, backend=backend.name)
     expected = tri_scan_ref(**o, num_slices=3)
     assert_same({"y": y}, {"y": expected}, 1e-5)
@@ -49,17 +49,17 @@ def test_agrees_with_the_reference(backend):
 
 @pytest.mark.parametrize("width", [1, 2, 5])
 def test_convolutions_of_other_widths(backend, width):
-    o = tri_operands(**backend.size | {"length": 6}, width=width)
+    o = tri_operands(**backend.tri_size | {"length": 6}, width=width)
     y, expected = tri_scan(**o, num_slices=2, backend=backend.name), tri_scan_ref(**o, num_slices=2)
     assert_same({"y": y}, {"y": expected}, 1e-5)
     assert_same(gradients(y, o), gradients(expected, o), 2e-5)
 
 
 def test_one_token_and_empty_batch(backend):
-    o = tri_operands(**backend.size | {"length": 1})
+    o = tri_operands(**backend.tri_size | {"length": 1})
     y, expected = tri_scan(**o, num_slices=1, backend=backend.name), tri_scan_ref(**o, num_slices=1)
     assert_same({"y": y}, {"y": expected}, 1e-5)
-    o = tri_operands(**backend.size | {"batch": 0})
+    o = tri_operands(**backend.tri_size | {"batch": 0})
     y = tri_scan(**o, num_slices=3, backend=backend.name)
     assert y.shape == o["x_BDL"].shape
     assert not any(gradient.any() for gradient in gradients(y, o).values())
@@ -67,7 +67,8 @@ def test_one_token_and_empty_batch(backend):
 
 @pytest.mark.parametrize("layout", ["channels_last", "halves_of_one_tensor"])
 def test_memory_layouts(backend, layout):
-    o = {name: t.detach() for name, t in tri_operands(**backend.size).items()}
+    operands = tri_operands(**backend.tri_size | {"batch": 2})
+    o = {name: t.detach() for name, t in operands.items()}
     expected = tri_scan_ref(**o, num_slices=3)
     if layout == "channels_last":
         x, z = (o[name].mT.contiguous().mT for name in ("x_BDL", "z_BDL"))
@@ -80,7 +81,7 @@ def test_memory_layouts(backend, layout):
 
 
 def test_only_the_operands_are_kept_for_backward(backend):
-    o = tri_operands(**backend.size)
+    o = tri_operands(**backend.tri_size)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         tri_scan(**o, num_slices=3, backend=backend.name)
@@ -88,7 +89,7 @@ def test_only_the_operands_are_kept_for_backward(backend):
 
 
 def test_autocast_half_tokens_with_float32_parameters(backend):
-    o = {name: t.detach() for name, t in tri_operands(**backend.size).items()}
+    o = {name: t.detach() for name, t in tri_operands(**backend.tri_size).items()}
     o |= {name: o[name].bfloat16() for name in ("x_BDL", "z_BDL")}
     o = {name: t.requires_grad_() for name, t in o.items()}
     with torch.autocast("cpu", torch.bfloat16):
@@ -102,7 +103,7 @@ def test_autocast_half_tokens_with_float32_parameters(backend):
 
 
 def test_operator_contract(backend):
-    o = tri_operands(**backend.size | {"batch": 1, "channels": 2, "length": 12})
+    o = tri_operands(**backend.tri_size | {"batch": 1, "channels": 2, "length": 12})
     torch.library.opcheck(torch.ops.segresmamba.tri_scan.default, (*o.values(), 3, backend.name))
 
 
