@@ -200,7 +200,7 @@ _P3, _P2, _P1 = np.float32(5.5503324e-2), np.float32(2.4022648e-1), np.float32(6
 
 @inline
 def exp2(x: Any) -> Any:
-    """2 ** x; NaN stays NaN."""
+    """2 ** x, infinite above 2 ** 127.5 and zero below 2 ** -126.5; NaN stays NaN."""
     x = smaller(larger(x, splat(_LOW)), splat(_HIGH))
     whole = rounded(x)
     f = x - whole

@@ -43,14 +43,13 @@ def _is_square(array: Any, tokens: Any, lanes: Any) -> Any:
 
     Then a tile of a channel-major array is read and written by whole vectors and transposed.
     """
-    steps = tokens.shape[0]
-    return (
-        lanes == LANES
-        and array.strides[0] == _FLOAT_BYTES
-        and steps % LANES == 0
-        and tokens[0] >= 0
-        and tokens[steps - 1] - tokens[0] == steps - 1
-    )
+    if lanes != LANES or array.strides[0] != _FLOAT_BYTES or tokens.shape[0] % LANES:
+        return False
+    first = tokens[0]
+    in_a_row = first >= 0
+    for t in range(tokens.shape[0]):
+        in_a_row &= tokens[t] == first + t
+    return in_a_row
 
 
 @inline
