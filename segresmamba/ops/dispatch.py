@@ -79,24 +79,25 @@ def resolve_backend(name: str, device: torch.device, *, float64: bool = False) -
 def _choose(device: torch.device, float64: bool) -> str:
     # On meta tensors an operator only works out shapes, as every kernel backend can.
     preferred = {"cuda": "triton", "cpu": "cpu", "meta": "cpu"}.get(device.type)
+    level = logging.WARNING
     if float64:
         choice, reason = "reference", "kernels compute in float32 and the tensors are float64"
     elif preferred is None:
-        choice, reason = "reference", f"no kernel runs on {device.type}"
+        choice, reason = "reference", f"no kernel runs on {device.type}; it is slow"
     elif missing := _missing(preferred):
         choice = "reference"
-        reason = f"{missing} is not installed ({INSTALL_COMMANDS[preferred]})"
+        reason = f"{missing} is not installed ({INSTALL_COMMANDS[preferred]}); it is slow"
     else:
-        choice, reason = preferred, f"the tensors are on {device.type}"
+        choice, reason, level = preferred, f"the tensors are on {device.type}", logging.INFO
     if not torch.compiler.is_compiling():
-        _log_once(f"selective scan: backend {choice}, because {reason}")
+        _log_once(level, f"selective scan: backend {choice}, because {reason}")
     return choice
 
 
-def _log_once(message: str) -> None:
+def _log_once(level: int, message: str) -> None:
     if message not in _logged:
         _logged.add(message)
-        logger.info(message)
+        logger.log(level, message)
 
 
 def _missing(name: str) -> str | None:
