@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from pathlib import Path
 from typing import NoReturn
@@ -65,8 +66,12 @@ def _run_ranks(job: TrainJob) -> int:
     failure = first_failure(logs, submitted.job_id)
     if failure is None and code == 0:
         return _end(submitted.results()[0])
+    if failure is None and code == INTERRUPTED_CODE:
+        return code
     if failure is None:
-        return INTERRUPTED_CODE
+        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+        typer.echo(f"the process that watches the ranks ended {how}; logs in {logs}", err=True)
+        return 1
     log = submitted.task(failure.rank).paths.stdout
     typer.echo(f"rank {failure.rank} failed first; its log: {log}", err=True)
     if failure.rank != 0:  # whose log has just been shown

@@ -70,7 +70,6 @@ def make_loader(
     world_size: int,
     micro_batch: int,
     start_index: int,
-    threads: int = 1,
 ) -> Iterator[Batch]:
     """Read one rank's micro batches, without end, beginning anywhere.
 
@@ -83,7 +82,6 @@ def make_loader(
         world_size: Number of ranks.
         micro_batch: Crops per batch of a rank.
         start_index: Number of the first crop for all ranks together: 0, or where a run goes on.
-        threads: That decode chunks when `config.workers` is 0; a reader process uses one.
 
     Raises:
         DataError: At once, if a volume is smaller than the patch; while reading, if a stored chunk
@@ -92,7 +90,7 @@ def make_loader(
     in_process = config.workers == 0
     reader = _Reader(
         PatchSampler(
-            dataset.with_threads(threads if in_process else 1),
+            dataset.with_threads(1),  # readers, not threads, are what runs in parallel
             case_ids,
             config.patch,
             seed,

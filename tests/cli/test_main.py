@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
-from segresmamba.cli.main import main
+from segresmamba.cli.main import _stopping, main
+from segresmamba.engine.pace import Pace
+from segresmamba.engine.trainer import Trainer
 from tests.conftest import write_nnunet_dataset
-from tests.engine.tiny import MODEL
+from tests.engine.tiny import MODEL, tiny_config
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
@@ -75,6 +78,38 @@ def test_a_users_mistake_is_one_screen_and_exit_code_2(
     assert "remedy:" in screen
     assert len(screen.splitlines()) < 24
     assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_saves_a_checkpoint_and_the_same_command_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_store: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    config = tiny_config(tiny_store, tmp_path)
+    steps = Trainer._log_step
+
+    def interrupted(trainer: Trainer, pace: Pace, lr: float) -> None:
+        steps(trainer, pace, lr)
+        if trainer.step == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("segresmamba.config.load_config", lambda words: config)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_log_step", interrupted)
+        assert run(monkeypatch, "train") == 0
+    assert "preempted at step 2" in capsys.readouterr().out
+    assert (tmp_path / "tiny" / "checkpoints" / "step-00000002").is_dir()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert run(monkeypatch, "train") == 0
+    assert "finished at step 4" in capsys.readouterr().out
+
+
+def test_a_second_ctrl_c_ends_at_once() -> None:
+    requests: list[int] = []
+    with _stopping(lambda: requests.append(1)):
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert requests == [1]
 
 
 def test_sync_says_so_when_mlflow_cannot_be_reached(

@@ -214,6 +214,11 @@ def test_a_network_that_cannot_be_built_leaves_nothing(tiny_store: Path, tmp_pat
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_run_folder_that_cannot_be_written_is_refused(tiny_store: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot be written.*/proc/runs"):
+        train(tiny_config(tiny_store, Path("/proc/runs")))
+
+
 def test_a_scan_backend_that_does_not_run_here_is_refused_by_key(
     tiny_store: Path, tmp_path: Path
 ) -> None:

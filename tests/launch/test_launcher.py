@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from launch import launcher
@@ -178,3 +179,17 @@ def test_a_run_folder_that_cannot_be_written_is_named(make_job: MakeJob, tmp_pat
         launcher.start(make_job("place"))
     assert str(tmp_path / "place") in caught.value.where
     assert "run.root=" in caught.value.remedy
+
+
+def test_a_killed_controller_is_a_failure_and_not_an_interruption(tmp_path: Path) -> None:
+    process = start_elsewhere("hangs", tmp_path)
+    rank = psutil.Process(int(wait_for_file(tmp_path / "hangs" / "hanging-0")))
+    controller = rank.parent()
+    assert controller is not None
+    controller.kill()
+    try:
+        _, errors = process.communicate(timeout=60)
+    finally:
+        rank.kill()
+    assert process.returncode == 1
+    assert "the process that watches the ranks ended by SIGKILL" in errors
