@@ -9,15 +9,13 @@ from segresmamba.config.compose import (
     run_folder,
     write_config,
 )
+from segresmamba.config.networks import ModelConfig, SegResMambaConfig, SegResNetConfig
 from segresmamba.config.schema import (
     AugmentConfig,
     ClusterConfig,
     Config,
     DataConfig,
-    ModelConfig,
     RunConfig,
-    SegResMambaConfig,
-    SegResNetConfig,
     TrackingConfig,
     TrainConfig,
     ValidationConfig,
