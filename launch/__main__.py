@@ -29,10 +29,18 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would run: on Slurm the sbatch script.")
     ] = False,
+    watch: Annotated[
+        bool, typer.Option("--follow", help="On Slurm: show the log until the job has ended.")
+    ] = False,
+    allow_config_change: Annotated[
+        bool, typer.Option("--allow-config-change", help="Go on with a run under new settings.")
+    ] = False,
     in_allocation: Annotated[bool, typer.Option("--in-allocation", hidden=True)] = False,
 ) -> None:
     """Train: cluster=local (ranks on this machine), debug (in this process) or slurm (sbatch)."""
     words = overrides or []
+    if allow_config_change:
+        words += ["run.allow_config_change=true"]
     if in_allocation:
         words += executor.allocation_overrides()
     job = TrainJob(load_config(words))
@@ -41,7 +49,7 @@ def train(
     elif in_allocation:
         launcher.run_in_allocation(job)
     else:
-        sys.exit(launcher.start(job))
+        sys.exit(launcher.start(job, watch=watch))
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from launch.failure import Failure, failure_path, write_failure
+from launch.rendezvous import free_port
 
 # The exit code by which submitit's local rank 0 asks to be started again.
 REQUEUE_CODE = 144
@@ -81,10 +82,12 @@ class Controller:
 
     def _start_ranks(self) -> None:
         plan = self.plan
+        port = str(free_port(self.job_id))
         for rank in range(plan.ranks):
             place = {
                 "SUBMITIT_LOG_LEVEL": os.environ.get("SUBMITIT_LOG_LEVEL", "WARNING"),
                 "SUBMITIT_EXECUTOR": "local",
+                "MASTER_PORT": port,
                 "SUBMITIT_LOCAL_JOB_ID": self.job_id,
                 "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
                 "SUBMITIT_LOCAL_NODEID": "0",

@@ -1,4 +1,4 @@
-"""Submitit, which nothing else here imports: executors, a rank's place in its job, the requeue.
+"""Submitit, which nothing else here imports: executors, a rank's place in its job, the resqueue.
 
 Whatever the cluster, submitit starts `python -m submitit.core._submit LOGS` once per rank; it
 unpickles the job, calls it and writes the result next to the logs:
@@ -14,11 +14,11 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,7 +26,9 @@ from typing import Any, NoReturn
 import submitit
 from submitit.core.utils import DelayedSubmission, FailedJobError, JobPaths, temporary_save_path
 
+from launch import squeue
 from launch.controller import LocalPlan
+from launch.rendezvous import free_port
 from segresmamba.config import ClusterConfig
 from segresmamba.errors import LaunchError
 
@@ -36,6 +38,8 @@ MAX_REQUEUES = 1000
 UNLIMITED_MIN = 365 * 24 * 60
 # The signal that submitit takes for preemption and time limit; NCCL uses SIGUSR1.
 REQUEUE_SIGNAL = signal.SIGUSR2
+
+SINFO = "`sinfo -o '%P %l %D %G %f'` lists partitions, limits, nodes, GPUs, features"
 
 Work = Callable[[], Any]
 Job = submitit.Job[Any]
@@ -78,7 +82,7 @@ def slurm_executor(cluster: ClusterConfig, name: str, logs: Path) -> SlurmExecut
 
     Args:
         cluster: Resources and limits.
-        name: The job's name in the queue.
+        name: The job's name in the squeue.
         logs: Folder of scripts, pickles and logs; all nodes must see it.
     """
     executor = SlurmExecutor(logs, max_num_timeout=MAX_REQUEUES)
@@ -95,15 +99,37 @@ def slurm_executor(cluster: ClusterConfig, name: str, logs: Path) -> SlurmExecut
         constraint=cluster.constraint,
         qos=cluster.qos,
         wckey=None,
-        setup=list(cluster.setup) or None,
+        exclude=cluster.exclude,
+        setup=_before_ranks(cluster, logs),
+        teardown=_after_ranks(logs),
         signal_delay_s=cluster.signal_delay_s,
         stderr_to_stdout=True,
         additional_parameters={"requeue": True},
-        # Since Slurm 22.05 srun forgets the batch job's --cpus-per-task; and without the other
+        # Since Slurm 22.05 srun forgets the batch job's --cpus-per-task; and without the second
         # flag the ranks wait in a collective for one that has died.
-        srun_args=[f"--cpus-per-task={cluster.cpus_per_task}", "--kill-on-bad-exit=1"],
+        srun_args=[
+            f"--cpus-per-task={cluster.cpus_per_task}",
+            "--kill-on-bad-exit=1",
+            *cluster.srun,
+        ],
     )
     return executor
+
+
+def _before_ranks(cluster: ClusterConfig, logs: Path) -> list[str]:
+    """Shell lines: the environment, then the preflight, which says where the ranks are to meet."""
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in cluster.variables.items()]
+    preflight = f"MASTER_PORT=$({_python('launch.preflight', logs)}) || exit"
+    return [*cluster.setup, *exports, preflight, "export MASTER_PORT"]
+
+
+def _after_ranks(logs: Path) -> list[str]:
+    """Shell lines that follow srun: nothing after success."""
+    return ["code=$?", f"[ $code = 0 ] || exec {_python('launch.aftermath', logs)} $code"]
+
+
+def _python(module: str, logs: Path) -> str:
+    return f"{shlex.quote(sys.executable)} -m {module} {shlex.quote(str(logs))}"
 
 
 def local_executor(cluster: ClusterConfig, logs: Path) -> LocalExecutor:
@@ -159,20 +185,33 @@ def submit(executor: SlurmExecutor, work: Work) -> Job:
     before = set(logs.iterdir())
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # the error below says the same
-            return executor.submit(work)
+            job = executor.submit(work)
     except FailedJobError as error:
-        for path in set(logs.iterdir()) - before:
-            path.unlink()
-        with contextlib.suppress(OSError):  # not empty: an earlier job's
-            logs.rmdir()
-            logs.parent.rmdir()
+        _sweep_up(logs, before)
         raise LaunchError(
             "Slurm refused the job",
             where="cluster.*",
             got=str(error).strip() or "no message",
-            remedy="`sinfo -o '%P %l %D %G %f'` lists partitions, limits, nodes, GPUs, features; "
-            "--dry-run shows the script",
+            remedy=f"{SINFO}; --dry-run shows the script",
         ) from error
+    if reason := squeue.hopeless(job.job_id):
+        squeue.cancel(job.job_id)
+        _sweep_up(logs, before)
+        raise LaunchError(
+            "the job would have waited for ever, so it was cancelled",
+            where="cluster.*",
+            got=reason,
+            remedy=f"{SINFO}; --dry-run shows the script",
+        )
+    return job
+
+
+def _sweep_up(logs: Path, before: set[Path]) -> None:
+    for path in set(logs.iterdir()) - before:
+        path.unlink()
+    with contextlib.suppress(OSError):  # not empty: an earlier job's
+        logs.rmdir()
+        logs.parent.rmdir()
 
 
 def allocation_overrides() -> list[str]:
@@ -189,29 +228,56 @@ def allocation_overrides() -> list[str]:
             remedy="sbatch slurm/train.sh key=value ...",
         )
     granted = {
-        "nodes": "SLURM_JOB_NUM_NODES",
-        "tasks_per_node": "SLURM_NTASKS_PER_NODE",
-        "cpus_per_task": "SLURM_CPUS_PER_TASK",
-        "gpus_per_node": "SLURM_GPUS_ON_NODE",
+        "nodes": os.environ["SLURM_JOB_NUM_NODES"],
+        "tasks_per_node": os.environ.get("SLURM_NTASKS_PER_NODE"),
+        "cpus_per_task": os.environ.get("SLURM_CPUS_PER_TASK"),
+        "gpus_per_node": os.environ.get("SLURM_GPUS_ON_NODE", "0"),
+        "partition": os.environ.get("SLURM_JOB_PARTITION"),
+        "account": os.environ.get("SLURM_JOB_ACCOUNT"),
+        "time_min": str(limit_min := squeue.limit_min(os.environ["SLURM_JOB_ID"])),
     }
-    words = [f"cluster.{k}={os.environ[v]}" for k, v in granted.items() if v in os.environ]
-    return ["cluster=slurm", *words]
+    words = [f"cluster.{key}={value}" for key, value in granted.items() if value]
+    # The warning came with sbatch --signal; a preset's must not contradict a shorter limit.
+    warning = ["cluster.signal_delay_s=" + str(30 * limit_min)] if limit_min <= 2 else []
+    return ["cluster=slurm", *warning, *words]
 
 
 def run_in_allocation(executor: SlurmExecutor, work: Work) -> NoReturn:
     """Become the script that `submit` would have queued, inside the job that sbatch made.
 
-    A requeued job comes here again and keeps the pickle that its last run left.
+    A requeued job comes here again and keeps the pickle that its last run left. From here on the
+    job's output goes where that of a submitted one goes.
     """
-    paths = JobPaths(executor.folder, job_id=os.environ["SLURM_JOB_ID"])
-    paths.folder.mkdir(parents=True, exist_ok=True)
+    paths = JobPaths(executor.folder, job_id=job_id())
+    make_logs(paths.folder)
     if not paths.submitted_pickle.exists():
         delayed = DelayedSubmission(work)
         delayed.set_timeout(executor.parameters["time"], MAX_REQUEUES)
         with temporary_save_path(paths.submitted_pickle) as temporary:
             delayed.dump(temporary)
     paths.submission_file.write_text(executor.script())
+    print(f"log: {paths.stdout}", flush=True)
+    with paths.stdout.open("ab") as log:
+        os.dup2(log.fileno(), sys.stdout.fileno())
+        os.dup2(log.fileno(), sys.stderr.fileno())
     os.execvp("bash", ["bash", str(paths.submission_file)])
+
+
+def load_work(logs: Path, job_id: str) -> Any:
+    """The job that was submitted under this id, as it was pickled."""
+    return DelayedSubmission.load(JobPaths(logs, job_id=job_id).submitted_pickle).function
+
+
+def batch_log(logs: Path) -> Path:
+    """The log of this job's script and first rank."""
+    return JobPaths(logs, job_id=job_id()).stdout
+
+
+def job_id() -> str:
+    """The id by which submitit knows the Slurm job that this process runs in."""
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ["SLURM_JOB_ID"]
 
 
 def place() -> submitit.JobEnvironment:
@@ -224,16 +290,15 @@ def rank_environment(place: submitit.JobEnvironment) -> dict[str, str]:
 
     CUDA_VISIBLE_DEVICES is left alone: LOCAL_RANK picks the device among those of the node.
     """
-    # Below the ports that Linux gives to outgoing connections; the same for all ranks of a job,
-    # another for the next job on the node.
-    port = 20000 + zlib.crc32(place.job_id.encode()) % 12000
+    # Whoever starts the ranks of a job has chosen a port for all of them.
+    port = os.environ.get("MASTER_PORT") or str(free_port(place.job_id))
     return {
         "RANK": str(place.global_rank),
         "WORLD_SIZE": str(place.num_tasks),
         "LOCAL_RANK": str(place.local_rank),
         "LOCAL_WORLD_SIZE": str(place.num_tasks // place.num_nodes),
         "MASTER_ADDR": "127.0.0.1" if place.num_nodes == 1 else place.hostnames[0],
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": port,
     }
 
 
@@ -259,7 +324,4 @@ def goes_back_to_queue(received: set[int]) -> bool:
     """
     if REQUEUE_SIGNAL in received:
         return True
-    if place().cluster != "slurm":
-        return False
-    show = ["scontrol", "show", "job", place().raw_job_id]
-    return "JobState=RUNNING" in subprocess.check_output(show, text=True)
+    return place().cluster == "slurm" and squeue.is_running(place().raw_job_id)

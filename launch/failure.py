@@ -56,6 +56,12 @@ def first_failure(folder: Path, job_id: str) -> Failure | None:
     return min(failures, key=lambda failure: failure.time_s, default=None)
 
 
+def forget_failures(folder: Path, job_id: str) -> None:
+    """Delete what a job's ranks wrote, before the job starts again."""
+    for path in folder.glob(f"{job_id}_*_failure.json"):
+        path.unlink()
+
+
 def failure_path(folder: Path, job_id: str, rank: int) -> Path:
     """Where a rank's failure is written."""
     return folder / f"{job_id}_{rank}_failure.json"

@@ -23,13 +23,13 @@ def wait(controller: subprocess.Popen[bytes], log: Path) -> int:
         position = 0
         while True:
             ended = controller.poll() is not None  # asked before reading, so that nothing is missed
-            position = _show(log, position)
+            position = show(log, position)
             if ended:
                 return controller.returncode
             time.sleep(POLL_S)
 
 
-def _show(log: Path, position: int) -> int:
+def show(log: Path, position: int) -> int:
     """Copy what was added to the log since `position` to standard error; return the new end."""
     if not log.exists():
         return position

@@ -46,6 +46,7 @@ class TrainJob:
         place = executor.place()
         logs, rank = place.paths.folder, place.global_rank
         failure_path(logs, place.job_id, rank).unlink(missing_ok=True)  # before a requeue
+        os.environ.update(self.config.cluster.variables)
         os.environ.update(executor.rank_environment(place))
         _log_to_stderr(rank)
         _shield_resource_tracker()

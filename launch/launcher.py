@@ -11,14 +11,19 @@ import typer
 
 from launch import executor, foreground
 from launch.failure import first_failure
+from launch.follow import follow
 from launch.job import TrainJob
-from segresmamba.config import run_folder
+from launch.report import report_failure
+from launch.squeue import INTERRUPTED_CODE
+from segresmamba.config import refuse_changes, run_folder
 
-INTERRUPTED_CODE = 130
 
-
-def start(job: TrainJob) -> int:
+def start(job: TrainJob, *, watch: bool = False) -> int:
     """Run a job on this machine to its end, or queue it on Slurm.
+
+    Args:
+        job: The job.
+        watch: Stay until a job on Slurm has ended, showing its log.
 
     Returns:
         The exit code of the command: 0 for a run that finished or was queued, 130 for one that was
@@ -30,9 +35,7 @@ def start(job: TrainJob) -> int:
     cluster = job.config.cluster
     match cluster.name:
         case "slurm":
-            queued = executor.submit(_slurm_executor(job), job)
-            typer.echo(f"job {queued.job_id}, log {queued.paths.stdout}")
-            return 0
+            return _queue(job, watch=watch)
         case "local":
             return _run_ranks(job)
         case "debug":
@@ -50,6 +53,17 @@ def describe(job: TrainJob) -> str:
 def run_in_allocation(job: TrainJob) -> NoReturn:
     """Go on as the ranks' srun, in the allocation that `sbatch slurm/train.sh` got."""
     executor.run_in_allocation(_slurm_executor(job), job)
+
+
+def _queue(job: TrainJob, *, watch: bool) -> int:
+    from segresmamba.tracking import run_hint
+
+    refuse_changes(job.config)
+    hint = run_hint(run_folder(job.config), job.config.tracking, job.config.run.root)
+    queued = executor.submit(_slurm_executor(job), job)
+    typer.echo(f"job {queued.job_id}, log {queued.paths.stdout}")
+    typer.echo(f"watch and compare: {hint}")
+    return follow(queued.job_id, queued.paths.stdout) if watch else 0
 
 
 def _slurm_executor(job: TrainJob) -> executor.SlurmExecutor:
@@ -72,6 +86,7 @@ def _run_ranks(job: TrainJob) -> int:
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         typer.echo(f"the process that watches the ranks ended {how}; logs in {logs}", err=True)
         return 1
+    report_failure(job.config, failure)
     log = submitted.task(failure.rank).paths.stdout
     typer.echo(f"rank {failure.rank} failed first; its log: {log}", err=True)
     if failure.rank != 0:  # whose log has just been shown

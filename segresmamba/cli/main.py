@@ -97,11 +97,17 @@ def verify(store: Annotated[Path, typer.Argument(help="Converted dataset")]) -> 
 
 
 @app.command()
-def train(overrides: Overrides = None) -> None:
+def train(
+    overrides: Overrides = None,
+    allow_config_change: Annotated[
+        bool, typer.Option("--allow-config-change", help="Go on with a run under new settings")
+    ] = False,
+) -> None:
     """Train in this one process; `python -m launch train` runs many, here or on Slurm."""
     from segresmamba.config import load_config
 
-    config = load_config(overrides or [])
+    allowed = ["run.allow_config_change=true"] if allow_config_change else []
+    config = load_config([*(overrides or []), *allowed])
     from segresmamba.engine import request_stop
     from segresmamba.engine import train as run
 

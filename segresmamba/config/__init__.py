@@ -10,6 +10,7 @@ from segresmamba.config.compose import (
     write_config,
 )
 from segresmamba.config.networks import ModelConfig, SegResMambaConfig, SegResNetConfig
+from segresmamba.config.resume import refuse_changes
 from segresmamba.config.schema import (
     AugmentConfig,
     ClusterConfig,
@@ -38,6 +39,7 @@ __all__ = [
     "load_config",
     "presets",
     "read_config",
+    "refuse_changes",
     "run_folder",
     "write_config",
 ]

@@ -27,6 +27,8 @@ class RunConfig(Section):
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Folder of the run below root. Default: model name and a digest of the configuration, so the
     same command finds its run again and another configuration never overwrites it."""
+    allow_config_change: bool = False
+    """Go on with a run whose settings were others when its checkpoint was written."""
 
 
 class DataConfig(Section):
@@ -144,7 +146,7 @@ class TrackingConfig(Section):
     """Where metrics go besides the run folder's journal."""
 
     uri: str | None = None
-    """MLflow tracking URI; unset keeps an SQLite file mlflow.db in run.root."""
+    """MLflow tracking URI; unset takes the server of slurm/mlflow.sh, or mlflow.db in run.root."""
     experiment: str = "segresmamba"
     """MLflow experiment."""
     enabled: bool = True
@@ -182,13 +184,32 @@ class ClusterConfig(Section):
     """Slurm node features, such as h100."""
     qos: str | None = None
     """Slurm quality of service."""
+    exclude: str | None = None
+    """Slurm nodes to avoid, such as gpu[07-08]."""
     setup: tuple[str, ...] = ()
     """Shell lines before a Slurm job, such as `module load cuda`."""
+    srun: tuple[str, ...] = ("--cpu-bind=cores",)
+    """Further options of the srun that starts the ranks, such as --gpu-bind=closest."""
+    interface: str | None = None
+    """Network interface between the nodes, such as ib0, for NCCL and gloo."""
+    env: dict[str, str | int] = Field(default_factory=dict)
+    """Environment of the ranks, such as {NCCL_DEBUG: INFO, NCCL_IB_HCA: mlx5_0}."""
+    retries: Annotated[int, Field(ge=0)] = 2
+    """How often a Slurm job whose rank failed is queued again without having written a newer
+    checkpoint. Preemption and time limit do not count; a mistake in the settings ends it at once.
+    """
 
     @property
     def world_size(self) -> int:
         """Ranks of a job."""
         return self.nodes * self.tasks_per_node
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The ranks' environment, the network interface included."""
+        names = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME") if self.interface else ()
+        chosen = {name: str(self.interface) for name in names}
+        return chosen | {name: str(value) for name, value in self.env.items()}
 
     @model_validator(mode="after")
     def _possible(self) -> ClusterConfig:

@@ -16,9 +16,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from segresmamba.config import Config, experiment, read_config, run_folder, write_config
-from segresmamba.engine.checkpoint import latest_step
-from segresmamba.errors import ConfigError, UserError
+from segresmamba.config import Config, refuse_changes, run_folder, write_config
+from segresmamba.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -65,16 +64,13 @@ class RunFolder:
     def enter(self, config: Config) -> None:
         """Create the folder, or enter it again with the same experiment.
 
-        A folder without a checkpoint holds nothing worth keeping, so its settings may change.
-
         Raises:
             ConfigError: If the folder holds another experiment.
             UserError: If the folder cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if latest_step(self.checkpoints) is not None and self.config.exists():
-                self._refuse_changes(config)
+            refuse_changes(config)
             write_config(config, self.config)
         except OSError as error:
             raise UserError(
@@ -83,19 +79,3 @@ class RunFolder:
                 got=error.strerror,
                 remedy="choose a writable run.root=FOLDER, or free space",
             ) from error
-
-    def _refuse_changes(self, config: Config) -> None:
-        before, after = experiment(read_config(self.config)), experiment(config)
-        changes = [
-            f"{key}: {before.get(key)} -> {after.get(key)}"
-            for key in sorted(before | after)
-            # The checkpoint knows its dataset by content; the store may have moved.
-            if before.get(key) != after.get(key) and key != "data.store"
-        ]
-        if changes:
-            raise ConfigError(
-                "the run folder holds another experiment",
-                where=self.path,
-                got="; ".join(changes),
-                remedy="give another run.name, or the same values to go on with this run",
-            )

@@ -1,14 +1,15 @@
 """Tracking: the journal of a run is the truth; MLflow is built from it, as often as need be."""
 
 from segresmamba.tracking.emissions import EmissionsMeter
-from segresmamba.tracking.journal import read_journal
+from segresmamba.tracking.journal import JOURNAL_NAME, read_journal
 from segresmamba.tracking.memory import peak_memory
 from segresmamba.tracking.mlflow_sink import sync
 from segresmamba.tracking.protocol import NullTracker, Status, Tracker, TrackingError
 from segresmamba.tracking.run_tracker import open_tracker
-from segresmamba.tracking.upload_state import tracking_uri
+from segresmamba.tracking.upload_state import run_hint, tracking_uri
 
 __all__ = [
+    "JOURNAL_NAME",
     "EmissionsMeter",
     "NullTracker",
     "Status",
@@ -17,6 +18,7 @@ __all__ = [
     "open_tracker",
     "peak_memory",
     "read_journal",
+    "run_hint",
     "sync",
     "tracking_uri",
 ]

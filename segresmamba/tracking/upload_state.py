@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import os
 import shlex
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 from segresmamba.config import TrackingConfig
 from segresmamba.errors import ConfigError
+from segresmamba.tracking.journal import JOURNAL_NAME
 from segresmamba.tracking.protocol import TrackingError
 
 STATE_NAME = "mlflow.json"
 LOCK_NAME = ".mlflow.lock"
+SERVER_NAME = "mlflow-server.json"
+"""In the folder of all runs: the address of its MLflow server, while one runs."""
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 SERVERS = ("http", "https")
 SQLITE_PREFIX = "sqlite:///"
@@ -130,13 +134,29 @@ def open_state(folder: Path, config: TrackingConfig, root: Path) -> UploadState:
     return UploadState(uri=uri, experiment=config.experiment, artifacts=artifacts)
 
 
+def run_hint(folder: Path, config: TrackingConfig, root: Path) -> str:
+    """The command or the URL that shows a run, also before it has begun; see `Tracker.ui_hint`.
+
+    Raises:
+        ConfigError: If MLflow cannot be reached through the configured URI.
+    """
+    if not config.enabled:
+        return str(folder / JOURNAL_NAME)
+    return open_state(folder, config, root).ui_hint
+
+
 def tracking_uri(config: TrackingConfig, root: Path) -> str:
-    """The configured tracking URI, absolute; by default mlflow.db in `root`.
+    """The configured tracking URI, absolute.
+
+    Unset it is the server that `slurm/mlflow.sh` runs for `root`, and without one the file
+    mlflow.db there, which is also what that server shows.
 
     Raises:
         ConfigError: If MLflow cannot be reached through such a URI.
     """
     if config.uri is None:
+        with suppress(OSError):
+            return str(json.loads((root / SERVER_NAME).read_text())["uri"])
         return f"{SQLITE_PREFIX}{root.resolve() / 'mlflow.db'}"
     if not _is_known(config.uri):
         raise ConfigError(

@@ -1,6 +1,6 @@
 """A real Slurm on this one machine: munge, MariaDB, slurmdbd, slurmctld and two nodes.
 
-    python tests/cluster/cluster.py up        as root, with slurm-wlm, slurmdbd, munge, mariadb-server
+    python tests/cluster/cluster.py up      # as root, with the Debian packages named below
     export SLURM_CONF=$(python tests/cluster/cluster.py conf)
     sinfo; sbatch ...
     python tests/cluster/cluster.py down
@@ -149,7 +149,7 @@ def down() -> None:
 def start_node(node: str) -> None:
     """Start the slurmd of a node, as after its crash."""
     namespace = []
-    if node == "n2" and _may_unshare():
+    if node == "n2" and may_unshare():
         mount = f'mount -t tmpfs none {UNSHARED} && exec "$@"'
         namespace = ["unshare", "--mount", "sh", "-c", mount, "sh"]
     _run(*namespace, "slurmd", "-N", node, "-f", str(CONF))
@@ -168,7 +168,8 @@ def _start_daemons() -> None:
     files = {name: ROOT / f"munge.{name}" for name in ("key", "socket", "pid", "log", "seed")}
     files["key"].touch(mode=0o600)
     files["key"].write_bytes(os.urandom(128))
-    options = [f"--{name}{'' if name == 'socket' else '-file'}={path}" for name, path in files.items()]
+    options = [f"--socket={files.pop('socket')}"]
+    options += [f"--{name}-file={path}" for name, path in files.items()]
     _run("munged", "--force", "--num-threads=2", *options)
     _start_database()
     _run("slurmdbd")
@@ -179,7 +180,9 @@ def _start_daemons() -> None:
     _run("slurmctld", "-f", str(CONF))
     for node in NODES:
         start_node(node)
-    _until("two idle nodes", ["sh", "-c", "test $(sinfo -h -N -t idle -o %N | sort -u | wc -l) = 2"])
+    _until(
+        "two idle nodes", ["sh", "-c", "test $(sinfo -h -N -t idle -o %N | sort -u | wc -l) = 2"]
+    )
 
 
 def _start_database() -> None:
@@ -188,17 +191,11 @@ def _start_database() -> None:
         *("mariadb-install-db", "--no-defaults", "--user=root", f"--datadir={folder}"),
         *("--auth-root-authentication-method=normal", "--skip-test-db"),
     )
-    subprocess.Popen(
-        [
-            *(_program("mariadbd"), "--no-defaults", "--user=root", f"--datadir={folder}"),
-            *(f"--socket={sock}", "--port=16818", "--bind-address=127.0.0.1"),
-            *(f"--pid-file={ROOT}/database.pid", f"--log-error={ROOT}/database.log"),
-            *("--innodb-flush-log-at-trx-commit=0", "--innodb-lock-wait-timeout=900"),
-        ],
-        env=_environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
+    _run(
+        *("setsid", "--fork", _program("mariadbd"), "--no-defaults", "--user=root"),
+        *(f"--datadir={folder}", f"--socket={sock}", "--port=16818", "--bind-address=127.0.0.1"),
+        *(f"--pid-file={ROOT}/database.pid", f"--log-error={ROOT}/database.log"),
+        *("--innodb-flush-log-at-trx-commit=0", "--innodb-lock-wait-timeout=900"),
     )
     client = ["mariadb", "--no-defaults", f"--socket={sock}", "--user=root", "-e"]
     _until("MariaDB", [*client, "SELECT 1"])
@@ -216,7 +213,8 @@ def _make_gpus() -> None:
     (ROOT / "gres.conf").write_text("".join(lines))
 
 
-def _may_unshare() -> bool:
+def may_unshare() -> bool:
+    """Whether the second node can have a folder of its own."""
     probe = ["unshare", "--mount", "mount", "-t", "tmpfs", "none", str(UNSHARED)]
     return subprocess.run(probe, capture_output=True, check=False).returncode == 0
 

@@ -8,8 +8,6 @@ import sys
 from collections.abc import Callable, Iterator
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from launch import executor
 from launch.job import STOP_SIGNALS, StopSignals, TrainJob
@@ -95,6 +93,7 @@ def slurm_place(
     }
     for name, value in values.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_PORT", raising=False)
     return executor.rank_environment(executor.place())
 
 
@@ -118,11 +117,10 @@ def test_ranks_on_one_node_need_no_name_service(monkeypatch: pytest.MonkeyPatch)
     assert environment["MASTER_ADDR"] == "127.0.0.1"
 
 
-@given(job_id=st.integers(1, 2**31))
-def test_the_port_is_outside_the_ephemeral_range(job_id: int) -> None:
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        port = slurm_place(monkeypatch, str(job_id), rank=0, nodes=1, tasks=1)["MASTER_PORT"]
-    assert 20000 <= int(port) < 32768
+def test_ranks_meet_at_the_port_that_was_chosen_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    slurm_place(monkeypatch, "4711", rank=1, nodes=1, tasks=2)
+    monkeypatch.setenv("MASTER_PORT", "23456")
+    assert executor.rank_environment(executor.place())["MASTER_PORT"] == "23456"
 
 
 @pytest.mark.parametrize(

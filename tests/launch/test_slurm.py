@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import executor, launcher
+from launch import executor, launcher, squeue
 from launch.__main__ import main
 from launch.job import TrainJob
 from segresmamba.config import load_config
@@ -28,7 +28,11 @@ BIG = [
     "cluster.constraint=h100",
     "cluster.qos=long",
     "cluster.time_min=600",
-    "cluster.setup=['module load cuda','export NCCL_DEBUG=WARN']",
+    "cluster.exclude=gpu13",
+    "cluster.interface=ib0",
+    "cluster.env={NCCL_DEBUG:WARN,OMP_PLACES:'{0:4}',NCCL_IB_TIMEOUT:22}",
+    "cluster.srun=['--cpu-bind=verbose,cores','--gpu-bind=closest']",
+    "cluster.setup=['module load cuda']",
     "train.batch_size=32",
 ]
 
@@ -61,7 +65,10 @@ def test_a_queued_job_is_announced_with_its_log(
 ) -> None:
     fake_command("sbatch", "echo Submitted batch job 4711")
     launcher.start(make_job("mine", "cluster=slurm"))
-    assert capsys.readouterr().out == f"job 4711, log {tmp_path}/mine/logs/4711_0_log.out\n"
+    assert capsys.readouterr().out.splitlines() == [
+        f"job 4711, log {tmp_path}/mine/logs/4711_0_log.out",
+        f"watch and compare: mlflow ui --backend-store-uri sqlite:///{tmp_path}/mlflow.db",
+    ]
     assert (tmp_path / "mine/logs/4711_submitted.pkl").exists()
 
 
@@ -125,22 +132,60 @@ def test_a_run_folder_that_cannot_be_written_is_named(
         launcher.start(make_job("mine", "cluster=slurm"))
 
 
-def test_the_allocations_size_is_the_configurations(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_would_wait_for_ever_is_taken_back(
+    make_job: MakeJob, tmp_path: Path, fake_command: FakeCommand
+) -> None:
+    fake_command("sbatch", "echo Submitted batch job 4711")
+    fake_command("squeue", "echo 'PENDING     PartitionTimeLimit    '")
+    fake_command("scancel", f"echo $* > {tmp_path}/cancelled")
+    with pytest.raises(LaunchError, match="waited for ever") as caught:
+        launcher.start(make_job("mine", "cluster=slurm"))
+    assert (
+        caught.value.got == "PartitionTimeLimit: the partition allows less time: cluster.time_min"
+    )
+    assert (tmp_path / "cancelled").read_text() == "4711\n"
+    assert not (tmp_path / "mine").exists()
+
+
+@pytest.mark.parametrize(
+    ("limit", "minutes", "delay"),
+    [
+        ("1-06:30:00", 1830, []),
+        ("00:20:30", 21, []),
+        ("00:01:00", 1, ["cluster.signal_delay_s=30"]),
+        ("UNLIMITED", squeue.UNLIMITED_MIN, []),
+    ],
+)
+def test_what_was_granted_is_the_configurations(
+    monkeypatch: pytest.MonkeyPatch,
+    fake_command: FakeCommand,
+    limit: str,
+    minutes: int,
+    delay: list[str],
+) -> None:
+    fake_command("scontrol", f"echo '   RunTime=00:00:03 TimeLimit={limit} TimeMin=N/A'")
     for name, value in {
         "SLURM_JOB_ID": "4711",
         "SLURM_JOB_NUM_NODES": "2",
         "SLURM_NTASKS_PER_NODE": "4",
         "SLURM_CPUS_PER_TASK": "6",
-        "SLURM_GPUS_ON_NODE": "4",
+        "SLURM_JOB_PARTITION": "gpu",
+        "SLURM_JOB_ACCOUNT": "a1",
     }.items():
         monkeypatch.setenv(name, value)
-    assert executor.allocation_overrides() == [
+    words = executor.allocation_overrides()
+    assert words == [
         "cluster=slurm",
+        *delay,
         "cluster.nodes=2",
         "cluster.tasks_per_node=4",
         "cluster.cpus_per_task=6",
-        "cluster.gpus_per_node=4",
+        "cluster.gpus_per_node=0",
+        "cluster.partition=gpu",
+        "cluster.account=a1",
+        f"cluster.time_min={minutes}",
     ]
+    assert load_config([*words, "train.batch_size=8"]).cluster.time_min == minutes
 
 
 def command_line(monkeypatch: pytest.MonkeyPatch, *words: str) -> int | str | None:

@@ -1,0 +1,129 @@
+"""What a node of a Slurm job is like: one line of JSON, from each node, before the ranks start.
+
+Run as a script by `preflight`, through srun; the standard library is enough, so it takes
+milliseconds, and it works where the project's own packages cannot be read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+# A network file system may know a new file later on another node than on its own.
+SHARED_PATIENCE_S = 10.0
+GPU_PATIENCE_S = 60.0
+
+
+@dataclass(frozen=True)
+class Report:
+    """A node's answers."""
+
+    host: str
+    time_s: float
+    """Its clock, in seconds since the epoch."""
+    gpus: int
+    """GPUs that Slurm shows to a rank."""
+    gpu_error: str
+    """What nvidia-smi complains about; empty where it is content or absent."""
+    memory_gib: float
+    """Memory that this job can still take."""
+    shm_gib: float
+    """Free space in /dev/shm, through which reader processes hand over batches."""
+    shared: bool
+    """Whether it sees the file that the first node wrote into the run folder."""
+    write_error: str
+    """Why the run folder cannot be written; empty if it can."""
+    store_error: str
+    """Why the store cannot be read; empty if it can."""
+
+
+def probe(nonce: Path, content: str, store: str) -> Report:
+    """Look around on this node.
+
+    Args:
+        nonce: A file in the run folder, written by the first node just now.
+        content: What it holds.
+        store: The dataset's folder; empty if it is none.
+    """
+    gpus = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
+    return Report(
+        host=os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
+        time_s=time.time(),
+        gpus=len(gpus),
+        gpu_error=_gpu_error() if gpus else "",
+        memory_gib=_memory_gib(),
+        shm_gib=shutil.disk_usage("/dev/shm").free / 2**30 if Path("/dev/shm").is_dir() else 0.0,
+        shared=_sees(nonce, content),
+        write_error=_write_error(nonce),
+        store_error=_store_error(store),
+    )
+
+
+def _gpu_error() -> str:
+    if shutil.which("nvidia-smi") is None:
+        return ""
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", "-L"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=GPU_PATIENCE_S,
+        )
+    except subprocess.TimeoutExpired:
+        return f"nvidia-smi says nothing for {GPU_PATIENCE_S:.0f} s"
+    return (done.stdout + done.stderr).strip()[:200] if done.returncode else ""
+
+
+def _memory_gib() -> float:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    values = dict(line.split(":") for line in lines)
+    available_gib = int(values["MemAvailable"].split()[0]) / 2**20
+    granted_mib = os.environ.get("SLURM_MEM_PER_NODE", "0")
+    return min(available_gib, int(granted_mib) / 2**10 or available_gib)
+
+
+def _sees(nonce: Path, content: str) -> bool:
+    deadline = time.monotonic() + SHARED_PATIENCE_S
+    while True:
+        try:
+            if nonce.read_text() == content:
+                return True
+        except OSError:
+            pass
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+
+
+def _write_error(nonce: Path) -> str:
+    mine = nonce.with_name(f"{nonce.name}-{socket.gethostname()}-{os.getpid()}")
+    try:
+        mine.write_text("")
+        mine.unlink()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def _store_error(store: str) -> str:
+    if not store:
+        return ""
+    try:
+        next(Path(store).iterdir())
+    except OSError as error:
+        return error.strerror or str(error)
+    except StopIteration:
+        return "the folder is empty"
+    return ""
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(probe(Path(sys.argv[1]), sys.argv[2], sys.argv[3]))))

@@ -1,0 +1,126 @@
+"""What Slurm says about a job."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+
+UNLIMITED_MIN = 365 * 24 * 60
+INTERRUPTED_CODE = 130
+_LIVE = {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "RESIZING", "SUSPENDED"}
+_LIVE |= {"REQUEUE_FED", "REQUEUE_HOLD", "SIGNALING", "STAGE_OUT", "STOPPED"}
+# Reasons for which a job waits for ever, unless somebody changes the cluster or the job.
+_HOPELESS = {
+    "AccountNotAllowed": "the partition does not take this account: cluster.account",
+    "BadConstraints": "no node is like that: cluster.constraint, cluster.gpus_per_node",
+    "InvalidAccount": "there is no such account: cluster.account",
+    "InvalidQOS": "there is no such quality of service: cluster.qos",
+    "PartitionNodeLimit": "the partition allows fewer nodes: cluster.nodes",
+    "PartitionTimeLimit": "the partition allows less time: cluster.time_min",
+    "QOSNotAllowed": "the partition does not take this quality of service: cluster.qos",
+}
+# What stands there before.
+_UNDECIDED = {"None", "PartitionConfig"}
+
+
+@dataclass(frozen=True)
+class JobState:
+    """Where a job stands."""
+
+    name: str
+    """In Slurm's words, such as RUNNING."""
+    code: int
+    """The exit code of its script, once it has ended."""
+    reason: str = ""
+    """Why it waits."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended for good; a job on its way back to the queue is COMPLETING."""
+        return self.name not in _LIVE
+
+    @property
+    def exit_code(self) -> int:
+        """What a command that waited for the job returns."""
+        if self.name == "COMPLETED":
+            return 0
+        return INTERRUPTED_CODE if self.name == "CANCELLED" else self.code or 1
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.reason})" if self.reason else self.name
+
+
+def job_state(job_id: str) -> JobState | None:
+    """Where a job stands: squeue knows while it lives and for minutes after, sacct for ever.
+
+    Returns:
+        None if neither knows it.
+    """
+    fields = "--Format=State:40,exit_code:40,Reason:80"
+    live = _ask("squeue", "--noheader", "--states=all", f"--jobs={job_id}", fields).split()
+    if live:
+        name, status, reason = live[0], int(live[1]), " ".join(live[2:])
+        return JobState(name, os.waitstatus_to_exitcode(status), "" if reason == "None" else reason)
+    past = _ask("sacct", "-X", "-n", "-P", f"--jobs={job_id}", "--format=State,ExitCode")
+    if not past:
+        return None
+    # As in "CANCELLED by 0|0:15"; the last line is the last start.
+    name, code = past.splitlines()[-1].split("|")
+    return JobState(name.split()[0], int(code.split(":")[0]))
+
+
+def hopeless(job_id: str) -> str | None:
+    """Why a job that was just queued will never start, and the setting; None if it may.
+
+    Slurm says so when it first looks at the job, usually within a second.
+    """
+    for _ in range(5):
+        shown = _ask("squeue", "--noheader", f"--jobs={job_id}", "--Format=State:40,Reason:80")
+        state, _, reason = shown.partition(" ")
+        reason = reason.strip()
+        if reason in _HOPELESS:
+            return f"{reason}: {_HOPELESS[reason]}"
+        if state != "PENDING" or reason not in _UNDECIDED:
+            return None
+        time.sleep(0.2)
+    return None
+
+
+def cancel(job_id: str) -> None:
+    """Take a job out of the queue."""
+    subprocess.run(["scancel", job_id], check=False, capture_output=True)
+
+
+def requeue(job_id: str) -> str:
+    """Queue the running job again, which ends its processes; Slurm's words if it refuses."""
+    done = subprocess.run(
+        ["scontrol", "requeue", job_id], capture_output=True, text=True, check=False
+    )
+    return done.stderr.strip() if done.returncode else ""
+
+
+def is_running(job_id: str) -> bool:
+    """Whether a job runs, and is neither cancelled nor on its way back to the queue."""
+    return "JobState=RUNNING" in _ask("scontrol", "show", "job", job_id)
+
+
+def limit_min(job_id: str) -> int:
+    """A job's time limit in minutes, rounded up; a year if it has none."""
+    shown = re.search(r"TimeLimit=(\S+)", _ask("scontrol", "show", "job", job_id))
+    limit = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", shown[1]) if shown else None
+    if limit is None:
+        return UNLIMITED_MIN
+    days, hours, minutes, seconds = (int(part or 0) for part in limit.groups())
+    return (days * 24 + hours) * 60 + minutes + (seconds > 0)
+
+
+def _ask(*command: str) -> str:
+    """What a command prints; nothing if it is absent or fails."""
+    if shutil.which(command[0]) is None:
+        return ""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return "" if done.returncode else done.stdout

@@ -1,0 +1,24 @@
+#!/bin/bash
+# Convert a dataset on Slurm, on one node:  sbatch [sbatch options] slurm/convert.sh RAW STORE
+#
+#   sbatch slurm/convert.sh /data/Dataset001 /data/mine.zarr
+#   sbatch --cpus-per-task=64 --partition=cpu slurm/convert.sh /data/Dataset001 /data/mine.zarr
+#
+# One process per core. Finished cases are not redone: a job that was preempted or reached its time
+# limit goes on when the same line is submitted again. The values below are defaults; options of
+# sbatch win over them.
+#
+#SBATCH --job-name=segresmamba-convert
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=16
+#SBATCH --time=12:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=slurm-%j.out
+
+set -euo pipefail
+
+bin=$([[ -x .venv/bin/segresmamba ]] && echo .venv/bin/ || true)
+cores=${SLURM_CPUS_PER_TASK:-1}
+exec srun --cpus-per-task="$cores" "${bin}segresmamba" convert --workers="$cores" "$@"

@@ -1,0 +1,59 @@
+#!/bin/bash
+# An MLflow server as a job:  sbatch [sbatch options] slurm/mlflow.sh [ROOT]
+#
+#   sbatch slurm/mlflow.sh               # shows the runs in runs/
+#   sbatch slurm/mlflow.sh /data/runs
+#
+# ROOT is the folder of all runs (run.root). While the server runs, its address stands in
+# ROOT/mlflow-server.json, where runs without a tracking.uri of their own find it; without a server
+# they write ROOT/mlflow.db themselves, which is also what the server shows: a run is in the same
+# place either way. From your own machine:  ssh -L 5000:NODE:PORT LOGIN-NODE
+#
+#SBATCH --job-name=segresmamba-mlflow
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=2
+#SBATCH --time=7-00:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=slurm-%j.out
+
+set -euo pipefail
+
+python=python
+if [[ -x .venv/bin/python ]]; then
+    python=.venv/bin/python
+fi
+root=$(realpath --canonicalize-missing "${1:-runs}")
+mkdir -p "$root"
+address=$root/mlflow-server.json
+node=${SLURMD_NODENAME:-$(hostname)}
+port=$("$python" -c 'import sys; from launch.rendezvous import free_port; print(free_port(sys.argv[1]))' "$SLURM_JOB_ID")
+
+# No --serve-artifacts: server and runs share ROOT, and files go there directly.
+"$python" -m mlflow server --host 0.0.0.0 --port "$port" --workers 1 \
+    --allowed-hosts "$node:$port,localhost:*,127.0.0.1:*" \
+    --backend-store-uri "sqlite:///$root/mlflow.db" \
+    --default-artifact-root "file://$root/mlartifacts" --no-serve-artifacts &
+server=$!
+
+finish() {
+    # Another server may have taken over meanwhile.
+    if grep -qs "\"job\": \"$SLURM_JOB_ID\"" "$address"; then
+        rm -f "$address"
+    fi
+    kill "$server" 2>/dev/null || true
+    wait "$server" || true
+}
+trap finish EXIT
+trap 'exit 0' TERM INT
+
+until "$python" -c 'import sys, urllib.request as u; u.urlopen(sys.argv[1])' \
+    "http://127.0.0.1:$port/health" 2>/dev/null; do
+    kill -0 "$server"  # ends this job if the server has ended
+    sleep 1
+done
+printf '{"uri": "http://%s:%s", "job": "%s"}\n' "$node" "$port" "$SLURM_JOB_ID" >"$address.part"
+mv "$address.part" "$address"
+echo "http://$node:$port shows $root"
+wait "$server"

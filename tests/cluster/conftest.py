@@ -1,0 +1,153 @@
+"""A real Slurm for the session, where one can be brought up; see `cluster`.
+
+SEGRESMAMBA_CLUSTER=install also installs its Debian packages. Where there is no Slurm the tests are
+skipped, and the summary says so.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.cluster import cluster
+from tests.cluster.jobs import REPOSITORY, Job, Queue, queue
+
+# The experiment that the tests interrupt: two ranks on two nodes.
+STEPS, CHECKPOINT_EVERY = 24, 5
+_SKIPPED = pytest.StashKey[str]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.cluster)
+
+
+@pytest.fixture(scope="session")
+def slurm_conf(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """The cluster, up for the session."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        pytest.skip("there is one cluster per machine: run `pytest tests/cluster` without -n")
+    if os.environ.get("SEGRESMAMBA_CLUSTER") == "install" and cluster.missing():
+        cluster.install()
+    if reason := cluster.missing():
+        request.config.stash[_SKIPPED] = reason
+        pytest.skip(f"no Slurm: {reason}")
+    lock = (Path(tempfile.gettempdir()) / "segresmamba-cluster.lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)  # another session's tests may be at it
+    cluster.up()
+    try:
+        yield cluster.CONF
+    finally:
+        cluster.down()
+        lock.close()
+
+
+@pytest.fixture(autouse=True)
+def _on_the_cluster(slurm_conf: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Point Slurm's commands there; leave no job to the next test."""
+    monkeypatch.setenv("SLURM_CONF", str(slurm_conf))
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    yield
+    subprocess.run(["scancel", "--user=root"], check=True)
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of all runs, with one MLflow database."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="session")
+def words(tiny_store: Path) -> tuple[str, ...]:
+    """The experiment."""
+    return (
+        "cluster=slurm",
+        "cluster.nodes=2",
+        "cluster.tasks_per_node=1",
+        "cluster.gpus_per_node=1",
+        "cluster.cpus_per_task=1",
+        "cluster.time_min=60",
+        "data=custom",
+        f"data.store={tiny_store}",
+        "data.patch=[32,32,32]",
+        "data.workers=0",
+        "model.dims=[8,8]",
+        "model.d_state=4",
+        f"train.max_steps={STEPS}",
+        f"train.checkpoint_every={CHECKPOINT_EVERY}",
+        "train.warmup_steps=1",
+        "train.batch_size=4",
+        "train.lr=1e-3",
+        "train.log_every=1",
+        "train.precision=fp32",
+        "train.threads=1",
+        "validation.overlap=0",
+        "validation.overlays=0",
+        "tracking.emissions=false",
+    )
+
+
+@dataclass(frozen=True)
+class Followed:
+    """A run that nothing interrupted, as its user saw it."""
+
+    job: Job
+    code: int
+    out: str
+    err: str
+    submitted_s: float
+    """Seconds until the job's number was printed."""
+
+
+@pytest.fixture(scope="session")
+def reference(slurm_conf: Path, words: tuple[str, ...], root: Path) -> Followed:
+    """`python -m launch train --follow` to the end."""
+    command = [sys.executable, "-m", "launch", "train", "--follow", *words]
+    environment = os.environ | {"SLURM_CONF": str(slurm_conf), "OMP_NUM_THREADS": "1"}
+    started = time.monotonic()
+    with (
+        (root / "stderr").open("w") as errors,
+        subprocess.Popen(
+            [*command, f"run.root={root}", "run.name=reference"],
+            cwd=REPOSITORY,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        ) as process,
+    ):
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        submitted_s = time.monotonic() - started
+        rest = process.stdout.read()
+    job = Job(first.split()[1].strip(","), root / "reference")
+    err = (root / "stderr").read_text()
+    return Followed(job, process.returncode, first + rest, err, submitted_s)
+
+
+@pytest.fixture
+def queue_run(words: tuple[str, ...], root: Path) -> Queue:
+    """A function of a run's name and more overrides that queues it."""
+    return lambda name, *more: queue((*words, *more), root, name)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    reason = config.stash.get(_SKIPPED, None)
+    if reason:
+        terminalreporter.section("THE CLUSTER TESTS DID NOT RUN", sep="!", yellow=True, bold=True)
+        terminalreporter.line(f"Nothing was shown on a real Slurm: {reason}")
+        terminalreporter.line("SEGRESMAMBA_CLUSTER=install installs it where root may use apt-get.")

@@ -1,0 +1,158 @@
+"""What clusters do to running jobs; the run goes on as if nothing had been.
+
+The ranks are held (SIGSTOP) at a known step while the cluster does it, so a fast machine cannot
+finish first. Slurm's own signals then meet them in the middle of a step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cluster import cluster
+from tests.cluster.conftest import CHECKPOINT_EVERY, STEPS, Followed
+from tests.cluster.jobs import (
+    Job,
+    Queue,
+    losses,
+    mlflow_run,
+    pending_signals,
+    queue_stand_in,
+    slurm,
+    wait_until,
+)
+
+STOP_S = 60
+
+
+def expect_same_curve(job: Job, reference: Followed) -> None:
+    """Every step, in order and once, with the losses of the run that nothing interrupted."""
+    expected, found = losses(reference.job.run), losses(job.run)
+    assert [step for step, _ in found] == list(range(1, STEPS + 1))
+    assert dict(found) == pytest.approx(dict(expected), abs=1e-5)
+
+
+def expect_same_curve_but_for_a_gap(job: Job, reference: Followed) -> None:
+    """As above, but steps since the last checkpoint were trained twice, to the same losses."""
+    expected, found = dict(losses(reference.job.run)), losses(job.run)
+    for step, loss in found:
+        assert loss == pytest.approx(expected[step], abs=1e-5), step
+    assert {step for step, _ in found} == set(expected)
+    assert len(found) - len(expected) <= CHECKPOINT_EVERY
+
+
+def test_a_preempted_run_loses_and_repeats_no_step(
+    reference: Followed, queue_run: Queue, root: Path
+) -> None:
+    job = queue_run("preempted")
+    job.wait_for_step(3)
+    job.hold()
+    slurm("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--wrap=sleep 1", "-o/dev/null")
+    rank = job.ranks()[0]
+    wait_until(lambda: "asked to stop" in job.log or signal.SIGTERM in pending_signals(rank), "it")
+    job.go_on()
+    # Once more, while they save, to everybody: it must do no harm.
+    while job.state.name == "RUNNING":
+        slurm("scancel", "--signal=TERM", job.id)
+        time.sleep(0.1)
+    assert job.end().exit_code == 0, job.log
+
+    assert "asked to stop: saved step" in job.log
+    assert "continuing from step" in job.log
+    assert "Restarts=1" in slurm("scontrol", "show", "job", job.id)
+    expect_same_curve(job, reference)
+    assert mlflow_run(root, "preempted")[0] == "FINISHED"
+    assert not (job.run / "failures.jsonl").exists()
+
+
+def test_a_run_at_its_time_limit_saves_and_goes_on(reference: Followed, queue_run: Queue) -> None:
+    job = queue_run("limited", "cluster.signal_delay_s=118")
+    job.wait_for_step(3)
+    job.hold()
+    # 118 seconds before two minutes: Slurm warns when it next looks.
+    slurm("scontrol", "update", f"jobid={job.id}", "TimeLimit=2")
+    rank = job.ranks()[0]
+    wait_until(lambda: signal.SIGUSR2 in pending_signals(rank), "the warning")
+    slurm("scontrol", "update", f"jobid={job.id}", "TimeLimit=60")
+    job.go_on()
+    assert job.end().exit_code == 0, job.log
+    assert "asked to stop: saved step" in job.log
+    expect_same_curve(job, reference)
+
+
+def test_a_killed_rank_is_named_and_costs_at_most_the_checkpoint_interval(
+    reference: Followed, queue_run: Queue, root: Path
+) -> None:
+    job = queue_run("killed_rank")
+    job.wait_for_step(CHECKPOINT_EVERY + 2)
+    started = time.monotonic()
+    os.kill(job.ranks()[1], signal.SIGKILL)
+    wait_until(lambda: job.state.name != "RUNNING", "its stop", lambda: job.log)
+    assert time.monotonic() - started < STOP_S
+    cause = "rank 1 on n2 ended without a word: Killed; the kernel does so when memory runs out"
+    # Slurm itself may add that it ends the script.
+    assert cause in job.log.splitlines()[-2:]
+    assert "queued again, failure 1 of at most 3" in job.log
+    assert job.end().exit_code == 0, job.log
+
+    expect_same_curve_but_for_a_gap(job, reference)
+    status, tags = mlflow_run(root, "killed_rank")
+    assert status == "FINISHED"
+    assert tags["failure"] == f"rank 1: {cause}"
+    (setback,) = map(json.loads, (job.run / "failures.jsonl").read_text().splitlines())
+    assert setback["checkpoint"] >= CHECKPOINT_EVERY
+    assert setback["step"] >= CHECKPOINT_EVERY + 2
+
+
+def test_a_run_goes_on_after_a_node_has_failed(reference: Followed, queue_run: Queue) -> None:
+    job = queue_run("failed_node")
+    job.wait_for_step(CHECKPOINT_EVERY + 2)
+    cluster.kill_node("n2")
+    slurm("scontrol", "update", "nodename=n2", "state=down", "reason=test")
+    wait_until(lambda: job.state.name != "RUNNING", "its stop", lambda: job.log)
+    cluster.start_node("n2")
+    slurm("scontrol", "update", "nodename=n2", "state=resume")
+    assert job.end().exit_code == 0, job.log
+    expect_same_curve_but_for_a_gap(job, reference)
+
+
+def test_a_cancelled_job_saves_and_stays_away(words: tuple[str, ...], tmp_path: Path) -> None:
+    job = queue_stand_in("stopped", tmp_path, *words)
+    for rank in range(2):
+        wait_until((job.run / f"ready-{rank}").exists, f"rank {rank}", lambda: job.log)
+    slurm("scancel", job.id)
+    assert job.end().name == "CANCELLED"
+    assert (job.run / "saved-0").exists()
+    assert (job.run / "saved-1").exists()
+    assert job.state.exit_code == 130
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "starts", "verdict", "last"),
+    [
+        (
+            "raises",
+            2,
+            "not queued again: failed 2 times in a row at the same step (step 0, with",
+            1,
+        ),
+        ("refuses", 1, "", 2),
+    ],
+)
+def test_a_failure_that_comes_again_ends_the_job_and_a_mistake_at_once(
+    words: tuple[str, ...], tmp_path: Path, behaviour: str, starts: int, verdict: str, last: int
+) -> None:
+    job = queue_stand_in(behaviour, tmp_path, *words, "cluster.retries=1")
+    assert job.end().exit_code == last, job.log
+    assert len(re.findall(f"^job {job.id}, start", job.log, re.MULTILINE)) == starts
+    assert verdict in job.log
+    assert f"rank 1 failed first; its log: {job.run}/logs/{job.id}_1_log.out" in job.log
+    ends = {"raises": "RuntimeError: the sky is falling", "refuses": "  remedy: copy anew"}
+    assert job.log.splitlines()[-1] == ends[behaviour]
+    assert ends[behaviour] in (job.run / "failure.txt").read_text()

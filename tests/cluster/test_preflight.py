@@ -1,0 +1,43 @@
+"""What is found out before training starts, on the nodes themselves."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.cluster import cluster
+from tests.cluster.jobs import Queue, queue
+
+SECONDS = 30
+
+
+@pytest.mark.parametrize(
+    ("override", "said", "where"),
+    [
+        ("cluster.tasks_per_node=2", "there are more ranks than GPUs on a node", "n1"),
+        ("data.store=/nowhere", "the store cannot be read", "data.store on n1"),
+        ("data.workers=999", "a node has too little memory for its ranks and their readers", "n1"),
+    ],
+)
+def test_a_node_that_will_not_do_ends_the_job_in_seconds(
+    queue_run: Queue, override: str, said: str, where: str
+) -> None:
+    started = time.monotonic()
+    job = queue_run("refused", override)
+    assert job.end().exit_code == 2, job.log
+    assert time.monotonic() - started < SECONDS
+    assert f"error: {said}\n  where:  {where}" in job.log
+    assert job.log.splitlines()[-1].startswith("  remedy: ")
+    assert not (job.run / "journal.jsonl").exists()
+
+
+def test_a_run_folder_that_the_nodes_do_not_share_is_noticed(words: tuple[str, ...]) -> None:
+    if not cluster.may_unshare():
+        pytest.skip("this machine gives no mount namespace to the second node")
+    started = time.monotonic()
+    job = queue(words, cluster.UNSHARED, "mine")
+    assert job.end().exit_code == 2, job.log
+    assert time.monotonic() - started < SECONDS
+    assert "error: the run folder is not shared between the nodes\n  where:  run.root" in job.log
+    assert f"{cluster.UNSHARED}: n2 does not see what the first node wrote there" in job.log

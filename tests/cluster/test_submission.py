@@ -1,0 +1,111 @@
+"""Jobs that nothing interrupts, and jobs that Slurm does not take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from launch.squeue import job_state
+from segresmamba.config import read_config
+from tests.cluster.conftest import STEPS, Followed
+from tests.cluster.jobs import REPOSITORY, Job, Queue, launch, losses, mlflow_run, run, slurm
+
+
+def test_a_followed_job_shows_its_progress_and_ends_with_its_exit_code(
+    reference: Followed, root: Path
+) -> None:
+    job = reference.job
+    assert reference.code == 0, reference.err
+    assert reference.out.splitlines() == [
+        f"job {job.id}, log {job.run}/logs/{job.id}_0_log.out",
+        f"watch and compare: mlflow ui --backend-store-uri sqlite:///{root}/mlflow.db",
+    ]
+    assert f"job {job.id}: RUNNING" in reference.err
+    assert f"step {STEPS}/{STEPS}  loss" in reference.err
+    assert reference.err.endswith(f"job {job.id}: COMPLETED\n")
+    assert [step for step, _ in losses(job.run)] == list(range(1, STEPS + 1))
+    assert mlflow_run(root, "reference")[0] == "FINISHED"
+
+
+def test_submitting_takes_less_than_three_seconds(reference: Followed) -> None:
+    assert reference.submitted_s < 3
+
+
+def test_sbatch_runs_the_same_job_on_what_it_was_granted(
+    words: tuple[str, ...], root: Path, tmp_path: Path
+) -> None:
+    asked = (
+        "--nodes=2",
+        "--ntasks-per-node=2",
+        "--cpus-per-task=1",
+        "--time=20",
+        "--partition=low",
+    )
+    script = str(REPOSITORY / "slurm" / "train.sh")
+    more = ("train.max_steps=3", f"run.root={root}", "run.name=batch")
+    done = run("sbatch", "--parsable", *asked, script, *words, *more, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    job = Job(done.stdout.strip(), root / "batch")
+    assert job.end().exit_code == 0, job.log
+
+    (output,) = tmp_path.glob("slurm-*.out")
+    assert output.read_text() == f"log: {job.run}/logs/{job.id}_0_log.out\n"
+    assert [step for step, _ in losses(job.run)] == [1, 2, 3]
+    cluster = read_config(job.run / "config.yaml").cluster
+    assert (cluster.nodes, cluster.tasks_per_node, cluster.cpus_per_task) == (2, 2, 1)
+    # From the header, which no flag overrode.
+    assert cluster.gpus_per_node == 2
+    assert (cluster.time_min, cluster.partition, cluster.account) == (20, "low", "root")
+    assert "NumTasks=4" in slurm("scontrol", "show", "job", job.id)
+    assert len(list(job.run.glob("logs/*_log.out"))) == 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["cluster.partition=nope"], "invalid partition specified: nope"),
+        (["cluster.gpus_per_node=3"], "Requested node configuration is not available"),
+        (["cluster.partition=short", "cluster.time_min=31"], "PartitionTimeLimit: the partition"),
+        (["cluster.account=nobody"], "Invalid account or account/partition combination"),
+    ],
+)
+def test_a_job_that_can_never_run_is_refused_at_once(
+    words: tuple[str, ...], tmp_path: Path, overrides: list[str], said: str
+) -> None:
+    done = launch("train", *words, f"run.root={tmp_path}", *overrides)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "remedy: `sinfo -o" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+    assert slurm("squeue", "--noheader") == ""
+
+
+def test_a_run_with_other_settings_is_refused_key_by_key_unless_told(
+    reference: Followed, queue_run: Queue, words: tuple[str, ...], root: Path
+) -> None:
+    changed = ("train.lr=2e-3", "augment.noise_std=0.3")
+    done = launch("train", *words, *changed, f"run.root={root}", "run.name=reference")
+    assert done.returncode == 2
+    assert "got:    augment.noise_std: 0.1 -> 0.3; train.lr: 0.001 -> 0.002\n" in done.stderr
+    assert "--allow-config-change" in done.stderr
+    assert slurm("squeue", "--noheader") == ""
+    job = queue_run("reference", *changed, "--allow-config-change")
+    slurm("scancel", job.id)
+
+
+def test_where_a_job_stands_is_known_with_and_without_accounting(
+    reference: Followed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for command in ("squeue", "sacct"):
+        only = tmp_path / command
+        only.mkdir()
+        (only / command).symlink_to(f"/usr/bin/{command}")
+        with monkeypatch.context() as patch:
+            patch.setenv("PATH", str(only))
+            state = job_state(reference.job.id)
+        assert state is not None
+        assert (state.name, state.exit_code) == ("COMPLETED", 0), command
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", "")
+        assert job_state(reference.job.id) is None

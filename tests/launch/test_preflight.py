@@ -1,0 +1,98 @@
+"""What preflight makes of the nodes' reports; the nodes themselves are in tests/cluster."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from launch import probe
+from launch.preflight import problems
+from launch.probe import Report
+from segresmamba.config import Config, load_config
+
+GOOD = Report(
+    host="gpu07",
+    time_s=1000.0,
+    gpus=2,
+    gpu_error="",
+    memory_gib=64.0,
+    shm_gib=32.0,
+    shared=True,
+    write_error="",
+    store_error="",
+)
+
+
+@pytest.fixture
+def config() -> Config:
+    return load_config(["cluster=slurm", "data.workers=4", "data.patch=[128,128,128]"])
+
+
+def test_a_good_node_has_no_problems(config: Config) -> None:
+    assert list(problems(config, [GOOD, GOOD], 999.0, 1001.0)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "problem", "got", "remedy"),
+    [
+        ({"shared": False}, "not shared between the nodes", "gpu07 does not see", "run.root="),
+        ({"write_error": "Disk quota exceeded"}, "cannot be written", "quota", "writable"),
+        ({"store_error": "No such file"}, "store cannot be read", "No such file", "full path"),
+        ({"gpu_error": "GPU is lost"}, "do not answer", "lost", "cluster.exclude=gpu07"),
+        ({"gpus": 1}, "more ranks than GPUs", "2 ranks, 1 GPUs", "gpus_per_node"),
+        ({"memory_gib": 2.0}, "too little memory", "2.0 GiB", "cluster.memory_gib"),
+        ({"shm_gib": 0.06}, "/dev/shm is too small", "0.12 GiB are needed", "--shm-size"),
+        ({"time_s": 1012.0}, "clocks", "+13 s", "cluster.exclude=gpu07"),
+        ({"time_s": 988.0}, "clocks", "-11 s", "cluster.exclude=gpu07"),
+    ],
+)
+def test_each_problem_names_the_node_and_the_remedy(
+    config: Config, change: dict[str, object], problem: str, got: str, remedy: str
+) -> None:
+    bad = dataclasses.replace(GOOD, **change)  # type: ignore[arg-type]
+    (found,) = problems(config, [GOOD, bad], 999.0, 1001.0)
+    assert problem in found.problem
+    assert got in found.got
+    assert remedy in found.remedy
+    assert "gpu07" in found.screen()
+
+
+def test_the_probe_runs_without_the_projects_packages(tmp_path: Path) -> None:
+    nonce = tmp_path / "nonce"
+    nonce.write_text("4711")
+    (tmp_path / "store").mkdir()
+    words = [str(nonce), "4711", str(tmp_path / "store")]
+    command = [sys.executable, "-I", "-S", probe.__file__, *words]
+    before_s = time.time()
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    report = Report(**json.loads(done.stdout))
+    assert (report.shared, report.write_error) == (True, "")
+    assert report.store_error == "the folder is empty"
+    assert before_s <= report.time_s <= time.time()
+    assert report.memory_gib > 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["nonce", "store"]
+
+
+def test_a_folder_with_another_nonce_is_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "SHARED_PATIENCE_S", 0.0)
+    nonce = tmp_path / "nonce"
+    assert not probe.probe(nonce, "4711", "").shared
+    nonce.write_text("another job's")
+    assert not probe.probe(nonce, "4711", "").shared
+
+
+def test_a_gpu_that_fell_off_the_bus_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_command: Callable[[str, str], None]
+) -> None:
+    fake_command("nvidia-smi", "echo 'Unable to determine the device handle'; exit 15")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setattr(probe, "SHARED_PATIENCE_S", 0.0)
+    report = probe.probe(tmp_path / "nonce", "", "")
+    assert (report.gpus, report.gpu_error) == (2, "Unable to determine the device handle")

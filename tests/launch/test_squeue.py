@@ -1,0 +1,54 @@
+"""What Slurm's commands say; the commands are stand-ins here."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from launch.squeue import INTERRUPTED_CODE, JobState, job_state
+
+FakeCommand = Callable[[str, str], None]
+
+
+def test_squeue_knows_a_living_job(fake_command: FakeCommand) -> None:
+    fake_command("squeue", "echo 'PENDING   0   BeginTime  '")
+    fake_command("sacct", "exit 1")
+    state = job_state("4711")
+    assert state == JobState("PENDING", 0, "BeginTime")
+    assert str(state) == "PENDING (BeginTime)"
+    assert not state.ended
+
+
+@pytest.mark.parametrize(
+    ("said", "state", "code"),
+    [
+        ("FAILED|2:0", "FAILED", 2),
+        ("CANCELLED by 1000|0:15", "CANCELLED", INTERRUPTED_CODE),
+        ("PREEMPTED|0:0\\nCOMPLETED|0:0", "COMPLETED", 0),
+        ("NODE_FAIL|0:0", "NODE_FAIL", 1),
+        ("TIMEOUT|0:0", "TIMEOUT", 1),
+    ],
+)
+def test_sacct_knows_a_job_that_squeue_has_forgotten(
+    fake_command: FakeCommand, said: str, state: str, code: int
+) -> None:
+    fake_command("squeue", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+    fake_command("sacct", f"printf '{said}\\n'")
+    found = job_state("4711")
+    assert found is not None
+    assert found.ended
+    assert (found.name, found.exit_code) == (state, code)
+
+
+def test_squeue_gives_the_exit_code_as_the_kernel_does(fake_command: FakeCommand) -> None:
+    fake_command("squeue", "echo 'FAILED 768 NonZeroExitCode'")
+    state = job_state("4711")
+    assert state is not None
+    assert state.exit_code == 3
+
+
+def test_a_machine_without_slurm_knows_no_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert job_state("4711") is None
