@@ -38,7 +38,10 @@ train: $(VENV)/.train ## install, make the sample dataset, convert, verify, trai
 
 test: $(VENV)/.test ## install and run every test that needs no GPU
 	@echo "==> tests: $(JOBS) processes"
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS)  # more threads would queue for the same cores
+	@# More threads would queue for the same cores.
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) -m 'not cluster'
+	@echo "==> tests on a real Slurm, brought up on this machine where it has one"
+	@$(BIN)/pytest tests/cluster
 
 lint: $(VENV)/.test ## ruff check, ruff format, mypy --strict
 	@echo "==> ruff check"

@@ -102,6 +102,11 @@ def missing() -> str | None:
     return f"no {', '.join(absent)} (apt-get install {' '.join(PACKAGES)})" if absent else None
 
 
+def may_install() -> bool:
+    """Whether this is root on a Debian."""
+    return os.geteuid() == 0 and shutil.which("apt-get") is not None
+
+
 def install() -> None:
     """Install Slurm's Debian packages; their services are not started."""
     apt = ["apt-get", "-qq", "-o", "Acquire::Retries=3"]

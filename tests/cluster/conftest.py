@@ -31,6 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.cluster)
+            item.add_marker(pytest.mark.timeout(600))
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +39,8 @@ def slurm_conf(request: pytest.FixtureRequest) -> Iterator[Path]:
     """The cluster, up for the session."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         pytest.skip("there is one cluster per machine: run `pytest tests/cluster` without -n")
-    if os.environ.get("SEGRESMAMBA_CLUSTER") == "install" and cluster.missing():
+    asked = os.environ.get("SEGRESMAMBA_CLUSTER") == "install"
+    if asked and cluster.missing() and cluster.may_install():
         cluster.install()
     if reason := cluster.missing():
         request.config.stash[_SKIPPED] = reason

@@ -83,6 +83,18 @@ class Job:
         for pid in self.ranks().values():
             os.kill(pid, signal.SIGSTOP)
 
+    def wait_for_signal(self, signum: int) -> None:
+        """Wait until a held rank 0 has been sent a signal, or has already heeded it.
+
+        Slurm wakes stopped processes itself before it sends some.
+        """
+        rank = self.ranks().get(0, 0)
+        wait_until(
+            lambda: "asked to stop" in self.log or signum in pending_signals(rank),
+            f"signal {signum}",
+            lambda: self.log,
+        )
+
     def go_on(self) -> None:
         """Let held ranks run; signals that came meanwhile are delivered."""
         for pid in self.ranks().values():
@@ -166,8 +178,11 @@ def wait_until(condition: Callable[[], bool], what: str, why: Callable[[], str] 
 
 
 def pending_signals(pid: int) -> set[int]:
-    """Signals that a stopped process has yet to see."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    """Signals that a stopped process has yet to see; none if it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return set()
     masks = [int(line.split()[1], 16) for line in lines if line.startswith(("SigPnd", "ShdPnd"))]
     return {n for n in range(1, 65) for mask in masks if mask >> (n - 1) & 1}
 

@@ -22,7 +22,6 @@ from tests.cluster.jobs import (
     Queue,
     losses,
     mlflow_run,
-    pending_signals,
     queue_stand_in,
     slurm,
     wait_until,
@@ -54,8 +53,7 @@ def test_a_preempted_run_loses_and_repeats_no_step(
     job.wait_for_step(3)
     job.hold()
     slurm("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--wrap=sleep 1", "-o/dev/null")
-    rank = job.ranks()[0]
-    wait_until(lambda: "asked to stop" in job.log or signal.SIGTERM in pending_signals(rank), "it")
+    job.wait_for_signal(signal.SIGTERM)
     job.go_on()
     # Once more, while they save, to everybody: it must do no harm.
     while job.state.name == "RUNNING":
@@ -77,8 +75,7 @@ def test_a_run_at_its_time_limit_saves_and_goes_on(reference: Followed, queue_ru
     job.hold()
     # 118 seconds before two minutes: Slurm warns when it next looks.
     slurm("scontrol", "update", f"jobid={job.id}", "TimeLimit=2")
-    rank = job.ranks()[0]
-    wait_until(lambda: signal.SIGUSR2 in pending_signals(rank), "the warning")
+    job.wait_for_signal(signal.SIGUSR2)
     slurm("scontrol", "update", f"jobid={job.id}", "TimeLimit=60")
     job.go_on()
     assert job.end().exit_code == 0, job.log

@@ -6,7 +6,7 @@ import pytest
 
 from segresmamba.config import TrackingConfig
 from segresmamba.errors import ConfigError
-from segresmamba.tracking import TrackingError, tracking_uri
+from segresmamba.tracking import TrackingError, run_hint, tracking_uri
 from segresmamba.tracking.upload_state import STATE_NAME, UploadState, open_state
 
 
@@ -97,3 +97,18 @@ def test_the_hint_for_a_server_is_the_page_of_the_run() -> None:
 def test_no_hint_shows_a_password() -> None:
     found = state("postgresql://me:secret@host/db")
     assert found.ui_hint == "mlflow ui --backend-store-uri 'postgresql://me:***@host/db'"
+
+
+def test_a_server_that_runs_for_the_root_is_found_unless_another_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mlflow-server.json").write_text('{"uri": "http://n1:22291", "job": "8"}')
+    assert tracking_uri(TrackingConfig(), tmp_path) == "http://n1:22291"
+    named = TrackingConfig(uri="http://other:5000")
+    assert tracking_uri(named, tmp_path) == "http://other:5000"
+
+
+def test_a_run_that_has_not_begun_has_a_hint(tmp_path: Path) -> None:
+    hint = run_hint(tmp_path / "mine", TrackingConfig(), tmp_path)
+    assert hint == f"mlflow ui --backend-store-uri sqlite:///{tmp_path}/mlflow.db"
+    journal = run_hint(tmp_path / "mine", TrackingConfig(enabled=False), tmp_path)
+    assert journal == str(tmp_path / "mine" / "journal.jsonl")
+    assert list(tmp_path.iterdir()) == []
