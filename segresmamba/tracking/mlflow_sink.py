@@ -71,7 +71,8 @@ RUN_STATUS = {
 def sync(folder: Path) -> UploadState:
     """Send MLflow what it lacks of a run's journal.
 
-    Where it goes stands in mlflow.json; without that file, in the run's configuration.
+    Where it goes stands in mlflow.json; without that file, in the run's configuration. If that
+    names no MLflow, it is the one that `tracking_uri` finds now: a server may have come or gone.
 
     Args:
         folder: The run folder.
@@ -84,9 +85,11 @@ def sync(folder: Path) -> UploadState:
         TrackingError: If the journal cannot be read, or MLflow refuses it for good.
         Exception: Whatever MLflow raises while it cannot be reached.
     """
-    if not (folder / STATE_NAME).exists():
+    is_known = (folder / STATE_NAME).exists()
+    if not is_known or (folder / CONFIG_NAME).exists():
         config = read_config(folder / CONFIG_NAME)
-        open_state(folder, config.tracking, folder.parent).save(folder)
+        if not is_known or config.tracking.uri is None:
+            open_state(folder, config.tracking, folder.parent).save(folder)
     state = MlflowSink(folder).push()
     warn_if_cut(folder / JOURNAL_NAME, state.sent_bytes)
     return state

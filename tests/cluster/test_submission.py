@@ -9,7 +9,17 @@ import pytest
 from launch.squeue import job_state
 from segresmamba.config import read_config
 from tests.cluster.conftest import STEPS, Followed
-from tests.cluster.jobs import REPOSITORY, Job, Queue, launch, losses, mlflow_run, run, slurm
+from tests.cluster.jobs import (
+    REPOSITORY,
+    Job,
+    Queue,
+    launch,
+    losses,
+    mlflow_run,
+    run,
+    slurm,
+    wait_until,
+)
 
 
 def test_a_followed_job_shows_its_progress_and_ends_with_its_exit_code(
@@ -95,17 +105,21 @@ def test_a_run_with_other_settings_is_refused_key_by_key_unless_told(
 
 
 def test_where_a_job_stands_is_known_with_and_without_accounting(
-    reference: Followed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    done = slurm("sbatch", "--parsable", "--output=/dev/null", "--wrap=exit 3")
+    job = Job(done.strip(), tmp_path)
+    assert job.end().exit_code == 3
+    # The database hears of it a moment later than the queue.
+    wait_until(lambda: "FAILED" in slurm("sacct", "-X", "-j", job.id), "its record")
     for command in ("squeue", "sacct"):
         only = tmp_path / command
         only.mkdir()
         (only / command).symlink_to(f"/usr/bin/{command}")
         with monkeypatch.context() as patch:
             patch.setenv("PATH", str(only))
-            state = job_state(reference.job.id)
-        assert state is not None
-        assert (state.name, state.exit_code) == ("COMPLETED", 0), command
+            state = job.state
+        assert (state.name, state.exit_code) == ("FAILED", 3), command
     with monkeypatch.context() as patch:
         patch.setenv("PATH", "")
-        assert job_state(reference.job.id) is None
+        assert job_state(job.id) is None

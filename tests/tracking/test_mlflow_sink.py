@@ -117,6 +117,15 @@ def test_a_lost_state_is_found_again_in_mlflow(run: Path, journal: Journal) -> N
     assert rows(run) == before
 
 
+def test_a_server_that_has_gone_is_not_waited_for(run: Path, journal: Journal) -> None:
+    """The job of slurm/mlflow.sh has ended; the database that it showed is still there."""
+    write_config(load_config(), run / "config.yaml")
+    database = UploadState.load(run).uri
+    UploadState(uri="http://127.0.0.1:9", experiment="segresmamba", artifacts="").save(run)
+    journal.append("tags", values={"a": "b"})
+    assert sync(run).uri == database
+
+
 def test_a_folder_that_says_nowhere_to_send_it_is_refused(run: Path, journal: Journal) -> None:
     (run / STATE_NAME).unlink()
     with pytest.raises(ConfigError) as error:

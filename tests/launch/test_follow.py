@@ -1,0 +1,68 @@
+"""Watching a job; the queue is a stand-in here."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from launch import follow
+
+FakeCommand = Callable[[str, str], None]
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow, "POLL_S", 0.01)
+    monkeypatch.setattr(follow, "LOG_DELAY_S", 0.0)
+
+
+def test_each_state_is_said_once_and_the_log_is_shown_as_it_grows(
+    tmp_path: Path, fake_command: FakeCommand, capfd: pytest.CaptureFixture[str]
+) -> None:
+    log, turn = tmp_path / "log", tmp_path / "turn"
+    states = "PENDING 0 Resources\nPENDING 0 Resources\nRUNNING 0 None\nFAILED 512 NonZeroExitCode"
+    (tmp_path / "states").write_text(states + "\n")
+    fake_command(
+        "squeue",
+        f"echo x >> {turn}; n=$(wc -l < {turn}); echo line $n >> {log}; "
+        f"sed -n ${{n}}p {tmp_path}/states",
+    )
+    assert follow.follow("4711", log) == 2
+    assert capfd.readouterr().err.splitlines() == [
+        "line 1",
+        "job 4711: PENDING (Resources)",
+        "line 2",
+        "line 3",
+        "job 4711: RUNNING",
+        "line 4",
+        "job 4711: FAILED (NonZeroExitCode)",
+    ]
+
+
+def test_a_job_that_nobody_knows_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert follow.follow("4711", tmp_path / "log") == 1
+
+
+def test_ctrl_c_ends_the_watching_and_not_the_job(
+    tmp_path: Path, fake_command: FakeCommand
+) -> None:
+    fake_command("squeue", "echo RUNNING 0 None")
+    fake_command("scancel", f"touch {tmp_path}/cancelled")
+    code = (
+        "import sys; from pathlib import Path; from launch.follow import follow;"
+        f"sys.exit(follow('4711', Path('{tmp_path}/log')))"
+    )
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "job 4711: RUNNING\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read().startswith("job 4711: goes on; `scancel 4711` ends it")
+    assert process.returncode == 130
+    assert not (tmp_path / "cancelled").exists()
