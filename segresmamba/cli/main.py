@@ -147,6 +147,35 @@ def predict(
 
 
 @app.command()
+def bench(
+    overrides: Overrides = None,
+    models: Annotated[
+        str | None, typer.Option(help="Presets of configs/model, comma-separated; all by default")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the tables")] = Path("bench"),
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps to time")] = None,
+    memory_gib: Annotated[
+        float | None, typer.Option(min=0.1, help="Memory that each network may take")
+    ] = None,
+) -> None:
+    """Compare networks: parameters, operations, memory, time and energy of a training step."""
+    from segresmamba.engine.bench import bench as run
+    from segresmamba.engine.bench import default_models
+
+    names = models.split(",") if models else default_models()
+    # As Ctrl-C does, it is to end the process of the network too, and to keep the finished rows.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        result = run(names, overrides or [], out=out, steps=steps, memory_gib=memory_gib)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    console.print(result.table)
+    for file in result.files:
+        typer.echo(f"written: {file}")
+    typer.echo(f"compare the runs: {result.ui_hint}")
+
+
+@app.command()
 def sync(runs: Annotated[list[Path], typer.Argument(help="Run folders")]) -> None:
     """Bring MLflow to the state of the runs' journals; repeating it changes nothing."""
     from segresmamba.tracking import TrackingError

@@ -52,7 +52,7 @@ class ZeroEngine:
     """
 
     def __init__(self, network: nn.Module, config: Config, ranks: Ranks) -> None:
-        deepspeed = _deepspeed(ranks)
+        deepspeed = import_deepspeed(ranks)
         self.network = network.to(ranks.device)
         self.gradient_norm = 0.0
         """Norm of the last step's gradient before clipping."""
@@ -115,7 +115,7 @@ class ZeroEngine:
         return float(nn.utils.get_total_norm(gradients))
 
 
-def _deepspeed(ranks: Ranks) -> Any:
+def import_deepspeed(ranks: Ranks) -> Any:
     """Import DeepSpeed for this device, quietly: it has no quieter switch than its own logger."""
     if ranks.device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")

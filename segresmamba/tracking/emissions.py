@@ -51,6 +51,8 @@ class EmissionsMeter:
         self._country = config.country
         self._grid = _grid_of(config.country) if config.emissions else None
         self._tracker: OfflineEmissionsTracker | None = None
+        self.power: str | None = None
+        """How the power of each kind of hardware is known, once it is being measured."""
 
     def start(self) -> None:
         """Begin a segment of the ledger."""
@@ -113,10 +115,14 @@ class EmissionsMeter:
         tracker.start()
         if tracker.flush() is None:  # it swallows its own errors
             raise RuntimeError("CodeCarbon did not start")
+        self.power = "processors {cpu_power}, GPUs {gpu_power}, memory {ram_power}".format(
+            **output.facts
+        )
         logger.info(
-            "energy: processors %(cpu_power)s, GPUs %(gpu_power)s, memory %(ram_power)s; "
-            "%(intensity_g_per_kwh).0f g CO2e/kWh in %(country)s",
-            output.facts,
+            "energy: %s; %.0f g CO2e/kWh in %s",
+            self.power,
+            grid["intensity_g_per_kwh"],
+            self._country,
         )
         return tracker
 

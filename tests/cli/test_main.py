@@ -61,6 +61,9 @@ def test_verify_says_what_is_wrong_and_exits_with_1(
         (["convert", "/nowhere", "/nowhere/store"], "/nowhere"),
         (["verify", "/nowhere"], "/nowhere"),
         (["sync", "/nowhere"], "/nowhere"),
+        (["bench", "--models", "segresnet,nonet"], "nonet"),
+        (["bench", "model=segresnet"], "--models"),
+        (["bench", "data.store=/nowhere"], "/nowhere"),
     ],
 )
 def test_a_users_mistake_is_one_screen_and_exit_code_2(
@@ -121,6 +124,23 @@ def test_sync_says_so_when_mlflow_cannot_be_reached(
     monkeypatch.setattr("segresmamba.tracking.sync", unreachable)
     assert run(monkeypatch, "sync", tmp_path) == 2
     assert "no route to host" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_bench_reports_a_network_that_runs_out_of_memory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    settings = ["data.patch=[192,192,192]", "train.threads=1", "tracking=none"]
+    words = ["bench", "--models", "segresmamba_small", "--memory-gib", 1.5, *settings]
+    assert run(monkeypatch, *words) == 0
+    assert "networks_cpu.md" in capsys.readouterr().out
+    table = (tmp_path / "bench" / "networks_cpu.md").read_text()
+    assert "out of memory: RuntimeError: " in table
+    assert "can't allocate memory" in table
+    assert "| 1.97 | 0.00 |" in table  # what was counted before stays
 
 
 def test_doctor_names_every_scan_backend(

@@ -88,7 +88,7 @@ def test_a_checkpointed_region_counts_with_its_inputs() -> None:
 def test_fake_tensors_measure_what_real_ones_do(
     make: Callable[[], nn.Module], precision: str
 ) -> None:
-    shape = (1, 2, 64, 64, 64) if make is small_swinunetr else (1, 2, 32, 32, 32)
+    shape = (1, 2, 64, 32, 32)  # a smaller one leaves SwinUNETR's deepest map with one voxel
     real = footprint(make(), torch.randn(shape), precision)
     fake = fake_footprint(make(), shape, precision)
     # Real norms of bf16 tensors keep their statistics in fp32, fake ones in bf16: a token's two
