@@ -7,8 +7,10 @@ give, at any size and at no cost.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
+from segresmamba.engine.cuda_autocast import CudaAutocastLists
 from segresmamba.engine.precision import Autocast
 
 
@@ -98,20 +101,25 @@ def footprint(network: nn.Module, x_BCDHW: Tensor, precision: str) -> Footprint:
     )
 
 
-def fake_footprint(network: nn.Module, shape_BCDHW: Sequence[int], precision: str) -> Footprint:
+def fake_footprint(
+    network: nn.Module,
+    shape_BCDHW: Sequence[int],
+    precision: str,
+    device_type: Literal["cpu", "cuda"] = "cpu",
+) -> Footprint:
     """Measure a network at an input size of which nothing is computed or allocated.
-
-    The tensors claim to be on the CPU, so that the autocast lists of the CPU apply, on every
-    machine. PyTorch has other lists for CUDA (norms in fp32, for instance).
 
     Args:
         network: Anywhere; **it becomes fake** and cannot compute any more.
         shape_BCDHW: Of the input, float32.
         precision: Autocast type: fp32, bf16 or fp16.
+        device_type: Whose autocast lists apply, see `engine.cuda_autocast`. The tensors claim to be
+            on the CPU in both cases, so no GPU is needed.
     """
     mode = FakeTensorMode()
     make_fake(network, mode)
-    with mode:
+    lists = CudaAutocastLists() if device_type == "cuda" else nullcontext()
+    with mode, lists:
         return footprint(network, torch.empty(tuple(shape_BCDHW)), precision)
 
 

@@ -10,6 +10,7 @@ from monai.networks.nets import UNETR, SegResNet, SwinUNETR
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from segresmamba.engine.cuda_autocast import FP32_ON_CUDA_ALONE
 from segresmamba.engine.measure import Footprint, SavedBytes, fake_footprint, footprint
 from segresmamba.models import SegResMamba
 
@@ -131,3 +132,30 @@ def test_the_network_at_full_width_keeps_less_than_promised() -> None:
     measured = fake_footprint(network, (1, 4, 128, 128, 128), "bf16")
     assert measured.dead_parameters == 0
     assert measured.saved_bytes / GIB < 1.5
+
+
+def test_cuda_keeps_the_inputs_of_norms_in_fp32() -> None:
+    def layers() -> nn.Module:
+        return nn.Sequential(
+            nn.Conv3d(2, 4, 1, bias=False), nn.GroupNorm(2, 4), nn.InstanceNorm3d(4)
+        )
+
+    shape = (1, 2, 4, 4, 4)
+    cpu, cuda = (fake_footprint(layers(), shape, "bf16", device) for device in ("cpu", "cuda"))
+    # Beside bf16 copies of input and weight, the inputs of both norms: 4 channels of 64 voxels, in
+    # bf16, or in fp32, for the instance norm takes what the group norm gives. And statistics.
+    common, voxels = 2 * (2 * 64 + 2 * 4), 2 * 4 * 64
+    assert 0 < cpu.saved_bytes - common - 2 * voxels < 64
+    assert 0 < cuda.saved_bytes - common - 4 * voxels < 64
+    assert cpu.macs == cuda.macs
+
+
+def test_the_lists_differ_where_pytorch_has_a_rule_for_cuda_alone() -> None:
+    def has_rule(name: str, key: str) -> bool:
+        spellings = [full for full in names if full.split(".")[0] == f"aten::{name}"]
+        return any(torch._C._dispatch_has_kernel_for_dispatch_key(full, key) for full in spellings)
+
+    names = torch._C._dispatch_get_all_op_names()
+    for name in FP32_ON_CUDA_ALONE:
+        assert has_rule(name, "AutocastCUDA"), name
+        assert not has_rule(name, "AutocastCPU"), name

@@ -33,6 +33,7 @@ _REFERENCE = (
     _Column("dead (M)", lambda row: _millions(row.dead_parameters)),
     _Column("GMAC at 128^3", lambda row: _number(row.reference_gmacs, 4)),
     _Column("saved at 128^3 (GiB)", lambda row: _number(row.reference_saved_gib)),
+    _Column("on CUDA (GiB)", lambda row: _number(row.reference_saved_cuda_gib)),
 )
 _MEASURED = (
     _Column("saved (GiB)", lambda row: _number(row.saved_gib)),
@@ -81,10 +82,11 @@ def write_markdown(path: Path, results: Sequence[Result], setting: Setting) -> N
         ]),
         "",
         "Parameters, GMAC (one forward pass, scan included) and saved at 128^3 are for 4 channels, "
-        "3 classes, batch 1 and bf16 autocast, counted with fake tensors under the CPU's autocast "
-        "lists, on any machine the same. Saved is what the forward pass keeps for the backward "
-        "pass. Peak is that of whole training steps, weights, gradients and optimizer included: "
-        "what tensors took on a GPU, resident memory above the idle process on a CPU.",
+        "3 classes, batch 1 and bf16 autocast, counted with fake tensors: the same on any machine. "
+        "Saved is what the forward pass keeps for the backward pass, at 128^3 under the CPU's "
+        "autocast lists and under CUDA's, which keep norms in fp32. Peak is that of whole training "
+        "steps, weights, gradients and optimizer included: what tensors took on a GPU, resident "
+        "memory above the idle process on a CPU.",
     ]  # fmt: skip
     text += _paper_part([row.model for row in results])
     _replace(path, "\n".join(text) + "\n")
@@ -94,7 +96,7 @@ def results_table(results: Sequence[Result], setting: Setting) -> Table:
     """The main columns for a terminal."""
     table = Table(title=f"{setting.device}, {_joined(setting.patch)}, {setting.precision}")
     ended = _Column("ended", lambda row: row.status)
-    columns = [_REFERENCE[0], _REFERENCE[-1], *_MEASURED[1:3], ended]
+    columns = [_REFERENCE[0], _REFERENCE[3], *_MEASURED[1:3], ended]
     table.add_column("network", no_wrap=True)
     for column in columns:
         table.add_column(column.title, justify="left" if column is ended else "right")

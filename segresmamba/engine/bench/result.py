@@ -20,7 +20,7 @@ class Result:
     """One row of the table; None stands for what was not measured.
 
     "Reference" is 4 channels of 128^3 voxels, batch 1, 3 classes, bf16 autocast, counted with fake
-    tensors and the CPU's autocast lists: the same on every machine. All else is measured on the
+    tensors: the same on every machine. All else is measured on the
     device at the size of the run.
     """
 
@@ -37,7 +37,9 @@ class Result:
     reference_gmacs: float | None = None
     """Of one forward pass at the reference, scan included."""
     reference_saved_gib: float | None = None
-    """Kept for the backward pass at the reference."""
+    """Kept for the backward pass at the reference, under the CPU's autocast lists."""
+    reference_saved_cuda_gib: float | None = None
+    """The same under CUDA's autocast lists, which keep norms in fp32."""
     saved_gib: float | None = None
     """Kept for the backward pass in the run."""
     peak_gib: float | None = None

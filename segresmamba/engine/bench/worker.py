@@ -162,13 +162,14 @@ def _count(config: Config, device: torch.device, result: Result) -> None:
     )
     network = build_network(reference, REFERENCE_CHANNELS, REFERENCE_CLASSES)
     result.scan_backend = scan_backend(config, network, device)
-    counted = fake_footprint(
-        network, (1, REFERENCE_CHANNELS, *REFERENCE_PATCH), REFERENCE_PRECISION
-    )
+    shape = (1, REFERENCE_CHANNELS, *REFERENCE_PATCH)
+    counted = fake_footprint(network, shape, REFERENCE_PRECISION)
+    on_cuda = fake_footprint(network, shape, REFERENCE_PRECISION, "cuda")
     result.trained_parameters = counted.trained_parameters
     result.dead_parameters = counted.dead_parameters
     result.reference_gmacs = counted.macs / 1e9
     result.reference_saved_gib = counted.saved_bytes / BYTES_PER_GIB
+    result.reference_saved_cuda_gib = on_cuda.saved_bytes / BYTES_PER_GIB
 
 
 def _train_on_noise(trial: Trial, meter: EmissionsMeter, result: Result) -> None:
