@@ -9,6 +9,7 @@ import signal
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -94,6 +95,8 @@ def test_ctrl_c_keeps_the_finished_rows_and_ends_the_process(
         ("segresmamba_small", "ok"),
         ("segresnet", "interrupted"),
     ]
+    lines = [process.info["cmdline"] for process in psutil.process_iter(["cmdline"])]
+    assert not [line for line in lines if line and any(str(tmp_path) in word for word in line)]
 
 
 @pytest.mark.parametrize(

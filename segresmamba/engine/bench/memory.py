@@ -24,12 +24,17 @@ class PeakMemory:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._before_bytes = 0
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        elif sys.platform == "linux":
+        if device.type != "cuda" and sys.platform == "linux":
             _return_free_memory()
-            Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
             self._before_bytes = _status_bytes("VmRSS")
+        self.forget()
+
+    def forget(self) -> None:
+        """Look for the peak from now on; what is taken already still counts."""
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        elif sys.platform == "linux":
+            Path("/proc/self/clear_refs").write_text("5")
 
     def gib(self) -> float | None:
         """The peak until now."""

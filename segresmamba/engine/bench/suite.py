@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -188,14 +189,14 @@ def _run(folder: Path, request: Request) -> Result:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
+            process_group=0,
         )
         try:
             code = process.wait()
         except KeyboardInterrupt:
             code = None
         finally:
-            process.kill()
-            process.wait()
+            _end_group(process)
     path = folder / RESULT_NAME
     result = Result.load(path) if path.exists() else Result(request.model)
     if code is None:
@@ -203,6 +204,13 @@ def _run(folder: Path, request: Request) -> Result:
     elif code:
         result.status, result.note = _verdict(code, (folder / LOG_NAME).read_text(errors="replace"))
     return result
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """End a worker with its readers, which would outlive it if it was killed."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _verdict(code: int, log: str) -> tuple[Any, str]:
