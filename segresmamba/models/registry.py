@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, get_args
 
 import torch
 from monai.networks.nets import SegResNet
 from torch import nn
 
+from segresmamba.config.networks import SegResMambaVariant
 from segresmamba.models.segresmamba import SegResMamba
 from segresmamba.models.tom import TriOrientedMamba
 from segresmamba.ops import resolve_backend
 
 _NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    "segresmamba": SegResMamba,
+    **{
+        variant().name: partial(SegResMamba, **variant().model_dump(exclude={"name"}))
+        for variant in get_args(SegResMambaVariant)
+    },
     "segresnet": SegResNet,
 }
 

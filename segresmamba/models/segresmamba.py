@@ -1,63 +1,35 @@
 """SegResMamba (Das et al., MIDL 2025, Figure 1): Conv-Mamba encoder, SegResNet decoder.
 
-Shapes: B batch, C channels, D, H, W voxels. With four stages, stage i works at 1 / 2**(i+1) of the
-input and the inside of its block at half of that, so inputs are padded to multiples of 32.
+Shapes: B batch, C channels, D, H, W voxels. Stage i works at 1 / 2**(i+1) of the input and the
+inside of its block at half of that, so with four stages inputs are padded to multiples of 32.
 
-The released code builds its Mamba layer and never calls it, and carries an unused SegResNet
-encoder; here every parameter takes part. Convolutions that feed an instance norm have no bias,
-because the norm would cancel it.
+One class makes the whole family; `segresmamba.config.networks` says which switches make which
+network, why, and how their parameters add up to the figures of the paper and its released code.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from monai.networks.blocks.segresnet_block import ResBlock
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from segresmamba.models.conv_mamba import ConvMambaBlock
 from segresmamba.models.tom import TriOrientedMamba
 
 _NORM_GROUPS = 8
 _DECODER_NORM = ("group", {"num_groups": _NORM_GROUPS})
 
 
-class ConvMambaBlock(nn.Module):
-    """Figure 1b: down by two, mix locally and globally, up by two, add, mix globally.
-
-    Args:
-        channels: C.
-        inner_tom: The Mamba layer at half resolution, or identity.
-        outer_tom: The Mamba layer after the residual, or identity.
-    """
-
-    def __init__(self, channels: int, inner_tom: nn.Module, outer_tom: nn.Module) -> None:
-        super().__init__()
-        conv = partial(nn.Conv3d, channels, channels, bias=False)
-        self.branch = nn.Sequential(
-            *_normed(conv(kernel_size=5, stride=2, padding=2), channels),
-            *_normed(conv(kernel_size=3, padding=1), channels),
-            inner_tom,
-            *_normed(conv(kernel_size=3, padding=1), channels),
-            *_normed(
-                nn.ConvTranspose3d(
-                    channels, channels, 5, stride=2, padding=2, output_padding=1, bias=False
-                ),
-                channels,
-            ),
-        )
-        self.outer_tom = outer_tom
-
-    def forward(self, x_BCDHW: Tensor) -> Tensor:
-        """Shape stays; D, H and W must be even."""
-        mixed: Tensor = self.outer_tom(x_BCDHW + self.branch(x_BCDHW))
-        return mixed
-
-
 class SegResMamba(nn.Module):
-    """The network of the paper's Figure 1.
+    """The network of the paper's Figure 1, and by its switches the other members of the family.
 
     Args:
         spatial_dims: 3; the argument exists for MONAI's signature.
@@ -69,14 +41,23 @@ class SegResMamba(nn.Module):
         expand: Inner width of the Mamba layers as a multiple of their channels.
         num_slices: Slices of the inter-slice scan; None takes the depth of the feature map.
         inner_tom: Mamba inside each block.
-        outer_tom: Mamba after each block's residual.
+        outer_toms: Mamba layers after each block's residual.
+        stage_convs: 3x3x3 convolutions before those.
         tom_residual: Add a Mamba layer's input to its output.
+        shared_directions: One set of state-space parameters for the three scan orders.
+        norm_biases: Biases on convolutions that feed an instance norm, which cancels them.
+        released_padding: Pad as the released code does: the input to a multiple of the coarsest
+            stage only (16 with four stages), blocks with an odd side inside, Mamba layers to even
+            sides. It lets four slices divide every map; odd sides shift a block's branch by a voxel
+            against its residual.
         deep_supervision: In training mode also return logits of the coarser decoder levels.
+        checkpoint_stages: Stages, finest first, whose encoder and decoder are computed again in the
+            backward pass instead of kept.
         scan_backend: See `segresmamba.ops.selective_scan`.
 
     Raises:
-        ValueError: For anything but three dimensions, channels below one, or widths that the
-            decoder's group norm cannot divide.
+        ValueError: For anything but three dimensions, a count below its least value, or widths
+            that the decoder's group norm cannot divide; the message names the argument.
     """
 
     def __init__(
@@ -91,15 +72,40 @@ class SegResMamba(nn.Module):
         expand: int = 2,
         num_slices: int | None = None,
         inner_tom: bool = True,
-        outer_tom: bool = True,
+        outer_toms: int = 1,
+        stage_convs: int = 0,
         tom_residual: bool = True,
+        shared_directions: bool = False,
+        norm_biases: bool = False,
+        released_padding: bool = False,
         deep_supervision: bool = False,
+        checkpoint_stages: int = 0,
         scan_backend: str = "auto",
     ) -> None:
         super().__init__()
-        _check_arguments(spatial_dims, in_channels, out_channels, dims)
+        _check_dims(spatial_dims, dims)
+        _check_counts(
+            1,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            d_state=d_state,
+            d_conv=d_conv,
+            expand=expand,
+            num_slices=1 if num_slices is None else num_slices,
+        )
+        _check_counts(
+            0, outer_toms=outer_toms, stage_convs=stage_convs, checkpoint_stages=checkpoint_stages
+        )
+        if checkpoint_stages > len(dims):
+            raise ValueError(
+                f"checkpoint_stages counts stages, and there are {len(dims)}: "
+                f"got {checkpoint_stages}"
+            )
+        self.num_slices = num_slices
+        self.inner_tom, self.outer_toms = inner_tom, outer_toms
+        self.released_padding = released_padding
         self.deep_supervision = deep_supervision
-        self.stride = 2 ** (len(dims) + 1)
+        self.checkpoint_stages = checkpoint_stages
         tom = partial(
             TriOrientedMamba,
             d_state=d_state,
@@ -107,15 +113,21 @@ class SegResMamba(nn.Module):
             expand=expand,
             num_slices=num_slices,
             residual=tom_residual,
+            shared_directions=shared_directions,
+            pad_to_even=released_padding,
             backend=scan_backend,
         )
         self.downs = nn.ModuleList([nn.Conv3d(in_channels, dims[0], 7, stride=2, padding=3)])
-        self.downs.extend(_down(fine, coarse) for fine, coarse in itertools.pairwise(dims))
+        self.downs.extend(
+            _down(fine, coarse, norm_biases) for fine, coarse in itertools.pairwise(dims)
+        )
         self.blocks = nn.ModuleList(
             ConvMambaBlock(
                 width,
                 tom(width) if inner_tom else nn.Identity(),
-                tom(width) if outer_tom else nn.Identity(),
+                [tom(width) for _ in range(outer_toms)],
+                stage_convs=stage_convs,
+                norm_biases=norm_biases,
             )
             for width in dims
         )
@@ -133,46 +145,113 @@ class SegResMamba(nn.Module):
 
         With deep supervision in training mode: a list, full resolution first, then each coarser
         decoder level at its own resolution, finest first.
+
+        Raises:
+            ValueError: If num_slices does not divide the tokens of a stage; it names the stage.
         """
         size = x_BCDHW.shape[2:]
-        features = self._encode(_pad(x_BCDHW, self.stride))
-        decoded = self._decode(features)
+        padded = self._padded(size)
+        self._check_slices(padded)
+        decoded = self._decode(self._encode(_pad(x_BCDHW, padded)))
         logits_BKDHW: Tensor = _crop(self.head(decoded[-1]), size)
         if not (self.deep_supervision and self.training):
             return logits_BKDHW
-        # Level i, coarse to fine, has one voxel for stride / 2**(i + 2) voxels of the input.
+        # Level i, coarse to fine, belongs to the i-th but last stage.
+        scales = [1 << len(decoded) - i for i in range(len(decoded))]
         coarse = [
-            _crop(head(level), [-(-side // (self.stride >> i + 2)) for side in size])
-            for i, (head, level) in enumerate(zip(self.coarse_heads, decoded[:-1], strict=True))
+            _crop(head(level), [-(-side // scale) for side in size])
+            for head, level, scale in zip(self.coarse_heads, decoded[:-1], scales[:-1], strict=True)
         ]
         return [logits_BKDHW, *coarse[::-1]]
+
+    def check_patch(self, size: Sequence[int]) -> None:
+        """Refuse a size (D, H, W) that is not worth training at. `forward` takes it nevertheless.
+
+        Raises:
+            ValueError: If nothing but padding would surround the one voxel left inside the deepest
+                block, or as `forward`.
+        """
+        deepest = 2 << len(self.blocks)
+        if max(size) <= deepest:
+            raise ValueError(
+                f"{len(self.blocks)} stages need a side of more than {deepest} voxels: inside the "
+                f"deepest block the patch {_times(size)} is a single voxel"
+            )
+        self._check_slices(self._padded(size))
+
+    def _padded(self, size: Sequence[int]) -> list[int]:
+        """The size at which everything fits, at least two voxels inside the deepest block.
+
+        Instance norm needs more than one voxel to have a variance.
+        """
+        deepest = 2 << len(self.blocks)
+        multiple = deepest // 2 if self.released_padding else deepest
+        padded = [-(-side // multiple) * multiple for side in size]
+        if max(padded) <= deepest:
+            padded[-1] = 2 * deepest
+        return padded
+
+    def _check_slices(self, padded: Sequence[int]) -> None:
+        """Refuse a number of slices that does not divide the tokens of every Mamba layer."""
+        if self.num_slices is None:
+            return
+        for place, sides in self._scanned_maps(padded):
+            tokens = math.prod(sides)
+            if tokens % self.num_slices:
+                raise ValueError(
+                    f"num_slices={self.num_slices} does not divide the {tokens} tokens "
+                    f"({_times(sides)}) of {place}; give a divisor for every stage, or none to "
+                    "take each map's depth"
+                )
+
+    def _scanned_maps(self, padded: Sequence[int]) -> Iterator[tuple[str, list[int]]]:
+        """Name and sides of every map that a Mamba layer scans; stages count from 0, the finest."""
+        for stage in range(len(self.blocks)):
+            places = [(f"stage {stage}", 2 << stage)] if self.outer_toms else []
+            places += [(f"the inside of stage {stage}", 4 << stage)] if self.inner_tom else []
+            for place, scale in places:
+                sides = [-(-side // scale) for side in padded]
+                even = [side + side % 2 for side in sides]
+                yield place, even if self.released_padding else sides
 
     def _encode(self, x_BCDHW: Tensor) -> list[Tensor]:
         """One feature map per stage, fine to coarse, each through its MLP skip."""
         features = []
-        for down, block, skip in zip(self.downs, self.blocks, self.skips, strict=True):
-            x_BCDHW = block(down(x_BCDHW))
-            features.append(skip(x_BCDHW))
+        for stage in range(len(self.blocks)):
+            x_BCDHW, feature_BCDHW = self._run(stage, self._down_to, stage, x_BCDHW)
+            features.append(feature_BCDHW)
         return features
 
     def _decode(self, features: list[Tensor]) -> list[Tensor]:
         """The decoder's levels, coarse to fine; skips are added, not concatenated."""
         *skips, x_BCDHW = features
         levels = []
-        for up, decoder, skip in zip(self.ups, self.decoders, skips[::-1], strict=True):
-            x_BCDHW = decoder(up(x_BCDHW) + skip)
+        for level, skip_BCDHW in enumerate(skips[::-1]):
+            stage = len(skips) - 1 - level
+            x_BCDHW = self._run(stage, self._up_to, level, x_BCDHW, skip_BCDHW)
             levels.append(x_BCDHW)
         return levels
 
+    def _down_to(self, stage: int, x_BCDHW: Tensor) -> tuple[Tensor, Tensor]:
+        x_BCDHW = self.blocks[stage](self.downs[stage](x_BCDHW))
+        return x_BCDHW, self.skips[stage](x_BCDHW)
 
-def _normed(layer: nn.Module, channels: int) -> tuple[nn.Module, nn.Module, nn.Module]:
-    return layer, nn.InstanceNorm3d(channels), nn.ReLU(inplace=True)
+    def _up_to(self, level: int, x_BCDHW: Tensor, skip_BCDHW: Tensor) -> Tensor:
+        decoded_BCDHW: Tensor = self.decoders[level](self.ups[level](x_BCDHW) + skip_BCDHW)
+        return decoded_BCDHW
+
+    def _run(self, stage: int, part: Callable[..., Any], *inputs: Any) -> Any:
+        """Compute a part of a stage, so that the backward pass computes it again if it should."""
+        if stage >= self.checkpoint_stages or not torch.is_grad_enabled():
+            return part(*inputs)
+        # Nothing here is random, so there is no generator's state to keep.
+        return checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
-def _down(fine: int, coarse: int) -> nn.Module:
+def _down(fine: int, coarse: int, norm_biases: bool) -> nn.Module:
     return nn.Sequential(
         nn.InstanceNorm3d(fine),
-        nn.Conv3d(fine, fine, 3, padding=1, bias=False),
+        nn.Conv3d(fine, fine, 3, padding=1, bias=norm_biases),
         nn.InstanceNorm3d(fine),
         nn.Conv3d(fine, coarse, 2, stride=2),
     )
@@ -194,15 +273,9 @@ def _up(coarse: int, fine: int) -> nn.Module:
     )
 
 
-def _pad(x_BCDHW: Tensor, stride: int) -> Tensor:
-    """Repeat the far border up to a multiple of stride, and to two voxels in the deepest map.
-
-    Instance norm needs more than one voxel to have a variance.
-    """
-    target = [-(-size // stride) * stride for size in x_BCDHW.shape[2:]]
-    if target == [stride] * 3:
-        target[-1] *= 2
-    extra = [new - old for new, old in zip(target, x_BCDHW.shape[2:], strict=True)]
+def _pad(x_BCDHW: Tensor, padded: Sequence[int]) -> Tensor:
+    """Repeat the far border."""
+    extra = [new - old for new, old in zip(padded, x_BCDHW.shape[2:], strict=True)]
     if not any(extra):
         return x_BCDHW
     return F.pad(x_BCDHW, (0, extra[2], 0, extra[1], 0, extra[0]), mode="replicate")
@@ -213,17 +286,21 @@ def _crop(x_BCDHW: Tensor, size: Sequence[int]) -> Tensor:
     return x_BCDHW[:, :, :depth, :height, :width]
 
 
-def _check_arguments(
-    spatial_dims: int, in_channels: int, out_channels: int, dims: Sequence[int]
-) -> None:
+def _times(size: Sequence[int]) -> str:
+    return " x ".join(map(str, size))
+
+
+def _check_dims(spatial_dims: int, dims: Sequence[int]) -> None:
     if spatial_dims != 3:
         raise ValueError(f"spatial_dims must be 3, got {spatial_dims}")
-    if in_channels < 1 or out_channels < 1:
-        raise ValueError(
-            f"in_channels and out_channels must be at least 1, got {in_channels}, {out_channels}"
-        )
-    if len(dims) < 2 or any(width < 1 or width % _NORM_GROUPS for width in dims[:-1]):
+    if len(dims) < 2 or min(dims) < 1 or any(width % _NORM_GROUPS for width in dims[:-1]):
         raise ValueError(
             f"dims must name two stages or more, each divisible by {_NORM_GROUPS} "
-            f"(group norm of the decoder), got {tuple(dims)}"
+            f"(group norm of the decoder; the last may be any), got {tuple(dims)}"
         )
+
+
+def _check_counts(least: int, **counts: int) -> None:
+    for name, count in counts.items():
+        if count < least:
+            raise ValueError(f"{name} must be at least {least}, got {count}")

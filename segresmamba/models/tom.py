@@ -22,8 +22,9 @@ class TriOrientedMamba(nn.Module):
     """y = out_proj(scan_forward(z) + scan_reverse(z) + scan_inter_slice(z)), z = in_proj(norm(x)).
 
     One input and one output projection are shared; each order has its own convolution, projections
-    and state-space parameters, stacked along a leading axis of 3 (SegMamba, arXiv 2401.13560,
-    section 2.2; initial values as in Mamba, arXiv 2312.00752, section 3.6).
+    and state-space parameters, stacked along a leading axis of 3, or all have the same, stacked
+    along an axis of 1 (SegMamba, arXiv 2401.13560, section 2.2, keeps them separate; initial values
+    as in Mamba, arXiv 2312.00752, section 3.6).
 
     All weights are parameters of this very module, not of submodules: sharded data parallelism
     gathers what the running module owns.
@@ -35,6 +36,9 @@ class TriOrientedMamba(nn.Module):
         expand: E as a multiple of C.
         num_slices: Slices of the inter-slice order; None takes the depth of the volume.
         residual: Add the input to the output.
+        shared_directions: One set of parameters for the three orders.
+        pad_to_even: Scan a volume whose odd sides are padded with a plane of zeros, as the released
+            code prepares it; the output is cropped again.
         backend: Scan implementation, see `segresmamba.ops.selective_scan`.
     """
 
@@ -47,37 +51,48 @@ class TriOrientedMamba(nn.Module):
         expand: int = 2,
         num_slices: int | None = None,
         residual: bool = True,
+        shared_directions: bool = False,
+        pad_to_even: bool = False,
         backend: str = "auto",
     ) -> None:
         super().__init__()
         inner, rank = expand * channels, math.ceil(channels / 16)
+        sets = 1 if shared_directions else _ORDERS
         self.num_slices = num_slices
         self.residual = residual
+        self.pad_to_even = pad_to_even
         self.backend = backend
         self.norm_weight = nn.Parameter(torch.ones(channels))
         self.norm_bias = nn.Parameter(torch.zeros(channels))
         self.in_proj_weight = _uniform(2 * inner, channels, bound=channels**-0.5)
         self.out_proj_weight = _uniform(channels, inner, bound=inner**-0.5)
-        self.conv_weight_KEW = _uniform(_ORDERS, inner, d_conv, bound=d_conv**-0.5)
-        self.conv_bias_KE = _uniform(_ORDERS, inner, bound=d_conv**-0.5)
-        self.x_proj_weight_KPE = _uniform(_ORDERS, rank + 2 * d_state, inner, bound=inner**-0.5)
-        self.dt_proj_weight_KER = _uniform(_ORDERS, inner, rank, bound=rank**-0.5)
-        self.dt_bias_KE = nn.Parameter(_inverse_softplus(_log_uniform_steps(_ORDERS, inner)))
+        self.conv_weight_KEW = _uniform(sets, inner, d_conv, bound=d_conv**-0.5)
+        self.conv_bias_KE = _uniform(sets, inner, bound=d_conv**-0.5)
+        self.x_proj_weight_KPE = _uniform(sets, rank + 2 * d_state, inner, bound=inner**-0.5)
+        self.dt_proj_weight_KER = _uniform(sets, inner, rank, bound=rank**-0.5)
+        self.dt_bias_KE = nn.Parameter(_inverse_softplus(_log_uniform_steps(sets, inner)))
         decay_N = torch.arange(1, d_state + 1, dtype=torch.float32)
-        self.A_log_KEN = nn.Parameter(decay_N.log().repeat(_ORDERS, inner, 1))
-        self.D_KE = nn.Parameter(torch.ones(_ORDERS, inner))
+        self.A_log_KEN = nn.Parameter(decay_N.log().repeat(sets, inner, 1))
+        self.D_KE = nn.Parameter(torch.ones(sets, inner))
 
     def forward(self, x_BCDHW: Tensor) -> Tensor:
         """Mix all voxels of the volume; the shape stays."""
+        depth, height, width = x_BCDHW.shape[2:]
+        odd = (0, width % 2, 0, height % 2, 0, depth % 2)
+        if self.pad_to_even and any(odd):
+            y_BCDHW = self._mix(F.pad(x_BCDHW, odd))[:, :, :depth, :height, :width]
+        else:
+            y_BCDHW = self._mix(x_BCDHW)
+        return x_BCDHW + y_BCDHW if self.residual else y_BCDHW
+
+    def _mix(self, x_BCDHW: Tensor) -> Tensor:
         tokens_BLC = x_BCDHW.flatten(2).transpose(1, 2)
         normed_BLC = F.layer_norm(
             tokens_BLC, tokens_BLC.shape[-1:], self.norm_weight, self.norm_bias
         )
         # Weight times tokens, not tokens times weight: the scan wants each channel contiguous.
         x_BEL, z_BEL = (self.in_proj_weight @ normed_BLC.transpose(1, 2)).chunk(2, dim=1)
-        y_BEL = tri_scan(
-            x_BEL,
-            z_BEL,
+        directions = (
             self.conv_weight_KEW,
             self.conv_bias_KE,
             self.x_proj_weight_KPE,
@@ -85,11 +100,15 @@ class TriOrientedMamba(nn.Module):
             self.dt_bias_KE,
             -self.A_log_KEN.float().exp(),
             self.D_KE,
+        )
+        y_BEL = tri_scan(
+            x_BEL,
+            z_BEL,
+            *(p.expand(_ORDERS, *p.shape[1:]) for p in directions),
             num_slices=self.num_slices or x_BCDHW.shape[2],
             backend=self.backend,
         )
-        y_BCDHW = (self.out_proj_weight @ y_BEL).view_as(x_BCDHW)
-        return x_BCDHW + y_BCDHW if self.residual else y_BCDHW
+        return (self.out_proj_weight @ y_BEL).view_as(x_BCDHW)
 
 
 def _uniform(*shape: int, bound: float) -> nn.Parameter:

@@ -1,0 +1,120 @@
+"""State dicts of the released SegResMamba (github.com/badhandas/SegResMamba, model/segresmamba.py).
+
+Its names, for stage i and decoder level j (both from the front of their lists):
+
+    vit.downsample_layers.i.*       downs.i.*
+    vit.gscs.i.proj, proj3, -4, -5  blocks.i.branch.0, 3, 7, 10
+    vit.gscs.i.mamba_layer.*        never called
+    vit.stages.i.0                  blocks.i.after.0
+    vit.mlps.i.fc1, fc2             skips.i.1, 3
+    segresnet.up_samples.j.0.conv   ups.j.0
+    segresnet.up_layers.j.0.*       decoders.j.*
+    segresnet.*, all else           never called
+    out                             head
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from segresmamba.models.segresmamba import SegResMamba
+
+logger = logging.getLogger(__name__)
+
+# Ours -> released.
+_NAMES = (
+    (r"downs\.0\.(weight|bias)", r"vit.downsample_layers.0.0.\1"),
+    (r"downs\.(\d+)\.(.+)", r"vit.downsample_layers.\1.\2"),
+    (r"blocks\.(\d+)\.branch\.0\.(.+)", r"vit.gscs.\1.proj.\2"),
+    (r"blocks\.(\d+)\.branch\.3\.(.+)", r"vit.gscs.\1.proj3.\2"),
+    (r"blocks\.(\d+)\.branch\.7\.(.+)", r"vit.gscs.\1.proj4.\2"),
+    (r"blocks\.(\d+)\.branch\.10\.(.+)", r"vit.gscs.\1.proj5.\2"),
+    (r"blocks\.(\d+)\.after\.0\.(.+)", r"vit.stages.\1.0.\2"),
+    (r"skips\.(\d+)\.1\.(.+)", r"vit.mlps.\1.fc1.\2"),
+    (r"skips\.(\d+)\.3\.(.+)", r"vit.mlps.\1.fc2.\2"),
+    (r"ups\.(\d+)\.0\.(.+)", r"segresnet.up_samples.\1.0.conv.\2"),
+    (r"decoders\.(\d+)\.(.+)", r"segresnet.up_layers.\1.0.\2"),
+    (r"head\.(.+)", r"out.\1"),
+)
+_NEVER_CALLED = re.compile(
+    r"vit\.gscs\.\d+\.mamba_layer\.|segresnet\.(convInit|down_layers|conv_final)\."
+)
+_SHOWN = 2
+
+
+def load_released_state_dict(
+    model: SegResMamba, state_dict: Mapping[str, Tensor]
+) -> tuple[str, ...]:
+    """Load the weights of the released code into `segresmamba.models.build("segresmamba_released")`.
+
+    Args:
+        model: With the channels and dims of the weights; unchanged if they are refused.
+        state_dict: Of the released `SegResMamba`, keys as it has them.
+
+    Returns:
+        The keys that the released forward pass never uses, which are not loaded: its Mamba layers
+        and the encoder of its SegResNet. How many they are is logged too.
+
+    Raises:
+        ValueError: For the state dict of another network; it names the first differing keys and
+            shapes.
+    """
+    ours = model.state_dict()
+    theirs = {_released_name(name): name for name in ours}
+    unused = tuple(key for key in state_dict if _NEVER_CALLED.match(key))
+    used = {key: value for key, value in state_dict.items() if key not in set(unused)}
+    differing = _differences({key: ours[name] for key, name in theirs.items()}, used)
+    if differing:
+        raise ValueError(
+            "the state dict is not that of the released SegResMamba at these channels and dims: "
+            + "; ".join(differing)
+        )
+    model.load_state_dict({theirs[key]: value for key, value in used.items()})
+    logger.info(
+        "loaded %d of %d tensors; the released forward pass never uses the other %d: %s",
+        len(used),
+        len(state_dict),
+        len(unused),
+        ", ".join(sorted({_without_leaf(key) for key in unused})) or "none",
+    )
+    return unused
+
+
+def _released_name(name: str) -> str:
+    """The released name of one of our tensors; our own name where there is none."""
+    for pattern, released in _NAMES:
+        if match := re.fullmatch(pattern, name):
+            return match.expand(released)
+    return name
+
+
+def _differences(expected: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> list[str]:
+    """The first keys of each kind of difference, with shapes."""
+    shapes = {key: (_shape(got[key]), _shape(expected[key])) for key in expected if key in got}
+    kinds = (
+        [f"{key} is {new} instead of {old}" for key, (new, old) in shapes.items() if new != old],
+        [f"{key} {_shape(expected[key])} is missing" for key in expected if key not in got],
+        [f"{key} {_shape(got[key])} has no place" for key in got if key not in expected],
+    )
+    return [_first(kind) for kind in kinds if kind]
+
+
+def _first(differences: list[str]) -> str:
+    more = len(differences) - _SHOWN
+    return "; ".join(differences[:_SHOWN]) + (f"; and {more} more of those" if more > 0 else "")
+
+
+def _shape(value: object) -> str:
+    """Of what should be a tensor: checkpoints may hold anything."""
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+
+
+def _without_leaf(key: str) -> str:
+    """The module that was never called: `vit.gscs.0.mamba_layer`, `segresnet.down_layers`."""
+    found = _NEVER_CALLED.match(key)
+    assert found
+    return found[0].removesuffix(".")
