@@ -90,10 +90,52 @@ def peak_bytes(channels: int, length: int) -> int:
     return resident_bytes("VmHWM") - before
 
 
+def floor_ms(
+    batch: int, channels: int, length: int, itemsize: int, arrays: int, exponentials: int,
+    rates: tuple[float, float],
+) -> float:  # fmt: skip
+    """The larger of bytes over bandwidth and exponentials over their rate.
+
+    Args:
+        batch, channels, length: Sizes of the scan.
+        itemsize: Bytes of a number.
+        arrays: How many (batch, channels, length) tensors must be read or written.
+        exponentials: How often each state's decay must be computed.
+        rates: Bytes per second and exponentials per second.
+    """
+    tokens = batch * length
+    memory_s = itemsize * tokens * (arrays * channels + 2 * STATES) / rates[0]
+    compute_s = exponentials * tokens * channels * STATES / rates[1]
+    return max(memory_s, compute_s) * 1e3
+
+
+def rate_rows(rates: tuple[float, float]) -> Iterator[Row]:
+    """What the floor is computed from."""
+    yield Row("machine", 0, 0, 0, "copy", "bandwidth", rates[0] / 1e9, "GB/s")
+    yield Row("machine", 0, 0, 0, "exp2", "rate", rates[1] / 1e9, "G/s")
+
+
+def floor_rows(
+    shape: tuple[int, int, int], itemsize: int, rates: tuple[float, float]
+) -> Iterator[Row]:
+    """Forward moves u, delta and y; backward besides u, delta, dy and two gradients."""
+    for quantity, arrays, times in (("forward", 3, 1), ("forward + backward", 8, 2)):
+        best = floor_ms(*shape, itemsize, arrays, times, rates)
+        yield Row("selective_scan", *shape, "floor", quantity, best, "ms")
+
+
 def cpu_rows() -> Iterator[Row]:
     """The compiled kernels against PyTorch, their memory, and tri_scan against three scans."""
+    from scan_floor_cpu import copy_bytes_per_s, exponentials_per_s
+
+    def milliseconds(run: Callable[[], object]) -> float:
+        return best_ms(run, 10)
+
+    rates = copy_bytes_per_s(milliseconds), exponentials_per_s(milliseconds)
+    yield from rate_rows(rates)
     shape = (1, 96, 32768)
     o = scan_operands(*shape)
+    yield from floor_rows(shape, o["u"].element_size(), rates)
     methods: dict[str, tuple[Callable[[], Tensor], int]] = {
         "step by step": (lambda: selective_scan_ref(**o, delta_softplus=True), 3),
         "chunked PyTorch": (lambda: chunked_scan(**o), 5),
@@ -108,7 +150,7 @@ def cpu_rows() -> Iterator[Row]:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         peak = pool.apply(peak_bytes, long[1:]) / (4 * math.prod(long))
     yield Row("selective_scan", *long, "cpu backend", "peak memory", peak, "bytes of u")
-    yield from tri_rows((1, 32, 32**3), 32, "cpu", torch.float32, lambda run: best_ms(run, 10))
+    yield from tri_rows((1, 32, 32**3), 32, "cpu", torch.float32, milliseconds)
     yield from saved_rows((1, 96, 64**3), 64, "cpu", torch.float32)
 
 
@@ -142,21 +184,17 @@ def tri_rows(
 
 def gpu_rows() -> Iterator[Row]:
     """The Triton kernels against mamba-ssm in this process, and against the floor."""
-    from scan_floor import copy_bytes_per_s, exponentials_per_s, floor_ms, milliseconds
+    from scan_floor import copy_bytes_per_s, exponentials_per_s, milliseconds
 
     rates = copy_bytes_per_s(), exponentials_per_s()
-    yield Row("machine", 0, 0, 0, "copy", "bandwidth", rates[0] / 1e9, "GB/s")
-    yield Row("machine", 0, 0, 0, "exp2", "rate", rates[1] / 1e9, "G/s")
+    yield from rate_rows(rates)
     names = [name for name in ("triton", "mamba_ssm") if available_backends()[name] == "ok"]
     for length in (4096, 32768, 262144):
         for channels in (96, 192, 384, 768):
             for batch in (1, 2):
                 shape = (batch, channels, length)
                 o = scan_operands(*shape, "cuda", torch.bfloat16)
-                # Forward: u, delta, y. Backward besides: u, delta, dy and two gradients.
-                for quantity, arrays, times in (("forward", 3, 1), ("forward + backward", 8, 2)):
-                    best = floor_ms(*shape, STATES, arrays, times, rates)
-                    yield Row("selective_scan", *shape, "floor", quantity, best, "ms")
+                yield from floor_rows(shape, o["u"].element_size(), rates)
                 for name in names:
                     yield from gpu_scan_rows(name, o, shape, milliseconds)
     yield from saved_rows((1, 96, 64**3), 64, "cuda", torch.bfloat16)

@@ -34,21 +34,3 @@ def exponentials_per_s() -> float:
     out = torch.empty(blocks * block, device="cuda")
     time_ms = milliseconds(lambda: _exponentials[(blocks,)](out, rounds, BLOCK=block))
     return blocks * block * rounds / time_ms * 1e3
-
-
-def floor_ms(
-    batch: int, channels: int, length: int, states: int, arrays: int, exponentials: int,
-    rates: tuple[float, float],
-) -> float:  # fmt: skip
-    """The larger of bytes over bandwidth and exponentials over their rate, for bfloat16.
-
-    Args:
-        batch, channels, length, states: Sizes of the scan.
-        arrays: How many (batch, channels, length) tensors must be read or written.
-        exponentials: How often each state's decay must be computed.
-        rates: Bytes per second and exponentials per second.
-    """
-    tokens = batch * length
-    memory_s = 2 * tokens * (arrays * channels + 2 * states) / rates[0]
-    compute_s = exponentials * tokens * channels * states / rates[1]
-    return max(memory_s, compute_s) * 1e3
