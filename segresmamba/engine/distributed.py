@@ -23,6 +23,14 @@ T = TypeVar("T")
 
 # Ranks wait for each other while one of them scores a large volume.
 _TIMEOUT = timedelta(hours=1)
+_VARIABLES = frozenset(
+    {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+)
+
+
+def environment_of_one() -> dict[str, str]:
+    """The environment for a process that is a job of its own, whatever job this one is part of."""
+    return {name: value for name, value in os.environ.items() if name not in _VARIABLES}
 
 
 @dataclass(frozen=True)
@@ -95,10 +103,11 @@ def join(ranks: Ranks, threads: int | None) -> None:
         torch.cuda.set_device(ranks.device)
     if dist.is_initialized():
         return
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    # Not by way of the environment: a child process would inherit a port that is taken.
+    alone = None if "MASTER_PORT" in os.environ else f"tcp://127.0.0.1:{_free_port()}"
     dist.init_process_group(
         ranks.backend,
+        init_method=alone,
         rank=ranks.rank,
         world_size=ranks.world_size,
         timeout=_TIMEOUT,

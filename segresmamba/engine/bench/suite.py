@@ -27,6 +27,7 @@ from segresmamba.engine.bench.picture import draw
 from segresmamba.engine.bench.report import results_table, write_csv, write_markdown
 from segresmamba.engine.bench.result import Result, Setting
 from segresmamba.engine.bench.worker import RESULT_NAME, Request
+from segresmamba.engine.distributed import environment_of_one
 from segresmamba.engine.runfolder import RunFolder
 from segresmamba.engine.setup import Task
 from segresmamba.errors import ConfigError, UserError
@@ -189,6 +190,7 @@ def _run(folder: Path, request: Request) -> Result:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
+            env=environment_of_one(),
             process_group=0,
         )
         try:
