@@ -17,10 +17,10 @@ from segresmamba.config.schema import (
     Config,
     DataConfig,
     RunConfig,
-    TrackingConfig,
     TrainConfig,
     ValidationConfig,
 )
+from segresmamba.config.tracking import TrackingConfig
 
 __all__ = [
     "AugmentConfig",

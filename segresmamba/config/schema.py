@@ -13,6 +13,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from segresmamba.config.networks import ModelConfig, SegResMambaConfig
 from segresmamba.config.section import Section
+from segresmamba.config.tracking import TrackingConfig
 from segresmamba.errors import ConfigError
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -140,21 +141,6 @@ class ValidationConfig(Section):
     """Windows computed at once."""
     overlays: Annotated[int, Field(ge=0)] = 4
     """Cases drawn as overlay pictures."""
-
-
-class TrackingConfig(Section):
-    """Where metrics go besides the run folder's journal."""
-
-    uri: str | None = None
-    """MLflow tracking URI; unset takes the server of slurm/mlflow.sh, or mlflow.db in run.root."""
-    experiment: str = "segresmamba"
-    """MLflow experiment."""
-    enabled: bool = True
-    """Send the journal to MLflow."""
-    emissions: bool = True
-    """Measure energy and CO2e with CodeCarbon (offline)."""
-    country: str = Field(default="USA", pattern=r"^[A-Z]{3}$")
-    """ISO code of the country whose grid intensity converts energy to CO2e."""
 
 
 class ClusterConfig(Section):

@@ -14,10 +14,12 @@ Everything arrives exactly once, however often it is sent and wherever a crash f
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segresmamba.config import read_config
+from segresmamba.config.tracking import server_login
 from segresmamba.tracking.journal import (
     JOURNAL_NAME,
     Record,
@@ -142,9 +144,10 @@ class MlflowSink:
                 with locked(_database_lock(state, self._folder)):
                     if state.sqlite_file and not state.sqlite_file.exists():
                         _make_database(state.sqlite_file)
-                    self._client = MlflowClient(state.uri)
+                    self._client = MlflowClient(state.connection_uri)
             else:
-                self._client = MlflowClient(state.uri)
+                _log_in(state)
+                self._client = MlflowClient(state.connection_uri)
         return self._client
 
     def _send(
@@ -190,6 +193,14 @@ class MlflowSink:
             if not is_final(error):
                 raise
             logger.warning("MLflow refuses %s: %s", path, first_line(error))
+
+
+def _log_in(state: UploadState) -> None:
+    """Where MLflow looks for the login; in the URI, its error messages would show it."""
+    _, user, password = server_login(state.uri)
+    if user and password:
+        os.environ["MLFLOW_TRACKING_USERNAME"] = user
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = password
 
 
 def _find_experiment(client: MlflowClient, state: UploadState) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 from segresmamba.config import TrackingConfig
+from segresmamba.config.tracking import server_login, with_password
 from segresmamba.errors import ConfigError
 from segresmamba.tracking.journal import JOURNAL_NAME
 from segresmamba.tracking.protocol import TrackingError
@@ -94,8 +95,13 @@ class UploadState:
         return Path(self.uri.removeprefix(SQLITE_PREFIX))
 
     @property
+    def connection_uri(self) -> str:
+        """The URI to connect to: a database's with its password, a server's without any login."""
+        return with_password(self.uri) if self.is_database else server_login(self.uri)[0]
+
+    @property
     def shown_uri(self) -> str:
-        """The URI without its password."""
+        """The URI without a password, which an earlier version may have stored in it."""
         parts = urlsplit(self.uri)
         if not parts.password:
             return self.uri

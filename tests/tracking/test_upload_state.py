@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from segresmamba.config import TrackingConfig
+from segresmamba.config.tracking import PASSWORD_VARIABLE
 from segresmamba.errors import ConfigError
 from segresmamba.tracking import TrackingError, run_hint, tracking_uri
 from segresmamba.tracking.upload_state import STATE_NAME, UploadState, open_state
@@ -34,7 +35,7 @@ def test_a_relative_database_is_made_absolute(
     [
         "http://host:5000",
         "https://mlflow.example.org/prefix",
-        "postgresql+psycopg://user:secret@host:5432/db",
+        "postgresql+psycopg://user@host:5432/db",
         "mysql://host/db",
     ],
 )
@@ -94,9 +95,19 @@ def test_the_hint_for_a_server_is_the_page_of_the_run() -> None:
     assert found.ui_hint == "http://host:5000/#/experiments/1/runs/abc"
 
 
-def test_no_hint_shows_a_password() -> None:
-    found = state("postgresql://me:secret@host/db")
-    assert found.ui_hint == "mlflow ui --backend-store-uri 'postgresql://me:***@host/db'"
+def test_a_password_is_used_but_neither_stored_nor_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PASSWORD_VARIABLE, "")
+    found = open_state(tmp_path, TrackingConfig(uri="postgresql://me:secret@host/db"), tmp_path)
+    found.save(tmp_path)
+    assert "secret" not in (tmp_path / STATE_NAME).read_text()
+    assert found.ui_hint == "mlflow ui --backend-store-uri postgresql://me@host/db"
+    assert UploadState.load(tmp_path).connection_uri == "postgresql://me:secret@host/db"
+
+
+def test_a_password_that_an_earlier_version_stored_is_not_shown() -> None:
+    assert state("postgresql://me:secret@host/db").shown_uri == "postgresql://me:***@host/db"
 
 
 def test_a_server_that_runs_for_the_root_is_found_unless_another_is_named(tmp_path: Path) -> None:
