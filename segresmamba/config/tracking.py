@@ -27,7 +27,7 @@ class TrackingConfig(Section):
     password in it is kept in the environment (SEGRESMAMBA_TRACKING_PASSWORD) and never written."""
     experiment: str = "segresmamba"
     """MLflow experiment."""
-    group: str | None = Field(default=None, min_length=1)
+    group: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._ -]*$")
     """Sweep or cross-validation that the run belongs to: MLflow shows the runs of a group as
     children of one run of that name."""
     enabled: bool = True

@@ -7,6 +7,8 @@ One JSON object a line, only ever appended to:
     {"kind": "tags", "time_ms": ..., "values": {"scan_backend": "cpu"}}
     {"kind": "metrics", "time_ms": ..., "step": 10, "epoch": 0.5, "values": {"train/loss": 0.7}}
     {"kind": "artifact", "time_ms": ..., "path": "overlays", "folder": ""}
+    {"kind": "dataset", "time_ms": ..., "name": "spleen", "digest": "9c1e...", "source": "x.zarr"}
+    {"kind": "model", "time_ms": ..., "path": "best", "step": 900, "loader": "package.module"}
     {"kind": "status", "time_ms": ..., "status": "running", "host": "n1", "pid": 4711}
 
 Numbers that JSON lacks are strings: "nan", "inf", "-inf". `float` reads them back. Paths are
@@ -42,7 +44,7 @@ class Record:
     """One line of a journal.
 
     Attributes:
-        kind: run, params, tags, metrics, artifact or status.
+        kind: run, params, tags, metrics, artifact, dataset, model or status.
         time_ms: When it was written, in milliseconds since 1970.
         body: The fields of this kind.
         end: Offset in bytes of the record after this one.

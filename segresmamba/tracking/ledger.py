@@ -81,6 +81,21 @@ class Ledger:
         segments = self._read().values()
         return {name: sum(segment.get(name, 0.0) for segment in segments) for name in SUMMED}
 
+    def power(self) -> str:
+        """How power and carbon intensity were known; more than one line if starts or nodes differ.
+
+        Raises:
+            OSError: If the ledger cannot be read.
+            TrackingError: If it is damaged or of a newer version.
+        """
+        lines = {
+            "processors {cpu_power}, GPUs {gpu_power}, memory {ram_power}; "
+            "{intensity_g_per_kwh:.0f} g CO2e/kWh in {country} ({intensity_source})".format(**facts)
+            for facts in self._read().values()
+            if "intensity_source" in facts
+        }
+        return "\n".join(sorted(lines))
+
     def _read(self) -> dict[str, dict[str, Any]]:
         try:
             content = json.loads(self._path.read_text())
@@ -116,5 +131,9 @@ def _segment_name(environment: Mapping[str, str]) -> str:
     """job/restart/node under Slurm; elsewhere the job is "local" and each start is counted."""
     job = environment.get("SLURM_JOB_ID", "local")
     restart = environment.get("SLURM_RESTART_COUNT", "0")
-    node = environment.get("SLURMD_NODENAME") or socket.gethostname()
-    return f"{job}/{restart}/{node}"
+    return f"{job}/{restart}/{node_name(environment)}"
+
+
+def node_name(environment: Mapping[str, str] = os.environ) -> str:
+    """This node, as Slurm calls it: two nodes of a test cluster may share a host's name."""
+    return environment.get("SLURMD_NODENAME") or socket.gethostname()

@@ -13,13 +13,17 @@ Everything arrives exactly once, however often it is sent and wherever a crash f
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segresmamba.config import read_config
 from segresmamba.config.tracking import server_login
+from segresmamba.tracking.groups import join_group, show_group_status
 from segresmamba.tracking.journal import (
     JOURNAL_NAME,
     Record,
@@ -29,6 +33,7 @@ from segresmamba.tracking.journal import (
 )
 from segresmamba.tracking.locks import locked
 from segresmamba.tracking.mapping import (
+    DIGEST_CHARACTERS,
     METRICS_PER_REQUEST,
     PARAM_CHARACTERS,
     PARAMS_PER_REQUEST,
@@ -40,6 +45,8 @@ from segresmamba.tracking.mapping import (
     new_points,
     valid_name,
 )
+from segresmamba.tracking.mlflow_model import send_model
+from segresmamba.tracking.protocol import TrackingError
 from segresmamba.tracking.refusals import (
     deleted_error,
     error_name,
@@ -47,6 +54,7 @@ from segresmamba.tracking.refusals import (
     is_final,
     refused_error,
 )
+from segresmamba.tracking.system import FOLDER_NAME as SYSTEM_FOLDER
 from segresmamba.tracking.upload_state import (
     LOCK_NAME,
     SQLITE_PREFIX,
@@ -61,6 +69,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CONFIG_NAME = "config.yaml"
+FILE_ATTEMPTS = 3
 JOURNAL_TAG = "segresmamba.journal"
 RUN_STATUS = {
     "running": "RUNNING",
@@ -104,6 +113,7 @@ class MlflowSink:
         self._folder = folder
         self._journal = folder / JOURNAL_NAME
         self._client: MlflowClient | None = None
+        self._damaged: set[Path] = set()
 
     def push(self) -> UploadState:
         """Send what is new since the last push; see `sync`."""
@@ -114,11 +124,13 @@ class MlflowSink:
                 state.restart(header.body["id"])
             try:
                 self._push(state, header)
+                self._push_nodes(state)
             except Exception as error:
                 if state.run_id and error_name(error) == "RESOURCE_DOES_NOT_EXIST":
                     logger.warning("run %s is gone from MLflow: rebuilding it", state.run_id)
                     state.restart(state.journal)
                     self._push(state, header)
+                    self._push_nodes(state)
                 elif is_final(error):
                     raise refused_error(error, state) from error
                 else:
@@ -131,9 +143,28 @@ class MlflowSink:
             if state.run_id is None:
                 state.experiment_id = _find_experiment(client, state)
                 state.run_id = _find_run(client, state, state.experiment_id, header)
+            if state.group and state.parent_id is None:
+                assert state.experiment_id is not None  # found with the run
+                state.parent_id = join_group(
+                    client, state.group, state.experiment_id, state.run_id, self._folder.parent
+                )
             self._send(client, batch, state, state.run_id)
             state.sent_bytes = batch[-1].end
             state.save(self._folder)
+
+    def _push_nodes(self, state: UploadState) -> None:
+        """Send the samples of the nodes, which each have a journal; see `system`."""
+        for path in sorted((self._folder / SYSTEM_FOLDER).glob("*.jsonl")):
+            if state.run_id is None or path in self._damaged:
+                continue
+            try:
+                for batch in batches(read_records(path, state.nodes.get(path.stem, 0))):
+                    self._send(self._connect(state), batch, state, state.run_id)
+                    state.nodes[path.stem] = batch[-1].end
+                    state.save(self._folder)
+            except TrackingError as error:  # must not hold up the run's own journal
+                self._damaged.add(path)
+                logger.warning("samples of a node are left out\n%s", error.screen())
 
     def _connect(self, state: UploadState) -> MlflowClient:
         if self._client is None:
@@ -166,12 +197,8 @@ class MlflowSink:
                     tags |= record.body["values"]
                 case "metrics":
                     points += new_points(record, state.last_step)
-                case "artifact":
-                    self._send_artifact(client, run_id, record)
-                case "status":
-                    _send_status(client, run_id, record)
-                    if record.body["status"] == "finished":
-                        state.last_step.clear()
+                case _:
+                    self._apply(client, record, state, run_id)
         if params:
             tags |= _send_params(client, run_id, params)
         for some_tags in chunks(list(tags.items()), TAGS_PER_REQUEST):
@@ -181,18 +208,78 @@ class MlflowSink:
         for some_points in chunks(points, METRICS_PER_REQUEST):
             client.log_batch(run_id, metrics=[Metric(*point) for point in some_points])
 
+    def _apply(self, client: MlflowClient, record: Record, state: UploadState, run_id: str) -> None:
+        """Send a record that is a request of its own."""
+        match record.kind:
+            case "artifact":
+                self._send_artifact(client, run_id, record)
+            case "dataset":
+                _send_dataset(client, run_id, record)
+            case "model":
+                self._send_model(client, state, run_id, record)
+            case "status":
+                _send_status(client, run_id, record)
+                if state.parent_id and state.experiment_id:
+                    show_group_status(client, state.parent_id, state.experiment_id)
+                if record.body["status"] == "finished":
+                    state.last_step.clear()
+
     def _send_artifact(self, client: MlflowClient, run_id: str, record: Record) -> None:
-        """Copy a file or folder; one that is gone or refused must not hold up the rest."""
+        """Copy a file or folder."""
         path = self._folder / record.body["path"]
+        folder = record.body["folder"] or None
+        self._send_file(client, run_id, path, lambda: client.log_artifact(run_id, path, folder))
+
+    def _send_model(
+        self, client: MlflowClient, state: UploadState, run_id: str, record: Record
+    ) -> None:
+        """Log the model, and register it if asked to."""
+        path, experiment_id = self._folder / record.body["path"], str(state.experiment_id)
+
+        def send() -> None:
+            with warnings.catch_warnings():
+                # About its own type hints when it is imported, and about an example it could do
+                # without.
+                warnings.simplefilter("ignore", UserWarning)
+                import mlflow.pyfunc
+
+                # The registry looks a model up through the library's global state.
+                mlflow.set_tracking_uri(state.connection_uri)
+                send_model(mlflow, client, record, path, experiment_id, run_id)
+
+        self._send_file(client, run_id, path, send)
+
+    def _send_file(
+        self, client: MlflowClient, run_id: str, path: Path, send: Callable[[], None]
+    ) -> None:
+        """Send something large; what is gone, refused or too large must not hold up the rest.
+
+        A server or proxy with a limit may answer 413, or close the connection in mid-upload. The
+        latter looks like an outage, so after it a small request tells whether the server is there.
+        """
         if not path.exists():
             logger.warning("%s is gone: MLflow does not get it", path)
             return
-        try:
-            client.log_artifact(run_id, str(path), record.body["folder"] or None)
-        except Exception as error:
-            if not is_final(error):
-                raise
-            logger.warning("MLflow refuses %s: %s", path, first_line(error))
+        for attempt in range(1, FILE_ATTEMPTS + 1):
+            try:
+                send()
+                return
+            except Exception as error:
+                if not is_final(error):
+                    client.get_run(run_id)  # raises if this is an outage
+                    if attempt < FILE_ATTEMPTS:
+                        continue
+                logger.warning("MLflow refuses %s, it stays there: %s", path, first_line(error))
+                return
+
+
+def reading_client(state: UploadState) -> MlflowClient:
+    """A client for what is already there: it makes no run, but a database that lacks tables."""
+    from mlflow import MlflowClient
+
+    if not state.is_database:
+        _log_in(state)
+    return MlflowClient(state.connection_uri)
 
 
 def _log_in(state: UploadState) -> None:
@@ -260,6 +347,21 @@ def _send_params(client: MlflowClient, run_id: str, params: dict[str, str]) -> d
     for some in chunks(list(new.items()), PARAMS_PER_REQUEST):
         client.log_batch(run_id, params=[Param(name, text) for name, text in some])
     return changed
+
+
+def _send_dataset(client: MlflowClient, run_id: str, record: Record) -> None:
+    """Log the dataset; MLflow knows one by name and digest, so twice is once."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    body = record.body
+    dataset = Dataset(
+        body["name"],
+        body["digest"][:DIGEST_CHARACTERS],
+        source_type="local",
+        source=json.dumps({"uri": body["source"]}),
+        profile=json.dumps(body["profile"]),
+    )
+    client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "train")])])
 
 
 def _send_status(client: MlflowClient, run_id: str, record: Record) -> None:

@@ -44,6 +44,15 @@ class Tracker(Protocol):
     def artifact(self, path: Path, folder: str = "") -> None:
         """Record a file or folder of the run, to be shown below `folder` among its artifacts."""
 
+    def dataset(self, name: str, *, digest: str, source: str, profile: Mapping[str, Any]) -> None:
+        """Record what the run is trained on, and the digest of its content."""
+
+    def model(self, folder: Path, *, step: int, loader: str) -> None:
+        """Record the run's model: a folder, and the module whose `_load_pyfunc(folder)` loads it.
+
+        The folder must not change any more.
+        """
+
     def flush(self) -> None:
         """Make everything recorded so far survive a power loss. Call it with each checkpoint."""
 
@@ -69,6 +78,12 @@ class NullTracker:
         """Do nothing."""
 
     def artifact(self, path: Path, folder: str = "") -> None:
+        """Do nothing."""
+
+    def dataset(self, name: str, *, digest: str, source: str, profile: Mapping[str, Any]) -> None:
+        """Do nothing."""
+
+    def model(self, folder: Path, *, step: int, loader: str) -> None:
         """Do nothing."""
 
     def flush(self) -> None:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from segresmamba import __version__
 from segresmamba.config import TrackingConfig
 from segresmamba.tracking.journal import JOURNAL_NAME, Journal
 from segresmamba.tracking.protocol import Status, Tracker, TrackingError
@@ -38,7 +39,7 @@ def open_tracker(folder: Path, config: TrackingConfig, *, root: Path, run_name: 
     state = open_state(folder, config, root) if config.enabled else None
     folder.mkdir(parents=True, exist_ok=True)
     journal = Journal(folder / JOURNAL_NAME, name=run_name)
-    tracker = RunTracker(folder, journal, state)
+    tracker = RunTracker(folder, journal, state, register_model=config.register_model)
     tracker.start()
     return tracker
 
@@ -49,8 +50,16 @@ class RunTracker:
     A full disk or a dead server is logged, never raised: training goes on.
     """
 
-    def __init__(self, folder: Path, journal: Journal, state: UploadState | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        journal: Journal,
+        state: UploadState | None,
+        *,
+        register_model: str | None = None,
+    ) -> None:
         self._folder = folder
+        self._register_model = register_model
         self._journal = journal
         self._state = state
         self._uploader: Uploader | None = None
@@ -96,10 +105,22 @@ class RunTracker:
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """Record a file or folder; the path is kept relative to the run folder if it lies in it."""
-        path = path.resolve()
-        if path.is_relative_to(self._folder.resolve()):
-            path = path.relative_to(self._folder.resolve())
-        self._append("artifact", path=path.as_posix(), folder=folder)
+        self._append("artifact", path=self._relative(path), folder=folder)
+
+    def dataset(self, name: str, *, digest: str, source: str, profile: Mapping[str, Any]) -> None:
+        """Record what the run is trained on."""
+        self._append("dataset", name=name, digest=digest, source=source, profile=profile)
+
+    def model(self, folder: Path, *, step: int, loader: str) -> None:
+        """Record the model, to be registered if tracking.register_model names one."""
+        self._append(
+            "model",
+            path=self._relative(folder),
+            step=step,
+            loader=loader,
+            requirements=[f"segresmamba=={__version__}"],
+            register=self._register_model,
+        )
 
     def flush(self) -> None:
         """Force the journal to the disk."""
@@ -117,6 +138,12 @@ class RunTracker:
             self._uploader.close(WAIT_S[status])
             self._uploader = None
             self._report_missing()
+
+    def _relative(self, path: Path) -> str:
+        path = path.resolve()
+        if path.is_relative_to(self._folder.resolve()):
+            path = path.relative_to(self._folder.resolve())
+        return path.as_posix()
 
     def _append(self, kind: str, **body: Any) -> None:
         try:

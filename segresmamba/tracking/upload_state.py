@@ -32,6 +32,7 @@ class UploadState:
     Attributes:
         uri: MLflow tracking URI.
         experiment: Name of the MLflow experiment.
+        group: Name of the sweep or cross-validation that the run belongs to, if any.
         artifacts: Where a database's experiments keep their artifacts, as a file URI. A server
             decides for itself.
         journal: Id of the journal that has been sent; another journal starts from the beginning.
@@ -39,6 +40,8 @@ class UploadState:
         run_id: MLflow's id of the run, once there is one.
         sent_bytes: Offset in the journal up to which MLflow has everything.
         last_step: Latest step sent of each metric.
+        parent_id: MLflow's id of the group's run, once there is one.
+        nodes: Offset up to which MLflow has the samples of each node.
     """
 
     uri: str
@@ -49,6 +52,9 @@ class UploadState:
     run_id: str | None = None
     sent_bytes: int = 0
     last_step: dict[str, int] = field(default_factory=dict)
+    group: str | None = None
+    parent_id: str | None = None
+    nodes: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: Path) -> UploadState:
@@ -78,9 +84,10 @@ class UploadState:
     def restart(self, journal: str) -> None:
         """Forget the run in MLflow and go back to the start of the journal."""
         self.journal = journal
-        self.experiment_id = self.run_id = None
+        self.experiment_id = self.run_id = self.parent_id = None
         self.sent_bytes = 0
         self.last_step = {}
+        self.nodes = {}
 
     @property
     def is_database(self) -> bool:
@@ -135,9 +142,11 @@ def open_state(folder: Path, config: TrackingConfig, root: Path) -> UploadState:
     except TrackingError:
         # Nothing is lost with it: the upload finds its run in MLflow by the journal's id.
         state = None
-    if state is not None and (state.uri, state.experiment) == (uri, config.experiment):
-        return state
-    return UploadState(uri=uri, experiment=config.experiment, artifacts=artifacts)
+    if state is None or (state.uri, state.experiment) != (uri, config.experiment):
+        state = UploadState(uri=uri, experiment=config.experiment, artifacts=artifacts)
+    if state.group != config.group:
+        state.group, state.parent_id = config.group, None
+    return state
 
 
 def run_hint(folder: Path, config: TrackingConfig, root: Path) -> str:

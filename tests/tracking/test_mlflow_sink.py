@@ -207,6 +207,77 @@ def test_a_file_that_is_gone_holds_nothing_up(
     assert "gone.png is gone" in caplog.text
 
 
+def test_the_dataset_arrives_once_with_its_digest(run: Path, journal: Journal) -> None:
+    digest = "9c1e" * 16
+    for _ in range(2):  # a resume records it again
+        journal.append("dataset", name="spleen", digest=digest, source="s.zarr", profile={"n": 9})
+    sync(run)
+    (found,) = in_mlflow(run).inputs.dataset_inputs
+    assert found.dataset.name == "spleen"
+    assert found.dataset.digest == digest[:36]
+    assert '"s.zarr"' in found.dataset.source
+    assert '"n": 9' in found.dataset.profile
+
+
+def record_model(journal: Journal, folder: Path, register: str | None) -> None:
+    (folder / "best").mkdir(exist_ok=True)
+    (folder / "best" / "weights.pt").write_bytes(b"weights")
+    journal.append(
+        "model",
+        path="best",
+        step=7,
+        loader="segresmamba.errors",  # only loading calls it
+        requirements=["segresmamba"],
+        register=register,
+    )
+
+
+def test_the_best_model_arrives_once_and_is_registered_once(run: Path, journal: Journal) -> None:
+    record_model(journal, run, "spleen")
+    first = sync(run)
+    early = UploadState.load(run)
+    early.sent_bytes = 0  # as if it had crashed right after sending
+    early.save(run)
+    sync(run)
+    (model,) = client(run).search_logged_models([first.experiment_id])
+    assert (str(model.status), model.source_run_id) == ("READY", first.run_id)
+    assert [output.model_id for output in in_mlflow(run).outputs.model_outputs] == [model.model_id]
+    (version,) = client(run).search_model_versions("name = 'spleen'")
+    assert (version.version, version.run_id) in ((1, first.run_id), ("1", first.run_id))
+
+    from mlflow.models import get_model_info
+
+    stored = next((run.parent / "mlartifacts").rglob("MLmodel"))
+    signature = get_model_info(str(stored.parent)).signature
+    assert signature.inputs.input_names() == ["image"]
+    assert next(stored.parent.rglob("weights.pt")).read_bytes() == b"weights"
+
+
+def test_a_model_is_not_registered_unless_asked(run: Path, journal: Journal) -> None:
+    record_model(journal, run, None)
+    state = sync(run)
+    assert len(client(run).search_logged_models([state.experiment_id])) == 1
+    assert len(client(run).search_registered_models()) == 0
+
+
+def test_an_upload_of_a_model_that_was_cut_is_finished(
+    run: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    def cut(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    record_model(journal, run, None)
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_model_artifacts", cut)
+        with pytest.raises(KeyboardInterrupt):
+            sync(run)
+    state = sync(run)
+    (model,) = client(run).search_logged_models([state.experiment_id])
+    assert str(model.status) == "READY"
+
+
 @pytest.mark.parametrize(
     ("status", "shown"), [("finished", "FINISHED"), ("failed", "FAILED"), ("preempted", "KILLED")]
 )
@@ -363,13 +434,13 @@ sys.exit(any(os.waitpid(pid, 0)[1] for pid in children))
 @pytest.mark.slow
 def test_many_runs_may_be_the_first_to_use_a_database(tmp_path: Path) -> None:
     (tmp_path / ".mlflow.db.new").write_text("left behind by a first use that was killed")
-    folders = [tmp_path / f"run{index}" for index in range(4)]
+    folders = [tmp_path / f"run{index}" for index in range(20)]
     for folder in folders:
         folder.mkdir()
         journal = Journal(folder / JOURNAL_NAME, name=folder.name)
         log(journal, range(3))
         journal.close()
-        open_state(folder, TrackingConfig(), tmp_path).save(folder)
+        open_state(folder, TrackingConfig(group="sweep"), tmp_path).save(folder)
     started = subprocess.run(
         [sys.executable, "-c", FIRST_USE, str(tmp_path)],
         capture_output=True,
@@ -378,7 +449,8 @@ def test_many_runs_may_be_the_first_to_use_a_database(tmp_path: Path) -> None:
     )
     assert started.returncode == 0, started.stdout + started.stderr
     assert not (tmp_path / ".mlflow.db.new").exists()
-    assert len({UploadState.load(folder).run_id for folder in folders}) == 4
+    assert len({UploadState.load(folder).run_id for folder in folders}) == 20
+    assert len({UploadState.load(folder).parent_id for folder in folders}) == 1
     assert len({UploadState.load(folder).experiment_id for folder in folders}) == 1
     for folder in folders:
         assert len(history(folder, "train/loss")) == 3

@@ -1,0 +1,123 @@
+"""A run's best weights as an MLflow model: MLflow loads them with `_load_pyfunc`.
+
+    model = mlflow.pyfunc.load_model("models:/spleen/1")
+    label = model.predict({"image": "case_0000.nii.gz"})[0]
+
+Nothing of MLflow is imported: it names this module in the model's folder, and calls it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from segresmamba import data
+from segresmamba.config import read_config
+from segresmamba.engine.checkpoint import load_weights, read_facts
+from segresmamba.engine.classes import Classes
+from segresmamba.engine.distributed import Ranks
+from segresmamba.engine.inference import predict_volume
+from segresmamba.engine.setup import build_network
+from segresmamba.errors import DataError
+
+WEIGHTS_NAME = "weights.pt"
+CONFIG_NAME = "config.yaml"
+
+
+class ServedNetwork:
+    """The network of a run, ready to segment.
+
+    Args:
+        folder: Holds the weights and the run's configuration.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._config = read_config(folder / CONFIG_NAME)
+        facts = read_facts(folder / WEIGHTS_NAME)
+        self._channels: list[str] = facts["channel_names"]
+        self._classes = Classes.of(self._config, facts["labels"])
+        self._device = Ranks.from_environment().device
+        network = build_network(self._config, len(self._channels), self._classes.channels)
+        load_weights(folder / WEIGHTS_NAME, network)
+        self._network = network.to(self._device)
+
+    def predict(self, images: Any, params: object = None) -> list[npt.NDArray[np.int16]]:
+        """Segment cases.
+
+        Args:
+            images: A table with a column "image" (what MLflow makes of `{"image": case}`), or an
+                iterable of cases. A case is a NIfTI path for a one-channel network, a list of
+                paths, one for each channel, or an array (C, D, H, W) of raw intensities.
+            params: Ignored; MLflow passes it.
+
+        Returns:
+            For each case its labels: of paths in the geometry of the first image, (X, Y, Z); of an
+            array (D, H, W).
+
+        Raises:
+            DataError: If the channels are not the network's, or a file cannot be read.
+        """
+        cases: Iterable[Any] = images["image"] if hasattr(images, "columns") else images
+        return [self._segment(case) for case in cases]
+
+    def _segment(self, case: Any) -> npt.NDArray[np.int16]:
+        if isinstance(case, np.ndarray):
+            self._check_channels(len(case) if case.ndim == 4 else 0, "an array (C, D, H, W)")
+            mean_C, std_C = _statistics(case)
+            return self._label(case, mean_C, std_C)
+        paths = [Path(case)] if isinstance(case, str | Path) else [Path(path) for path in case]
+        self._check_channels(len(paths), "a file for each channel")
+        volume = data.read_volume(paths)
+        label_DHW = self._label(volume.image_CDHW, volume.mean_C, volume.std_C)
+        restored = data.Original.of(volume.original.header, np.int16).restore(label_DHW)
+        return np.asarray(restored.dataobj, np.int16)
+
+    def _label(
+        self,
+        image_CDHW: npt.NDArray[Any],
+        mean_C: npt.NDArray[np.floating],
+        std_C: npt.NDArray[np.floating],
+    ) -> npt.NDArray[np.int16]:
+        logits_KDHW = predict_volume(
+            self._network,
+            image_CDHW,
+            mean_C,
+            std_C,
+            patch=self._config.data.patch,
+            validation=self._config.validation,
+            device=self._device,
+            precision=self._config.train.precision,
+        )
+        return self._classes.decode(logits_KDHW).cpu().numpy().astype(np.int16)
+
+    def _check_channels(self, found: int, form: str) -> None:
+        if found != len(self._channels):
+            raise DataError(
+                f"the network was trained on {len(self._channels)} channels",
+                where="image",
+                got=f"{found} channels",
+                remedy=f"give {form}, in this order: {', '.join(self._channels)}",
+            )
+
+
+def _statistics(
+    image_CDHW: npt.NDArray[Any],
+) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]]:
+    """Mean and standard deviation of each channel over its non-zero voxels, as of a file."""
+    channels: Sequence[npt.NDArray[Any]] = [channel[channel != 0] for channel in image_CDHW]
+    if any(channel.size == 0 for channel in channels):
+        raise DataError(
+            "a channel is zero everywhere", where="image", got="nothing but 0", remedy="give voxels"
+        )
+    mean_C = np.array([channel.mean(dtype=np.float64) for channel in channels])
+    std_C = np.array([channel.std(dtype=np.float64) for channel in channels])
+    return mean_C, std_C
+
+
+def _load_pyfunc(path: str) -> ServedNetwork:
+    """MLflow's way in; `path` is the folder that was logged."""
+    return ServedNetwork(Path(path))
