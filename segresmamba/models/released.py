@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from segresmamba.models.segresmamba import SegResMamba
+from segresmamba.models.state_dicts import refuse_differences
 
 logger = logging.getLogger(__name__)
 
@@ -43,13 +44,12 @@ _NAMES = (
 _NEVER_CALLED = re.compile(
     r"vit\.gscs\.\d+\.mamba_layer\.|segresnet\.(convInit|down_layers|conv_final)\."
 )
-_SHOWN = 2
 
 
 def load_released_state_dict(
     model: SegResMamba, state_dict: Mapping[str, Tensor]
 ) -> tuple[str, ...]:
-    """Load the weights of the released code into `segresmamba.models.build("segresmamba_released")`.
+    """Load the weights of the released code into a network built as "segresmamba_released".
 
     Args:
         model: With the channels and dims of the weights; unchanged if they are refused.
@@ -67,12 +67,11 @@ def load_released_state_dict(
     theirs = {_released_name(name): name for name in ours}
     unused = tuple(key for key in state_dict if _NEVER_CALLED.match(key))
     used = {key: value for key, value in state_dict.items() if key not in set(unused)}
-    differing = _differences({key: ours[name] for key, name in theirs.items()}, used)
-    if differing:
-        raise ValueError(
-            "the state dict is not that of the released SegResMamba at these channels and dims: "
-            + "; ".join(differing)
-        )
+    refuse_differences(
+        {key: tuple(ours[name].shape) for key, name in theirs.items()},
+        used,
+        "the released SegResMamba at these channels and dims",
+    )
     model.load_state_dict({theirs[key]: value for key, value in used.items()})
     logger.info(
         "loaded %d of %d tensors; the released forward pass never uses the other %d: %s",
@@ -90,27 +89,6 @@ def _released_name(name: str) -> str:
         if match := re.fullmatch(pattern, name):
             return match.expand(released)
     return name
-
-
-def _differences(expected: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> list[str]:
-    """The first keys of each kind of difference, with shapes."""
-    shapes = {key: (_shape(got[key]), _shape(expected[key])) for key in expected if key in got}
-    kinds = (
-        [f"{key} is {new} instead of {old}" for key, (new, old) in shapes.items() if new != old],
-        [f"{key} {_shape(expected[key])} is missing" for key in expected if key not in got],
-        [f"{key} {_shape(got[key])} has no place" for key in got if key not in expected],
-    )
-    return [_first(kind) for kind in kinds if kind]
-
-
-def _first(differences: list[str]) -> str:
-    more = len(differences) - _SHOWN
-    return "; ".join(differences[:_SHOWN]) + (f"; and {more} more of those" if more > 0 else "")
-
-
-def _shape(value: object) -> str:
-    """Of what should be a tensor: checkpoints may hold anything."""
-    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
 
 
 def _without_leaf(key: str) -> str:

@@ -16,12 +16,19 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from monai.networks.blocks.segresnet_block import ResBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from segresmamba.models.arguments import (
+    ArgumentError,
+    check_counts,
+    check_divisible,
+    check_patch_side,
+    times,
+)
 from segresmamba.models.conv_mamba import ConvMambaBlock
+from segresmamba.models.padding import crop, pad, padded_size
 from segresmamba.models.tom import TriOrientedMamba
 
 _NORM_GROUPS = 8
@@ -56,7 +63,7 @@ class SegResMamba(nn.Module):
         scan_backend: See `segresmamba.ops.selective_scan`.
 
     Raises:
-        ValueError: For anything but three dimensions, a count below its least value, or widths
+        ArgumentError: For anything but three dimensions, a count below its least value, or widths
             that the decoder's group norm cannot divide; the message names the argument.
     """
 
@@ -84,7 +91,7 @@ class SegResMamba(nn.Module):
     ) -> None:
         super().__init__()
         _check_dims(spatial_dims, dims)
-        _check_counts(
+        check_counts(
             1,
             in_channels=in_channels,
             out_channels=out_channels,
@@ -93,13 +100,12 @@ class SegResMamba(nn.Module):
             expand=expand,
             num_slices=1 if num_slices is None else num_slices,
         )
-        _check_counts(
+        check_counts(
             0, outer_toms=outer_toms, stage_convs=stage_convs, checkpoint_stages=checkpoint_stages
         )
         if checkpoint_stages > len(dims):
-            raise ValueError(
-                f"checkpoint_stages counts stages, and there are {len(dims)}: "
-                f"got {checkpoint_stages}"
+            raise ArgumentError(
+                "checkpoint_stages", f"must be at most the {len(dims)} stages", checkpoint_stages
             )
         self.num_slices = num_slices
         self.inner_tom, self.outer_toms = inner_tom, outer_toms
@@ -147,19 +153,19 @@ class SegResMamba(nn.Module):
         decoder level at its own resolution, finest first.
 
         Raises:
-            ValueError: If num_slices does not divide the tokens of a stage; it names the stage.
+            ArgumentError: If num_slices does not divide the tokens of a stage; it names the stage.
         """
         size = x_BCDHW.shape[2:]
         padded = self._padded(size)
         self._check_slices(padded)
-        decoded = self._decode(self._encode(_pad(x_BCDHW, padded)))
-        logits_BKDHW: Tensor = _crop(self.head(decoded[-1]), size)
+        decoded = self._decode(self._encode(pad(x_BCDHW, padded)))
+        logits_BKDHW: Tensor = crop(self.head(decoded[-1]), size)
         if not (self.deep_supervision and self.training):
             return logits_BKDHW
         # Level i, coarse to fine, belongs to the i-th but last stage.
         scales = [1 << len(decoded) - i for i in range(len(decoded))]
         coarse = [
-            _crop(head(level), [-(-side // scale) for side in size])
+            crop(head(level), [-(-side // scale) for side in size])
             for head, level, scale in zip(self.coarse_heads, decoded[:-1], scales[:-1], strict=True)
         ]
         return [logits_BKDHW, *coarse[::-1]]
@@ -168,28 +174,15 @@ class SegResMamba(nn.Module):
         """Refuse a size (D, H, W) that is not worth training at. `forward` takes it nevertheless.
 
         Raises:
-            ValueError: If nothing but padding would surround the one voxel left inside the deepest
+            ArgumentError: If nothing but padding would surround the one voxel inside the deepest
                 block, or as `forward`.
         """
-        deepest = 2 << len(self.blocks)
-        if max(size) <= deepest:
-            raise ValueError(
-                f"{len(self.blocks)} stages need a side of more than {deepest} voxels: inside the "
-                f"deepest block the patch {_times(size)} is a single voxel"
-            )
+        check_patch_side(size, 2 << len(self.blocks))
         self._check_slices(self._padded(size))
 
     def _padded(self, size: Sequence[int]) -> list[int]:
-        """The size at which everything fits, at least two voxels inside the deepest block.
-
-        Instance norm needs more than one voxel to have a variance.
-        """
         deepest = 2 << len(self.blocks)
-        multiple = deepest // 2 if self.released_padding else deepest
-        padded = [-(-side // multiple) * multiple for side in size]
-        if max(padded) <= deepest:
-            padded[-1] = 2 * deepest
-        return padded
+        return padded_size(size, deepest // 2 if self.released_padding else deepest, deepest)
 
     def _check_slices(self, padded: Sequence[int]) -> None:
         """Refuse a number of slices that does not divide the tokens of every Mamba layer."""
@@ -198,10 +191,11 @@ class SegResMamba(nn.Module):
         for place, sides in self._scanned_maps(padded):
             tokens = math.prod(sides)
             if tokens % self.num_slices:
-                raise ValueError(
-                    f"num_slices={self.num_slices} does not divide the {tokens} tokens "
-                    f"({_times(sides)}) of {place}; give a divisor for every stage, or none to "
-                    "take each map's depth"
+                raise ArgumentError(
+                    "num_slices",
+                    f"must divide the {tokens} tokens ({times(sides)}) of {place} at this size; "
+                    "unset takes each map's depth",
+                    self.num_slices,
                 )
 
     def _scanned_maps(self, padded: Sequence[int]) -> Iterator[tuple[str, list[int]]]:
@@ -273,34 +267,13 @@ def _up(coarse: int, fine: int) -> nn.Module:
     )
 
 
-def _pad(x_BCDHW: Tensor, padded: Sequence[int]) -> Tensor:
-    """Repeat the far border."""
-    extra = [new - old for new, old in zip(padded, x_BCDHW.shape[2:], strict=True)]
-    if not any(extra):
-        return x_BCDHW
-    return F.pad(x_BCDHW, (0, extra[2], 0, extra[1], 0, extra[0]), mode="replicate")
-
-
-def _crop(x_BCDHW: Tensor, size: Sequence[int]) -> Tensor:
-    depth, height, width = size
-    return x_BCDHW[:, :, :depth, :height, :width]
-
-
-def _times(size: Sequence[int]) -> str:
-    return " x ".join(map(str, size))
-
-
 def _check_dims(spatial_dims: int, dims: Sequence[int]) -> None:
     if spatial_dims != 3:
-        raise ValueError(f"spatial_dims must be 3, got {spatial_dims}")
-    if len(dims) < 2 or min(dims) < 1 or any(width % _NORM_GROUPS for width in dims[:-1]):
-        raise ValueError(
-            f"dims must name two stages or more, each divisible by {_NORM_GROUPS} "
-            f"(group norm of the decoder; the last may be any), got {tuple(dims)}"
-        )
-
-
-def _check_counts(least: int, **counts: int) -> None:
-    for name, count in counts.items():
-        if count < least:
-            raise ValueError(f"{name} must be at least {least}, got {count}")
+        raise ArgumentError("spatial_dims", "must be 3", spatial_dims)
+    if len(dims) < 2:
+        raise ArgumentError("dims", "must name two stages or more", tuple(dims))
+    check_counts(1, dims=min(dims))
+    # The coarsest stage has no decoder level.
+    check_divisible(
+        "dims", dims[:-1], _NORM_GROUPS, "group norm of the decoder; the last may be any"
+    )

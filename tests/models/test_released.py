@@ -1,37 +1,19 @@
-"""The released code's weights in our network; tests/models/fixtures/README.md says what is recorded."""
+"""The released code's weights in our network; fixtures/README.md says what is recorded."""
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-from pathlib import Path
-from zlib import crc32
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from segresmamba.models import SegResMamba, build, load_released_state_dict
+from tests.models import recorded
 
-FIXTURES = Path(__file__).parent / "fixtures"
-SHAPES: dict[str, list[int]] = json.loads((FIXTURES / "released_shapes.json").read_text())
+SHAPES = recorded.shapes("released_shapes.json")
 UNUSED = ("mamba_layer", "convInit", "down_layers", "conv_final")
-
-
-def uniform(key: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Numbers in [-1, 1) that depend on the key alone."""
-    generator = np.random.default_rng(crc32(key.encode()))
-    return generator.random(shape, dtype=np.float32) * 2 - 1
-
-
-def released_weight(key: str, shape: tuple[int, ...]) -> Tensor:
-    """The rule by which the recorded network's weights were made."""
-    numbers = uniform(key, shape)
-    if len(shape) < 2:
-        return torch.from_numpy(numbers / 4 + (1 if key.endswith("weight") else 0))
-    return torch.from_numpy(numbers * np.float32(math.sqrt(3 / math.prod(shape[1:]))))
 
 
 def is_unused(key: str) -> bool:
@@ -59,7 +41,7 @@ def narrow_state_dict() -> dict[str, Tensor]:
         shapes[f"vit.mlps.{i}.fc1.bias"] = (2 * width,)
         shapes[f"vit.mlps.{i}.fc2.weight"] = (width, 2 * width, 1, 1, 1)
     return {
-        key: torch.empty(0) if is_unused(key) else released_weight(key, shape)
+        key: torch.empty(0) if is_unused(key) else recorded.weight(key, shape)
         for key, shape in shapes.items()
     }
 
@@ -67,24 +49,16 @@ def narrow_state_dict() -> dict[str, Tensor]:
 def test_outputs_are_those_of_the_released_code(caplog: pytest.LogCaptureFixture) -> None:
     network = build("segresmamba_released", in_channels=4, out_channels=3).eval()
     state_dict = {
-        key: torch.empty(0) if is_unused(key) else released_weight(key, tuple(shape))
+        key: torch.empty(0) if is_unused(key) else recorded.weight(key, tuple(shape))
         for key, shape in SHAPES.items()
     }
     with caplog.at_level(logging.INFO):
         unused = load_released_state_dict(network, state_dict)
     assert set(unused) == {key for key in SHAPES if is_unused(key)}
     assert "never uses the other 162" in caplog.text
-    recorded = np.load(FIXTURES / "released_logits.npz")
-
-    def error_at(size: tuple[int, int, int], dtype: torch.dtype) -> float:
-        x_BCDHW = torch.from_numpy(uniform("input", (1, 4, *size))).to(dtype)
-        with torch.inference_mode():
-            logits = network.to(dtype)(x_BCDHW)[..., ::3, ::5, ::5]
-        expected = recorded["x".join(map(str, size))]
-        return float(np.abs(logits.numpy() - expected).max() / np.abs(expected).max())
-
-    assert error_at((48, 48, 64), torch.float32) < 1e-5
-    assert error_at((48, 32, 16), torch.float64) < 1e-10
+    assert recorded.relative_error(network, "released_logits.npz", (48, 48, 64)) < 1e-5
+    network.double()
+    assert recorded.relative_error(network, "released_logits.npz", (48, 32, 16)) < 1e-10
 
 
 def test_every_tensor_finds_its_place() -> None:

@@ -1,0 +1,64 @@
+"""Arguments that no network can be built or used with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class ArgumentError(ValueError):
+    """Names the argument, so that a caller can say which of its own settings it came from.
+
+    Args:
+        name: The argument; "patch" for the size of a training crop.
+        rule: What it has to be, as the sentence goes on after its name.
+        got: The value received.
+    """
+
+    def __init__(self, name: str, rule: str, got: object) -> None:
+        self.name, self.rule, self.got = name, rule, got
+        super().__init__(f"{name} {rule}, got {got}")
+
+
+def check_counts(least: int, **counts: int) -> None:
+    """Refuse counts below their least value.
+
+    Raises:
+        ArgumentError: For the first of them.
+    """
+    for name, count in counts.items():
+        if count < least:
+            raise ArgumentError(name, f"must be at least {least}", count)
+
+
+def check_divisible(name: str, widths: Sequence[int], divisor: int, reason: str) -> None:
+    """Refuse widths that something in the network cannot divide.
+
+    Raises:
+        ArgumentError: If one of them is below 1 or not divisible.
+    """
+    if not widths or min(widths) < 1 or any(width % divisor for width in widths):
+        shown = widths[0] if len(widths) == 1 else tuple(widths)
+        raise ArgumentError(name, f"must be divisible by {divisor} ({reason})", shown)
+
+
+def check_patch_side(size: Sequence[int], deepest: int) -> None:
+    """Refuse a patch that the deepest level of a network sees as a single voxel.
+
+    Args:
+        size: (D, H, W) in voxels.
+        deepest: Voxels of the input along a side of a voxel there.
+
+    Raises:
+        ArgumentError: If no side of the patch is longer than that.
+    """
+    if max(size) <= deepest:
+        rule = (
+            f"needs a side of more than {deepest} voxels: at the deepest level of this network "
+            f"it is a single voxel"
+        )
+        raise ArgumentError("patch", rule, times(size))
+
+
+def times(size: Sequence[int]) -> str:
+    """A size as people write it."""
+    return " x ".join(map(str, size))

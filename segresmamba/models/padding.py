@@ -1,0 +1,93 @@
+"""Inputs of any size, for networks that take multiples of their stride."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segresmamba.models.arguments import ArgumentError, check_patch_side, times
+
+
+def padded_size(size: Sequence[int], multiple: int, deepest: int) -> list[int]:
+    """The size at which everything fits, with two voxels or more at the deepest level.
+
+    Norms over space need more than one voxel to have a variance.
+
+    Args:
+        size: (D, H, W) in voxels.
+        multiple: Of which each side will be one.
+        deepest: Voxels of the input along a side of a voxel at the deepest level.
+    """
+    padded = [-(-side // multiple) * multiple for side in size]
+    if max(padded) <= deepest:
+        padded[-1] = 2 * deepest
+    return padded
+
+
+def pad(x_BCDHW: Tensor, padded: Sequence[int]) -> Tensor:
+    """Repeat the far border."""
+    extra = [new - old for new, old in zip(padded, x_BCDHW.shape[2:], strict=True)]
+    if not any(extra):
+        return x_BCDHW
+    return F.pad(x_BCDHW, (0, extra[2], 0, extra[1], 0, extra[0]), mode="replicate")
+
+
+def crop(x_BCDHW: Tensor, size: Sequence[int]) -> Tensor:
+    """The near corner."""
+    depth, height, width = size
+    return x_BCDHW[:, :, :depth, :height, :width]
+
+
+class Padded(nn.Module):
+    """A network that takes any size, and answers in SegResMamba's form.
+
+    Args:
+        network: Maps (B, C, D, H, W), sides multiples of `stride`, to logits of that size, or in
+            training mode to several, full resolution first, each level with its own.
+        stride: Voxels of the input along a side of a voxel at its deepest level.
+        fixed_size: The one size (D, H, W) that the network takes, if it does not take all.
+    """
+
+    def __init__(
+        self, network: nn.Module, stride: int, fixed_size: Sequence[int] | None = None
+    ) -> None:
+        super().__init__()
+        self.network, self.stride, self.fixed_size = network, stride, fixed_size
+
+    def forward(self, x_BCDHW: Tensor) -> Tensor | list[Tensor]:
+        """Logits at the input size; in training mode a list of them with deep supervision.
+
+        Raises:
+            ArgumentError: If the input is larger than a fixed size.
+        """
+        size = x_BCDHW.shape[2:]
+        padded = self._padded(size)
+        outputs = self.network(pad(x_BCDHW, padded))
+        if isinstance(outputs, Tensor):
+            return crop(outputs, size)
+        levels = []
+        for logits_BKDHW in outputs:
+            scales = [old // new for old, new in zip(padded, logits_BKDHW.shape[2:], strict=True)]
+            sides = [-(-side // scale) for side, scale in zip(size, scales, strict=True)]
+            levels.append(crop(logits_BKDHW, sides))
+        return levels
+
+    def check_patch(self, size: Sequence[int]) -> None:
+        """Refuse a size (D, H, W) that is not worth training at, even if `forward` takes it.
+
+        Raises:
+            ArgumentError: If nothing but padding would surround the one voxel at the deepest level,
+                or as `forward`.
+        """
+        check_patch_side(size, self.stride)
+        self._padded(size)
+
+    def _padded(self, size: Sequence[int]) -> list[int]:
+        if self.fixed_size is None:
+            return padded_size(size, self.stride, self.stride)
+        if any(side > most for side, most in zip(size, self.fixed_size, strict=True)):
+            rule = f"cannot be larger than the {times(self.fixed_size)} this network is made for"
+            raise ArgumentError("patch", rule, times(size))
+        return list(self.fixed_size)

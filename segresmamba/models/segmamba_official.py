@@ -1,0 +1,123 @@
+"""State dicts of the official SegMamba (github.com/ge-xing/SegMamba, model_segmamba/segmamba.py).
+
+Its names, for stage i and Mamba layer j:
+
+    vit.downsample_layers.i.*         downs.i.*
+    vit.gscs.i.proj, proj2, -3, -4    blocks.i.0.wide.0, wide.3, narrow.0, merge.0
+    vit.stages.i.j.norm, mamba        blocks.i.(j + 1), its tensors stacked over the scan orders
+    vit.mlps.i.fc1, fc2               skips.i.1, 3
+    encoder1 to encoder5              lifts.0 to lifts.4
+    decoder5 to decoder2              ups.0 to ups.3
+    decoder1, out                     refine, head
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from segresmamba.models.segmamba import SegMamba
+from segresmamba.models.state_dicts import refuse_differences
+
+logger = logging.getLogger(__name__)
+
+# Ours -> official; a tensor stacked over the scan orders has one name for each.
+_NAMES = (
+    (r"downs\.0\.(.+)", r"vit.downsample_layers.0.0.\1"),
+    (r"downs\.(.+)", r"vit.downsample_layers.\1"),
+    (r"blocks\.(\d+)\.0\.wide\.0\.(.+)", r"vit.gscs.\1.proj.\2"),
+    (r"blocks\.(\d+)\.0\.wide\.3\.(.+)", r"vit.gscs.\1.proj2.\2"),
+    (r"blocks\.(\d+)\.0\.narrow\.0\.(.+)", r"vit.gscs.\1.proj3.\2"),
+    (r"blocks\.(\d+)\.0\.merge\.0\.(.+)", r"vit.gscs.\1.proj4.\2"),
+    (r"skips\.(\d+)\.1\.(.+)", r"vit.mlps.\1.fc1.\2"),
+    (r"skips\.(\d+)\.3\.(.+)", r"vit.mlps.\1.fc2.\2"),
+    (r"refine\.(.+)", r"decoder1.\1"),
+    (r"head\.(.+)", r"out.\1"),
+)
+_LAYER = re.compile(r"blocks\.(\d+)\.(\d+)\.(\w+)")
+_LAYER_NAMES = {
+    "norm_weight": ("norm.weight",),
+    "norm_bias": ("norm.bias",),
+    "in_proj_weight": ("mamba.in_proj.weight",),
+    "out_proj_weight": ("mamba.out_proj.weight",),
+    "A_log_KEN": ("mamba.A_log", "mamba.A_b_log", "mamba.A_s_log"),
+    "D_KE": ("mamba.D", "mamba.D_b", "mamba.D_s"),
+} | {
+    ours: tuple(f"mamba.{module}{order}.{leaf}" for order in ("", "_b", "_s"))
+    for ours, module, leaf in (
+        ("conv_weight_KEW", "conv1d", "weight"),
+        ("conv_bias_KE", "conv1d", "bias"),
+        ("x_proj_weight_KPE", "x_proj", "weight"),
+        ("dt_proj_weight_KER", "dt_proj", "weight"),
+        ("dt_bias_KE", "dt_proj", "bias"),
+    )
+}
+_CANCELLED = re.compile(r"vit\.gscs\.\d+\.proj\d?\.bias")
+
+
+def load_official_segmamba_state_dict(
+    model: SegMamba, state_dict: Mapping[str, Tensor]
+) -> tuple[str, ...]:
+    """Load the weights of the official SegMamba.
+
+    Args:
+        model: With the channels, dims and depths of the weights; unchanged if they are refused.
+        state_dict: Of the official `SegMamba`, keys as it has them.
+
+    Returns:
+        The keys that are not loaded: biases that an instance norm cancels, so that the network
+        computes the same without them. How many they are is logged too.
+
+    Raises:
+        ValueError: For the state dict of another network; it names the first differing keys and
+            shapes.
+    """
+    ours = model.state_dict()
+    sources = {name: _official_names(name) for name in ours}
+    expected = {
+        key: _official_shape(name, ours[name]) for name, keys in sources.items() for key in keys
+    }
+    cancelled = tuple(key for key in state_dict if _CANCELLED.fullmatch(key))
+    used = {key: value for key, value in state_dict.items() if key not in set(cancelled)}
+    refuse_differences(expected, used, "the official SegMamba at these channels, dims and depths")
+    model.load_state_dict(
+        {
+            name: torch.stack([used[key] for key in keys]).reshape(ours[name].shape)
+            for name, keys in sources.items()
+        }
+    )
+    logger.info(
+        "loaded %d of %d tensors; instance norms cancel the other %d, biases of vit.gscs.*",
+        len(used),
+        len(state_dict),
+        len(cancelled),
+    )
+    return cancelled
+
+
+def _official_names(name: str) -> tuple[str, ...]:
+    """The official names of what one of our tensors stacks; our own name where there are none."""
+    match = _LAYER.fullmatch(name)
+    if match and match[3] in _LAYER_NAMES:
+        layer = f"vit.stages.{match[1]}.{int(match[2]) - 1}"
+        return tuple(f"{layer}.{leaf}" for leaf in _LAYER_NAMES[match[3]])
+    if match := re.fullmatch(r"(lifts|ups)\.(\d+)\.(.+)", name):
+        lift = match[1] == "lifts"
+        number = int(match[2]) + 1 if lift else 5 - int(match[2])
+        return (f"{'encoder' if lift else 'decoder'}{number}.{match[3]}",)
+    for pattern, official in _NAMES:
+        if match := re.fullmatch(pattern, name):
+            return (match.expand(official),)
+    return (name,)
+
+
+def _official_shape(name: str, ours: Tensor) -> tuple[int, ...]:
+    leaf = name.rpartition(".")[2]
+    if leaf == "conv_weight_KEW":
+        _, inner, width = ours.shape
+        return inner, 1, width
+    return tuple(ours.shape[1:] if leaf.endswith(("_KE", "_KEN", "_KPE", "_KER")) else ours.shape)
