@@ -20,9 +20,10 @@ MAY_IMPORT = {
     "models": {"ops", "config", "errors"},
     "data": {"config", "errors"},
     "tracking": {"config", "errors"},
+    "report": {"tracking", "config", "errors"},
     "engine": {"models", "ops", "data", "tracking", "config", "errors"},
-    "cli": {"engine", "models", "ops", "data", "tracking", "config", "errors"},
-    "launch": {"cli", "engine", "models", "ops", "data", "tracking", "config", "errors"},
+    "cli": {"report", "engine", "models", "ops", "data", "tracking", "config", "errors"},
+    "launch": {"cli", "report", "engine", "models", "ops", "data", "tracking", "config", "errors"},
 }
 # Libraries that one module alone may import, so that there is one place to change.
 ONE_MODULE = ("deepspeed", "mlflow", "submitit", "codecarbon")

@@ -197,6 +197,39 @@ def sync(runs: Annotated[list[Path], typer.Argument(help="Run folders")]) -> Non
 
 
 @app.command()
+def report(
+    targets: Annotated[
+        list[str],
+        typer.Argument(
+            help="Run folders, folders of runs, or MLflow experiments", metavar="RUN..."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to")] = Path("report"),
+    baseline: Annotated[
+        str | None, typer.Option(help="Run that energy and Dice of the others are set against")
+    ] = None,
+    uri: Annotated[
+        str | None, typer.Option(help="Tracking URI of the experiments; that of runs/ by default")
+    ] = None,
+) -> None:
+    """Compare runs: a page, Markdown and pictures, from what the runs recorded."""
+    from segresmamba.config import load_config
+    from segresmamba.report import write_report
+    from segresmamba.tracking import tracking_uri
+
+    def mlflow() -> str:
+        config = load_config([f"tracking.uri='{uri}'"] if uri else [])
+        return tracking_uri(config.tracking, config.run.root)
+
+    result = write_report(targets, out, uri=mlflow, baseline=baseline)
+    typer.echo(f"{result.runs} runs in {result.groups} groups")
+    typer.echo(f"page:     {result.page}")
+    typer.echo(f"Markdown: {result.markdown}")
+    for picture in result.pictures:
+        typer.echo(f"picture:  {picture}")
+
+
+@app.command()
 def doctor(overrides: Overrides = None) -> None:
     """Show what this machine offers, and what to install for what is missing."""
     from segresmamba.cli.doctor import checks, render

@@ -1,6 +1,7 @@
 """Configuration: presets under configs/ composed by Hydra, validated by pydantic."""
 
 from segresmamba.config.compose import (
+    changes_result,
     config_digest,
     experiment,
     load_config,
@@ -34,6 +35,7 @@ __all__ = [
     "TrackingConfig",
     "TrainConfig",
     "ValidationConfig",
+    "changes_result",
     "config_digest",
     "experiment",
     "load_config",

@@ -25,6 +25,8 @@ from segresmamba.config.explain import explain, field_help, suggestion
 from segresmamba.config.schema import Config
 from segresmamba.errors import ConfigError
 
+# Where a run lives, is tracked and computed.
+_ELSEWHERE = ("run.", "tracking.", "cluster.", "validation.")
 _FREE = {
     "data.workers",
     "data.prefetch",
@@ -118,8 +120,13 @@ def experiment(config: Config) -> dict[str, Any]:
     Left out are where the run lives, is tracked and computed, and how often it reports and saves:
     those may differ between the parts of one run.
     """
-    values = config.model_dump(mode="json", exclude={"run", "tracking", "cluster", "validation"})
-    return {key: value for key, value in _flat(values) if key not in _FREE}
+    values = config.model_dump(mode="json")
+    return {key: value for key, value in _flat(values) if changes_result(key)}
+
+
+def changes_result(key: str) -> bool:
+    """Whether the setting of this dotted key changes a result; see `experiment`."""
+    return key not in _FREE and not key.startswith(_ELSEWHERE)
 
 
 def config_digest(config: Config) -> str:

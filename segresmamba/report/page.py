@@ -1,0 +1,181 @@
+"""Lay a report out: report.html, which needs nothing besides itself, report.md and its pictures."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from base64 import b64encode
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
+import segresmamba
+from segresmamba.report import words
+from segresmamba.report.groups import Group, differences, group_runs, pareto_front
+from segresmamba.report.measures import Run
+from segresmamba.report.pictures import colours, draw_curves, draw_tradeoff
+from segresmamba.report.significance import compare
+from segresmamba.report.sources import ReportError, find_baseline, find_runs
+from segresmamba.report.tables import (
+    classes_table,
+    networks_table,
+    number,
+    runs_table,
+    significance_table,
+)
+from segresmamba.report.worst import WorstCase, small_jpeg, worst_cases
+
+logger = logging.getLogger(__name__)
+
+PAGE, MARKDOWN, PICTURES = "report.html", "report.md", "report_files"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written."""
+
+    page: Path
+    markdown: Path
+    pictures: Sequence[Path]
+    runs: int
+    groups: int
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A picture of the page: as a file, and small within the page."""
+
+    name: str
+    png: bytes
+    inline: str
+    """As a data URI."""
+
+
+def write_report(
+    targets: Sequence[str], out: Path, *, uri: Callable[[], str], baseline: str | None = None
+) -> Report:
+    """Compare runs and write the report.
+
+    Args:
+        targets: Run folders, folders that hold run folders, or names of MLflow experiments.
+        out: Folder to write to; a report that is there is replaced, other files stay.
+        uri: Gives the tracking URI of MLflow, if a target is no folder.
+        baseline: Run that the others' energy and Dice are set against: its name or its folder.
+
+    Raises:
+        UserError: For what cannot be read or written; nothing is then written.
+    """
+    with tempfile.TemporaryDirectory(prefix="segresmamba-report-") as downloads:
+        runs = find_runs(targets, uri, Path(downloads))
+        reference = find_baseline(baseline, runs) if baseline else None
+        groups = group_runs(runs)
+        pictures, content = _content(groups, reference)
+    try:
+        return _write(out, pictures, content, len(runs), len(groups))
+    except OSError as error:
+        raise ReportError(
+            "the report cannot be written",
+            where=error.filename or out,
+            got=error.strerror or error,
+            remedy="free space, or give another folder with --out",
+        ) from error
+
+
+def _content(
+    groups: Sequence[Group], baseline: Run | None
+) -> tuple[list[_Picture], dict[str, Any]]:
+    """The pictures, and all that the templates show."""
+    palette = colours(len(groups))
+    front = pareto_front(groups, cost="memory_gib", gain="dice")
+    comparisons = compare(groups, _group_of(baseline, groups))
+    pictures = {
+        name: _Picture(f"{name}.png", png, _data_uri("image/png", png))
+        for name, png in (
+            ("tradeoff", draw_tradeoff(groups, front)),
+            ("curves", draw_curves(groups)),
+        )
+        if png is not None
+    }
+    worst = [(case, _overlay(case)) for case in worst_cases(groups)]
+    runs = [run for group in groups for run in group.runs]
+    content = {
+        "version": segresmamba.__version__,
+        "written": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        "title": words.title(groups),
+        "lead": words.lead(runs),
+        "notes": words.notes(groups, comparisons, baseline),
+        "measured": words.measured(groups),
+        "differences": words.differing(differences(groups)),
+        "networks": networks_table(groups, palette, front, baseline),
+        "classes": classes_table(groups, palette),
+        "significance": significance_table(comparisons),
+        "all_runs": runs_table(groups, palette),
+        "pictures": pictures,
+        "worst": worst,
+        "number": number,
+        "folder": PICTURES,
+    }
+    overlays = [picture for _, picture in worst if picture]
+    return [*pictures.values(), *overlays], content
+
+
+def _group_of(baseline: Run | None, groups: Sequence[Group]) -> Group | None:
+    """The group that the baseline belongs to, if it is in the report."""
+    for group in groups:
+        if baseline and baseline.history.id in {run.history.id for run in group.runs}:
+            return group
+    return None
+
+
+def _overlay(case: WorstCase) -> _Picture | None:
+    if case.picture is None:
+        return None
+    try:
+        png, jpeg = case.picture.read_bytes(), small_jpeg(case.picture)
+    except OSError as error:
+        logger.warning("the picture of a case is left out: %s", error)
+        return None
+    name = f"{case.run.history.name}_{case.case_id}.png".replace("/", "_")
+    return _Picture(name, png, _data_uri("image/jpeg", jpeg))
+
+
+def _data_uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{b64encode(content).decode()}"
+
+
+def _write(
+    out: Path, pictures: Sequence[_Picture], content: dict[str, Any], runs: int, groups: int
+) -> Report:
+    """Write beside `out` first, so that a full disk leaves the report that was there."""
+    page, text = _render("page.html.j2", content), _render("page.md.j2", content)
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".part-report-", dir=out) as part:
+        new = Path(part)
+        (new / PICTURES).mkdir()
+        for picture in pictures:
+            (new / PICTURES / picture.name).write_bytes(picture.png)
+        (new / PAGE).write_text(page, encoding="utf-8")
+        (new / MARKDOWN).write_text(text, encoding="utf-8")
+        shutil.rmtree(out / PICTURES, ignore_errors=True)
+        for name in (PICTURES, MARKDOWN, PAGE):
+            os.replace(new / name, out / name)
+    files = [out / PICTURES / picture.name for picture in pictures]
+    return Report(out / PAGE, out / MARKDOWN, files, runs, groups)
+
+
+def _render(template: str, content: dict[str, Any]) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=select_autoescape(("html.j2",)),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(template).render(content)

@@ -1,0 +1,118 @@
+"""What the user named: run folders, folders of runs, or experiments and runs in MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from segresmamba.errors import UserError
+from segresmamba.report.measures import Run
+from segresmamba.tracking import History, MlflowSource, TrackingError, is_run, read_history
+
+
+class ReportError(UserError):
+    """A run or experiment that cannot be reported on, or a place that cannot be written to."""
+
+
+def find_runs(targets: Sequence[str], uri: Callable[[], str], downloads: Path) -> list[Run]:
+    """Read all that is named, each run once.
+
+    Args:
+        targets: Run folders, folders that hold run folders, or names of MLflow experiments. What
+            exists as a folder is taken for one.
+        uri: Gives the tracking URI of MLflow, where it is needed.
+        downloads: Folder for what has to be fetched from MLflow.
+
+    Raises:
+        UserError: For a folder without runs, an unknown experiment, records that cannot be read.
+    """
+    histories: dict[str, History] = {}
+    mlflow: MlflowSource | None = None
+    for target in targets:
+        folder = Path(target)
+        if folder.exists():
+            found = [read_history(path) for path in _run_folders(folder)]
+        else:
+            mlflow = mlflow or _open(uri(), target)
+            found = _of_experiment(mlflow, target, downloads)
+        for history in found:
+            histories.setdefault(history.id, history)
+    return [Run.of(history) for history in histories.values()]
+
+
+def find_baseline(name: str, runs: Sequence[Run]) -> Run:
+    """The run that others are compared with.
+
+    Args:
+        name: Name of one of the runs, or a run folder, which need not be among them.
+        runs: The runs of the report.
+
+    Raises:
+        UserError: If there is no such run, it is not unique, or its records cannot be read.
+    """
+    if is_run(Path(name)):
+        return Run.of(read_history(Path(name)))
+    named = [run for run in runs if run.history.name == name]
+    if len(named) == 1:
+        return named[0]
+    raise ReportError(
+        "the baseline is no run" if not named else "the baseline is more than one run",
+        where="--baseline",
+        got=name if not named else ", ".join(run.history.where for run in named),
+        remedy=f"give a run folder, or one of {_listed([run.history.name for run in runs])}",
+    )
+
+
+def _run_folders(folder: Path) -> list[Path]:
+    if is_run(folder):
+        return [folder]
+    inside = sorted(path for path in folder.iterdir() if is_run(path)) if folder.is_dir() else []
+    if not inside:
+        raise ReportError(
+            "this is no run, and no folder of runs",
+            where=folder,
+            got="a file" if folder.is_file() else "a folder without journal.jsonl",
+            remedy="name the folder of a run, such as runs/sample, or an experiment in MLflow",
+        )
+    return inside
+
+
+def _open(uri: str, target: str) -> MlflowSource:
+    try:
+        return MlflowSource(uri)
+    except TrackingError as error:
+        raise ReportError(
+            f"there is no folder {target}, and no MLflow to look for such an experiment",
+            where=error.where,
+            got=error.got,
+            remedy=error.remedy,
+        ) from error
+
+
+def _of_experiment(mlflow: MlflowSource, name: str, downloads: Path) -> list[History]:
+    experiments = mlflow.experiments()
+    if name not in experiments:
+        raise ReportError(
+            "there is neither a folder nor an MLflow experiment of that name",
+            where=mlflow.shown_uri,
+            got=name,
+            remedy=f"name a run folder, or one of the experiments {_listed(experiments)}",
+        )
+    histories = mlflow.histories(name, downloads)
+    if not histories:
+        raise ReportError(
+            "the experiment holds no runs of segresmamba",
+            where=mlflow.shown_uri,
+            got=name,
+            remedy=f"name another experiment: {_listed(experiments)}",
+        )
+    return histories
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names on a screen: the first twenty."""
+    unique = list(dict.fromkeys(names))
+    shown = ", ".join(unique[:20])
+    return (
+        f"{shown} and {len(unique) - 20} more" if len(unique) > 20 else shown or "(there is none)"
+    )

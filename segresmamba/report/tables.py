@@ -1,0 +1,235 @@
+"""The tables of a report as cells, which the page and the Markdown file lay out each in its way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from segresmamba.report.groups import Group, Spread
+from segresmamba.report.measures import Run
+from segresmamba.report.significance import Comparison
+
+_RUNNING = "running*"
+_DICE_POINT = 0.01
+_SCORES = ("dice", "hd95_mm")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a table shows in one place."""
+
+    text: str = ""
+    spread: str = ""
+    """Standard deviation, shown smaller behind the text."""
+    sort: float | None = None
+    """What a numeric column is sorted by; None comes last."""
+    best: bool = False
+    colour: str = ""
+    """Colour of the group in the pictures, on its name."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """The head of a column."""
+
+    title: str
+    unit: str = ""
+    numeric: bool = True
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table under a heading."""
+
+    name: str
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Cell]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Measure:
+    """A column of numbers."""
+
+    name: str
+    title: str
+    unit: str
+    decimals: int | None = None
+    """Digits after the point; None shows three digits that count."""
+    high_is_good: bool = False
+    large_unit: str = ""
+    """Unit of a thousand, where a value reaches it."""
+
+
+_MEASURES = (
+    _Measure("parameters_m", "Parameters", "M"),
+    _Measure("memory_gib", "Memory", "GiB"),
+    _Measure("step_s", "Step", "s"),
+    _Measure("epoch_s", "Epoch", "s"),
+    _Measure("energy_wh", "Energy", "Wh", large_unit="kWh"),
+    _Measure("co2e_g", "CO₂e", "g", large_unit="kg"),
+    _Measure("wh_per_1000_patches", "Per 1000 patches", "Wh"),
+    _Measure("dice", "Dice", "", decimals=3, high_is_good=True),
+    _Measure("hd95_mm", "HD95", "mm", decimals=2),
+)
+
+
+def number(value: float | None, decimals: int | None = None) -> str:
+    """Fixed digits after the point, or three that count, without an exponent."""
+    if value is None:
+        return ""
+    if decimals is not None:
+        return f"{value:,.{decimals}f}"
+    return f"{float(f'{value:.3g}'):,.10g}"
+
+
+def networks_table(
+    groups: Sequence[Group], colours: Sequence[str], front: Sequence[Group], baseline: Run | None
+) -> Table:
+    """The paper's table with our columns: a row for each group, means and spreads."""
+    measures = [_scaled_measure(measure, groups) for measure in _MEASURES]
+    columns = [Column("Network", numeric=False), Column("Runs")]
+    columns += [Column(measure.title, unit) for measure, unit, _ in measures]
+    columns += [Column("Pareto", numeric=False)]
+    if baseline:
+        columns.append(Column("Per Dice point", "Wh"))
+    rows = []
+    for group, colour in zip(groups, colours, strict=True):
+        row = [
+            Cell(group.label, colour=colour),
+            Cell(str(len(group.runs)), sort=len(group.runs)),
+            *(_measured(group, groups, measure, scale) for measure, _, scale in measures),
+            Cell("●" if group in front else ""),
+        ]
+        if baseline:
+            row.append(_plain(wh_per_dice_point(group, baseline)))
+        rows.append(row)
+    return Table("networks", columns, rows)
+
+
+def wh_per_dice_point(group: Group, baseline: Run) -> float | None:
+    """Energy of a run beyond the baseline's for each hundredth of Dice gained over it.
+
+    Returns:
+        Wh, below zero if the gain saves energy; None without a gain, or where a figure is missing.
+    """
+    energy, dice = group.mean("energy_wh"), group.mean("dice")
+    if energy is None or dice is None or baseline.energy_wh is None or baseline.dice is None:
+        return None
+    gained = (dice - baseline.dice) / _DICE_POINT
+    return (energy - baseline.energy_wh) / gained if gained > 0 else None
+
+
+def classes_table(groups: Sequence[Group], colours: Sequence[str]) -> Table:
+    """Dice of each class."""
+    found = [group.class_dice() for group in groups]
+    names = list(dict.fromkeys(name for classes in found for name in classes))
+    rows = [
+        [
+            Cell(group.label, colour=colour),
+            *(_spread_cell(classes.get(name), decimals=3) for name in names),
+        ]
+        for group, colour, classes in zip(groups, colours, found, strict=True)
+        if classes
+    ]
+    columns = [Column("Network", numeric=False), *(Column(name) for name in names)]
+    return Table("classes", columns, rows)
+
+
+def significance_table(comparisons: Sequence[Comparison]) -> Table:
+    """A row for each pair."""
+    columns = [
+        Column("First", numeric=False),
+        Column("Second", numeric=False),
+        Column("Cases n"),
+        Column("Median difference of Dice"),
+        Column("p"),
+        Column("p, Holm"),
+        Column("Smallest p possible"),
+    ]
+    rows = [
+        [
+            Cell(pair.first.label),
+            Cell(pair.second.label),
+            Cell(str(pair.cases), sort=pair.cases),
+            Cell(f"{pair.difference:+.4f}".replace("-", "−"), sort=pair.difference),
+            _plain(pair.p),
+            _plain(pair.p_holm),
+            _plain(pair.smallest_p),
+        ]
+        for pair in comparisons
+    ]
+    return Table("significance", columns, rows)
+
+
+def runs_table(groups: Sequence[Group], colours: Sequence[str]) -> Table:
+    """Every run with its seed, fold and how it ended."""
+    measures = [_scaled_measure(measure, groups) for measure in _MEASURES[1:]]
+    columns = [
+        Column("Run", numeric=False),
+        Column("Network", numeric=False),
+        Column("Seed"),
+        Column("Fold"),
+        Column("Status", numeric=False),
+        Column("Steps"),
+        *(Column(measure.title, unit) for measure, unit, _ in measures),
+    ]
+    rows = [
+        [
+            Cell(run.history.name),
+            Cell(group.label, colour=colour),
+            _whole(run.replica.get("seed")),
+            _whole(run.replica.get("train.fold")),
+            Cell(_RUNNING if run.history.status == "running" else run.history.status),
+            _whole(run.steps),
+            *(_of_run(run, measure, scale) for measure, _, scale in measures),
+        ]
+        for group, colour in zip(groups, colours, strict=True)
+        for run in group.runs
+    ]
+    return Table("runs", columns, rows)
+
+
+def _scaled_measure(measure: _Measure, groups: Sequence[Group]) -> tuple[_Measure, str, float]:
+    """The unit to show a measure in, one for the whole column, and its factor."""
+    largest = max((group.mean(measure.name) or 0.0 for group in groups), default=0.0)
+    if measure.large_unit and largest >= 1000:
+        return measure, measure.large_unit, 0.001
+    return measure, measure.unit, 1.0
+
+
+def _measured(group: Group, groups: Sequence[Group], measure: _Measure, scale: float) -> Cell:
+    cell = _spread_cell(group.spread(measure.name), measure.decimals, scale)
+    means = [mean for other in groups if (mean := other.mean(measure.name)) is not None]
+    choose: Callable[[list[float]], float] = max if measure.high_is_good else min
+    is_best = len(set(means)) > 1 and group.mean(measure.name) == choose(means)
+    return Cell(cell.text, cell.spread, cell.sort, best=is_best)
+
+
+def _spread_cell(spread: Spread | None, decimals: int | None = None, scale: float = 1.0) -> Cell:
+    if spread is None:
+        return Cell()
+    mean, deviation, shown = spread.mean * scale, spread.deviation, ""
+    if deviation:  # of parameters it is zero, which says nothing
+        places = _decimals_of(mean) if decimals is None else decimals
+        shown = number(deviation * scale, places)
+    return Cell(number(mean, decimals), shown, spread.mean)
+
+
+def _decimals_of(value: float) -> int:
+    """Digits after the point of a number that is shown with three that count."""
+    text = number(value)
+    return len(text.partition(".")[2])
+
+
+def _plain(value: float | None, decimals: int | None = None, scale: float = 1.0) -> Cell:
+    return Cell() if value is None else Cell(number(value * scale, decimals), sort=value)
+
+
+def _of_run(run: Run, measure: _Measure, scale: float) -> Cell:
+    cell = _plain(getattr(run, measure.name), measure.decimals, scale)
+    is_validation = measure.name in _SCORES and run.scored_by == "validation"
+    return Cell(cell.text + "†", sort=cell.sort) if cell.text and is_validation else cell
+
+
+def _whole(value: str | int | None) -> Cell:
+    return Cell() if value is None else Cell(f"{int(value):,}", sort=int(value))

@@ -1,0 +1,125 @@
+"""The sentences of a report: what is compared, and how each number came about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from segresmamba.report.groups import Group, Spread
+from segresmamba.report.measures import Run
+from segresmamba.report.significance import ALL_PAIRS_UP_TO, Comparison
+
+MEMORY = {
+    "device": "allocated on the GPU by the rank that needed most",
+    "host": "resident in the process of the rank that needed most, without its reader processes",
+}
+
+
+def title(groups: Sequence[Group]) -> str:
+    """The heading."""
+    if len(groups) == 1:
+        return groups[0].label
+    return f"{_count(len(groups), 'network')} compared"
+
+
+def lead(runs: Sequence[Run]) -> str:
+    """The line below the heading."""
+    datasets = sorted({run.dataset for run in runs if run.dataset})
+    devices = sorted({run.history.tags.get("device", "") for run in runs} - {""})
+    text = _count(len(runs), "run")
+    if devices:
+        text += f" on {' and '.join(devices)}"
+    if datasets:
+        text += f", dataset {' and '.join(datasets)}"
+    unfinished = sum(run.history.status != "finished" for run in runs)
+    if unfinished:
+        text += f"; {unfinished} not finished"
+    return text + "."
+
+
+def notes(
+    groups: Sequence[Group], comparisons: Sequence[Comparison], baseline: Run | None
+) -> dict[str, str]:
+    """The note under each part, by its name."""
+    runs = [run for group in groups for run in group.runs]
+    return {
+        "networks": _networks_note(groups, baseline),
+        "tradeoff": "Bubble: mean of a network's runs; whiskers: standard deviation. No network on "
+        "the Pareto front is beaten by another in both Dice and memory.",
+        "curves": "Line: mean of a network's runs; band: lowest to highest.",
+        "significance": _significance_note(comparisons),
+        "worst": "Up to three cases of each network, from its worst run on that case. Area: "
+        "prediction; line: reference. A picture is there if the evaluation drew one.",
+        "runs": _runs_note(runs),
+    }
+
+
+def measured(groups: Sequence[Group]) -> dict[str, str]:
+    """How each number came about."""
+    runs = [run for group in groups for run in group.runs]
+    kinds = sorted({run.memory_on for run in runs if run.memory_gib is not None})
+    power = sorted({line for run in runs for line in run.history.power.splitlines()})
+    texts = {
+        "Memory": "; ".join(f"peak {MEMORY[kind]}" for kind in kinds),
+        "Step": "median over the records of a run but the first, waiting for data included",
+        "Epoch": "the step times the steps of an epoch; validation and saving do not count",
+        "Energy, CO₂e": "sum over all nodes and restarts of the run"
+        + "".join(f". {line}" for line in power),
+        "Per 1000 patches": "energy of the run by the crops that it trained on",
+        "Dice, HD95": "mean over classes and held-out cases: whole volumes in the original "
+        "geometry, best weights. A run that was not evaluated shows its best validation",
+    }
+    return {name: f"{text}." for name, text in texts.items() if text}
+
+
+def differing(settings: dict[str, list[str]]) -> list[str]:
+    """Settings that differ between groups, with their values."""
+    return [f"{key} ({' / '.join(dict.fromkeys(values))})" for key, values in settings.items()]
+
+
+def _networks_note(groups: Sequence[Group], baseline: Run | None) -> str:
+    text = "Means"
+    if any(len(group.runs) > 1 for group in groups):
+        text += " ± standard deviations over seeds and folds"
+    if len(groups) > 1:
+        text += "; bold: best of the column; Pareto ●: on the front of Dice and memory"
+    if any(_lacks_values(group) for group in groups):
+        text += "; a run that lacks a figure is left out of its mean"
+    text += "."
+    if baseline:
+        text += (
+            f" Per Dice point: energy beyond that of {baseline.history.name} "
+            f"for each 0.01 of Dice gained over it; empty where nothing was gained."
+        )
+    return text
+
+
+def _significance_note(comparisons: Sequence[Comparison]) -> str:
+    text = (
+        "Two-sided Wilcoxon signed-rank test on the Dice of the cases that both were evaluated on "
+        "(a case's mean over classes and runs), corrected for "
+        f"{_count(len(comparisons), 'comparison')} by Holm's method."
+    )
+    if any(pair.smallest_p > 0.05 for pair in comparisons):
+        text += " With fewer than six cases no difference, however large, can reach p < 0.05."
+    groups = {id(group) for pair in comparisons for group in (pair.first, pair.second)}
+    if len(groups) > ALL_PAIRS_UP_TO and len({id(pair.second) for pair in comparisons}) == 1:
+        text += f" All are compared with {comparisons[0].second.label} only."
+    return text
+
+
+def _runs_note(runs: Sequence[Run]) -> str:
+    sentences = []
+    if any(run.history.status == "running" for run in runs):
+        sentences.append("* No end is recorded: the run is still going, or it was killed.")
+    if any(run.scored_by == "validation" for run in runs):
+        sentences.append("† Best validation; segresmamba evaluate was not run.")
+    return " ".join(sentences)
+
+
+def _lacks_values(group: Group) -> bool:
+    spreads: Iterable[Spread | None] = map(group.spread, ("dice", "energy_wh", "step_s"))
+    return any(spread and len(spread.values) < len(group.runs) for spread in spreads)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

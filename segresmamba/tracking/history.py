@@ -1,0 +1,125 @@
+"""A run as it was recorded, for those who read it afterwards: from its folder or from MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from segresmamba.tracking.journal import JOURNAL_NAME, Record, read_header, read_journal
+from segresmamba.tracking.ledger import LEDGER_NAME, Ledger
+from segresmamba.tracking.mapping import Point, flatten, new_points
+
+ENERGY = "energy/"
+
+
+@dataclass(frozen=True)
+class History:
+    """What is known of one run.
+
+    Attributes:
+        id: Id of its journal, the same in the folder and in MLflow.
+        name: Its name.
+        where: The folder, or MLflow's URI and the id there.
+        status: finished, failed, preempted, or running, which is also what a killed run leaves.
+        settings: Every setting as an override would give it, such as {"train.lr": "0.0001"}.
+        tags: What was chosen and found besides the settings, such as the device.
+        curves: The values of each metric in the order of their steps, resumed steps once.
+        energy: Totals over nodes and restarts: energy_kwh, emissions_kg; empty if not measured.
+        power: How the power was known; empty if that is not recorded.
+        files: Artifacts that are there, by their path among the artifacts.
+    """
+
+    id: str
+    name: str
+    where: str
+    status: str
+    settings: Mapping[str, str]
+    tags: Mapping[str, str]
+    curves: Mapping[str, Sequence[Point]]
+    energy: Mapping[str, float]
+    power: str
+    files: Mapping[str, Path]
+
+    def last(self, key: str) -> float | None:
+        """The latest value of a metric."""
+        curve = self.curves.get(key)
+        return curve[-1].value if curve else None
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a run."""
+    return (folder / JOURNAL_NAME).is_file()
+
+
+def read_history(folder: Path) -> History:
+    """Read a run's folder, which may still be growing; nothing in it is changed.
+
+    A journal that ends in the middle of a record is read up to there, with a warning.
+
+    Raises:
+        TrackingError: If the journal or the energy ledger is missing, damaged or of a newer
+            version.
+    """
+    header = read_header(folder / JOURNAL_NAME)
+    settings: dict[str, str] = {}
+    tags: dict[str, str] = {}
+    status = "running"
+    records = read_journal(folder / JOURNAL_NAME)
+    for record in records:
+        match record.kind:
+            case "params":
+                settings = flatten(record.body["values"])
+            case "tags":
+                tags |= record.body["values"]
+            case "status":
+                status = record.body["status"]
+    curves = _curves(records)
+    is_metered = (folder / LEDGER_NAME).exists()
+    ledger = Ledger(folder)
+    return History(
+        id=header.body["id"],
+        name=header.body["name"],
+        where=str(folder),
+        status=status,
+        settings=settings,
+        tags=tags,
+        curves=curves,
+        energy=ledger.totals() if is_metered else energy_of(curves),
+        power=ledger.power(),
+        files=_files(folder, records),
+    )
+
+
+def energy_of(curves: Mapping[str, Sequence[Point]]) -> dict[str, float]:
+    """The totals that a run recorded as metrics, by their names in the ledger."""
+    return {
+        key.removeprefix(ENERGY): curve[-1].value
+        for key, curve in curves.items()
+        if key.startswith(ENERGY)
+    }
+
+
+def _curves(records: Iterable[Record]) -> dict[str, list[Point]]:
+    """As MLflow has them: of a step that a resumed run trained again, the first value."""
+    curves: dict[str, list[Point]] = {}
+    last_step: dict[str, int] = {}
+    for record in records:
+        if record.kind == "metrics":
+            for point in new_points(record, last_step):
+                curves.setdefault(point.key, []).append(point)
+        elif record.kind == "status" and record.body["status"] == "finished":
+            last_step.clear()
+    return curves
+
+
+def _files(folder: Path, records: Iterable[Record]) -> dict[str, Path]:
+    """Artifacts that are single files, by the names that MLflow shows."""
+    files = {}
+    for record in records:
+        if record.kind == "artifact":
+            path = folder / record.body["path"]
+            name = "/".join(part for part in (record.body["folder"], path.name) if part)
+            if path.is_file():
+                files[name] = path
+    return files
