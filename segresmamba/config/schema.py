@@ -140,7 +140,7 @@ class ValidationConfig(Section):
     window_batch: PositiveInt = 1
     """Windows computed at once."""
     overlays: Annotated[int, Field(ge=0)] = 4
-    """Cases drawn as overlay pictures."""
+    """Cases drawn as overlay pictures: those of the lowest Dice."""
 
 
 class ClusterConfig(Section):

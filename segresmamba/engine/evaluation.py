@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from heapq import nsmallest
+from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -105,14 +108,15 @@ def evaluate_cases(
         case_ids: The cases.
         config: The run's configuration: classes, window, precision, number of pictures.
         device: Where the network computes.
-        overlays: Folder for pictures of the first `validation.overlays` cases; created.
+        overlays: Folder for pictures of the `validation.overlays` cases of the lowest Dice;
+            created, and emptied of the pictures of an earlier evaluation.
 
     Returns:
         The results in the order of `case_ids`.
     """
     classes = Classes.of(config, dataset.labels)
-    results = []
-    for number, case_id in enumerate(case_ids):
+    results, worst = [], list[tuple[float, Callable[[Path], None]]]()
+    for case_id in case_ids:
         case = dataset[case_id]
         image_CDHW, reference_DHW = case.crop((0, 0, 0), case.shape_DHW)
         logits_KDHW = predict_volume(
@@ -129,19 +133,42 @@ def evaluate_cases(
         result = CaseResult(case_id, _score_original(case, prediction_DHW, reference_DHW, classes))
         logger.info("case %s: Dice %.4f", case_id, result.dice)
         results.append(result)
-        if overlays is not None and number < config.validation.overlays:
-            overlays.mkdir(parents=True, exist_ok=True)
-            draw_overlay(
-                overlays / f"{case_id}.png",
-                image_CDHW[0],
-                reference_DHW,
-                prediction_DHW,
-                spacing_mm=case.spacing_mm,
-                members=classes.members,
-                dice={name: score.dice for name, score in result.scores.items()},
-                title=f"{case_id}   mean Dice {result.dice:.3f}",
+        if overlays is not None:
+            picture = partial(
+                _draw, case, result, image_CDHW[0].copy(), reference_DHW, prediction_DHW, classes
             )
+            # Only the worst are kept in memory.
+            worst = nsmallest(
+                config.validation.overlays, [*worst, (result.dice, picture)], key=itemgetter(0)
+            )
+    if overlays is not None:
+        overlays.mkdir(parents=True, exist_ok=True)
+        for stale in overlays.glob("*.png"):
+            stale.unlink()
+        for _, draw in worst:
+            draw(overlays)
     return results
+
+
+def _draw(
+    case: data.Case,
+    result: CaseResult,
+    image_DHW: np.ndarray[Any, Any],
+    reference_DHW: np.ndarray[Any, Any],
+    prediction_DHW: np.ndarray[Any, Any],
+    classes: Classes,
+    overlays: Path,
+) -> None:
+    draw_overlay(
+        overlays / f"{result.case_id}.png",
+        image_DHW,
+        reference_DHW,
+        prediction_DHW,
+        spacing_mm=case.spacing_mm,
+        members=classes.members,
+        dice={name: score.dice for name, score in result.scores.items()},
+        title=f"{result.case_id}   mean Dice {result.dice:.3f}",
+    )
 
 
 def write_results(path: Path, results: Sequence[CaseResult], *, checkpoint: str) -> None:

@@ -60,13 +60,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Oracle(nn.Module):
     """Reads the label off the channels; may be made to shift it, or to see nothing."""
 
-    def __init__(self, weight_KC: list[list[float]], shift_D: int = 0) -> None:
+    def __init__(self, weight_KC: list[list[float]], shift_D: int = 0, shift_H: int = 0) -> None:
         super().__init__()
         self.weight_KC = nn.Parameter(torch.tensor(weight_KC))
-        self.shift_D = shift_D
+        self.shifts = (shift_D, shift_H)
 
     def forward(self, x_BCDHW: Tensor) -> Tensor:
-        return torch.einsum("kc,bcdhw->bkdhw", self.weight_KC, x_BCDHW).roll(self.shift_D, 2)
+        return torch.einsum("kc,bcdhw->bkdhw", self.weight_KC, x_BCDHW).roll(self.shifts, (2, 3))
 
 
 LABELS_KC = [[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]
@@ -126,10 +126,14 @@ def test_the_network_gets_its_training_mode_back(store: Path) -> None:
     assert network.training
 
 
-def test_pictures_are_drawn_of_as_many_cases_as_configured(store: Path, tmp_path: Path) -> None:
+def test_as_many_cases_as_configured_are_drawn_the_worst_first(store: Path, tmp_path: Path) -> None:
     folder = tmp_path / "new" / "overlays"
-    evaluate(store, Oracle(LABELS_KC), overlays=folder, pictures=1)
-    assert [path.name for path in folder.iterdir()] == ["case_a.png"]
+    folder.mkdir(parents=True)
+    (folder / "case_of_an_earlier_evaluation.png").touch()
+    # What case_b holds is thinner along H, so there a shift costs it more.
+    first, second = evaluate(store, Oracle(LABELS_KC, shift_H=1), overlays=folder, pictures=1)
+    assert second.dice < first.dice
+    assert [path.name for path in folder.iterdir()] == ["case_b.png"]
 
 
 def score(dice: float, hd95_mm: float, *, prediction_ml: float = 1.0) -> Score:
