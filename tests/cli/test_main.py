@@ -36,6 +36,8 @@ def test_a_dataset_goes_from_nifti_to_a_predicted_label(
     assert run(monkeypatch, "train", *settings) == 0
     assert run(monkeypatch, "evaluate", runs / "one") == 0
     image = raw / "imagesTr" / "case0_0000.nii.gz"
+    assert run(monkeypatch, "report", runs, "--out", tmp_path / "report") == 0
+    assert (tmp_path / "report" / "report.html").exists()
     assert run(monkeypatch, "predict", runs / "one", image, "--out", label) == 0
     assert label.exists()
     assert "ball" in capsys.readouterr().out
@@ -61,6 +63,8 @@ def test_verify_says_what_is_wrong_and_exits_with_1(
         (["convert", "/nowhere", "/nowhere/store"], "/nowhere"),
         (["verify", "/nowhere"], "/nowhere"),
         (["sync", "/nowhere"], "/nowhere"),
+        (["report", "/"], "journal.jsonl"),
+        (["report", "nowhere"], "mlflow.db"),
         (["bench", "--models", "segresnet,nonet"], "nonet"),
         (["bench", "model=segresnet"], "--models"),
         (["bench", "data.store=/nowhere"], "/nowhere"),

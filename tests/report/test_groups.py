@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from segresmamba.report.groups import Group, differences, group_runs, pareto_front
+from segresmamba.report.measures import Run
+from segresmamba.tracking import read_history
+from tests.report.recorded import record_run
+
+
+def run_of(folder: Path) -> Run:
+    return Run.of(read_history(folder))
+
+
+def test_seeds_and_folds_are_one_group_with_mean_and_spread(tmp_path: Path) -> None:
+    runs = [
+        run_of(record_run(tmp_path, "a", seed=0, cases={"x": 0.8, "y": 0.6})),
+        run_of(record_run(tmp_path, "b", seed=1, cases={"x": 0.9, "y": 0.7})),
+        run_of(record_run(tmp_path, "c", fold=1, cases={"z": 0.9}, energy_kwh=None)),
+    ]
+    (group,) = group_runs(reversed(runs))
+    assert [run.history.name for run in group.runs] == ["a", "b", "c"]
+    dice = group.spread("dice")
+    assert dice is not None
+    assert dice.mean == pytest.approx((0.7 + 0.8 + 0.9) / 3)
+    assert dice.deviation == pytest.approx(0.1)
+    energy = group.spread("energy_wh")
+    assert energy is not None
+    assert energy.values == (3.0, 3.0)  # the third was not measured
+    dataset = runs[0].dataset
+    assert group.case_dice() == pytest.approx(
+        {(dataset, "x"): 0.85, (dataset, "y"): 0.65, (dataset, "z"): 0.9}
+    )
+
+
+def test_a_label_names_the_network_and_what_differs_within_it(tmp_path: Path) -> None:
+    runs = [
+        run_of(record_run(tmp_path, "a", settings={"lr": 0.1})),
+        run_of(record_run(tmp_path, "b", settings={"lr": 0.01})),
+        run_of(record_run(tmp_path, "c", settings={"lr": 0.01}, model="segresnet")),
+    ]
+    groups = group_runs(runs)
+    labels = [group.label for group in groups]
+    assert labels == ["segresmamba (lr=0.01)", "segresmamba (lr=0.1)", "segresnet"]
+    assert differences(groups) == {"train.lr": ["0.01", "0.1", "0.01"]}
+
+
+def test_settings_that_change_no_result_split_no_group(tmp_path: Path) -> None:
+    runs = [
+        run_of(record_run(tmp_path, "a", settings={"log_every": 1})),
+        run_of(record_run(tmp_path, "b", settings={"log_every": 2})),
+    ]
+    assert len(group_runs(runs)) == 1
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return run_of(record_run(tmp_path_factory.mktemp("example"), "one"))
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.none() | st.integers(1, 6).map(float), st.none() | st.integers(1, 6).map(float)
+        ),
+        max_size=12,
+    )
+)
+def test_the_front_is_what_no_other_group_beats(
+    example: Run, points: list[tuple[float | None, float | None]]
+) -> None:
+    groups = [
+        Group(str(index), (replace(example, memory_gib=memory, dice=dice),))
+        for index, (memory, dice) in enumerate(points)
+    ]
+    placed = [(m, d) for m, d in points if m is not None and d is not None]
+    unbeaten = {
+        (memory, dice)
+        for memory, dice in placed
+        if not any(m <= memory and d >= dice and (m, d) != (memory, dice) for m, d in placed)
+    }
+    front = pareto_front(groups, cost="memory_gib", gain="dice")
+    found = [(group.mean("memory_gib"), group.mean("dice")) for group in front]
+    assert set(found) == unbeaten
+    assert found == sorted(found, key=str)

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from segresmamba.errors import DataError
+from segresmamba.report.measures import Run
+from segresmamba.tracking import read_history
+from tests.report.recorded import BATCH, STEPS, STEPS_PER_EPOCH, record_run
+
+
+def run_of(folder: Path) -> Run:
+    return Run.of(read_history(folder))
+
+
+def test_what_a_run_cost_and_reached(tmp_path: Path) -> None:
+    run = run_of(record_run(tmp_path, "one", cases={"a": 0.9, "b": 0.8}, energy_kwh=0.003))
+    assert (run.model, run.replica) == ("segresmamba", {"seed": "0", "train.fold": "0"})
+    assert run.parameters_m == 1.5
+    assert (run.memory_gib, run.memory_on) == (2.0, "host")
+    assert run.step_s == 1.0  # the first record is left out
+    assert run.epoch_s == STEPS_PER_EPOCH * 1.0
+    assert (run.energy_wh, run.co2e_g) == (pytest.approx(3.0), pytest.approx(0.3))
+    assert run.wh_per_1000_patches == pytest.approx(3.0 / (STEPS * BATCH) * 1000)
+    assert (run.dice, run.hd95_mm) == (pytest.approx(0.85), pytest.approx(3.0))
+    assert run.scored_by == "evaluation"
+    assert run.cases["a"].classes == {"ball": 0.9, "box": 0.9}
+    assert run.picture("b") == tmp_path / "one" / "overlays" / "b.png"
+    assert run.picture("a") is None
+
+
+def test_without_an_evaluation_the_best_validation_counts(tmp_path: Path) -> None:
+    run = run_of(record_run(tmp_path, "one"))
+    assert (run.dice, run.hd95_mm, run.scored_by) == (0.5, 7.0, "validation")
+
+
+def test_what_was_not_recorded_is_missing(tmp_path: Path) -> None:
+    from segresmamba.tracking.journal import JOURNAL_NAME, Journal
+
+    (tmp_path / "bare").mkdir()
+    Journal(tmp_path / "bare" / JOURNAL_NAME, name="bare").close()
+    run = run_of(tmp_path / "bare")
+    measures = ("parameters_m", "memory_gib", "step_s", "epoch_s", "energy_wh", "co2e_g", "dice")
+    assert {getattr(run, name) for name in measures} == {None}
+    assert (run.model, run.cases, run.wh_per_1000_patches) == ("", {}, None)
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"cases": {"a": {"ball": {}}}}', '{"cases": []}'])
+def test_unreadable_results_are_refused_by_name(tmp_path: Path, content: str) -> None:
+    folder = record_run(tmp_path, "one", cases={"a": 0.9})
+    (folder / "results.json").write_text(content)
+    with pytest.raises(DataError, match=r"results\.json"):
+        run_of(folder)

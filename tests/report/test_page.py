@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from segresmamba.errors import DataError
+from segresmamba.report import Report, ReportError, write_report
+from tests.report.recorded import record_run
+
+
+def no_mlflow() -> str:
+    raise AssertionError("folders need no MLflow")
+
+
+def report(root: Path, out: Path, **options: Any) -> Report:
+    return write_report([str(root)], out, uri=no_mlflow, **options)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two networks, two seeds each, and a run that is still going."""
+    root = tmp_path_factory.mktemp("runs")
+    for seed in (0, 1):
+        cases = {f"case{index}": 0.9 - 0.1 * index - 0.01 * seed for index in range(4)}
+        record_run(root, f"mamba_{seed}", seed=seed, cases=cases, energy_kwh=0.004)
+        worse = {case: dice - 0.1 for case, dice in cases.items()}
+        record_run(root, f"net_{seed}", model="segresnet", seed=seed, cases=worse, memory_gib=1.5)
+    record_run(root, "going", model="<b>new</b>", status=None, energy_kwh=None)
+    return root
+
+
+@pytest.fixture(scope="module")
+def made(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Report:
+    return report(root, tmp_path_factory.mktemp("out"), baseline="net_0")
+
+
+@pytest.fixture(scope="module")
+def page(made: Report) -> str:
+    return made.page.read_text()
+
+
+def rows(markdown: str, heading: str) -> list[list[str]]:
+    """The cells of the table below a heading, without its head."""
+    part = markdown.split(f"## {heading}\n")[1].split("\n## ", maxsplit=1)[0]
+    lines = [line for line in part.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def test_the_page_needs_nothing_besides_itself(page: str) -> None:
+    sources = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert len(sources) > 3
+    assert all(source.startswith("data:") for source in sources)
+    assert "http" not in re.sub(r'(src|href)="data:[^"]*"', "", page)
+
+
+def test_a_name_is_text_and_never_markup(page: str) -> None:
+    assert "&lt;b&gt;new&lt;/b&gt;" in page
+    assert "<b>new" not in page
+
+
+def test_markdown_has_a_row_for_each_network_with_means_and_spreads(made: Report) -> None:
+    networks = {row[0]: row[1:] for row in rows(made.markdown.read_text(), "Networks")}
+    assert list(networks) == ["<b>new</b>", "segresmamba", "segresnet"]
+    runs, parameters, memory, step, epoch, energy, co2e, patches, dice, hd95, front, point = (
+        networks["segresmamba"]
+    )
+    assert (runs, parameters, memory, step, epoch) == ("2", "1.5", "2", "1", "2")
+    assert (energy, co2e, patches) == ("4", "0.4", "200")
+    assert (dice, hd95, front) == ("**0.745** ± 0.007", "**3.00**", "●")
+    # One Wh more than net_0, whose Dice is 0.65.
+    assert float(point) == pytest.approx(1.0 / 9.5, rel=0.01)
+    assert networks["segresnet"][-1] == ""  # nothing gained
+    assert networks["<b>new</b>"][5:8] == ["", "", ""]  # no energy was measured
+
+
+def test_every_run_is_listed_and_one_that_is_going_is_marked(made: Report) -> None:
+    runs = {row[0]: row for row in rows(made.markdown.read_text(), "All runs")}
+    assert set(runs) == {"mamba_0", "mamba_1", "net_0", "net_1", "going"}
+    assert runs["going"][4] == "running*"
+    assert runs["mamba_1"][2:6] == ["1", "0", "finished", "4"]
+    assert "0.500†" in runs["going"]
+
+
+def test_pairs_are_tested_against_the_baselines_network(made: Report) -> None:
+    (pair,) = rows(made.markdown.read_text(), "Significance")
+    assert pair == ["segresmamba", "segresnet", "4", "+0.1000", "0.125", "0.125", "0.125"]
+
+
+def test_pictures_are_files_that_markdown_shows(made: Report) -> None:
+    shown = re.findall(r"!\[.*?\]\(<?(.+?)>?\)", made.markdown.read_text())
+    assert {made.markdown.parent / name for name in shown} == set(made.pictures)
+    assert {path.name for path in made.pictures} >= {"tradeoff.png", "curves.png"}
+    for picture in made.pictures:
+        with Image.open(picture) as image:
+            assert image.format == "PNG"
+
+
+def test_the_worst_cases_come_first(page: str) -> None:
+    found = re.findall(r"<strong>(case\d), (\w+): Dice (0\.\d+)", page)
+    assert found[0] == ("case3", "segresnet", "0.490")
+    assert [dice for *_, dice in found] == sorted(dice for *_, dice in found)
+    assert len(found) == 6
+
+
+def test_a_second_report_replaces_the_first_and_nothing_else(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("stays")
+    first = report(root, tmp_path)
+    second = report(root / "going", tmp_path)
+    assert second.runs == 1
+    assert "mamba_0" not in second.page.read_text()
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
+    written = {"report.html", "report.md", "report_files"}
+    written |= {f"report_files/{path.name}" for path in second.pictures}
+    assert left == written | {"mine.txt"}
+    assert len(second.pictures) < len(first.pictures)
+
+
+def test_a_failure_leaves_the_report_that_was_there(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report(root, tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    write = Path.write_bytes
+
+    def full(path: Path, content: bytes) -> int:
+        if path.name.startswith("net_"):
+            raise OSError(28, "No space left on device", str(path))
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(ReportError, match="No space left"):
+        report(root, tmp_path)
+    assert {
+        path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()
+    } == before
+
+
+def test_bad_input_writes_nothing(tmp_path: Path) -> None:
+    folder = record_run(tmp_path, "one", cases={"a": 0.9})
+    (folder / "results.json").write_text("{")
+    with pytest.raises(DataError):
+        report(folder, tmp_path / "out")
+    with pytest.raises(ReportError):
+        report(tmp_path / "one" / "overlays", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_place_that_is_a_file_is_refused(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    with pytest.raises(ReportError, match="cannot be written"):
+        report(root, tmp_path / "out")
+
+
+def test_a_picture_that_is_none_is_left_out_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = record_run(tmp_path, "one", cases={"a": 0.9})
+    (folder / "overlays" / "a.png").write_bytes(b"cut")
+    made = report(folder, tmp_path / "out")
+    assert "left out" in caplog.text
+    assert {path.name for path in made.pictures} == {"tradeoff.png", "curves.png"}

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from segresmamba.config import TrackingConfig
+from segresmamba.report.sources import ReportError, find_baseline, find_runs
+from segresmamba.tracking import sync
+from segresmamba.tracking.upload_state import open_state
+from tests.report.recorded import record_run
+
+
+def no_mlflow() -> str:
+    raise AssertionError("folders need no MLflow")
+
+
+def names(targets: list[Path], tmp_path: Path) -> list[str]:
+    return [run.history.name for run in find_runs(list(map(str, targets)), no_mlflow, tmp_path)]
+
+
+def test_runs_and_folders_of_runs_are_read_each_run_once(tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    one, _ = record_run(root, "one"), record_run(root, "two")
+    (root / "mlartifacts").mkdir()
+    assert names([one], tmp_path) == ["one"]
+    assert names([root, one, root / "two"], tmp_path) == ["one", "two"]
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for target in (tmp_path, tmp_path / "file"):
+        with pytest.raises(ReportError, match="no run, and no folder of runs"):
+            names([target], tmp_path)
+
+
+def test_an_experiment_is_read_from_mlflow_and_an_unknown_one_refused_with_those_there_are(
+    tmp_path: Path,
+) -> None:
+    folder = record_run(tmp_path / "runs", "one", cases={"a": 0.9})
+    open_state(folder, TrackingConfig(experiment="mine"), tmp_path).save(folder)
+    sync(folder)
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    found = find_runs(["mine", str(folder)], lambda: uri, tmp_path / "downloads")
+    assert [run.history.name for run in found] == ["one"]
+    assert found[0].dice == pytest.approx(0.9)
+    with pytest.raises(ReportError, match="neither a folder nor an MLflow experiment") as error:
+        find_runs(["yours"], lambda: uri, tmp_path / "more")
+    assert "mine" in error.value.remedy
+    with pytest.raises(ReportError, match="no runs of segresmamba"):
+        find_runs(["Default"], lambda: uri, tmp_path / "more")
+
+
+def test_without_a_folder_or_a_database_both_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ReportError, match="there is no folder nowhere") as error:
+        find_runs(["nowhere"], lambda: f"sqlite:///{tmp_path}/mlflow.db", tmp_path)
+    assert "mlflow.db" in error.value.where
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_baseline_is_a_run_of_the_report_or_any_other_folder(tmp_path: Path) -> None:
+    record_run(tmp_path / "runs", "one")
+    other = record_run(tmp_path / "others", "one")
+    runs = find_runs([str(tmp_path / "runs")], no_mlflow, tmp_path)
+    assert find_baseline("one", runs) is runs[0]
+    assert find_baseline(str(other), runs).history.where == str(other)
+    with pytest.raises(ReportError, match="no run") as error:
+        find_baseline("three", runs)
+    assert "one" in error.value.remedy
+    runs = find_runs([str(tmp_path / "runs"), str(other)], no_mlflow, tmp_path)
+    with pytest.raises(ReportError, match="more than one run"):
+        find_baseline("one", runs)
