@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from segresmamba.config import TrackingConfig
 from segresmamba.tracking.journal import JOURNAL_NAME, Journal
 from segresmamba.tracking.mlflow_sink import sync
 from segresmamba.tracking.upload_state import open_state
+from tests.tracking.server import Server
 
 
 @pytest.fixture(autouse=True)
@@ -55,3 +57,13 @@ def journal(run: Path) -> Journal:
     journal = Journal(run / JOURNAL_NAME, name="my run")
     yield journal
     journal.close()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, database: Path) -> Iterator[Server]:
+    """A real server on a database of its own; not yet started."""
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copy(database, folder / "mlflow.db")
+    server = Server(folder)
+    yield server
+    server.kill()
