@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from segresmamba import data, models
 from segresmamba.config import Config
@@ -48,8 +50,9 @@ class Task:
         """A new network, with weights that depend on the seed alone.
 
         Raises:
-            ConfigError: If the model's settings do not fit together.
+            ConfigError: As `build_network`, or if it should be compiled and there is no compiler.
         """
+        _refuse_compiling_without_compiler(self.config)
         return build_network(self.config, len(self.dataset.channel_names), self.classes.channels)
 
 
@@ -57,21 +60,56 @@ def build_network(config: Config, in_channels: int, out_channels: int) -> nn.Mod
     """The configured network, with weights that depend on the seed alone.
 
     Raises:
-        ConfigError: If the model's settings do not fit together.
+        ConfigError: If the model's settings do not fit together, or the patch is not worth training
+            on; it names the key.
+        BackendMissingError: If the network's library is not installed.
     """
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         try:
-            return models.build(
+            network = models.build(
                 config.model.name,
                 in_channels=in_channels,
                 out_channels=out_channels,
+                patch=config.data.patch,
                 **config.model.model_dump(exclude={"name"}),
             )
-        except ValueError as error:
+        except models.ArgumentError as error:
             raise ConfigError(
-                "the network cannot be built", where="model", got=config.model, remedy=str(error)
+                f"{config.model.name} cannot be built or trained like this",
+                where="data.patch" if error.name == "patch" else f"model.{error.name}",
+                got=error.got,
+                remedy=f"{error.name} {error.rule}",
             ) from error
+    if config.train.channels_last:
+        _use_channels_last(network)
+    return network
+
+
+def _refuse_compiling_without_compiler(config: Config) -> None:
+    name = os.environ.get("CXX", "g++")
+    if config.train.compile and shutil.which(name) is None:
+        raise ConfigError(
+            "compiling the network needs a C++ compiler",
+            where="train.compile",
+            got=f"true, without {name}",
+            remedy="install g++, name another compiler in CXX, or give train.compile=false",
+        )
+
+
+def _use_channels_last(network: nn.Module) -> None:
+    """Give every convolution its input with the channels of a voxel together.
+
+    The layout of the weights would do the same, but DeepSpeed cannot take them so, and ZeRO lays
+    them out anew. A norm between two convolutions may go back to the usual layout.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+            module.register_forward_pre_hook(_channels_last)
+
+
+def _channels_last(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (inputs[0].contiguous(memory_format=torch.channels_last_3d), *inputs[1:])
 
 
 def scan_backend(config: Config, network: nn.Module, device: torch.device) -> str:

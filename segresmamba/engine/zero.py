@@ -61,6 +61,8 @@ class ZeroEngine:
         self._sharded_weights = config.train.zero_stage == 3
         self._whole_gradient = config.train.zero_stage == 0
         self._gathered = deepspeed.zero.GatheredParameters
+        if config.train.compile:
+            network.compile()
         self._engine, *_ = deepspeed.initialize(
             model=Autocast(network, config.train.precision),
             model_parameters=_parameter_groups(network, config.train.weight_decay),

@@ -30,15 +30,15 @@ def check_counts(least: int, **counts: int) -> None:
             raise ArgumentError(name, f"must be at least {least}", count)
 
 
-def check_divisible(name: str, widths: Sequence[int], divisor: int, reason: str) -> None:
-    """Refuse widths that something in the network cannot divide.
+def check_divisible(name: str, count: int, divisor: int, reason: str) -> None:
+    """Refuse a count that something in the network cannot divide.
 
     Raises:
-        ArgumentError: If one of them is below 1 or not divisible.
+        ArgumentError: If it is below 1 or not divisible.
     """
-    if not widths or min(widths) < 1 or any(width % divisor for width in widths):
-        shown = widths[0] if len(widths) == 1 else tuple(widths)
-        raise ArgumentError(name, f"must be divisible by {divisor} ({reason})", shown)
+    check_counts(1, **{name: count})
+    if count % divisor:
+        raise ArgumentError(name, f"must be divisible by {divisor} ({reason})", count)
 
 
 def check_patch_side(size: Sequence[int], deepest: int) -> None:

@@ -44,8 +44,8 @@ class Padded(nn.Module):
     """A network that takes any size, and answers in SegResMamba's form.
 
     Args:
-        network: Maps (B, C, D, H, W), sides multiples of `stride`, to logits of that size, or in
-            training mode to several, full resolution first, each level with its own.
+        network: Maps (B, C, D, H, W), sides multiples of `stride`, to logits of that size, or to
+            several, full resolution first, each level at its own.
         stride: Voxels of the input along a side of a voxel at its deepest level.
         fixed_size: The one size (D, H, W) that the network takes, if it does not take all.
     """
@@ -67,6 +67,8 @@ class Padded(nn.Module):
         outputs = self.network(pad(x_BCDHW, padded))
         if isinstance(outputs, Tensor):
             return crop(outputs, size)
+        if not self.training:
+            return crop(outputs[0], size)
         levels = []
         for logits_BKDHW in outputs:
             scales = [old // new for old, new in zip(padded, logits_BKDHW.shape[2:], strict=True)]

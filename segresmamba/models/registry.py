@@ -2,48 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, get_args
 
 import torch
-from monai.networks.nets import SegResNet
 from torch import nn
 
-from segresmamba.config.networks import SegResMambaVariant
+from segresmamba.config.networks import NETWORKS, SegResMambaVariant
+from segresmamba.models import rivals
+from segresmamba.models.arguments import check_counts
+from segresmamba.models.padding import Padded
+from segresmamba.models.segmamba import SegMamba
 from segresmamba.models.segresmamba import SegResMamba
 from segresmamba.models.tom import TriOrientedMamba
 from segresmamba.ops import resolve_backend
 
-_NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    **{
-        variant().name: partial(SegResMamba, **variant().model_dump(exclude={"name"}))
-        for variant in get_args(SegResMambaVariant)
-    },
-    "segresnet": SegResNet,
+# Builders take in_channels, out_channels and the settings of their section of the configuration.
+_BUILDERS: dict[str, Callable[..., SegResMamba | SegMamba | Padded]] = {
+    **{variant().name: SegResMamba for variant in get_args(SegResMambaVariant)},
+    "segmamba": SegMamba,
+    "segresnet": rivals.segresnet,
+    "swinunetr": rivals.swinunetr,
+    "unetr": rivals.unetr,
+    "unet": rivals.unet,
+    "dynunet": rivals.dynunet,
+    "mednext": rivals.mednext,
+    "resenc_unet": rivals.resenc_unet,
 }
+# The only network whose weights depend on the size of its input; the paper's patch by default.
+_FIXED_SIZE, _DEFAULT_PATCH = "unetr", (128, 128, 128)
 
 
-def build(name: str, *, in_channels: int, out_channels: int, **kwargs: Any) -> nn.Module:
+def build(
+    name: str,
+    *,
+    in_channels: int,
+    out_channels: int,
+    patch: Sequence[int] | None = None,
+    **kwargs: Any,
+) -> nn.Module:
     """Build a network.
 
     Args:
         name: One of the names in the error below.
         in_channels: Channels of the image.
         out_channels: Classes, background included, or regions.
-        **kwargs: The network's own arguments, as in configs/model/*.yaml.
+        patch: Size (D, H, W) of the crops to train on, to be refused if it is not worth it. unetr
+            is made for this size, by default for 128 x 128 x 128.
+        **kwargs: The network's own settings, see its section in `segresmamba.config.networks`.
 
     Returns:
-        A module that maps x (B, in_channels, D, H, W) to logits (B, out_channels, D, H, W).
+        A module that maps x (B, in_channels, D, H, W) of any size to logits
+        (B, out_channels, D, H, W); with deep supervision, in training mode, to a list of them, full
+        resolution first.
 
     Raises:
         ValueError: If there is no network of that name.
+        ArgumentError: If it cannot be built like this or trained on the patch.
+        BackendMissingError: If its library is not installed.
     """
-    if name not in _NETWORKS:
-        raise ValueError(f"unknown network {name!r}; choose one of {', '.join(sorted(_NETWORKS))}")
-    return _NETWORKS[name](
-        spatial_dims=3, in_channels=in_channels, out_channels=out_channels, **kwargs
-    )
+    if name not in _BUILDERS:
+        raise ValueError(f"unknown network {name!r}; choose one of {', '.join(sorted(_BUILDERS))}")
+    check_counts(1, in_channels=in_channels, out_channels=out_channels)
+    builder = _BUILDERS[name]
+    if name == _FIXED_SIZE:
+        builder = partial(builder, patch=patch or _DEFAULT_PATCH)
+    settings = NETWORKS[name]().model_dump(exclude={"name"}) | kwargs
+    network = builder(in_channels=in_channels, out_channels=out_channels, **settings)
+    if patch is not None:
+        network.check_patch(patch)
+    return network
 
 
 def scan_backend(network: nn.Module, device: torch.device) -> str:

@@ -186,4 +186,5 @@ def _skip(channels: int) -> nn.Module:
 
 
 def _residual(fine: int, coarse: int) -> nn.Module:
-    return UnetrBasicBlock(3, fine, coarse, 3, 1, "instance", res_block=True)
+    block: nn.Module = UnetrBasicBlock(3, fine, coarse, 3, 1, "instance", res_block=True)
+    return block

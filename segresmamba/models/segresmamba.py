@@ -20,13 +20,7 @@ from monai.networks.blocks.segresnet_block import ResBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from segresmamba.models.arguments import (
-    ArgumentError,
-    check_counts,
-    check_divisible,
-    check_patch_side,
-    times,
-)
+from segresmamba.models.arguments import ArgumentError, check_counts, check_patch_side, times
 from segresmamba.models.conv_mamba import ConvMambaBlock
 from segresmamba.models.padding import crop, pad, padded_size
 from segresmamba.models.tom import TriOrientedMamba
@@ -273,7 +267,6 @@ def _check_dims(spatial_dims: int, dims: Sequence[int]) -> None:
     if len(dims) < 2:
         raise ArgumentError("dims", "must name two stages or more", tuple(dims))
     check_counts(1, dims=min(dims))
-    # The coarsest stage has no decoder level.
-    check_divisible(
-        "dims", dims[:-1], _NORM_GROUPS, "group norm of the decoder; the last may be any"
-    )
+    if any(width % _NORM_GROUPS for width in dims[:-1]):
+        rule = f"must be divisible by {_NORM_GROUPS}, all but the last (the decoder's group norm)"
+        raise ArgumentError("dims", rule, tuple(dims))

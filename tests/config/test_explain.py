@@ -17,12 +17,17 @@ MISTAKES = [
     ("trian.lr=1", "trian", "{'lr': 1}", "did you mean train?"),
     ("foo.bar.baz=1", "foo", "{'bar': {'baz': 1}}", "valid keys here: seed, run, data"),
     ("model.init_filters=8", "model.init_filters", "8", "valid keys here: name, dims"),
-    ("model.name=segresnet", "model.dims", "[48, 96, 192, 384]", "as in model=NAME"),
+    (
+        "model=segresmamba_small model.name=segresnet",
+        "model.dims",
+        "[8, 16, 32, 64]",
+        "as in model=NAME",
+    ),
     # unknown presets and choices
-    ("model=foo", "model", "foo", "choose one of segresmamba, segresmamba_small, segresnet"),
+    ("model=foo", "model", "foo", "choose one of dynunet, mednext, resenc_unet, segmamba"),
     ("model=segresnets", "model", "segresnets", "did you mean segresnet?"),
     ("train=5", "train", "5", "choose one of default, sample"),
-    ("model.name=unet", "model.name", "unet", "choose one of segresmamba, segresnet"),
+    ("model.name=vnet", "model.name", "vnet", "choose one of segresmamba, segresmamba_released"),
     ("model={}", "model", "{}", "choose one of"),
     ("train.precision=fp8", "train.precision", "fp8", "choose fp32, bf16 or fp16"),
     ("train.schedule=cosin", "train.schedule", "cosin", "did you mean cosine?"),
@@ -54,6 +59,7 @@ MISTAKES = [
     ("data.store=${oc.env:NO_SUCH}", "overrides", "data.store=${oc.env:NO_SUCH}", "NO_SUCH"),
     # contradictions
     ("train.warmup_steps=30000", "train.warmup_steps", "30000, with train.max_steps=20000", ""),
+    ("train.compile=true train.zero_stage=3", "train.compile", "true, with train.zero_stage=3", ""),
     ("train.accumulation=4", "train.batch_size", "2, with 1 x 1 ranks", "train.batch_size=4"),
     ("cluster.tasks_per_node=3", "train.batch_size", "2, with 1 x 3 ranks", "multiple of 3"),
     ("cluster.nodes=2", "cluster.nodes, cluster.tasks_per_node", "2, 1", "cluster=slurm on many"),

@@ -1,0 +1,220 @@
+"""The networks of other people, from the libraries that own them.
+
+Each function builds one with the arguments of its section in `segresmamba.config.networks`, wrapped
+so that it takes any input size and, with deep supervision, answers as SegResMamba does. What a
+library builds and never uses is taken out: it would be memory and optimizer state for nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from monai.networks.nets.dynunet import DynUNet
+from monai.networks.nets.mednext import create_mednext
+from monai.networks.nets.segresnet import SegResNet
+from monai.networks.nets.swin_unetr import SwinUNETR
+from monai.networks.nets.unet import UNet
+from monai.networks.nets.unetr import UNETR
+from torch import Tensor, nn
+
+from segresmamba.errors import BackendMissingError
+from segresmamba.models.arguments import ArgumentError, check_counts, check_divisible
+from segresmamba.models.padding import Padded, padded_size
+
+_NORM_GROUPS = 8
+_UNETR_TOKEN = 16
+_SWIN_STRIDE = 32
+_MEDNEXT_STRIDE = 16
+
+
+def segresnet(
+    in_channels: int,
+    out_channels: int,
+    *,
+    init_filters: int,
+    blocks_down: Sequence[int],
+    blocks_up: Sequence[int],
+) -> Padded:
+    """MONAI's SegResNet."""
+    check_divisible("init_filters", init_filters, _NORM_GROUPS, "group norm")
+    _check_levels(blocks_up=blocks_up, of=blocks_down)
+    network = SegResNet(
+        init_filters=init_filters,
+        in_channels=in_channels,
+        out_channels=out_channels,
+        blocks_down=tuple(blocks_down),
+        blocks_up=tuple(blocks_up),
+    )
+    return Padded(network, _stride(blocks_down))
+
+
+def swinunetr(
+    in_channels: int, out_channels: int, *, feature_size: int, use_checkpoint: bool
+) -> Padded:
+    """MONAI's SwinUNETR."""
+    check_divisible("feature_size", feature_size, 12, "heads of the attention")
+    network = SwinUNETR(
+        in_channels, out_channels, feature_size=feature_size, use_checkpoint=use_checkpoint
+    )
+    return Padded(network, _SWIN_STRIDE)
+
+
+def unetr(
+    in_channels: int,
+    out_channels: int,
+    patch: Sequence[int],
+    *,
+    feature_size: int,
+    hidden_size: int,
+    mlp_dim: int,
+    num_heads: int,
+) -> Padded:
+    """MONAI's UNETR, whose position embedding is made for the patch."""
+    check_divisible("hidden_size", hidden_size, num_heads, "num_heads")
+    size = padded_size(patch, _UNETR_TOKEN, _UNETR_TOKEN)
+    network = UNETR(
+        in_channels,
+        out_channels,
+        img_size=size,
+        feature_size=feature_size,
+        hidden_size=hidden_size,
+        mlp_dim=mlp_dim,
+        num_heads=num_heads,
+    )
+    for block in network.vit.blocks:
+        block.norm_cross_attn = nn.Identity()  # of cross-attention, which the block does not have
+    return Padded(network, _UNETR_TOKEN, fixed_size=size)
+
+
+def unet(
+    in_channels: int, out_channels: int, *, channels: Sequence[int], num_res_units: int
+) -> Padded:
+    """MONAI's UNet, which halves the resolution at each level."""
+    _check_least_levels(2, channels=channels)
+    strides = [2] * (len(channels) - 1)
+    network = UNet(
+        3, in_channels, out_channels, tuple(channels), strides, num_res_units=num_res_units
+    )
+    return Padded(network, _stride(channels))
+
+
+def dynunet(
+    in_channels: int,
+    out_channels: int,
+    *,
+    filters: Sequence[int],
+    res_block: bool,
+    deep_supervision: bool,
+) -> Padded:
+    """MONAI's DynUNet, the U-Net of nnU-Net's first version."""
+    _check_least_levels(4 if deep_supervision else 3, filters=filters)
+    strides = [1] + [2] * (len(filters) - 1)
+    network = _DynUNet(
+        3,
+        in_channels,
+        out_channels,
+        kernel_size=[3] * len(filters),
+        strides=strides,
+        upsample_kernel_size=strides[1:],
+        filters=tuple(filters),
+        res_block=res_block,
+        deep_supervision=deep_supervision,
+        # As nnU-Net: all levels of the decoder but the coarsest.
+        deep_supr_num=max(1, len(filters) - 3),
+    )
+    return Padded(network, _stride(filters))
+
+
+def mednext(
+    in_channels: int, out_channels: int, *, variant: str, kernel_size: int, deep_supervision: bool
+) -> Padded:
+    """MONAI's MedNeXt in one of the sizes of its paper."""
+    network = create_mednext(
+        variant,
+        in_channels=in_channels,
+        out_channels=out_channels,
+        kernel_size=kernel_size,
+        deep_supervision=deep_supervision,
+    )
+    return Padded(network, _MEDNEXT_STRIDE)
+
+
+def resenc_unet(
+    in_channels: int,
+    out_channels: int,
+    *,
+    features: Sequence[int],
+    blocks: Sequence[int],
+    deep_supervision: bool,
+) -> Padded:
+    """nnU-Net's residual-encoder U-Net, with its initial weights.
+
+    Raises:
+        BackendMissingError: If the library is not installed.
+    """
+    try:
+        from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
+    except ImportError as error:
+        raise BackendMissingError(
+            "resenc_unet comes from dynamic-network-architectures, which is not installed",
+            where="model.name",
+            got=error,
+            remedy="pip install 'segresmamba[rivals]'",
+        ) from error
+    _check_least_levels(2, features=features)
+    if len(blocks) != len(features):
+        raise ArgumentError(
+            "blocks", f"must be one number for each of the {len(features)} levels", tuple(blocks)
+        )
+    network = ResidualEncoderUNet(
+        input_channels=in_channels,
+        n_stages=len(features),
+        features_per_stage=tuple(features),
+        conv_op=nn.Conv3d,
+        kernel_sizes=3,
+        strides=[1] + [2] * (len(features) - 1),
+        n_blocks_per_stage=tuple(blocks),
+        num_classes=out_channels,
+        n_conv_per_stage_decoder=1,
+        conv_bias=True,
+        norm_op=nn.InstanceNorm3d,
+        norm_op_kwargs={"eps": 1e-5, "affine": True},
+        nonlin=nn.LeakyReLU,
+        nonlin_kwargs={"inplace": True},
+        deep_supervision=deep_supervision,
+    )
+    network.apply(network.initialize)
+    if not deep_supervision:
+        for level in range(len(features) - 2):
+            network.decoder.seg_layers[level] = nn.Identity()
+    # Another name of the encoder, which would double it in every saved file.
+    del network.decoder.encoder
+    return Padded(network, _stride(features))
+
+
+class _DynUNet(DynUNet):  # type: ignore[misc]
+    """Gives the levels of deep supervision as they are, not enlarged and stacked."""
+
+    def forward(self, x_BCDHW: Tensor) -> Any:
+        logits_BKDHW = self.output_block(self.skip_layers(x_BCDHW))
+        return [logits_BKDHW, *self.heads] if self.deep_supervision else logits_BKDHW
+
+
+def _stride(levels: Sequence[int]) -> int:
+    """Voxels of the input along a side of a voxel at the last of levels that halve."""
+    return 1 << len(levels) - 1
+
+
+def _check_least_levels(least: int, **widths: Sequence[int]) -> None:
+    for name, values in widths.items():
+        if len(values) < least:
+            raise ArgumentError(name, f"must name {least} levels or more", tuple(values))
+        check_counts(1, **{name: min(values)})
+
+
+def _check_levels(*, blocks_up: Sequence[int], of: Sequence[int]) -> None:
+    _check_least_levels(2, blocks_down=of)
+    if len(blocks_up) != len(of) - 1:
+        rule = f"must be {len(of) - 1} numbers, one fewer than blocks_down"
+        raise ArgumentError("blocks_up", rule, tuple(blocks_up))
