@@ -44,8 +44,6 @@ class TrackingConfig(Section):
     """ISO code of the country whose grid intensity converts energy to CO2e."""
     grid_g_per_kwh: PositiveFloat | None = None
     """Carbon intensity of the grid in g CO2e/kWh, from your supplier; unset takes the country's."""
-    baseline: str | None = None
-    """Run folder in run.root whose energy and Dice this run's are compared with when it ends."""
     logs: Literal["auto", "text", "json"] = "auto"
     """auto: a progress bar on a terminal, else one line a minute; text: the latter always; json:
     one JSON object a line."""

@@ -28,6 +28,13 @@ from segresmamba.engine.distributed import (
 )
 from segresmamba.engine.evaluation import CaseResult, Summary, evaluate_cases
 from segresmamba.engine.losses import build_loss
+from segresmamba.engine.observers import (
+    NodeObservers,
+    log_best_model,
+    log_memory,
+    open_run_tracker,
+)
+from segresmamba.engine.out_of_memory import out_of_memory, ran_out
 from segresmamba.engine.pace import Pace
 from segresmamba.engine.runfolder import RunFolder
 from segresmamba.engine.schedule import learning_rate
@@ -35,18 +42,12 @@ from segresmamba.engine.setup import Task, scan_backend
 from segresmamba.engine.stop import forget_request, stop_requested
 from segresmamba.engine.zero import ZeroEngine
 from segresmamba.errors import UserError
-from segresmamba.tracking import (
-    EmissionsMeter,
-    NullTracker,
-    Status,
-    Tracker,
-    open_tracker,
-    peak_memory,
-)
+from segresmamba.tracking import PhaseMemory, Status, StepLog, Tracker, log_as, memory_metrics
 
 logger = logging.getLogger(__name__)
 
 _WAIT = "time/data_wait_s"
+_DEVICE_PEAK = "memory/device_peak_allocated_gib"
 
 
 def train(config: Config) -> dict[str, Any]:
@@ -63,6 +64,8 @@ def train(config: Config) -> dict[str, Any]:
         UserError: For settings, data or checkpoints that the user has to correct.
     """
     ranks = Ranks.from_environment()
+    log_as(config.tracking.logs, ranks.rank)
+    memory = PhaseMemory()
     # What cannot be trained is refused before anything is written.
     micro_batch(config, ranks.world_size)
     task = Task.of(config)
@@ -73,22 +76,30 @@ def train(config: Config) -> dict[str, Any]:
     if ranks.is_main:
         folder.enter(config)
     wait_for_all()
-    meter = EmissionsMeter(folder.path, config.tracking) if ranks.is_node_main else None
-    tracker = _tracker(config, folder, ranks)
+    observers = NodeObservers(config, folder, ranks)
+    tracker = open_run_tracker(task, folder, ranks)
     status: Status = "failed"
     try:
-        if meter:
-            meter.start()
-        trainer = Trainer(task, network, ranks, folder, tracker)
+        observers.start()
+        trainer = Trainer(task, network, ranks, folder, tracker, memory)
         tracker.tags(trainer.choices | {"scan_backend": backend})
-        status = trainer.run()
-        _log_energy(meter, tracker, ranks, trainer)
+        ended = trainer.run()
+        patches = trainer.step * config.train.batch_size
+        observers.log_energy(tracker, step=trainer.step, patches=patches)
+        log_memory(memory, tracker, folder, ranks, trainer.step)
+        if ended == "finished" and ranks.is_main:
+            log_best_model(config, tracker, folder)
+        status = ended
+    except Exception as error:
+        if isinstance(error, UserError) or not ran_out(error):
+            raise
+        logs = folder.path / "logs"
+        raise out_of_memory(error, config, ranks, logs, memory) from error
     finally:
         forget_request()
         if status == "failed":
             leave_abruptly()
-        if meter:
-            meter.stop()
+        observers.stop()
         tracker.close(status)
     return {
         "status": status,
@@ -108,12 +119,20 @@ class Trainer:
         ranks: This process; it has joined the process group.
         folder: The run's folder.
         tracker: Where metrics go; a null tracker on all ranks but the first.
+        memory: Where peaks are kept, by phase.
     """
 
     def __init__(
-        self, task: Task, network: nn.Module, ranks: Ranks, folder: RunFolder, tracker: Tracker
+        self,
+        task: Task,
+        network: nn.Module,
+        ranks: Ranks,
+        folder: RunFolder,
+        tracker: Tracker,
+        memory: PhaseMemory,
     ) -> None:
         self.task, self.ranks, self.folder, self.tracker = task, ranks, folder, tracker
+        self.memory = memory
         self.config = config = task.config
         self.loss = build_loss(config, task.dataset.labels)
         self.shapes = checkpoint.shapes_of(network)
@@ -121,6 +140,8 @@ class Trainer:
         self.engine = ZeroEngine(network, config, ranks)
         self.step = self._resume()
         self.last_dice: float | None = None
+        style, steps = config.tracking.logs, config.train.max_steps
+        self.step_log = StepLog(style, steps, speaks=ranks.is_main)
 
     @property
     def choices(self) -> dict[str, str]:
@@ -139,6 +160,11 @@ class Trainer:
     def run(self) -> Status:
         """Train to max_steps or until asked to stop; "finished" or "preempted"."""
         logger.info("  ".join(f"{key}={value}" for key, value in self.choices.items()))
+        self.memory.enter("train")
+        with self.step_log:
+            return self._run()
+
+    def _run(self) -> Status:
         config = self.config.train
         if self.step and self._validation_is_due() and not self._validate():
             return "preempted"
@@ -193,20 +219,20 @@ class Trainer:
     def _log_step(self, pace: Pace, lr: float) -> None:
         values = pace.metrics()
         values |= {"train/lr": lr, "train/gradient_norm": self.engine.gradient_norm}
-        # Of all ranks the one that waits longest or needs most: it holds the others up.
-        worst = gather(peak_memory() | {_WAIT: values[_WAIT]}, self.ranks)
-        values |= {key: max(rank[key] for rank in worst) for key in worst[0]}
+        ranks = gather((values[_WAIT], self.memory.peaks()), self.ranks)
+        # Of all ranks the one that waits longest: it holds the others up.
+        values[_WAIT] = max(wait_s for wait_s, _ in ranks)
+        values |= memory_metrics([peaks for _, peaks in ranks])
         values["time/compute_s"] = values["time/step_s"] - values[_WAIT]
         self.tracker.metrics(values, step=self.step, epoch=self._epoch())
-        logger.info(
-            "step %d/%d  loss %.4f  %.2f s/step  %.0f %% data wait  %s left",
-            self.step,
-            self.config.train.max_steps,
-            values["train/loss"],
-            values["time/step_s"],
-            100 * values[_WAIT] / values["time/step_s"],
-            _minutes((self.config.train.max_steps - self.step) * values["time/step_s"]),
-        )
+        shown = {
+            "loss": values["train/loss"],
+            "step_s": values["time/step_s"],
+            "data_wait_s": values[_WAIT],
+            "memory_gib": values.get(_DEVICE_PEAK, values["memory/host_peak_gib"]),
+        }
+        dice = {} if self.last_dice is None else {"dice": self.last_dice}
+        self.step_log.step(self.step, shown | dice)
 
     def _validation_is_due(self) -> bool:
         config = self.config.train
@@ -228,6 +254,10 @@ class Trainer:
         Returns:
             False if it was given up because some rank was asked to stop.
         """
+        with self.memory.during("validate"):
+            return self._validated()
+
+    def _validated(self) -> bool:
         started = time.monotonic()
         weights = self.engine.weights()
         network = self.task.network()
@@ -268,13 +298,14 @@ class Trainer:
             )
 
     def _save(self) -> None:
-        checkpoint.save_checkpoint(
-            self.folder.checkpoints,
-            self.engine,
-            self._meta(self.step),
-            self.ranks,
-            self.config.train.keep_last,
-        )
+        with self.memory.during("save"):
+            checkpoint.save_checkpoint(
+                self.folder.checkpoints,
+                self.engine,
+                self._meta(self.step),
+                self.ranks,
+                self.config.train.keep_last,
+            )
         self.tracker.flush()
 
     def _resume(self) -> int:
@@ -311,30 +342,3 @@ class Trainer:
     def _epoch(self) -> float:
         crops = len(self.task.split["train"]) * self.config.data.crops_per_case
         return self.step * self.config.train.batch_size / crops
-
-
-def _tracker(config: Config, folder: RunFolder, ranks: Ranks) -> Tracker:
-    if not ranks.is_main:
-        return NullTracker()
-    tracker = open_tracker(
-        folder.path, config.tracking, root=config.run.root, run_name=folder.path.name
-    )
-    tracker.params(config.model_dump(mode="json"))
-    tracker.artifact(folder.config)
-    return tracker
-
-
-def _log_energy(
-    meter: EmissionsMeter | None, tracker: Tracker, ranks: Ranks, trainer: Trainer
-) -> None:
-    """Record the energy of all nodes and restarts, which the run's ledger sums."""
-    if meter:
-        meter.stop()
-    wait_for_all()
-    if meter and ranks.is_main:
-        totals = {f"energy/{key}": value for key, value in meter.totals().items()}
-        tracker.metrics(totals, step=trainer.step)
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 60 else f"{seconds:.0f} s"

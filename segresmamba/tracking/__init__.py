@@ -1,13 +1,19 @@
 """Tracking: the journal of a run is the truth; MLflow is built from it, as often as need be."""
 
 from segresmamba.tracking.emissions import EmissionsMeter
+from segresmamba.tracking.gpus import gpu_uuid
 from segresmamba.tracking.history import History, is_run, read_history
 from segresmamba.tracking.journal import JOURNAL_NAME, read_journal
-from segresmamba.tracking.memory import peak_memory
+from segresmamba.tracking.ledger import node_name
+from segresmamba.tracking.logs import StepLog, log_as
+from segresmamba.tracking.mapping import flatten
+from segresmamba.tracking.memory import PhaseMemory, memory_metrics, peak_memory
 from segresmamba.tracking.mlflow_sink import sync
 from segresmamba.tracking.mlflow_source import MlflowSource
 from segresmamba.tracking.protocol import NullTracker, Status, Tracker, TrackingError
+from segresmamba.tracking.provenance import environment, provenance
 from segresmamba.tracking.run_tracker import open_tracker
+from segresmamba.tracking.system import SystemSampler
 from segresmamba.tracking.upload_state import run_hint, tracking_uri
 
 __all__ = [
@@ -16,12 +22,22 @@ __all__ = [
     "History",
     "MlflowSource",
     "NullTracker",
+    "PhaseMemory",
     "Status",
+    "StepLog",
+    "SystemSampler",
     "Tracker",
     "TrackingError",
+    "environment",
+    "flatten",
+    "gpu_uuid",
     "is_run",
+    "log_as",
+    "memory_metrics",
+    "node_name",
     "open_tracker",
     "peak_memory",
+    "provenance",
     "read_history",
     "read_journal",
     "run_hint",

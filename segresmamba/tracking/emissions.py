@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,20 +39,27 @@ class EmissionsMeter:
 
     Args:
         folder: The run folder, shared by all nodes.
-        config: Whether to measure, and the country whose grid the energy comes from.
+        config: Whether to measure, and the country or the intensity of the grid.
+        gpus: NVML's identities of the job's GPUs on this node; None takes those that Slurm and
+            CUDA_VISIBLE_DEVICES name.
 
     Raises:
         ConfigError: If no carbon intensity is known for the country.
     """
 
-    def __init__(self, folder: Path, config: TrackingConfig) -> None:
+    def __init__(
+        self, folder: Path, config: TrackingConfig, gpus: Sequence[str] | None = None
+    ) -> None:
         self._folder = folder
         self._ledger = Ledger(folder)
         self._country = config.country
-        self._grid = _grid_of(config.country) if config.emissions else None
+        self._gpus = gpus
+        self._grid = _grid_of(config) if config.emissions else None
         self._tracker: OfflineEmissionsTracker | None = None
         self.power: str | None = None
         """How the power of each kind of hardware is known, once it is being measured."""
+        self.facts: dict[str, Any] = {}
+        """What the ledger keeps with each segment: the grid, and what was measured or estimated."""
 
     def start(self) -> None:
         """Begin a segment of the ledger."""
@@ -101,7 +108,7 @@ class EmissionsMeter:
             force_carbon_intensity_g_co2e_kwh=grid["intensity_g_per_kwh"],
             cloud_provider=None,
             tracking_mode="machine",
-            gpu_ids=_job_gpus(os.environ, _visible_gpus()),
+            gpu_ids=self._gpu_ids(),
             measure_power_secs=MEASURE_S,
             api_call_interval=MEASURES_PER_WRITE,
             output_methods=[],
@@ -111,7 +118,8 @@ class EmissionsMeter:
             allow_multiple_runs=True,
             log_level="error",
         )
-        output.facts = {"country": self._country, **grid, **_power_sources(tracker)}
+        self.facts = {"country": self._country, **grid, **_power_sources(tracker)}
+        output.facts = self.facts
         tracker.start()
         if tracker.flush() is None:  # it swallows its own errors
             raise RuntimeError("CodeCarbon did not start")
@@ -125,6 +133,11 @@ class EmissionsMeter:
             self._country,
         )
         return tracker
+
+    def _gpu_ids(self) -> list[int] | None:
+        if self._gpus is None:
+            return _job_gpus(os.environ, _visible_gpus())
+        return _indices_of(self._gpus, _gpus_of_machine())
 
 
 class _LedgerOutput:
@@ -163,13 +176,19 @@ def _totals(data: EmissionsData) -> dict[str, float]:
     }
 
 
-def _grid_of(country: str) -> dict[str, Any] | None:
-    """Carbon intensity of a country's grid in g CO2e/kWh and where the number comes from."""
+def _grid_of(config: TrackingConfig) -> dict[str, Any] | None:
+    """Carbon intensity of the grid in g CO2e/kWh and where the number comes from."""
+    country = config.country
     try:
         from codecarbon.input import DataSource
     except ImportError as error:
         logger.warning("energy is not measured: %s", error)
         return None
+    if config.grid_g_per_kwh is not None:
+        return {
+            "intensity_g_per_kwh": config.grid_g_per_kwh,
+            "intensity_source": "tracking.grid_g_per_kwh",
+        }
     countries = DataSource().get_global_energy_mix_data()
     if country not in countries:
         raise ConfigError(
@@ -200,11 +219,29 @@ def _power_sources(tracker: OfflineEmissionsTracker) -> dict[str, str]:
 
 
 def _visible_gpus() -> int:
+    return len(_gpus_of_machine())
+
+
+def _gpus_of_machine() -> list[dict[str, Any]]:
+    """What the driver shows this process, whatever CUDA_VISIBLE_DEVICES says."""
     from codecarbon.core import gpu
 
     if not (gpu.is_nvidia_system() or gpu.is_rocm_system()):
-        return 0
-    return int(gpu.AllGPUDevices().device_count)
+        return []
+    found: list[dict[str, Any]] = gpu.AllGPUDevices().get_gpu_static_info()
+    return found
+
+
+def _indices_of(uuids: Sequence[str], machine: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The driver's numbers of some GPUs.
+
+    CodeCarbon 3.3.2 takes UUIDs too, but strips the G of "GPU-" and so finds none of them.
+    """
+    numbers = {str(gpu["uuid"]): int(gpu["gpu_index"]) for gpu in machine}
+    missing = [uuid for uuid in uuids if uuid not in numbers]
+    if missing:  # a MIG slice has no meter of its own
+        logger.warning("the energy of these GPUs is not measured: %s", ", ".join(missing))
+    return sorted(numbers[uuid] for uuid in uuids if uuid in numbers)
 
 
 def _job_gpus(environment: Mapping[str, str], visible: int) -> list[int] | None:

@@ -20,7 +20,7 @@ from segresmamba.tracking.uploader import Uploader
 logger = logging.getLogger(__name__)
 
 # How long closing may wait for the uploader. A preempted job has seconds to live.
-WAIT_S: dict[Status, float] = {"finished": 60.0, "failed": 20.0, "preempted": 5.0}
+WAIT_S: dict[Status, float] = {"finished": 120.0, "failed": 20.0, "preempted": 5.0}
 
 
 def open_tracker(folder: Path, config: TrackingConfig, *, root: Path, run_name: str) -> Tracker:

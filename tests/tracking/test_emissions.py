@@ -13,8 +13,8 @@ import pytest
 
 from segresmamba.config import TrackingConfig
 from segresmamba.errors import ConfigError
-from segresmamba.tracking import EmissionsMeter
-from segresmamba.tracking.emissions import _job_gpus
+from segresmamba.tracking import EmissionsMeter, gpu_uuid
+from segresmamba.tracking.emissions import _indices_of, _job_gpus
 
 CONFIG = TrackingConfig(country="FRA")
 
@@ -166,6 +166,48 @@ def test_a_ledger_that_cannot_be_used_never_reaches_training(
     assert measure(tmp_path) == {}
     assert str(tmp_path / "emissions.json") in caplog.text
     assert (tmp_path / "emissions.json").read_text() == "{"
+
+
+def test_the_intensity_of_ones_own_supplier_is_taken(tmp_path: Path) -> None:
+    meter = EmissionsMeter(tmp_path, TrackingConfig(grid_g_per_kwh=25.0))
+    meter.start()
+    time.sleep(0.1)
+    meter.stop()
+    totals, (segment,) = meter.totals(), segments(tmp_path).values()
+    assert totals["emissions_kg"] == pytest.approx(totals["energy_kwh"] * 25 / 1000)
+    assert segment["intensity_g_per_kwh"] == meter.facts["intensity_g_per_kwh"] == 25.0
+    assert segment["intensity_source"] == "tracking.grid_g_per_kwh"
+
+
+def test_gpus_are_found_by_identity_however_they_are_numbered(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    machine = [{"uuid": f"GPU-{letter}", "gpu_index": i} for i, letter in enumerate("abcd")]
+    assert _indices_of(["GPU-d", "GPU-b"], machine) == [1, 3]
+    assert _indices_of([], machine) == []
+    assert not caplog.messages
+    assert _indices_of(["GPU-a", "MIG-x"], machine) == [0]
+    assert "MIG-x" in caplog.text
+
+
+@pytest.mark.gpu
+def test_only_the_named_gpu_is_measured(tmp_path: Path) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("no device")
+    uuid = gpu_uuid(torch.device("cuda", 0))
+    assert uuid
+    for gpus in ([uuid], []):
+        folder = tmp_path / str(len(gpus))
+        meter = EmissionsMeter(folder, CONFIG, gpus)
+        meter.start()
+        block = torch.ones(4096, 4096, device="cuda")
+        deadline = time.monotonic() + 2
+        while time.monotonic() < deadline:
+            block = (block @ block).clamp(0, 1)
+        meter.stop()
+        assert (meter.totals()["gpu_energy_kwh"] > 0) == bool(gpus)
 
 
 @pytest.mark.parametrize(

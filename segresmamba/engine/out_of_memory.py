@@ -1,0 +1,71 @@
+"""What is kept and said when memory runs out."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segresmamba.config import Config
+from segresmamba.engine.bench.memory import ran_out
+from segresmamba.engine.distributed import Ranks
+from segresmamba.errors import UserError
+from segresmamba.tracking import PhaseMemory
+
+__all__ = ["out_of_memory", "ran_out"]
+
+logger = logging.getLogger(__name__)
+
+
+def out_of_memory(
+    error: BaseException, config: Config, ranks: Ranks, logs: Path, memory: PhaseMemory
+) -> UserError:
+    """Write a snapshot of the memory and say what to do.
+
+    Args:
+        error: What was raised.
+        config: The run's configuration.
+        ranks: This process.
+        logs: Folder of the snapshot; created.
+        memory: The peaks so far.
+    """
+    snapshot = logs / f"out-of-memory-rank-{ranks.rank}.json"
+    try:
+        _write_snapshot(snapshot, error, ranks, memory)
+    except (OSError, RuntimeError) as problem:  # the first error is the one to report
+        logger.error("no memory snapshot: %s", problem)
+    train = config.train
+    where = "the GPU" if ranks.device.type == "cuda" else "this machine"
+    return UserError(
+        f"{where} ran out of memory in the phase {memory.phase!r} on rank {ranks.rank}",
+        where=snapshot,
+        got=f"data.patch={list(config.data.patch)}, train.batch_size={train.batch_size}, "
+        f"train.accumulation={train.accumulation}, train.precision={train.precision}, "
+        f"train.zero_stage={train.zero_stage}: {str(error).splitlines()[0]}",
+        remedy="`segresmamba plan`, with the same settings, says what fits; less memory is taken "
+        "by more train.accumulation, a smaller data.patch or batch, train.precision=bf16, and a "
+        "higher train.zero_stage on several GPUs",
+    )
+
+
+def _write_snapshot(path: Path, error: BaseException, ranks: Ranks, memory: PhaseMemory) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content: dict[str, Any] = {
+        "rank": ranks.rank,
+        "device": str(ranks.device),
+        "phase": memory.phase,
+        "error": str(error),
+        "peaks": memory.peaks(),
+    }
+    if ranks.device.type == "cuda":
+        content["allocator"] = torch.cuda.memory_stats(ranks.device)
+        # Every block of the allocator, for https://docs.pytorch.org/memory_viz
+        dump: Callable[[str], None] = torch.cuda.memory._dump_snapshot
+        dump(str(path.with_suffix(".pickle")))
+    part = path.with_name(f".part-{path.name}")
+    part.write_text(json.dumps(content, indent=1) + "\n")
+    part.replace(path)
