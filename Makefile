@@ -39,9 +39,11 @@ train: $(VENV)/.train ## install, make the sample dataset, convert, verify, trai
 test: $(VENV)/.test ## install and run every test that needs no GPU
 	@echo "==> tests: $(JOBS) processes"
 	@# More threads would queue for the same cores.
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) -m 'not cluster'
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) -m 'not cluster and not browser'
 	@echo "==> tests on a real Slurm, brought up on this machine where it has one"
 	@$(BIN)/pytest tests/cluster
+	@echo "==> tests in a real browser, where this machine has Chromium"
+	@OMP_NUM_THREADS=1 $(BIN)/pytest tests/browser
 
 lint: $(VENV)/.test ## ruff check, ruff format, mypy --strict
 	@echo "==> ruff check"

@@ -10,6 +10,7 @@ from statistics import fmean, median
 
 from segresmamba.config import changes_result
 from segresmamba.errors import DataError
+from segresmamba.report.settings import completed
 from segresmamba.tracking import History
 
 RESULTS = "results.json"
@@ -64,7 +65,7 @@ class Run:
         Raises:
             DataError: If the results of the evaluation cannot be read.
         """
-        settings, cases = history.settings, _cases(history)
+        settings, cases = completed(history.settings), _cases(history)
         steps = _steps(history)
         step_s = _step_s(history)
         per_epoch = _steps_per_epoch(history)
@@ -80,7 +81,7 @@ class Run:
             history=history,
             model=settings.get("model.name", ""),
             replica={key: settings[key] for key in REPLICAS if key in settings},
-            settings=_compared_settings(history),
+            settings=_compared_settings(settings, history.tags),
             steps=steps,
             parameters_m=int(parameters) / 1e6 if parameters else None,
             memory_gib=_most(history, _DEVICE_MEMORY if on_device else _HOST_MEMORY),
@@ -106,21 +107,19 @@ class Run:
         return self.history.files.get(f"overlays/{case_id}.png")
 
 
-def _compared_settings(history: History) -> dict[str, str]:
+def _compared_settings(settings: Mapping[str, str], tags: Mapping[str, str]) -> dict[str, str]:
     """The settings and circumstances that runs of one group share."""
-    settings = {
-        key: value
-        for key, value in history.settings.items()
-        if changes_result(key) and key not in REPLICAS
+    compared = {
+        key: value for key, value in settings.items() if changes_result(key) and key not in REPLICAS
     }
-    digest = history.tags.get("dataset_digest")
+    digest = tags.get("dataset_digest")
     if digest:  # the same dataset may lie elsewhere on another machine
-        settings.pop("data.store", None)
-        settings["dataset"] = digest[:8]
+        compared.pop("data.store", None)
+        compared["dataset"] = digest[:8]
     for tag in ("device", "world_size"):
-        if tag in history.tags:
-            settings[tag] = history.tags[tag]
-    return settings
+        if tag in tags:
+            compared[tag] = tags[tag]
+    return compared
 
 
 def _cases(history: History) -> dict[str, CaseScore]:

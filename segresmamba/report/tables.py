@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -77,9 +78,7 @@ def number(value: float | None, decimals: int | None = None) -> str:
     """Fixed digits after the point, or three that count, without an exponent."""
     if value is None:
         return ""
-    if decimals is not None:
-        return f"{value:,.{decimals}f}"
-    return f"{float(f'{value:.3g}'):,.10g}"
+    return f"{value:,.{_decimals_of(value) if decimals is None else decimals}f}"
 
 
 def networks_table(
@@ -216,9 +215,8 @@ def _spread_cell(spread: Spread | None, decimals: int | None = None, scale: floa
 
 
 def _decimals_of(value: float) -> int:
-    """Digits after the point of a number that is shown with three that count."""
-    text = number(value)
-    return len(text.partition(".")[2])
+    """Digits after the point that make three that count."""
+    return max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
 
 
 def _plain(value: float | None, decimals: int | None = None, scale: float = 1.0) -> Cell:

@@ -63,7 +63,7 @@ def measured(groups: Sequence[Group]) -> dict[str, str]:
         "Step": "median over the records of a run but the first, waiting for data included",
         "Epoch": "the step times the steps of an epoch; validation and saving do not count",
         "Energy, CO₂e": "sum over all nodes and restarts of the run"
-        + "".join(f". {line}" for line in power),
+        + "".join(f"; {line}" for line in power),
         "Per 1000 patches": "energy of the run by the crops that it trained on",
         "Dice, HD95": "mean over classes and held-out cases: whole volumes in the original "
         "geometry, best weights. A run that was not evaluated shows its best validation",

@@ -68,8 +68,8 @@ def test_markdown_has_a_row_for_each_network_with_means_and_spreads(made: Report
     runs, parameters, memory, step, epoch, energy, co2e, patches, dice, hd95, front, point = (
         networks["segresmamba"]
     )
-    assert (runs, parameters, memory, step, epoch) == ("2", "1.5", "2", "1", "2")
-    assert (energy, co2e, patches) == ("4", "0.4", "200")
+    assert (runs, parameters, memory, step, epoch) == ("2", "1.50", "2.00", "1.00", "2.00")
+    assert (energy, co2e, patches) == ("4.00", "0.400", "200")
     assert (dice, hd95, front) == ("**0.745** ± 0.007", "**3.00**", "●")
     # One Wh more than net_0, whose Dice is 0.65.
     assert float(point) == pytest.approx(1.0 / 9.5, rel=0.01)
