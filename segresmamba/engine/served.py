@@ -2,6 +2,7 @@
 
     model = mlflow.pyfunc.load_model("models:/spleen/1")
     label = model.predict({"image": "case_0000.nii.gz"})[0]
+    label = model.predict({"image": array_CDHW})[0]  # large arrays: MLflow copies them as lists
 
 Nothing of MLflow is imported: it names this module in the model's folder, and calls it.
 """
@@ -61,15 +62,19 @@ class ServedNetwork:
         Raises:
             DataError: If the channels are not the network's, or a file cannot be read.
         """
-        cases: Iterable[Any] = images["image"] if hasattr(images, "columns") else images
+        cases = [_files_or_array(case) for case in _cells(images)]
+        if cases and all(isinstance(case, np.ndarray) and case.ndim == 3 for case in cases):
+            cases = [np.stack(cases)]  # MLflow made a row of each channel of one array
         return [self._segment(case) for case in cases]
 
-    def _segment(self, case: Any) -> npt.NDArray[np.int16]:
-        if isinstance(case, np.ndarray):
-            self._check_channels(len(case) if case.ndim == 4 else 0, "an array (C, D, H, W)")
-            mean_C, std_C = _statistics(case)
-            return self._label(case, mean_C, std_C)
-        paths = [Path(case)] if isinstance(case, str | Path) else [Path(path) for path in case]
+    def _segment(self, case: list[Path] | npt.NDArray[np.float32]) -> npt.NDArray[np.int16]:
+        if isinstance(case, list):
+            return self._segment_files(case)
+        self._check_channels(len(case) if case.ndim == 4 else 0, "an array (C, D, H, W)")
+        mean_C, std_C = _statistics(case)
+        return self._label(case, mean_C, std_C)
+
+    def _segment_files(self, paths: Sequence[Path]) -> npt.NDArray[np.int16]:
         self._check_channels(len(paths), "a file for each channel")
         volume = data.read_volume(paths)
         label_DHW = self._label(volume.image_CDHW, volume.mean_C, volume.std_C)
@@ -102,6 +107,22 @@ class ServedNetwork:
                 got=f"{found} channels",
                 remedy=f"give {form}, in this order: {', '.join(self._channels)}",
             )
+
+
+def _cells(images: Any) -> Iterable[Any]:
+    """The cases of a table, or of any other iterable."""
+    cells: Iterable[Any] = images["image"] if hasattr(images, "columns") else images
+    return cells
+
+
+def _files_or_array(case: Any) -> Any:
+    """A cell as a list of paths or as an array: MLflow hands arrays over as nested lists."""
+    if isinstance(case, str | Path):
+        return [Path(case)]
+    if isinstance(case[0], str | Path):
+        return [Path(path) for path in case]
+    array = np.asarray(case, np.float32)
+    return array[0] if array.ndim == 5 and len(array) == 1 else array
 
 
 def _statistics(

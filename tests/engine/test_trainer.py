@@ -49,6 +49,8 @@ def test_accumulation_on_two_ranks_equals_the_larger_batch_on_one(
     two_ranks.run(curve, tiny_store, tmp_path / "two", *stage_2, "train.accumulation=2")
     one = curve(tiny_store, tmp_path / "one", *stage_2)
     assert_same_curve(one, journal_losses(tmp_path / "two" / "tiny"), 1e-4)
+    memory = json.loads((tmp_path / "two" / "tiny" / "memory.json").read_text())
+    assert [set(rank) for rank in memory["ranks"]] == 2 * [{"load", "train", "save", "validate"}]
 
 
 @pytest.mark.parametrize("stage", [0, 2])
