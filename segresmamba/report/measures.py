@@ -16,7 +16,12 @@ from segresmamba.tracking import History
 RESULTS = "results.json"
 REPLICAS = ("seed", "train.fold")
 """Settings in which the runs of one group may differ."""
-_DEVICE_MEMORY, _HOST_MEMORY = "memory/device_peak_allocated_gib", "memory/host_peak_gib"
+# Of the rank that needed most: while training, or, where phases were not told apart, ever.
+_DEVICE_MEMORY = (
+    "memory/train/device_peak_allocated_gib/max",
+    "memory/device_peak_allocated_gib",
+)
+_HOST_MEMORY = ("memory/train/host_peak_gib/max", "memory/host_peak_gib")
 _VALIDATION_DICE, _VALIDATION_HD95 = "validation/dice/mean", "validation/hd95_mm/mean"
 
 
@@ -75,7 +80,7 @@ class Run:
         energy_wh = _scaled(energy_kwh, 1000)
         patches = steps * int(settings.get("train.batch_size", 0)) if steps else 0
         dice, hd95_mm = _scores(history, cases)
-        on_device = _DEVICE_MEMORY in history.curves
+        on_device = any(key in history.curves for key in _DEVICE_MEMORY)
         parameters = history.tags.get("parameters")
         return cls(
             history=history,
@@ -177,8 +182,9 @@ def _steps_per_epoch(history: History) -> float | None:
     return epochs[-1].step / epochs[-1].value if epochs and epochs[-1].value else None
 
 
-def _most(history: History, key: str) -> float | None:
-    return max(_values(history, key), default=None)
+def _most(history: History, keys: Sequence[str]) -> float | None:
+    """The highest value of the first metric that was recorded."""
+    return next((max(values) for key in keys if (values := _values(history, key))), None)
 
 
 def _values(history: History, key: str) -> Sequence[float]:

@@ -9,8 +9,8 @@ from segresmamba.report.measures import Run
 from segresmamba.report.significance import ALL_PAIRS_UP_TO, Comparison
 
 MEMORY = {
-    "device": "allocated on the GPU by the rank that needed most",
-    "host": "resident in the process of the rank that needed most, without its reader processes",
+    "device": "allocated on the GPU while training, by the rank that needed most",
+    "host": "resident in the training process of the rank that needed most, without its readers",
 }
 
 

@@ -88,13 +88,8 @@ class Ledger:
             OSError: If the ledger cannot be read.
             TrackingError: If it is damaged or of a newer version.
         """
-        lines = {
-            "processors {cpu_power}, GPUs {gpu_power}, memory {ram_power}; "
-            "{intensity_g_per_kwh:.0f} g CO2e/kWh in {country} ({intensity_source})".format(**facts)
-            for facts in self._read().values()
-            if "intensity_source" in facts
-        }
-        return "\n".join(sorted(lines))
+        lines = {power_line(facts) for facts in self._read().values()}
+        return "\n".join(sorted(lines - {""}))
 
     def _read(self) -> dict[str, dict[str, Any]]:
         try:
@@ -125,6 +120,17 @@ class Ledger:
             file.flush()
             os.fsync(file.fileno())
         os.replace(new, self._path)
+
+
+def power_line(facts: Mapping[str, Any]) -> str:
+    """A segment's facts in a line; empty if they are not there."""
+    try:
+        return (
+            "processors {cpu_power}, GPUs {gpu_power}, memory {ram_power}; "
+            "{intensity_g_per_kwh} g CO2e/kWh in {country} ({intensity_source})"
+        ).format(**{**facts, "intensity_g_per_kwh": round(float(facts["intensity_g_per_kwh"]))})
+    except KeyError:
+        return ""
 
 
 def _segment_name(environment: Mapping[str, str]) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from segresmamba.tracking.history import History, energy_of
+from segresmamba.tracking.ledger import power_line
 from segresmamba.tracking.mapping import Point
 from segresmamba.tracking.mlflow_sink import JOURNAL_TAG, RUN_STATUS, reading_client
 from segresmamba.tracking.protocol import TrackingError
@@ -22,6 +23,7 @@ T = TypeVar("T")
 PAGE = 200
 # Sampled every few seconds on every node; long curves that no report shows.
 _SAMPLED = "system/"
+_FACTS = "energy."
 _LOOKED_AT = {"results.json", "overlays"}
 _STATUS = {theirs: ours for ours, theirs in RUN_STATUS.items()}
 # MLflow's own retries would keep the user waiting for minutes before the error.
@@ -112,7 +114,13 @@ class MlflowSource:
             tags={key: text for key, text in run.data.tags.items() if not key.startswith("mlflow")},
             curves=curves,
             energy=energy_of(curves),
-            power="",
+            power=power_line(
+                {
+                    key.removeprefix(_FACTS): text
+                    for key, text in run.data.tags.items()
+                    if key.startswith(_FACTS)
+                }
+            ),
             files=self._download(run_id, downloads / run_id),
         )
 

@@ -76,6 +76,8 @@ def record_run(
         key = ledger.claim(FACTS)
         ledger.update(key, {"energy_kwh": energy_kwh, "emissions_kg": energy_kwh / 10})
         energy = {f"energy/{name}": value for name, value in ledger.totals().items()}
+        facts = {f"energy.{name}": str(fact) for name, fact in FACTS.items()}
+        journal.append("tags", values=facts)
         journal.append("metrics", step=STEPS, epoch=None, values=energy)
     if cases:
         _evaluate(folder, journal, cases)

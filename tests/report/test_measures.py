@@ -7,6 +7,7 @@ import pytest
 from segresmamba.errors import DataError
 from segresmamba.report.measures import Run
 from segresmamba.tracking import read_history
+from segresmamba.tracking.journal import JOURNAL_NAME, Journal
 from tests.report.recorded import BATCH, STEPS, STEPS_PER_EPOCH, record_run
 
 
@@ -30,14 +31,23 @@ def test_what_a_run_cost_and_reached(tmp_path: Path) -> None:
     assert run.picture("a") is None
 
 
+def test_the_peak_while_training_on_the_device_comes_first(tmp_path: Path) -> None:
+    folder = record_run(tmp_path, "one", memory_gib=2.0)
+    journal = Journal(folder / JOURNAL_NAME, name="one")
+    for key, gib in (("", 9.0), ("train/", 8.0), ("validate/", 9.0)):
+        name = f"memory/{key}device_peak_allocated_gib" + ("/max" if key else "")
+        journal.append("metrics", step=4, epoch=None, values={name: gib})
+    journal.close()
+    run = run_of(folder)
+    assert (run.memory_gib, run.memory_on) == (8.0, "device")
+
+
 def test_without_an_evaluation_the_best_validation_counts(tmp_path: Path) -> None:
     run = run_of(record_run(tmp_path, "one"))
     assert (run.dice, run.hd95_mm, run.scored_by) == (0.5, 7.0, "validation")
 
 
 def test_what_was_not_recorded_is_missing(tmp_path: Path) -> None:
-    from segresmamba.tracking.journal import JOURNAL_NAME, Journal
-
     (tmp_path / "bare").mkdir()
     Journal(tmp_path / "bare" / JOURNAL_NAME, name="bare").close()
     run = run_of(tmp_path / "bare")

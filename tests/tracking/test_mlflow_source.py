@@ -37,7 +37,7 @@ def test_mlflow_gives_back_what_the_folder_holds(root: Path, tmp_path: Path) -> 
             name: path.read_bytes() for name, path in recorded.files.items()
         }
         assert history.where.startswith(uri(root))
-        same = {"where": "", "files": {}, "power": "", "tags": {}}
+        same = {"where": "", "files": {}, "tags": {}}
         assert recorded.tags.items() <= history.tags.items()
         assert replace(history, **same) == replace(recorded, **same)
 
