@@ -365,6 +365,22 @@ def test_a_deleted_experiment_names_the_way_back(run: Path, journal: Journal) ->
     assert len(history(run, "train/loss")) == 2
 
 
+def test_an_experiment_deleted_in_mid_run_ends_the_upload_with_the_way_back(
+    run: Path, journal: Journal
+) -> None:
+    log(journal, range(2))
+    experiment_id = sync(run).experiment_id
+    client(run).delete_experiment(experiment_id)
+    log(journal, range(2, 4))
+    with pytest.raises(TrackingError) as error:
+        sync(run)
+    assert "restore" in error.value.remedy or "segresmamba sync" in error.value.remedy
+    client(run).restore_experiment(experiment_id)
+    client(run).restore_run(UploadState.load(run).run_id)
+    sync(run)
+    assert [step for step, _ in history(run, "train/loss")] == list(range(4))
+
+
 @pytest.fixture
 def answering(run: Path) -> Iterator[type[http.server.BaseHTTPRequestHandler]]:
     """A server that answers everything with `code`; the run is sent to it."""

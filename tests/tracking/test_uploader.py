@@ -167,3 +167,16 @@ def test_a_refusal_ends_the_upload_with_the_remedy(
     client.delete_experiment(client.create_experiment("segresmamba"))
     assert not follow(run, lambda _: False)
     assert "mlflow experiments restore" in caplog.text
+
+
+@pytest.mark.usefixtures("_no_waiting")
+def test_without_mlflow_installed_the_journal_is_kept_and_sent_later(
+    run: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal.append("metrics", step=0, epoch=None, values={"loss": 1.0})
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "mlflow", None)  # importing it fails
+        assert not follow(run, lambda _: True)
+    assert "cannot be reached" in caplog.text
+    sync(run)
+    assert history(run) == [(0, 1.0)]
