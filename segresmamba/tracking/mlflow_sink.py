@@ -132,10 +132,18 @@ class MlflowSink:
                     self._push(state, header)
                     self._push_nodes(state)
                 elif is_final(error):
-                    raise refused_error(error, state) from error
+                    raise self._refusal(error, state) from error
                 else:
                     raise
             return state
+
+    def _refusal(self, error: Exception, state: UploadState) -> TrackingError:
+        """A final error as the user's: the run or its experiment was deleted, or anything else."""
+        try:
+            deleted = state.run_id and _deleted(self._connect(state), state.run_id, state)
+        except Exception:  # a server that refuses everything
+            deleted = None
+        return deleted or refused_error(error, state)
 
     def _push(self, state: UploadState, header: Record) -> None:
         for batch in batches(read_records(self._journal, state.sent_bytes)):
@@ -303,9 +311,25 @@ def _find_experiment(client: MlflowClient, state: UploadState) -> str:
             # Another run of a sweep was faster.
             experiment = client.get_experiment_by_name(state.experiment)
     if experiment.lifecycle_stage == "deleted":
-        command = f"experiments restore -x {experiment.experiment_id}"
-        raise deleted_error("experiment", command, state)
+        raise _deleted_experiment(experiment.experiment_id, state)
     return str(experiment.experiment_id)
+
+
+def _deleted_experiment(experiment_id: str, state: UploadState) -> TrackingError:
+    return deleted_error("experiment", f"experiments restore -x {experiment_id}", state)
+
+
+def _deleted_run(run_id: str, state: UploadState) -> TrackingError:
+    return deleted_error("run", f"runs restore --run-id {run_id}", state)
+
+
+def _deleted(client: MlflowClient, run_id: str, state: UploadState) -> TrackingError | None:
+    """What was deleted since the run began: with an experiment go its runs."""
+    run = client.get_run(run_id)
+    experiment = client.get_experiment(run.info.experiment_id)
+    if experiment.lifecycle_stage == "deleted":
+        return _deleted_experiment(experiment.experiment_id, state)
+    return _deleted_run(run_id, state) if run.info.lifecycle_stage == "deleted" else None
 
 
 def _find_run(client: MlflowClient, state: UploadState, experiment_id: str, header: Record) -> str:
@@ -323,7 +347,7 @@ def _find_run(client: MlflowClient, state: UploadState, experiment_id: str, head
         )
         return str(run.info.run_id)
     if found[0].info.lifecycle_stage == "deleted":
-        raise deleted_error("run", f"runs restore --run-id {found[0].info.run_id}", state)
+        raise _deleted_run(found[0].info.run_id, state)
     return str(found[0].info.run_id)
 
 
