@@ -92,6 +92,7 @@ def test_a_wheel_carries_the_presets_and_the_commands(tmp_path: Path) -> None:
     for preset in ("config", *shipped):
         assert f"segresmamba/configs/{preset}.yaml" in names
     assert {"launch/__main__.py", "segresmamba/cli/main.py"} <= names
+    assert "segresmamba/report/templates/page.html.j2" in names
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {
         "launch",
         "segresmamba",

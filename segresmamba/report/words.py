@@ -18,7 +18,9 @@ def title(groups: Sequence[Group]) -> str:
     """The heading."""
     if len(groups) == 1:
         return groups[0].label
-    return f"{_count(len(groups), 'network')} compared"
+    networks = len({group.runs[0].model for group in groups})
+    variants = f"{len(groups)} variants of " if networks < len(groups) else ""
+    return f"{variants}{_count(networks, 'network')} compared"
 
 
 def lead(runs: Sequence[Run]) -> str:

@@ -28,7 +28,7 @@ _LOOKED_AT = {"results.json", "overlays"}
 _STATUS = {theirs: ours for ours, theirs in RUN_STATUS.items()}
 # MLflow's own retries would keep the user waiting for minutes before the error.
 _ENVIRONMENT = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",

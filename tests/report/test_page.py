@@ -57,6 +57,15 @@ def test_the_page_needs_nothing_besides_itself(page: str) -> None:
     assert "http" not in re.sub(r'(src|href)="data:[^"]*"', "", page)
 
 
+def test_the_heading_tells_networks_from_variants_of_one(page: str, tmp_path: Path) -> None:
+    assert "<h1>3 networks compared</h1>" in page
+    record_run(tmp_path / "runs", "a", settings={"lr": 0.1})
+    assert "<h1>segresmamba</h1>" in report(tmp_path / "runs", tmp_path).page.read_text()
+    record_run(tmp_path / "runs", "b", settings={"lr": 0.2})
+    both = report(tmp_path / "runs", tmp_path).page.read_text()
+    assert "<h1>2 variants of 1 network compared</h1>" in both
+
+
 def test_a_name_is_text_and_never_markup(page: str) -> None:
     assert "&lt;b&gt;new&lt;/b&gt;" in page
     assert "<b>new" not in page
