@@ -1,0 +1,100 @@
+"""How long the ranks of a job take to find each other: 8, 64 and 256 processes on this machine.
+
+    python benchmarks/rendezvous.py
+
+Each process joins the group as a rank of `train` does (`engine.distributed.join`, gloo), passes a
+barrier, agrees on a number as at a step boundary, and leaves. The processes are forks that have
+torch imported already: what is timed is the meeting, not the reading of a Python installation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import multiprocessing
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from segresmamba.engine.distributed import Ranks, highest, join, wait_for_all
+
+RESULTS = Path(__file__).parent / "results"
+
+
+class Meeting(NamedTuple):
+    """Seconds from the start of the first process; the slowest rank of each kind."""
+
+    ranks: int
+    joined_s: float
+    barrier_s: float
+    """The first barrier, in which gloo connects every pair."""
+    agreed_s: float
+    """One agreement after that, as at every step boundary."""
+    failed: int
+
+
+def meet(rank: int, world_size: int, port: int, started_s: float, answers: Any) -> None:
+    """Be one rank: join, wait for all, agree."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    os.environ |= dict(
+        zip(names, map(str, (rank, rank, world_size, "127.0.0.1", port)), strict=True)
+    )
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    join(Ranks(rank, world_size, rank, world_size, torch.device("cpu")), threads=1)
+    joined_s = time.monotonic() - started_s
+    wait_for_all()
+    barrier_s = time.monotonic() - started_s - joined_s
+    before_s = time.monotonic()
+    if highest(rank, torch.device("cpu")) != world_size - 1:
+        raise RuntimeError("the ranks do not agree")
+    answers.put((joined_s, barrier_s, time.monotonic() - before_s))
+    wait_for_all()
+    dist.destroy_process_group()
+
+
+def meeting(world_size: int) -> Meeting:
+    """Start the ranks and wait for their answers."""
+    context = multiprocessing.get_context("fork")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    answers, started_s = context.Queue(), time.monotonic()
+    processes = [
+        context.Process(target=meet, args=(rank, world_size, port, started_s, answers))
+        for rank in range(world_size)
+    ]
+    for process in processes:
+        process.start()
+    times = [answers.get(timeout=600) for _ in range(world_size)]
+    for process in processes:
+        process.join()
+    slowest = [round(max(column), 3) for column in zip(*times, strict=True)]
+    failed = sum(process.exitcode != 0 for process in processes)
+    return Meeting(world_size, *slowest, failed)
+
+
+def main() -> None:
+    """Meet, print, write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--ranks", type=int, nargs="+", default=[8, 64, 256])
+    parser.add_argument("--out", type=Path, default=RESULTS / "rendezvous_cpu.csv")
+    arguments = parser.parse_args()
+    print("  ".join(f"{field:>10}" for field in Meeting._fields), flush=True)
+    with arguments.out.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(Meeting._fields)
+        for world_size in arguments.ranks:
+            found = meeting(world_size)
+            table.writerow(found)
+            print("  ".join(f"{value:>10}" for value in found), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""A model of weak scaling: what each ZeRO stage sends, and how long that takes.
+
+Psi is the bytes of the weights (gradients have the same type, see `engine.zero`), N the ranks.
+A ring sends (N - 1) / N of the tensor per rank for a reduce-scatter or an all-gather, and twice
+that for an all-reduce. Rajbhandari et al. (arXiv 1910.02054, section 7) so arrive at 2 Psi for
+stages 1 and 2 and at 3 Psi for stage 3. DeepSpeed 0.19 as configured here does otherwise, as
+`scaling.py` counts: stages 1 and 2 all-reduce the gradients (2 Psi) and gather the weights (Psi),
+and stage 3 gathers the weights of a network below a billion parameters once, not twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+STAGES = (0, 1, 2, 3)
+GPUS_PER_NODE = 8
+# Parts of a tensor that a rank sends in a ring, in units of (N - 1) / N. A rank passes on all of a
+# broadcast or a reduction to one rank but once.
+_RING = {"all-reduce": 2, "reduce-scatter": 1, "all-gather": 1, "broadcast": 1, "reduce": 1}
+
+# The same for a whole step, in Psi.
+_STEP = {0: 2, 1: 3, 2: 3, 3: 2}
+
+
+class Cluster(NamedTuple):
+    """What the links can do, per GPU and direction."""
+
+    node_gb_s: float
+    network_gb_s: float
+    latency_us: float
+
+
+class Traffic(NamedTuple):
+    """What one rank does for the others in one step."""
+
+    calls: int
+    sent_bytes: float
+
+    @classmethod
+    def of(cls, world_size: int, collectives: Iterable[tuple[str, int, int]]) -> Traffic:
+        """Add up (kind, calls, payload bytes), each collective a ring."""
+        rows = list(collectives)
+        share = (world_size - 1) / world_size
+        return cls(
+            sum(calls for _, calls, _ in rows),
+            sum(_RING[kind] * share * payload_bytes for kind, _, payload_bytes in rows),
+        )
+
+
+def predicted_traffic(stage: int, world_size: int, weights_bytes: int) -> float:
+    """Bytes that a rank sends in a step."""
+    return _STEP[stage] * weights_bytes * (world_size - 1) / world_size
+
+
+def step_s(
+    stage: int, gpus: int, compute_s: float, weights_bytes: int, calls: int, cluster: Cluster
+) -> float:
+    """One step with the same crops per GPU, communication not hidden behind the backward pass.
+
+    Args:
+        stage: Of ZeRO.
+        gpus: N, eight in a node.
+        compute_s: Of a step on one GPU.
+        weights_bytes: Psi.
+        calls: Collectives in a step.
+        cluster: The links. The slowest one of a ring limits it.
+    """
+    bandwidth_gb_s = cluster.node_gb_s if gpus <= GPUS_PER_NODE else cluster.network_gb_s
+    transfer_s = predicted_traffic(stage, gpus, weights_bytes) / (bandwidth_gb_s * 1e9)
+    # A tree over the ranks: NCCL takes one for small messages, and large ones are transfer.
+    hops_s = calls * cluster.latency_us * 1e-6 * (gpus - 1).bit_length()
+    return compute_s + transfer_s + hops_s
