@@ -68,7 +68,9 @@ class SystemSampler:
     def _sample(self, journal: Journal, path: Path) -> None:
         step = sum(record.kind == "metrics" for record in read_records(path))
         gpus, meter = GpuReader(self._gpu_uuids), _HostMeter(self._folder)
-        while not self._stop.wait(SAMPLE_S):
+        ended = False
+        while not ended:
+            ended = self._stop.wait(SAMPLE_S)  # a short run has at least the sample at its end
             values = meter.read() | gpus.read()
             named = {f"system/{self._node}/{name}": value for name, value in values.items()}
             journal.append("metrics", step=step, epoch=None, values=named)

@@ -33,6 +33,9 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
+        """Start it, unless it runs."""
+        if self._process is not None:
+            return
         command = [sys.executable, "-m", "mlflow", "server", "--workers=1"]
         command += ["--host=127.0.0.1", f"--port={self._port}"]
         command += [f"--backend-store-uri=sqlite:///{self._folder}/mlflow.db"]

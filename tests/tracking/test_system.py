@@ -59,6 +59,17 @@ def test_processors_memory_disk_and_network_are_sampled(tmp_path: Path) -> None:
     assert values[f"system/{NODE}/system_memory_usage_megabytes"] > 100
 
 
+def test_a_run_shorter_than_the_interval_has_a_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segresmamba.tracking.system.SAMPLE_S", 60.0)
+    sampler = SystemSampler(tmp_path)
+    sampler.start()
+    wait_for(node_journal(tmp_path, NODE).exists)
+    sampler.stop()
+    assert steps(tmp_path) == [0]
+
+
 def test_a_resumed_run_continues_the_samples(tmp_path: Path) -> None:
     sample(tmp_path, 2)
     sample(tmp_path, 2)
