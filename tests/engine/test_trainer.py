@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -103,6 +104,22 @@ def test_a_stop_request_saves_the_step_and_the_rest_continues_from_it(
     result = train(tiny_config(tiny_store, tmp_path / "cut"))
     assert (result["status"], result["step"]) == ("finished", 4)
     assert_same_curve(whole, journal_losses(tmp_path / "cut" / "tiny"), 1e-5)
+
+
+def test_every_checkpoint_forces_the_journal_to_the_disk(
+    tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal, forced = tmp_path / "tiny" / "journal.jsonl", []
+    fsync = os.fsync
+
+    def watched(descriptor: int) -> None:
+        if journal.exists() and os.path.samestat(os.fstat(descriptor), journal.stat()):
+            forced.append(max(journal_losses(journal.parent), default=0))
+        fsync(descriptor)
+
+    monkeypatch.setattr("os.fsync", watched)
+    train(tiny_config(tiny_store, tmp_path, "train.checkpoint_every=2"))
+    assert {2, 4} <= set(forced)  # the steps that were on the disk when it was asked for
 
 
 def test_a_finished_run_is_not_trained_again(tiny_store: Path, tmp_path: Path) -> None:
