@@ -64,9 +64,21 @@ def sample(
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help="nnU-Net raw dataset (with dataset.json)")],
+    source: Annotated[Path, typer.Argument(help="Dataset folder, or a MONAI datalist")],
     out: Annotated[Path, typer.Argument(help="Store to write")],
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--format", help="auto, nnunet, decathlon, monai, brats2021, brats2023, bids, dicom"
+        ),
+    ] = "auto",
     workers: Annotated[int, typer.Option(min=1, help="Processes")] = 2,
+    resample_mismatched: Annotated[
+        bool, typer.Option("--resample-mismatched", help="Put images of a case onto one grid")
+    ] = False,
+    splits: Annotated[
+        Path | None, typer.Option(help='Own folds: [{"train": [...], "val": [...]}, ...]')
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Convert all cases anew")] = False,
 ) -> None:
     """Convert a dataset to a sharded Zarr store; finished cases are not redone."""
@@ -77,7 +89,10 @@ def convert(
         result = run(
             source,
             out,
+            format=kind,
             workers=workers,
+            resample_mismatched=resample_mismatched,
+            splits=splits,
             overwrite=overwrite,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )

@@ -14,6 +14,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import numpy.typing as npt
 from segresmamba import __version__
 from segresmamba.data import layout
 from segresmamba.data.folder import StoreFolder
+from segresmamba.data.formats import AUTO, read_source
 from segresmamba.data.manifest import (
     CaseRecord,
     SourceFile,
@@ -29,8 +31,8 @@ from segresmamba.data.manifest import (
     build_manifest,
     write_manifest,
 )
-from segresmamba.data.nnunet import read_nnunet
 from segresmamba.data.source import SourceCase, SourceDataset
+from segresmamba.data.splits import Split, make_splits, read_splits, splits_of
 from segresmamba.data.statistics import class_positions, class_voxels, positions_kept
 from segresmamba.data.volume import read_label, read_volume
 from segresmamba.data.writer import write_case
@@ -65,19 +67,27 @@ def convert(
     source: Path,
     out: Path,
     *,
+    format: str = AUTO,
     workers: int = 1,
+    resample_mismatched: bool = False,
+    splits: Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Conversion:
-    """Convert an nnU-Net raw dataset to a store.
+    """Convert a dataset to a store.
 
     Cases that are there already, from files that have not changed, are not redone. When some cases
     are refused, the others are converted nevertheless, and all refusals are reported together.
 
     Args:
-        source: Folder with dataset.json, imagesTr/ and labelsTr/.
+        source: The dataset's folder, or a MONAI datalist.
         out: The store's folder.
+        format: One of `formats.FORMATS`, or "auto".
         workers: Processes.
+        resample_mismatched: Put images of one case that have another grid than the first onto its
+            grid, instead of refusing the case.
+        splits: The user's own folds, as `read_splits` takes them; else those of the format, else
+            five with all cases of a patient on one side.
         overwrite: Convert all cases anew, whatever the store holds of another conversion. A folder
             that is no store is never touched.
         progress: See `Progress`.
@@ -85,7 +95,8 @@ def convert(
     Raises:
         DataError: If the source, one of its cases, or the output folder cannot be used.
     """
-    dataset = read_nnunet(source)
+    dataset = read_source(source, format)
+    folds = _splits(dataset, splits)
     folder = StoreFolder(out, dataset, overwrite=overwrite)
     with folder.locked():
         kept = _finished(dataset, source, out)
@@ -95,7 +106,7 @@ def convert(
         report = progress or (lambda done, total: None)
         report(len(kept), len(dataset.cases))
         records, failures = dict(kept), []
-        job = partial(_attempt, source=source, store=out, labels=dataset.labels)
+        job = partial(_attempt, source, out, dataset, resample_mismatched)
         for number, (case_id, outcome) in enumerate(_run(job, todo, workers), start=1):
             if isinstance(outcome, DataError):
                 failures.append((case_id, outcome))
@@ -108,10 +119,24 @@ def convert(
         _require_all_classes(dataset, records, source)
         storage = Storage(converter=__version__, codec=layout.CODEC, chunk_DHW=layout.CHUNK_DHW)
         manifest = build_manifest(
-            dataset.name, dataset.channel_names, dataset.labels, storage, records
+            dataset.name,
+            dataset.channel_names,
+            dataset.labels,
+            storage,
+            records,
+            splits=folds,
         )
         write_manifest(manifest, out)
     return Conversion(out, tuple(case.case_id for case in todo), tuple(kept), manifest.digest)
+
+
+def _splits(dataset: SourceDataset, own: Path | None) -> tuple[Split, ...]:
+    case_ids = [case.case_id for case in dataset.cases]
+    if own:
+        return read_splits(own, case_ids)
+    if dataset.held_out:
+        return splits_of(dataset.held_out, case_ids)
+    return make_splits(case_ids, {case.case_id: case.patient for case in dataset.cases})
 
 
 def _finished(dataset: SourceDataset, source: Path, store: Path) -> dict[str, CaseRecord]:
@@ -155,19 +180,29 @@ def _run(
 
 
 def _attempt(
-    case: SourceCase, *, source: Path, store: Path, labels: dict[str, int]
+    source: Path, store: Path, dataset: SourceDataset, resample_mismatched: bool, case: SourceCase
 ) -> CaseRecord | DataError:
     try:
-        return _convert_case(case, source, store, labels)
+        return _convert_case(source, store, dataset, resample_mismatched, case)
     except DataError as error:
         return error
 
 
 def _convert_case(
-    case: SourceCase, source: Path, store: Path, labels: dict[str, int]
+    source: Path, store: Path, dataset: SourceDataset, resample_mismatched: bool, case: SourceCase
 ) -> CaseRecord:
-    volume = read_volume(case.images)
-    label_DHW, original = read_label(case.label, labels, volume.original)
+    volume = read_volume(
+        case.images,
+        stacked_channels=len(dataset.channel_names) if case.stacked else 0,
+        resample_mismatched=resample_mismatched,
+    )
+    label_DHW, original = read_label(
+        case.label,
+        dataset.labels,
+        volume.original,
+        renumbered=dataset.renumbered,
+        resample_mismatched=resample_mismatched,
+    )
     voxels = class_voxels(label_DHW)
     affine = volume.affine.tolist()
     record = CaseRecord(
@@ -188,7 +223,7 @@ def _convert_case(
         write_case(
             store / case.case_id,
             record,
-            labels=labels,
+            labels=dataset.labels,
             image_CDHW=volume.image_CDHW,
             label_DHW=label_DHW,
             positions=class_positions(label_DHW, voxels, case.case_id),
@@ -212,7 +247,9 @@ def digest(array: npt.NDArray[Any]) -> str:
 
 def _source_files(case: SourceCase, source: Path) -> tuple[SourceFile, ...]:
     files = []
-    for path in (*case.images, case.label):
+    named = (*case.images, case.label)
+    series = {path: sorted(path.iterdir()) for path in named if path.is_dir()}
+    for path in chain.from_iterable(series.get(path, [path]) for path in named):
         status = path.stat()
         files.append(
             SourceFile(

@@ -16,12 +16,11 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from segresmamba.data.splits import Split
 from segresmamba.errors import DataError
 
 SCHEMA_VERSION = 1
 MANIFEST = "dataset.json"
-_FOLDS = 5
-_FOLD_SEED = 12345  # nnU-Net's
 
 
 class _Record(BaseModel):
@@ -76,13 +75,6 @@ class CaseRecord(_Record):
         return self.shape_CDHW[1:]
 
 
-class Split(_Record):
-    """One fold."""
-
-    train: tuple[str, ...]
-    val: tuple[str, ...]
-
-
 class Storage(_Record):
     """How the arrays were written."""
 
@@ -116,10 +108,11 @@ def build_manifest(
     labels: dict[str, int],
     storage: Storage,
     cases: Mapping[str, CaseRecord],
+    *,
+    splits: tuple[Split, ...],
 ) -> Manifest:
     """Put the records of all cases together."""
     ordered = dict(sorted(cases.items()))
-    splits = make_splits(list(ordered))
     content = {
         "channels": channel_names,
         "labels": labels,
@@ -138,26 +131,6 @@ def build_manifest(
         splits=splits,
         fingerprint=fingerprint(channel_names, labels, list(ordered.values())),
         digest=hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
-    )
-
-
-def make_splits(case_ids: list[str]) -> tuple[Split, ...]:
-    """Five folds, fewer for fewer cases; the same for the same ids in any order.
-
-    One case alone cannot be split and gives none.
-    """
-    ordered = sorted(case_ids)
-    if len(ordered) < 2:
-        return ()
-    shuffled = np.random.default_rng(_FOLD_SEED).permutation(len(ordered))
-    folds = np.array_split(shuffled, min(_FOLDS, len(ordered)))
-    held_out = [{ordered[index] for index in fold} for fold in folds]
-    return tuple(
-        Split(
-            train=tuple(case_id for case_id in ordered if case_id not in val),
-            val=tuple(case_id for case_id in ordered if case_id in val),
-        )
-        for val in held_out
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from segresmamba.errors import DataError
 
+VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
 RESERVED_NAMES = frozenset({"zarr.json", "dataset.json"})
 """File names at the top of a store, which no case may take."""
 
@@ -19,6 +21,10 @@ class SourceCase:
     images: tuple[Path, ...]
     """One per channel, in the dataset's channel order."""
     label: Path
+    stacked: bool = False
+    """Whether `images` is one file whose fourth axis holds the channels."""
+    patient: str = ""
+    """Cases of one patient stay on one side of a split; empty: the case is a patient of its own."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,10 @@ class SourceDataset:
     """Name to value; background is 0, values run without gaps."""
     cases: tuple[SourceCase, ...]
     """Sorted by id."""
+    held_out: tuple[tuple[str, ...], ...] = ()
+    """Case ids held out in each fold, where the format says so."""
+    renumbered: dict[int, int] = field(default_factory=dict)
+    """Value in the label files to declared value, where they differ."""
 
 
 def check_case_id(case_id: str, where: Path) -> str:
@@ -48,6 +58,48 @@ def check_case_id(case_id: str, where: Path) -> str:
         got=repr(case_id),
         remedy="rename the case: no path separator, no leading dot, not "
         + " or ".join(sorted(RESERVED_NAMES)),
+    )
+
+
+def inside(folder: Path, name: str, where: Path) -> Path:
+    """The path of a file that a list names, which must lie in the dataset's folder.
+
+    Raises:
+        DataError: For an absolute path, or one that leaves the folder by '..'.
+    """
+    if not Path(name).is_absolute() and ".." not in Path(name).parts:
+        return folder / name
+    raise DataError(
+        "a listed file lies outside the dataset",
+        where=where,
+        got=repr(name),
+        remedy="name files relative to the folder of the list, without '..'",
+    )
+
+
+def strip_ending(name: str) -> str:
+    """A file's name without .nii.gz, .nii, .nrrd or .mha."""
+    for ending in VOLUME_ENDINGS:
+        if name.endswith(ending):
+            return name.removesuffix(ending)
+    return name
+
+
+def check_unique(cases: tuple[SourceCase, ...], where: Path) -> tuple[SourceCase, ...]:
+    """Sort cases by id and refuse two of the same.
+
+    Raises:
+        DataError: If there is no case, or a name comes twice.
+    """
+    ordered = tuple(sorted(cases, key=lambda case: case.case_id))
+    twice = {a.case_id for a, b in pairwise(ordered) if a.case_id == b.case_id}
+    if ordered and not twice:
+        return ordered
+    raise DataError(
+        "two cases have the same name" if twice else "the dataset has no training case",
+        where=where,
+        got=", ".join(sorted(twice)[:10]) or "none",
+        remedy="give each case a file name of its own" if twice else "add labelled cases",
     )
 
 

@@ -1,12 +1,14 @@
-"""NIfTI files of one case -> arrays on the RAS grid, everything doubtful refused."""
+"""Files of one case -> arrays on the RAS grid, everything doubtful refused."""
 
 from __future__ import annotations
 
 import gzip
+import logging
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +17,24 @@ import numpy as np
 import numpy.typing as npt
 from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import io_orientation
+from nibabel.processing import resample_from_to
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from segresmamba.data import geometry
 from segresmamba.data.geometry import Affine, Original
+from segresmamba.data.itk import read_itk
 from segresmamba.data.manifest import ChannelStatistics
 from segresmamba.data.statistics import channel_statistics
 from segresmamba.errors import DataError
 
+logger = logging.getLogger(__name__)
+
 _GRID_TOLERANCE_VOXELS = 0.01
 """Header affines are float32: the same grid written by two tools differs by far less than this."""
 _UNREADABLE = (
-    OSError, EOFError, zlib.error, ValueError, ImageFileError, HeaderDataError, WrapStructError
+    OSError, EOFError, zlib.error, ValueError, RuntimeError,  # SimpleITK raises the last
+    ImageFileError, HeaderDataError, WrapStructError,
 )  # fmt: skip
 
 
@@ -72,21 +79,26 @@ class _Nifti:
     header: Any
 
 
-def read_volume(images: Sequence[Path]) -> Volume:
+def read_volume(
+    images: Sequence[Path], *, stacked_channels: int = 0, resample_mismatched: bool = False
+) -> Volume:
     """Read the channels of one case.
 
     Args:
-        images: One NIfTI file per channel, in the dataset's channel order.
+        images: One file (or folder of a DICOM series) per channel, in the dataset's channel order.
+        stacked_channels: If not 0, `images` is one file with so many channels along a fourth axis.
+        resample_mismatched: Put channels of another grid onto the first's instead of refusing them.
 
     Raises:
         DataError: For a file that is missing, damaged, not 3D, without a usable affine, with NaN or
             infinite voxels, without any non-zero voxel, or on another grid than the first.
     """
-    first = _read_nifti(images[0])
+    opened = _channels(images, stacked_channels)
+    first = next(opened)
     original = Original.of(first.header, np.uint8)
     channels, affine = [], first.affine
-    for number, path in enumerate(images):
-        nifti = _read_nifti(path) if number else first
+    for channel in chain([first], opened):
+        nifti = _onto(channel, original, order=1) if resample_mismatched else channel
         _require_same_grid(nifti, original)
         channel_DHW, affine = geometry.to_ras(_narrow(nifti), first.affine)
         channels.append(channel_DHW)
@@ -95,7 +107,12 @@ def read_volume(images: Sequence[Path]) -> Volume:
 
 
 def read_label(
-    path: Path, labels: dict[str, int], grid: Original
+    path: Path,
+    labels: dict[str, int],
+    grid: Original,
+    *,
+    renumbered: dict[int, int] | None = None,
+    resample_mismatched: bool = False,
 ) -> tuple[npt.NDArray[Any], Original]:
     """Read a label map.
 
@@ -103,14 +120,19 @@ def read_label(
         path: NIfTI file with integers (their dtype may be a floating one).
         labels: Declared names and values.
         grid: Of the image, which the label must share.
+        renumbered: Value in the file to declared value, where they differ.
+        resample_mismatched: Put a label of another grid onto the image's instead of refusing it.
 
     Returns:
-        (D, H, W) array of uint8, int16 where values exceed 255, on the RAS grid; and its original.
+        (D, H, W) array of uint8, int16 where values exceed 255, on the RAS grid; and its original
+        (the image's with the label's dtype if it was resampled).
 
     Raises:
         DataError: As `read_volume`; also for values that are no integers or not declared.
     """
     label = _read_nifti(path)
+    if resample_mismatched:
+        label = _onto(label, grid, order=0)
     _require_same_grid(label, grid)
     highest = max(labels.values())
     values_XYZ = label.data_XYZ
@@ -122,6 +144,7 @@ def read_label(
             got=f"{odd.size} voxels, such as {odd[0]:g}",
             remedy="export the label again with nearest-neighbour interpolation",
         )
+    values_XYZ = _renumber(values_XYZ, renumbered or {}, path)
     if values_XYZ.min() < 0 or values_XYZ.max() > highest:
         found = np.unique(values_XYZ)
         undeclared = found[(found < 0) | (found > highest)]
@@ -129,15 +152,61 @@ def read_label(
             "a label has undeclared values",
             where=path,
             got=", ".join(f"{value:g}" for value in undeclared[:10]),
-            remedy=f"declared in dataset.json: {labels}; declare the value or correct the file",
+            remedy=f"declared: {labels}; declare the value or correct the file",
         )
     dtype = np.uint8 if highest <= np.iinfo(np.uint8).max else np.int16
     label_DHW, _ = geometry.to_ras(values_XYZ.astype(dtype), label.affine)
     return label_DHW, Original.of(label.header, label.header.get_data_dtype())
 
 
-def _read_nifti(path: Path) -> _Nifti:
-    image = _open_nifti(path)
+def _channels(images: Sequence[Path], stacked: int) -> Iterator[_Nifti]:
+    if not stacked:
+        yield from map(_read_nifti, images)
+        return
+    whole = _read_nifti(images[0], channels=stacked)
+    header = whole.header.copy()
+    header.set_data_shape(whole.data_XYZ.shape[:3])
+    for channel in range(stacked):
+        yield _Nifti(whole.path, whole.data_XYZ[..., channel], whole.affine, header)
+
+
+def _renumber(
+    values_XYZ: npt.NDArray[Any], renumbered: dict[int, int], path: Path
+) -> npt.NDArray[Any]:
+    """Give voxels their declared values; what is free in the files only must not occur there."""
+    taken = [new for new in renumbered.values() if new not in renumbered]
+    if any((values_XYZ == value).any() for value in taken):
+        raise DataError(
+            "a label has undeclared values",
+            where=path,
+            got=", ".join(map(str, taken)),
+            remedy=f"the format writes {renumbered} (file: store); say another with --format",
+        )
+    out = values_XYZ.copy() if renumbered else values_XYZ
+    for old, new in renumbered.items():
+        out[values_XYZ == old] = new
+    return out
+
+
+def _onto(nifti: _Nifti, grid: Original, *, order: int) -> _Nifti:
+    """The same volume on another grid, interpolated; itself where the grids agree."""
+    try:
+        _require_same_grid(nifti, grid)
+    except DataError as mismatch:
+        logger.warning("%s is resampled: %s", nifti.path, mismatch.got)
+    else:
+        return nifti
+    dtype = nifti.data_XYZ.dtype if order == 0 else np.float32
+    image = nib.Nifti1Image(nifti.data_XYZ.astype(np.float32), nifti.affine)
+    there = resample_from_to(image, (grid.shape_XYZ, grid.affine), order=order)
+    data_XYZ = np.asarray(there.dataobj).astype(dtype)
+    header = Original.of(grid.header, nifti.header.get_data_dtype()).header
+    return _Nifti(nifti.path, data_XYZ, grid.affine, header)
+
+
+def _read_nifti(path: Path, channels: int = 0) -> _Nifti:
+    """One file; 4D if `channels` says how many there are along its last axis."""
+    image = _open(path)
     if (stored := image.get_data_dtype()).kind not in "iuf":
         raise DataError(
             "voxels must be numbers",
@@ -149,7 +218,14 @@ def _read_nifti(path: Path) -> _Nifti:
         data_XYZ = _voxels(image)
     except _UNREADABLE as error:
         raise _damaged(path, error) from error
-    if data_XYZ.ndim != 3:
+    if channels and data_XYZ.shape[3:] != (channels,):
+        raise DataError(
+            "an image must hold all channels along a fourth axis",
+            where=path,
+            got=f"shape {data_XYZ.shape} for {channels} channels",
+            remedy="correct the declared modalities, or add the missing one to the file",
+        )
+    if data_XYZ.ndim != 3 + bool(channels):
         raise DataError(
             "a volume must have three dimensions",
             where=path,
@@ -173,8 +249,10 @@ def _read_nifti(path: Path) -> _Nifti:
     return _Nifti(path, data_XYZ, image.affine, image.header)
 
 
-def _open_nifti(path: Path) -> Any:
+def _open(path: Path) -> Any:
     try:
+        if path.is_dir() or path.suffix in {".nrrd", ".mha"}:
+            return read_itk(path)
         # All of it at once: gzip checks its checksum only at the end of the file, which reading
         # voxels through nibabel does not reach.
         content = path.read_bytes()
@@ -203,6 +281,9 @@ def _damaged(path: Path, error: Exception) -> DataError:
 
 def _voxels(image: Any) -> npt.NDArray[Any]:
     """The intensities: integers where file and scaling are integers, else float32."""
+    if isinstance(image.dataobj, np.ndarray):  # of SimpleITK, which has applied the scaling
+        data: npt.NDArray[Any] = image.dataobj
+        return data.astype(np.float32, copy=False) if data.dtype.kind == "f" else data
     stored, slope, inter = image.get_data_dtype(), image.dataobj.slope, image.dataobj.inter
     if stored.kind == "f" or not (float(slope).is_integer() and float(inter).is_integer()):
         with np.errstate(over="ignore"):  # becomes infinite, which is refused

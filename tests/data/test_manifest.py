@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from segresmamba.data.manifest import (
     SCHEMA_VERSION,
     build_manifest,
-    make_splits,
     read_manifest,
     write_manifest,
 )
+from segresmamba.data.splits import make_splits
 from segresmamba.errors import DataError
 
 CASE_IDS = st.lists(st.integers(0, 99).map("case_{}".format), min_size=2, max_size=20, unique=True)
@@ -49,7 +49,7 @@ def test_the_digest_names_the_content(sound_store: Path) -> None:
     manifest = read_manifest(sound_store)
 
     def digest(**changes: Any) -> str:
-        keys = ("name", "channel_names", "labels", "storage", "cases")
+        keys = ("name", "channel_names", "labels", "storage", "cases", "splits")
         return build_manifest(**({key: getattr(manifest, key) for key in keys} | changes)).digest
 
     moved = [(*row[:3], row[3] + 1) for row in manifest.cases["case_0"].affine[:3]]
