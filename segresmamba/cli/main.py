@@ -100,11 +100,19 @@ def convert(
 
 
 @app.command()
-def verify(store: Annotated[Path, typer.Argument(help="Converted dataset")]) -> None:
-    """Read every case of a store and report what is wrong with it."""
+def verify(
+    store: Annotated[Path, typer.Argument(help="Converted dataset")],
+    fix: Annotated[bool, typer.Option("--fix", help="Convert the faulty cases anew")] = False,
+    source: Annotated[
+        Path | None, typer.Option(help="For --fix: where the source lies, if it has moved")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes of --fix")] = 1,
+) -> None:
+    """Read every case of a store and report what is wrong with it; --fix converts it anew."""
+    from segresmamba.data import repair
     from segresmamba.data import verify as run
 
-    problems = run(store)
+    problems = repair(store, source=source, workers=workers) if fix else run(store)
     for problem in problems:
         typer.secho(str(problem), fg="red")
     typer.echo(f"{len(problems)} problems in {store}" if problems else f"{store} is sound")

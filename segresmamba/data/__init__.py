@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from segresmamba.data.sample import make_sample
     from segresmamba.data.sampler import PatchSampler
     from segresmamba.data.store import Case, Dataset, open_dataset
-    from segresmamba.data.verification import Problem, verify
+    from segresmamba.data.verification import Problem, repair, verify
     from segresmamba.data.volume import Volume, read_volume
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "normalise",
     "open_dataset",
     "read_volume",
+    "repair",
     "verify",
 ]
 
@@ -52,7 +53,7 @@ _MODULES = {
     "sample": ("make_sample",),
     "sampler": ("PatchSampler",),
     "store": ("Case", "Dataset", "open_dataset"),
-    "verification": ("Problem", "verify"),
+    "verification": ("Problem", "repair", "verify"),
     "volume": ("Volume", "read_volume"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ import numpy.typing as npt
 from segresmamba import __version__
 from segresmamba.data import layout
 from segresmamba.data.folder import StoreFolder
-from segresmamba.data.formats import AUTO, read_source
+from segresmamba.data.formats import AUTO, detect, read_source
 from segresmamba.data.manifest import (
     CaseRecord,
     SourceFile,
@@ -70,7 +70,8 @@ def convert(
     format: str = AUTO,
     workers: int = 1,
     resample_mismatched: bool = False,
-    splits: Path | None = None,
+    splits: Path | Sequence[Split] | None = None,
+    redo: Collection[str] = (),
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Conversion:
@@ -86,8 +87,9 @@ def convert(
         workers: Processes.
         resample_mismatched: Put images of one case that have another grid than the first onto its
             grid, instead of refusing the case.
-        splits: The user's own folds, as `read_splits` takes them; else those of the format, else
-            five with all cases of a patient on one side.
+        splits: The user's own folds, or a file of them as `read_splits` takes it; else those of
+            the format, else five with all cases of a patient on one side.
+        redo: Ids of cases to convert anew, whatever is there.
         overwrite: Convert all cases anew, whatever the store holds of another conversion. A folder
             that is no store is never touched.
         progress: See `Progress`.
@@ -95,11 +97,14 @@ def convert(
     Raises:
         DataError: If the source, one of its cases, or the output folder cannot be used.
     """
+    if format == AUTO:
+        format = detect(source)
     dataset = read_source(source, format)
     folds = _splits(dataset, splits)
     folder = StoreFolder(out, dataset, overwrite=overwrite)
     with folder.locked():
-        kept = _finished(dataset, source, out)
+        finished = _finished(dataset, source, out)
+        kept = {case_id: finished[case_id] for case_id in finished if case_id not in redo}
         todo = [case for case in dataset.cases if case.case_id not in kept]
         if todo:
             folder.withdraw_manifest()
@@ -117,7 +122,14 @@ def convert(
             folder.remove_if_without_cases()
             raise _all_in_one(sorted(failures, key=lambda failure: failure[0]), dataset, source)
         _require_all_classes(dataset, records, source)
-        storage = Storage(converter=__version__, codec=layout.CODEC, chunk_DHW=layout.CHUNK_DHW)
+        storage = Storage(
+            converter=__version__,
+            codec=layout.CODEC,
+            chunk_DHW=layout.CHUNK_DHW,
+            source=str(source.absolute()),
+            format=format,
+            resample_mismatched=resample_mismatched,
+        )
         manifest = build_manifest(
             dataset.name,
             dataset.channel_names,
@@ -130,10 +142,12 @@ def convert(
     return Conversion(out, tuple(case.case_id for case in todo), tuple(kept), manifest.digest)
 
 
-def _splits(dataset: SourceDataset, own: Path | None) -> tuple[Split, ...]:
+def _splits(dataset: SourceDataset, own: Path | Sequence[Split] | None) -> tuple[Split, ...]:
     case_ids = [case.case_id for case in dataset.cases]
-    if own:
+    if isinstance(own, Path):
         return read_splits(own, case_ids)
+    if own:
+        return tuple(own)
     if dataset.held_out:
         return splits_of(dataset.held_out, case_ids)
     return make_splits(case_ids, {case.case_id: case.patient for case in dataset.cases})

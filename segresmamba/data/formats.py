@@ -68,7 +68,7 @@ def read_source(source: Path, name: str = AUTO) -> SourceDataset:
         DataError: If the format is unknown, not to be told, or the dataset contradicts it.
     """
     if name == AUTO:
-        name = _detect(source)
+        name = detect(source)
     if name not in FORMATS:
         raise DataError(
             "there is no such format",
@@ -79,7 +79,12 @@ def read_source(source: Path, name: str = AUTO) -> SourceDataset:
     return FORMATS[name].read(source)
 
 
-def _detect(source: Path) -> str:
+def detect(source: Path) -> str:
+    """The name of a dataset's format; logs what spoke for it.
+
+    Raises:
+        DataError: If nothing does, or several formats are possible.
+    """
     found = {name: reason for name, kind in FORMATS.items() if (reason := kind.find(source))}
     if len(found) == 1:
         ((name, reason),) = found.items()

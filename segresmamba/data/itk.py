@@ -58,7 +58,7 @@ def _origin_mm(name: str, sitk: Any) -> tuple[float, ...]:
 
 
 def _require_even(origins_mm: list[tuple[float, ...]]) -> None:
-    """ITK takes the mean distance of slices for all of them, so a missing one would shift others."""
+    """ITK takes the mean distance of slices for all, so a missing one would shift the others."""
     steps_mm = np.diff(np.array(origins_mm), axis=0)
     if len(steps_mm) and np.abs(steps_mm - np.median(steps_mm, axis=0)).max() > _UNEVEN_MM:
         gaps_mm = np.linalg.norm(steps_mm, axis=1)

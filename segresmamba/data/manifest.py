@@ -84,6 +84,10 @@ class Storage(_Record):
     chunk_DHW: tuple[int, int, int]
     """Inner chunk; the shard is the whole array."""
     orientation: Literal["RAS"] = "RAS"
+    source: str = ""
+    """Absolute path of what was converted; empty in stores of earlier versions."""
+    format: str = "nnunet"
+    resample_mismatched: bool = False
 
 
 class Manifest(_Record):

@@ -13,10 +13,11 @@ import numpy.typing as npt
 import zarr
 
 from segresmamba.data import geometry, layout, ome
-from segresmamba.data.conversion import digest
+from segresmamba.data.conversion import convert, digest
 from segresmamba.data.folder import StoreFolder
 from segresmamba.data.manifest import CaseRecord, Manifest, read_manifest
 from segresmamba.data.statistics import class_voxels
+from segresmamba.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,46 @@ def verify(store: str | Path) -> list[Problem]:
     problems += _duplicates(root, manifest)
     problems += _strangers(root, manifest)
     return problems
+
+
+def repair(store: str | Path, *, source: Path | None = None, workers: int = 1) -> list[Problem]:
+    """Convert the faulty cases of a store anew; folds and sound cases stay as they are.
+
+    Args:
+        store: Its folder.
+        source: Where the dataset lies now, if no longer where it was converted from.
+        workers: Processes.
+
+    Returns:
+        What is wrong afterwards: faults of the source come again.
+
+    Raises:
+        DataError: If the store has no manifest, or the source cannot be converted.
+    """
+    root = Path(store)
+    problems = verify(root)
+    manifest = read_manifest(root)
+    faulty = {problem.case_id for problem in problems} & set(manifest.cases)
+    if not faulty:
+        return problems
+    storage = manifest.storage
+    if source is None and not storage.source:
+        raise DataError(
+            "the store does not say what it was converted from",
+            where=root,
+            got=f"a store of version {storage.converter}",
+            remedy="name the dataset with --source",
+        )
+    convert(
+        source or Path(storage.source),
+        root,
+        format=storage.format,
+        workers=workers,
+        resample_mismatched=storage.resample_mismatched,
+        splits=manifest.splits,
+        redo=faulty,
+    )
+    return verify(root)
 
 
 _Found = tuple[str, str]

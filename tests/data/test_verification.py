@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import zarr
 
-from segresmamba.data import convert, layout, verify
+from segresmamba.data import convert, layout, open_dataset, repair, verify
+from segresmamba.data.splits import Split
 from segresmamba.errors import DataError
 from tests.data.raw import SHAPES, describe, image_path, label_path, write_nifti
 
@@ -129,3 +130,37 @@ def test_a_folder_that_is_no_case_is_found(store: Path) -> None:
 def test_without_a_manifest_there_is_nothing_to_verify(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no converted dataset"):
         verify(tmp_path)
+
+
+def test_repair_redoes_the_faulty_case_alone(raw: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    own = [Split(train=("case_1", "case_2"), val=("case_0",))]
+    digest = convert(raw, store, splits=own).digest
+    shard = layout.shard_file(store / "case_1" / layout.IMAGE, 4)
+    shard.write_bytes(shard.read_bytes()[:500])
+    sound = layout.shard_file(store / "case_0" / layout.IMAGE, 4)
+    before = sound.stat()
+    assert [problem.case_id for problem in verify(store)] == ["case_1"]
+    assert repair(store) == []
+    assert (sound.stat().st_ino, sound.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert open_dataset(store).digest == digest
+    assert verify(store) == []
+
+
+def test_repair_finds_a_source_that_has_moved(raw: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    convert(raw, store)
+    shutil.rmtree(store / "case_2")
+    moved = raw.rename(tmp_path / "moved")
+    with pytest.raises(DataError) as caught:
+        repair(store)
+    assert str(raw) in caught.value.where
+    assert repair(store, source=moved) == []
+
+
+def test_repair_reports_again_what_the_source_has(raw: Path, tmp_path: Path) -> None:
+    for path in (image_path(raw, "case_1"), label_path(raw, "case_1")):
+        shutil.copy(path, str(path).replace("case_1", "case_2"))
+    convert(raw, tmp_path / "store")
+    (problem,) = repair(tmp_path / "store")
+    assert "the same as that of case_1" in problem.message
