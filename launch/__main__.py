@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, NoReturn
 
 import typer
 
 from launch import executor, launcher
 from launch.job import TrainJob
-from segresmamba.config import load_config
+from segresmamba.config import load_config, read_config
 from segresmamba.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -35,6 +36,9 @@ def train(
     allow_config_change: Annotated[
         bool, typer.Option("--allow-config-change", help="Go on with a run under new settings.")
     ] = False,
+    max_parallel: Annotated[
+        int, typer.Option(min=1, help="With train.fold=all: folds that run at once.")
+    ] = 1,
     in_allocation: Annotated[bool, typer.Option("--in-allocation", hidden=True)] = False,
 ) -> None:
     """Train: cluster=local (ranks on this machine), debug (in this process) or slurm (sbatch)."""
@@ -43,6 +47,11 @@ def train(
         words += ["run.allow_config_change=true"]
     if in_allocation:
         words += executor.allocation_overrides()
+    if "train.fold=all" in words:
+        from launch.folds import all_folds, fold_sweep_name
+
+        folds = all_folds(words)
+        _run_sweep(folds, fold_sweep_name(folds), max_parallel, dry_run=dry_run)
     job = TrainJob(load_config(words))
     if dry_run:
         typer.echo(launcher.describe(job), nl=False)
@@ -50,6 +59,63 @@ def train(
         launcher.run_in_allocation(job)
     else:
         sys.exit(launcher.start(job, watch=watch))
+
+
+@app.command()
+def sweep(
+    words: Annotated[
+        list[str], typer.Argument(metavar="KEY=A,B", help="As in model=segresmamba,segresnet")
+    ],
+    name: Annotated[str | None, typer.Option(help="Of the sweep, here and in MLflow.")] = None,
+    max_parallel: Annotated[int, typer.Option(min=1, help="Trials that run at once.")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the trials.")] = False,
+) -> None:
+    """Run every combination; the same command goes on with what is missing."""
+    _run_sweep(words, name, max_parallel, dry_run=dry_run)
+
+
+@app.command()
+def status(
+    folder: Annotated[Path | None, typer.Argument(help="Default: every sweep.")] = None,
+    root: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs"),
+) -> None:
+    """Show where the trials of a sweep stand, and why those that failed did."""
+    from launch import sweeper
+    from launch.sweep import MANIFEST, Sweep
+
+    found = [folder] if folder else sorted(p.parent for p in root.glob(f"sweeps/*/{MANIFEST}"))
+    for path in found:
+        typer.echo(f"{path}:")
+        sweeper.show(Sweep.read(path))
+    if not found:
+        typer.echo(f"no sweeps in {root / 'sweeps'}")
+
+
+@app.command()
+def resume(
+    folder: Annotated[Path, typer.Argument(help="Of a sweep or a run.")],
+    max_parallel: Annotated[int, typer.Option(min=1, help="Trials that run at once.")] = 1,
+) -> None:
+    """Run what is missing of a sweep, or go on with a run."""
+    from launch import sweeper
+    from launch.sweep import MANIFEST, Sweep
+
+    if (folder / MANIFEST).exists():
+        sys.exit(sweeper.run_sweep(Sweep.read(folder), max_parallel))
+    config = read_config(folder / "config.yaml")
+    where = config.run.model_copy(update={"root": folder.parent, "name": folder.resolve().name})
+    sys.exit(launcher.start(TrainJob(config.model_copy(update={"run": where}))))
+
+
+def _run_sweep(words: list[str], name: str | None, max_parallel: int, *, dry_run: bool) -> NoReturn:
+    from launch import sweeper
+    from launch.sweep import Sweep
+
+    planned = Sweep.of(words, name)
+    if dry_run:
+        sweeper.show(planned)
+        sys.exit(0)
+    sys.exit(sweeper.run_sweep(planned, max_parallel))
 
 
 def main() -> None:

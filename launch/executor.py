@@ -77,13 +77,16 @@ class LocalExecutor(submitit.LocalExecutor):
         return submitit.LocalJob(self.folder, job_id, ranks, process=self.controller)
 
 
-def slurm_executor(cluster: ClusterConfig, name: str, logs: Path) -> SlurmExecutor:
+def slurm_executor(
+    cluster: ClusterConfig, name: str, logs: Path, *, one_by_one: bool = False
+) -> SlurmExecutor:
     """The executor that queues a job as `cluster` describes it.
 
     Args:
         cluster: Resources and limits.
         name: The job's name in the squeue.
         logs: Folder of scripts, pickles and logs; all nodes must see it.
+        one_by_one: Wait until no other job of this name and user is left.
     """
     executor = SlurmExecutor(logs, max_num_timeout=MAX_REQUEUES)
     executor.update_parameters(
@@ -104,7 +107,8 @@ def slurm_executor(cluster: ClusterConfig, name: str, logs: Path) -> SlurmExecut
         teardown=_after_ranks(logs),
         signal_delay_s=cluster.signal_delay_s,
         stderr_to_stdout=True,
-        additional_parameters={"requeue": True},
+        additional_parameters={"requeue": True}
+        | ({"dependency": "singleton"} if one_by_one else {}),
         # Since Slurm 22.05 srun forgets the batch job's --cpus-per-task; and without the second
         # flag the ranks wait in a collective for one that has died.
         srun_args=[
