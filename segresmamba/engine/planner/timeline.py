@@ -24,7 +24,7 @@ class _Event(NamedTuple):
     change_bytes: int
 
 
-class Timeline(TorchDispatchMode):
+class Timeline(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes down what the code inside it allocates and releases, not what was there before.
 
     Args:
@@ -32,7 +32,7 @@ class Timeline(TorchDispatchMode):
     """
 
     def __init__(self, scratch: Scratch | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._scratch = scratch
         self._events = list[_Event]()
         self._numbers = dict[int, int]()  # of living storages, by their address
