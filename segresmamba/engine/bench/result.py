@@ -92,7 +92,7 @@ PAPER = {
     "segresmamba": _PAPERS_OWN,
     "segresmamba_paper": _PAPERS_OWN,
     "segmamba": Paper(67.36, 13.44, 321.50, 13.62),
-    "swinunetr": Paper(62.19, 7.68, 321.39, 13.61, "with gradient checkpointing"),
+    "swinunetr_checkpointed": Paper(62.19, 7.68, 321.39, 13.61, "with gradient checkpointing"),
     "unetr": Paper(93.01, 3.02, 262.83, 11.13),
     "unet": Paper(31.19, None, 255.80, 10.84),
 }
