@@ -164,14 +164,15 @@ def test_noise_stands_in_for_the_labels_of_regions(tmp_path: Path) -> None:
 
 
 def test_the_tables_leave_empty_what_was_not_measured(tmp_path: Path) -> None:
-    rows = [Result("swinunetr_checkpointed", "out of memory", "1 | 2", trained_parameters=62_191_941)]
+    rows = [
+        Result("swinunetr_checkpointed", "out of memory", "1 | 2", trained_parameters=62_191_941)
+    ]
     write_markdown(tmp_path / "table.md", rows, SETTING)
     write_csv(tmp_path / "table.csv", rows, SETTING)
     text = (tmp_path / "table.md").read_text()
     assert "| swinunetr_checkpointed | 62.19 |  |" in text
     assert "out of memory: 1 \\| 2 |" in text
-    paper = "| swinunetr_checkpointed | 62.19 | 7.68 | 321.39 | 13.61 | with gradient checkpointing |"
-    assert paper in text
+    assert "| 62.19 | 7.68 | 321.39 | 13.61 | with gradient checkpointing |" in text
     (row,) = read_csv(tmp_path / "table.csv")
     assert (row["peak_gib"], row["paper_memory_gb"], row["patch"]) == ("", "7.68", "64 x 64 x 64")
     assert not draw(tmp_path / "table.png", rows, SETTING)
