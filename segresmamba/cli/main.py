@@ -120,6 +120,20 @@ def verify(
 
 
 @app.command()
+def fingerprint(
+    store: Annotated[Path, typer.Argument(help="Converted dataset")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to")] = Path(
+        "fingerprint"
+    ),
+) -> None:
+    """Write a dataset's spacings, shapes, intensities and class volumes as JSON and a picture."""
+    from segresmamba.data import write_fingerprint
+
+    for path in write_fingerprint(store, out):
+        typer.echo(f"written: {path}")
+
+
+@app.command()
 def train(
     overrides: Overrides = None,
     allow_config_change: Annotated[

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from segresmamba.data.conversion import Conversion, convert
     from segresmamba.data.geometry import Original
     from segresmamba.data.loader import Batch, make_loader
+    from segresmamba.data.portrait import write_fingerprint
     from segresmamba.data.sample import make_sample
     from segresmamba.data.sampler import PatchSampler
     from segresmamba.data.store import Case, Dataset, open_dataset
@@ -43,6 +44,7 @@ __all__ = [
     "read_volume",
     "repair",
     "verify",
+    "write_fingerprint",
 ]
 
 _MODULES = {
@@ -50,6 +52,7 @@ _MODULES = {
     "conversion": ("Conversion", "convert"),
     "geometry": ("Original",),
     "loader": ("Batch", "make_loader"),
+    "portrait": ("write_fingerprint",),
     "sample": ("make_sample",),
     "sampler": ("PatchSampler",),
     "store": ("Case", "Dataset", "open_dataset"),

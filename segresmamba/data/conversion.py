@@ -18,6 +18,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from segresmamba import __version__
@@ -255,8 +256,10 @@ def _convert_case(
 
 def digest(array: npt.NDArray[Any]) -> str:
     """SHA-256 of an array's voxels, dtype and shape."""
-    start = f"{array.dtype.name}{array.shape}".encode()
-    return hashlib.sha256(start + array.tobytes()).hexdigest()
+    hashed = hashlib.sha256(f"{array.dtype.name}{array.shape}".encode())
+    for part in array:  # no copy of the whole
+        hashed.update(np.ascontiguousarray(part).data)
+    return hashed.hexdigest()
 
 
 def _source_files(case: SourceCase, source: Path) -> tuple[SourceFile, ...]:
