@@ -42,8 +42,11 @@ def run_sweep(sweep: Sweep, max_parallel: int) -> int:
         sweep.write()
         typer.echo(f"{sweep.folder}: {_counts(sweep)}")
         if sweep.config(sweep.trials[0]).cluster.name == "slurm":
-            return _queue(sweep, max_parallel)
-        code = _Pool(sweep, max_parallel).run()
+            if _missing(sweep):
+                return _queue(sweep, max_parallel)
+            code = 0
+        else:
+            code = _Pool(sweep, max_parallel).run()
     write_summary(sweep)
     show(sweep)
     return code
