@@ -1,6 +1,6 @@
 """Dataset formats in, the Zarr store, and crops out.
 
-One volume's way: an nnU-Net raw dataset (`nnunet`) -> one case in memory (`volume`) -> one Zarr
+One volume's way: a dataset of any format (`formats`) -> one case in memory (`volume`) -> one Zarr
 group (`conversion`, `store`) -> where the next crop is (`sampler`) -> batches (`loader`) -> the
 training device (`augmentation`).
 
