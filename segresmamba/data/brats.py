@@ -6,8 +6,6 @@
 Both come out with the same channels and labels, so that one network serves both: enhancing tumour
 is 4 in the files of 2021, 3 in those of 2023 and in the store. The regions TC, WT and ET are
 those of configs/data/brats.yaml.
-
-Sources: Synapse syn25829067 (2021) and syn51156910 (2023), descriptions of the data.
 """
 
 from __future__ import annotations
