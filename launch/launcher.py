@@ -11,6 +11,7 @@ import typer
 
 from launch import executor, foreground
 from launch.failure import first_failure
+from launch.fit import require_fit
 from launch.follow import follow
 from launch.job import TrainJob
 from launch.report import report_failure
@@ -32,6 +33,7 @@ def start(job: TrainJob, *, watch: bool = False) -> int:
     Raises:
         UserError: If the job cannot be started as asked.
     """
+    require_fit(job.config)
     cluster = job.config.cluster
     match cluster.name:
         case "slurm":

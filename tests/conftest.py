@@ -1,4 +1,4 @@
-"""A small real dataset that goes through the real converter."""
+"""What all tests share: no GPU test without a GPU, and a small real dataset, really converted."""
 
 from __future__ import annotations
 
@@ -16,6 +16,15 @@ if not torch.cuda.is_available():
     # Triton's kernels run in its interpreter. It has to know before anything imports it, and
     # DeepSpeed does.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
 def write_nnunet_dataset(folder: Path, cases: int = 5, size: int = 40, channels: int = 2) -> Path:

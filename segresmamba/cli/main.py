@@ -213,6 +213,22 @@ def bench(
 
 
 @app.command()
+def plan(overrides: Overrides = None) -> None:
+    """Predict the memory of a training step without a GPU, and propose settings that fit."""
+    from segresmamba.config import load_config
+
+    config = load_config(overrides or [])
+    from segresmamba.engine.planner import Planner, gpu_memory_gib, table, verdict
+    from segresmamba.engine.setup import Task
+
+    logging.getLogger("segresmamba.ops").setLevel(logging.WARNING)  # nothing is computed
+    memory_gib = gpu_memory_gib(config)
+    result = Planner(Task.of(config)).plan(memory_gib)
+    console.print(table(result))
+    typer.echo(verdict(result))
+
+
+@app.command()
 def sync(runs: Annotated[list[Path], typer.Argument(help="Run folders")]) -> None:
     """Bring MLflow to the state of the runs' journals; repeating it changes nothing."""
     from segresmamba.tracking import TrackingError

@@ -26,7 +26,7 @@ from segresmamba.config.schema import Config
 from segresmamba.errors import ConfigError
 
 # Where a run lives, is tracked and computed.
-_ELSEWHERE = ("run.", "tracking.", "cluster.", "validation.")
+_ELSEWHERE = ("run.", "tracking.", "cluster.", "validation.", "plan.")
 _FREE = {
     "data.workers",
     "data.prefetch",

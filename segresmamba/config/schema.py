@@ -237,6 +237,16 @@ class ClusterConfig(Section):
         return self
 
 
+class PlanConfig(Section):
+    """Whether a training step fits the GPUs, see `segresmamba plan`."""
+
+    gpu_memory_gib: PositiveFloat | None = None
+    """Memory of one GPU. Set, `python -m launch train` predicts before it submits whether a step
+    fits, and warns if not."""
+    strict: bool = False
+    """Refuse to submit what does not fit."""
+
+
 class Config(Section):
     """One training run, completely."""
 
@@ -258,6 +268,8 @@ class Config(Section):
     """Journal, MLflow, energy."""
     cluster: ClusterConfig = ClusterConfig()
     """Where the job runs."""
+    plan: PlanConfig = PlanConfig()
+    """Memory of the GPUs."""
 
     @model_validator(mode="after")
     def _ranks_divide_batch(self) -> Config:

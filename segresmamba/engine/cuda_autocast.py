@@ -49,6 +49,18 @@ class CudaAutocastLists(TorchFunctionMode):
             return func(*map(_in_fp32, args), **wide)
 
 
+def backward(outputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+    """`torch.autograd.backward` of which checkpointed regions, computed again, see the mode too.
+
+    PyTorch's own function hands itself to the mode, and a mode is off inside its handler.
+    """
+    engine: Any = torch.autograd.Variable._execution_engine
+    engine.run_backward(
+        tuple(outputs), tuple(gradients), False, False, (),
+        allow_unreachable=True, accumulate_grad=True,
+    )  # fmt: skip
+
+
 def _in_fp32(value: Any) -> Any:
     is_half = isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16)
     return value.float() if is_half else value

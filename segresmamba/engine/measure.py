@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from segresmamba.engine.cuda_autocast import CudaAutocastLists
+from segresmamba.engine.cuda_autocast import CudaAutocastLists, backward
 from segresmamba.engine.precision import Autocast
 
 
@@ -90,7 +90,7 @@ def footprint(network: nn.Module, x_BCDHW: Tensor, precision: str) -> Footprint:
     with SavedBytes([*weights, x_BCDHW]) as saved, counter:
         outputs = Autocast(network, precision)(x_BCDHW)
     levels = [outputs] if isinstance(outputs, Tensor) else outputs
-    torch.autograd.backward([logits.float().sum() for logits in levels])
+    backward(levels, [torch.ones_like(logits) for logits in levels])
     trained = sum(p.numel() for p in network.parameters() if p.grad is not None)
     network.zero_grad(set_to_none=True)
     return Footprint(

@@ -1,61 +1,151 @@
-"""The memory of a step, followed on real and on fake tensors."""
+"""The planner's numbers against real tensors, and what it proposes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from pathlib import Path
 
+import pytest
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import Tensor
 
-from segresmamba.engine.measure import make_fake
-from segresmamba.engine.planner import Timeline
+from segresmamba.config import Config, load_config
+from segresmamba.engine.distributed import Ranks, join
+from segresmamba.engine.measure import SavedBytes
+from segresmamba.engine.planner import Planner, gpu_memory_gib, table, verdict
+from segresmamba.engine.planner.simulation import simulate
+from segresmamba.engine.planner.states import states
+from segresmamba.engine.precision import Autocast
+from segresmamba.engine.setup import Task, build_network
+from segresmamba.engine.zero import ZeroEngine
+from segresmamba.errors import ConfigError
+from tests.engine.tiny import tiny_config
 
-
-def test_a_peak_counted_by_hand() -> None:
-    x = torch.zeros(100)
-    with Timeline() as timeline:
-        y = x + 1  # 400 bytes
-        y = y.view(10, 10) * 2  # 400 more, and the first are gone
-        y += 1
-        y = torch.cat([y, y])  # 800 more
-    assert timeline.peak_bytes() == 1200
-    assert y.shape == (20, 10)
-
-
-def test_what_an_operator_takes_inside_counts_while_it_runs() -> None:
-    def scratch(name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> int:
-        return 1000 if name.startswith("exp") else 0
-
-    x = torch.zeros(100)
-    with Timeline(scratch) as timeline:
-        x.exp().sin()
-    assert timeline.peak_bytes() == 400 + 1000
+LABELS = {"background": 0, "one": 1, "two": 2}
 
 
-def step(network: nn.Module, x: Tensor) -> Timeline:
-    with Timeline() as timeline:
-        network(x).sum().backward()
-        timeline.these_are_gradients(p.grad for p in network.parameters() if p.grad is not None)
-    return timeline
+def saved_bytes(config: Config) -> int:
+    """What a real forward pass on the CPU keeps."""
+    network = build_network(config, 1, len(LABELS)).train()
+    x_BCDHW = torch.zeros(2, 1, *config.data.patch)
+    with SavedBytes([*network.parameters(), *network.buffers(), x_BCDHW]) as saved:
+        outputs: Tensor | list[Tensor] = Autocast(network, config.train.precision)(x_BCDHW)
+    del outputs
+    return saved.total
 
 
-def test_a_step_on_fake_tensors_peaks_where_a_real_one_does() -> None:
-    def network() -> nn.Module:
-        return nn.Sequential(nn.Conv3d(2, 8, 3), nn.ReLU(), nn.Conv3d(8, 8, 3), nn.ReLU())
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train.precision=fp32",),
+        ("train.precision=bf16",),
+        ("model.checkpoint_stages=1",),
+        ("model.deep_supervision=true",),
+    ],
+)
+def test_saved_memory_is_predicted_within_five_percent(tmp_path: Path, words: list[str]) -> None:
+    config = tiny_config(tmp_path, tmp_path, *words)
+    predicted = simulate(config, 1, LABELS, 2, "cpu")
+    assert predicted.saved_bytes == pytest.approx(saved_bytes(config), rel=0.05)
+    assert predicted.peak_bytes > predicted.saved_bytes
 
-    shape = (1, 2, 16, 16, 16)
-    real = step(network(), torch.randn(shape))
-    mode, fake_network = FakeTensorMode(), network()
-    make_fake(fake_network, mode)
-    with mode:
-        fake = step(fake_network, torch.empty(shape))
-    assert fake.peak_bytes() == real.peak_bytes() > 0
+
+def test_checkpointing_works_under_the_autocast_lists_of_cuda(tmp_path: Path) -> None:
+    words = ("train.precision=bf16", "model.checkpoint_stages=2")
+    lean, plain = (
+        simulate(tiny_config(tmp_path, tmp_path, *chosen), 1, LABELS, 2, "cuda")
+        for chosen in (words, words[:1])
+    )
+    assert lean.saved_bytes < plain.saved_bytes
+    assert lean.peak_bytes <= plain.peak_bytes
 
 
-def test_a_share_of_the_gradients() -> None:
-    timeline = step(nn.Linear(1000, 1000, bias=False), torch.randn(1, 1000))
-    whole, half, none = (timeline.peak_bytes(share) for share in (1.0, 0.5, 0.0))
-    assert whole >= 4_000_000
-    assert whole - half == 2_000_000
-    assert none < 20_000
+@pytest.mark.parametrize("world_size", [2, 8, 64])
+def test_a_higher_stage_or_more_ranks_hold_less(world_size: int) -> None:
+    weights_bytes = 4 << 30  # far above the bucket
+    held = [states(stage, weights_bytes, world_size) for stage in (1, 2, 3)]
+    assert held[0] == held[1]
+    assert held[2].in_backward <= held[1].in_backward
+    for stage in (1, 2, 3):
+        fewer, more = (
+            states(stage, weights_bytes, ranks) for ranks in (world_size, 2 * world_size)
+        )
+        assert more.in_backward < fewer.in_backward
+        assert more.in_step < fewer.in_step
+
+
+def planner(store: Path, *words: str) -> Planner:
+    return Planner(Task.of(tiny_config(store, store.parent, *words)))
+
+
+def test_what_fits_is_left_alone(tiny_store: Path) -> None:
+    plan = planner(tiny_store).plan(40.0)
+    assert plan.fits
+    assert plan.words == ()
+    assert plan.proposed is plan.asked
+    assert verdict(plan).startswith("fits")
+    assert len(table(plan).columns) == 2
+
+
+def test_the_cheapest_change_that_fits_is_proposed_as_words_that_train_takes(
+    tiny_store: Path,
+) -> None:
+    made = planner(tiny_store, "train.batch_size=8")
+    asked = made.predict(made.config)
+    plan = made.plan(asked.needed_gib - 1e-4)
+    assert not plan.fits
+    assert plan.words == ("train.accumulation=2",)
+    assert "train.accumulation=2" in verdict(plan)
+    assert len(table(plan).columns) == 3
+    config = tiny_config(tiny_store, tiny_store.parent, "train.batch_size=8", *plan.words)
+    assert made.predict(config).needed_gib <= plan.gpu_memory_gib
+
+
+def test_one_crop_is_computed_twice_before_its_size_shrinks(tiny_store: Path) -> None:
+    made = planner(tiny_store, "train.batch_size=1", "data.patch=[36,36,36]")
+    asked = made.predict(made.config)
+    plan = made.plan(asked.needed_gib - 1e-4)
+    assert plan.words == ("model.checkpoint_stages=1",)
+    leanest = made.predict(
+        tiny_config(tiny_store, tiny_store.parent, "train.batch_size=1", "data.patch=[36,36,36]",
+                    "model.checkpoint_stages=2")
+    )  # fmt: skip
+    smaller = made.plan(leanest.needed_gib - 1e-4)
+    assert "data.patch=[32,32,32]" in smaller.words
+
+
+def test_what_cannot_fit_is_refused_with_the_least_that_it_needs(tiny_store: Path) -> None:
+    with pytest.raises(ConfigError, match="no training step") as caught:
+        planner(tiny_store).plan(0.5)
+    assert "the smallest tried needs" in str(caught.value.got)
+
+
+def test_the_memory_of_the_gpus_must_be_known(
+    tiny_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config = tiny_config(tiny_store, tiny_store.parent)
+    with pytest.raises(ConfigError) as caught:
+        gpu_memory_gib(config)
+    assert caught.value.where == "plan.gpu_memory_gib"
+    with pytest.raises(ConfigError):
+        load_config(["plan.gpu_memory_gib=0"])
+
+
+@pytest.mark.gpu
+def test_the_peak_is_that_of_a_real_step(tiny_store: Path) -> None:
+    words = ("data=custom", f"data.store={tiny_store}", "train.precision=bf16",
+             "data.patch=[96,96,96]", "train.batch_size=1")  # fmt: skip
+    config = load_config(list(words))
+    predicted = simulate(config, 1, LABELS, 1, "cuda")
+    held = states(0, predicted.weights_bytes, 1)
+    ranks = Ranks.from_environment()
+    join(ranks, None)
+    engine = ZeroEngine(build_network(config, 1, len(LABELS)), config, ranks)
+    x_BCDHW = torch.zeros(1, 1, 96, 96, 96, device=ranks.device)
+    for _ in range(2):
+        torch.cuda.reset_peak_memory_stats()
+        outputs = engine.forward(x_BCDHW)
+        assert isinstance(outputs, Tensor)
+        engine.backward(outputs.float().sum(), lr=1e-4)
+    expected = max(held.in_backward + predicted.peak_bytes, held.in_step)
+    assert torch.cuda.max_memory_allocated() == pytest.approx(expected, rel=0.15)

@@ -1,8 +1,11 @@
 """What a training step will take, found out without a GPU.
 
-`timeline` follows the memory of a step through fake tensors.
+`timeline` follows the memory of a step through fake tensors (`simulation`), `states` knows what
+DeepSpeed holds besides, `plan` searches, `report` shows.
 """
 
+from segresmamba.engine.planner.plan import Plan, Planner, gpu_memory_gib
+from segresmamba.engine.planner.report import table, verdict
 from segresmamba.engine.planner.timeline import Timeline
 
-__all__ = ["Timeline"]
+__all__ = ["Plan", "Planner", "Timeline", "gpu_memory_gib", "table", "verdict"]

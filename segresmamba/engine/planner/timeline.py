@@ -53,14 +53,18 @@ class Timeline(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if _key(tensor) not in there_before:
                 self._note(tensor)
         if self._scratch and (taken := self._scratch(func.__name__, inputs, outputs)):
-            number = len(self._events)
-            self._events += [_Event(number, taken), _Event(number, -taken)]
+            self.aside(taken)
         return result
 
     def these_are_gradients(self, tensors: Iterable[Tensor]) -> None:
         """Tell the gradients of parameters, while they live, from everything else."""
         keys = [_key(tensor) for tensor in tensors]
         self._gradients |= {self._numbers[key] for key in keys if key in self._numbers}
+
+    def aside(self, size_bytes: int) -> None:
+        """Something that was not followed takes this much at this moment, and gives it back."""
+        number = len(self._events)
+        self._events += [_Event(number, size_bytes), _Event(number, -size_bytes)]
 
     def peak_bytes(self, gradient_share: float = 1.0) -> int:
         """The most that was in use at once, if only this share of the gradients is kept."""
