@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import locale
 import logging
 import shutil
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import SimpleITK as sitk  # noqa: N813
 
 from segresmamba.data import convert, open_dataset, verify
 from segresmamba.data.formats import FORMATS, read_source
+from segresmamba.data.itk import read_itk
 from segresmamba.errors import DataError
 from tests.data.raw import AFFINE, label_path, write_nifti, write_raw
 
@@ -102,6 +104,7 @@ def bids(folder: Path) -> Path:
 def write_series(folder: Path, data_XYZ: np.ndarray) -> None:
     """One CT series, axes left, posterior, superior, 2 mm slices."""
     folder.mkdir(parents=True)
+    before = locale.setlocale(locale.LC_ALL)
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
     for z in range(data_XYZ.shape[2]):
@@ -121,6 +124,15 @@ def write_series(folder: Path, data_XYZ: np.ndarray) -> None:
             image.SetMetaData(key, value)
         writer.SetFileName(str(folder / f"{z:03d}.dcm"))
         writer.Execute(image)
+    # Writing DICOM leaves the whole process in the C locale, where files are read as ASCII.
+    locale.setlocale(locale.LC_ALL, before)
+
+
+def test_reading_dicom_leaves_the_locale_alone(tmp_path: Path) -> None:
+    write_series(tmp_path / "series", volume(0))
+    before = locale.setlocale(locale.LC_ALL)
+    read_itk(tmp_path / "series")
+    assert locale.setlocale(locale.LC_ALL) == before
 
 
 def dicom(folder: Path) -> Path:
