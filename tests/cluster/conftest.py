@@ -60,6 +60,8 @@ def _on_the_cluster(slurm_conf: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     """Point Slurm's commands there; leave no job to the next test."""
     monkeypatch.setenv("SLURM_CONF", str(slurm_conf))
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    # As in an active environment: sbatch's scripts take what is on the PATH.
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     yield
     subprocess.run(["scancel", "--user=root"], check=True)
