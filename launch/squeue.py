@@ -78,7 +78,7 @@ def hopeless(job_id: str) -> str | None:
 
     Slurm says so when it first looks at the job, usually within a second.
     """
-    for _ in range(5):
+    for _ in range(10):
         shown = _ask("squeue", "--noheader", f"--jobs={job_id}", "--Format=State:40,Reason:80")
         state, _, reason = shown.partition(" ")
         reason = reason.strip()
