@@ -8,19 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.table import Table
 from torch import nn
 
-from segresmamba import data
 from segresmamba.config import Config, read_config
 from segresmamba.engine.checkpoint import load_weights, read_facts
 from segresmamba.engine.classes import Classes
 from segresmamba.engine.distributed import Ranks
 from segresmamba.engine.evaluation import Summary, evaluate_cases, results_table, write_results
-from segresmamba.engine.inference import predict_volume
 from segresmamba.engine.runfolder import RunFolder
+from segresmamba.engine.served import ServedNetwork
 from segresmamba.engine.setup import Task, build_network
 from segresmamba.errors import DataError
 from segresmamba.tracking import Status, open_tracker, read_journal
@@ -88,33 +86,10 @@ def predict(run: Path, images: Sequence[Path], out: Path) -> None:
     _check_output(out)
     folder = RunFolder(run)
     config = read_config(folder.config)
-    device = Ranks.from_environment().device
-    network, facts = _trained(folder, config, device)
-    channels = facts["channel_names"]
-    if len(images) != len(channels):
-        raise DataError(
-            f"the network was trained on {len(channels)} channels",
-            where="images",
-            got=f"{len(images)} files",
-            remedy=f"give one file for each of {', '.join(channels)}, in this order",
-        )
-    volume = data.read_volume(images)
-    logits_KDHW = predict_volume(
-        network,
-        volume.image_CDHW,
-        volume.mean_C,
-        volume.std_C,
-        patch=config.data.patch,
-        validation=config.validation,
-        device=device,
-        precision=config.train.precision,
-    )
-    classes = Classes.of(config, facts["labels"])
-    dtype = np.uint8 if max(classes.values) < 256 else np.int16
-    label_DHW = classes.decode(logits_KDHW).cpu().numpy().astype(dtype)
+    label = ServedNetwork(folder.best, config).segment_files(images)
     part = out.with_name(f".part-{out.name}")
     try:
-        data.Original.of(volume.original.header, dtype).restore(label_DHW).to_filename(part)
+        label.to_filename(part)
         part.replace(out)
     except OSError as error:
         raise _cannot_write(out, error) from error

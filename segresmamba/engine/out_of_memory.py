@@ -11,14 +11,21 @@ from typing import Any
 import torch
 
 from segresmamba.config import Config
-from segresmamba.engine.bench.memory import ran_out
 from segresmamba.engine.distributed import Ranks
 from segresmamba.errors import UserError
 from segresmamba.tracking import PhaseMemory
 
-__all__ = ["out_of_memory", "ran_out"]
-
 logger = logging.getLogger(__name__)
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or says_ran_out(str(error))
+
+
+def says_ran_out(text: str) -> bool:
+    """Whether a message, of whatever library, says that memory ran out."""
+    return any(words in text for words in ("can't allocate memory", "bad_alloc", "out of memory"))
 
 
 def out_of_memory(

@@ -9,6 +9,7 @@ Nothing of MLflow is imported: it names this module in the model's folder, and c
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,16 @@ import numpy as np
 import numpy.typing as npt
 
 from segresmamba import data
-from segresmamba.config import read_config
+from segresmamba.config import Config, read_config
+from segresmamba.data.statistics import channel_statistics
 from segresmamba.engine.checkpoint import load_weights, read_facts
 from segresmamba.engine.classes import Classes
 from segresmamba.engine.distributed import Ranks
 from segresmamba.engine.inference import predict_volume
 from segresmamba.engine.setup import build_network
 from segresmamba.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS_NAME = "weights.pt"
 CONFIG_NAME = "config.yaml"
@@ -33,17 +37,22 @@ class ServedNetwork:
     """The network of a run, ready to segment.
 
     Args:
-        folder: Holds the weights and the run's configuration.
+        weights: As `checkpoint.save_weights` wrote them.
+        config: Of the run.
+
+    Raises:
+        CheckpointError: If the weights cannot be read, or are another network's.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._config = read_config(folder / CONFIG_NAME)
-        facts = read_facts(folder / WEIGHTS_NAME)
+    def __init__(self, weights: Path, config: Config) -> None:
+        self._config = config
+        facts = read_facts(weights)
         self._channels: list[str] = facts["channel_names"]
         self._classes = Classes.of(self._config, facts["labels"])
         self._device = Ranks.from_environment().device
         network = build_network(self._config, len(self._channels), self._classes.channels)
-        load_weights(folder / WEIGHTS_NAME, network)
+        load_weights(weights, network)
+        logger.info("weights of step %d, Dice %.4f in training", facts["step"], facts["dice"])
         self._network = network.to(self._device)
 
     def predict(self, images: Any, params: object = None) -> list[npt.NDArray[np.int16]]:
@@ -69,17 +78,34 @@ class ServedNetwork:
 
     def _segment(self, case: list[Path] | npt.NDArray[np.float32]) -> npt.NDArray[np.int16]:
         if isinstance(case, list):
-            return self._segment_files(case)
+            return np.asarray(self.segment_files(case).dataobj, np.int16)
         self._check_channels(len(case) if case.ndim == 4 else 0, "an array (C, D, H, W)")
-        mean_C, std_C = _statistics(case)
+        if not all(channel.any() for channel in case):
+            raise DataError(
+                "a channel is zero everywhere",
+                where="image",
+                got="nothing but 0",
+                remedy="give voxels",
+            )
+        statistics = channel_statistics(case)
+        mean_C = np.array([channel.mean for channel in statistics], np.float32)
+        std_C = np.array([channel.std for channel in statistics], np.float32)
         return self._label(case, mean_C, std_C)
 
-    def _segment_files(self, paths: Sequence[Path]) -> npt.NDArray[np.int16]:
+    def segment_files(self, paths: Sequence[Path]) -> Any:
+        """Segment the case in some files, one for each channel.
+
+        Returns:
+            A nibabel image of the labels in the geometry of the first file; uint8 if they fit.
+
+        Raises:
+            DataError: If there are not as many files as channels, or one cannot be read.
+        """
         self._check_channels(len(paths), "a file for each channel")
         volume = data.read_volume(paths)
         label_DHW = self._label(volume.image_CDHW, volume.mean_C, volume.std_C)
-        restored = data.Original.of(volume.original.header, np.int16).restore(label_DHW)
-        return np.asarray(restored.dataobj, np.int16)
+        dtype = np.uint8 if max(self._classes.values) < 256 else np.int16
+        return data.Original.of(volume.original.header, dtype).restore(label_DHW)
 
     def _label(
         self,
@@ -125,20 +151,7 @@ def _files_or_array(case: Any) -> Any:
     return array[0] if array.ndim == 5 and len(array) == 1 else array
 
 
-def _statistics(
-    image_CDHW: npt.NDArray[Any],
-) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]]:
-    """Mean and standard deviation of each channel over its non-zero voxels, as of a file."""
-    channels: Sequence[npt.NDArray[Any]] = [channel[channel != 0] for channel in image_CDHW]
-    if any(channel.size == 0 for channel in channels):
-        raise DataError(
-            "a channel is zero everywhere", where="image", got="nothing but 0", remedy="give voxels"
-        )
-    mean_C = np.array([channel.mean(dtype=np.float64) for channel in channels])
-    std_C = np.array([channel.std(dtype=np.float64) for channel in channels])
-    return mean_C, std_C
-
-
 def _load_pyfunc(path: str) -> ServedNetwork:
     """MLflow's way in; `path` is the folder that was logged."""
-    return ServedNetwork(Path(path))
+    folder = Path(path)
+    return ServedNetwork(folder / WEIGHTS_NAME, read_config(folder / CONFIG_NAME))

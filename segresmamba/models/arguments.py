@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 
@@ -57,6 +58,26 @@ def check_patch_side(size: Sequence[int], deepest: int) -> None:
             f"it is a single voxel"
         )
         raise ArgumentError("patch", rule, times(size))
+
+
+def check_slices(slices: int, sides: Sequence[int], place: str) -> None:
+    """Refuse a number of slices that does not divide the tokens of a feature map.
+
+    Args:
+        slices: Of the inter-slice scan.
+        sides: (D, H, W) of the map.
+        place: Where in the network it is.
+
+    Raises:
+        ArgumentError: Then.
+    """
+    tokens = math.prod(sides)
+    if tokens % slices:
+        rule = (
+            f"must divide the {tokens} tokens ({times(sides)}) of {place} at this size; "
+            "unset takes each map's depth"
+        )
+        raise ArgumentError("num_slices", rule, slices)
 
 
 def times(size: Sequence[int]) -> str:

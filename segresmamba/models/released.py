@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from segresmamba.models.segresmamba import SegResMamba
-from segresmamba.models.state_dicts import refuse_differences
+from segresmamba.models.state_dicts import refuse_differences, renamed
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def load_released_state_dict(
             shapes.
     """
     ours = model.state_dict()
-    theirs = {_released_name(name): name for name in ours}
+    theirs = {renamed(name, _NAMES): name for name in ours}
     unused = tuple(key for key in state_dict if _NEVER_CALLED.match(key))
     used = {key: value for key, value in state_dict.items() if key not in set(unused)}
     refuse_differences(
@@ -81,14 +81,6 @@ def load_released_state_dict(
         ", ".join(sorted({_without_leaf(key) for key in unused})) or "none",
     )
     return unused
-
-
-def _released_name(name: str) -> str:
-    """The released name of one of our tensors; our own name where there is none."""
-    for pattern, released in _NAMES:
-        if match := re.fullmatch(pattern, name):
-            return match.expand(released)
-    return name
 
 
 def _without_leaf(key: str) -> str:

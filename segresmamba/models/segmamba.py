@@ -6,15 +6,15 @@ Shapes: B batch, C channels, D, H, W voxels. Stage i works at 1 / 2**(i+1) of th
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 
 from monai.networks.blocks.dynunet_block import UnetOutBlock
 from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrUpBlock
 from torch import Tensor, nn
 
-from segresmamba.models.arguments import ArgumentError, check_counts, check_patch_side, times
+from segresmamba.models.arguments import ArgumentError, check_counts, check_patch_side, check_slices
 from segresmamba.models.padding import crop, pad, padded_size
+from segresmamba.models.skip import mlp_skip
 from segresmamba.models.tom import TriOrientedMamba
 
 _STAGES = 4
@@ -100,7 +100,7 @@ class SegMamba(nn.Module):
             )
             for stage, width in enumerate(dims)
         )
-        self.skips = nn.ModuleList(_skip(width) for width in dims)
+        self.skips = nn.ModuleList(mlp_skip(width) for width in dims)
         self.lifts = nn.ModuleList(
             _residual(fine, coarse) for fine, coarse in itertools.pairwise([*widths, hidden_size])
         )
@@ -143,14 +143,7 @@ class SegMamba(nn.Module):
 
     def _check_slices(self, padded: Sequence[int]) -> None:
         for stage, slices in enumerate(self.num_slices or ()):
-            sides = [side // (2 << stage) for side in padded]
-            if math.prod(sides) % slices:
-                raise ArgumentError(
-                    "num_slices",
-                    f"must divide the {math.prod(sides)} tokens ({times(sides)}) of stage {stage} "
-                    "at this size; unset takes each map's depth",
-                    slices,
-                )
+            check_slices(slices, [side // (2 << stage) for side in padded], f"stage {stage}")
 
 
 class GatedSpatialConvolution(nn.Module):
@@ -174,15 +167,6 @@ class GatedSpatialConvolution(nn.Module):
 def _conv(channels: int, kernel_size: int) -> tuple[nn.Module, nn.Module, nn.Module]:
     conv = nn.Conv3d(channels, channels, kernel_size, padding=kernel_size // 2, bias=False)
     return conv, nn.InstanceNorm3d(channels), nn.ReLU(inplace=True)
-
-
-def _skip(channels: int) -> nn.Module:
-    return nn.Sequential(
-        nn.InstanceNorm3d(channels),
-        nn.Conv3d(channels, 2 * channels, 1),
-        nn.GELU(),
-        nn.Conv3d(2 * channels, channels, 1),
-    )
 
 
 def _residual(fine: int, coarse: int) -> nn.Module:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from segresmamba.models.segmamba import SegMamba
-from segresmamba.models.state_dicts import refuse_differences
+from segresmamba.models.state_dicts import refuse_differences, renamed
 
 logger = logging.getLogger(__name__)
 
@@ -109,10 +109,7 @@ def _official_names(name: str) -> tuple[str, ...]:
         lift = match[1] == "lifts"
         number = int(match[2]) + 1 if lift else 5 - int(match[2])
         return (f"{'encoder' if lift else 'decoder'}{number}.{match[3]}",)
-    for pattern, official in _NAMES:
-        if match := re.fullmatch(pattern, name):
-            return (match.expand(official),)
-    return (name,)
+    return (renamed(name, _NAMES),)
 
 
 def _official_shape(name: str, ours: Tensor) -> tuple[int, ...]:

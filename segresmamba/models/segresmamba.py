@@ -10,7 +10,6 @@ network, why, and how their parameters add up to the figures of the paper and it
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -20,9 +19,15 @@ from monai.networks.blocks.segresnet_block import ResBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from segresmamba.models.arguments import ArgumentError, check_counts, check_patch_side, times
+from segresmamba.models.arguments import (
+    ArgumentError,
+    check_counts,
+    check_patch_side,
+    check_slices,
+)
 from segresmamba.models.conv_mamba import ConvMambaBlock
 from segresmamba.models.padding import crop, pad, padded_size
+from segresmamba.models.skip import mlp_skip
 from segresmamba.models.tom import TriOrientedMamba
 
 _NORM_GROUPS = 8
@@ -131,7 +136,7 @@ class SegResMamba(nn.Module):
             )
             for width in dims
         )
-        self.skips = nn.ModuleList(_skip(width) for width in dims)
+        self.skips = nn.ModuleList(mlp_skip(width) for width in dims)
         pairs = [(coarse, fine) for fine, coarse in itertools.pairwise(dims)][::-1]
         self.ups = nn.ModuleList(_up(coarse, fine) for coarse, fine in pairs)
         self.decoders = nn.ModuleList(ResBlock(3, fine, norm=_DECODER_NORM) for _, fine in pairs)
@@ -183,14 +188,7 @@ class SegResMamba(nn.Module):
         if self.num_slices is None:
             return
         for place, sides in self._scanned_maps(padded):
-            tokens = math.prod(sides)
-            if tokens % self.num_slices:
-                raise ArgumentError(
-                    "num_slices",
-                    f"must divide the {tokens} tokens ({times(sides)}) of {place} at this size; "
-                    "unset takes each map's depth",
-                    self.num_slices,
-                )
+            check_slices(self.num_slices, sides, place)
 
     def _scanned_maps(self, padded: Sequence[int]) -> Iterator[tuple[str, list[int]]]:
         """Name and sides of every map that a Mamba layer scans; stages count from 0, the finest."""
@@ -242,15 +240,6 @@ def _down(fine: int, coarse: int, norm_biases: bool) -> nn.Module:
         nn.Conv3d(fine, fine, 3, padding=1, bias=norm_biases),
         nn.InstanceNorm3d(fine),
         nn.Conv3d(fine, coarse, 2, stride=2),
-    )
-
-
-def _skip(channels: int) -> nn.Module:
-    return nn.Sequential(
-        nn.InstanceNorm3d(channels),
-        nn.Conv3d(channels, 2 * channels, 1),
-        nn.GELU(),
-        nn.Conv3d(2 * channels, channels, 1),
     )
 
 

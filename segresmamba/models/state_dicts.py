@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
 _SHOWN = 2
+
+
+def renamed(name: str, names: Iterable[tuple[str, str]]) -> str:
+    """The name by the first pattern that matches all of it; itself if none does."""
+    for pattern, other in names:
+        if match := re.fullmatch(pattern, name):
+            return match.expand(other)
+    return name
 
 
 def refuse_differences(

@@ -80,16 +80,6 @@ def lift_limit() -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
 
 
-def ran_out(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or says_ran_out(str(error))
-
-
-def says_ran_out(text: str) -> bool:
-    """Whether a message, of whatever library, says that memory ran out."""
-    return any(words in text for words in ("can't allocate memory", "bad_alloc", "out of memory"))
-
-
 def _return_free_memory() -> None:
     """What glibc keeps of freed memory would count as taken before training."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

@@ -22,12 +22,13 @@ import torch
 from rich.table import Table
 
 from segresmamba.config import Config, load_config, presets
-from segresmamba.engine.bench.memory import default_limit_gib, says_ran_out
+from segresmamba.engine.bench.memory import default_limit_gib
 from segresmamba.engine.bench.picture import draw
 from segresmamba.engine.bench.report import results_table, write_csv, write_markdown
 from segresmamba.engine.bench.result import Result, Setting
 from segresmamba.engine.bench.worker import RESULT_NAME, Request
 from segresmamba.engine.distributed import environment_of_one
+from segresmamba.engine.out_of_memory import says_ran_out
 from segresmamba.engine.runfolder import RunFolder
 from segresmamba.engine.setup import Task
 from segresmamba.errors import ConfigError, UserError

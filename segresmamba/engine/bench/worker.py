@@ -26,7 +26,6 @@ from segresmamba.engine.bench.memory import (
     PeakMemory,
     lift_limit,
     limit_memory,
-    ran_out,
 )
 from segresmamba.engine.bench.result import (
     REFERENCE_CHANNELS,
@@ -40,6 +39,7 @@ from segresmamba.engine.classes import Classes
 from segresmamba.engine.distributed import Ranks, join
 from segresmamba.engine.losses import build_loss
 from segresmamba.engine.measure import SavedBytes, fake_footprint
+from segresmamba.engine.out_of_memory import ran_out
 from segresmamba.engine.precision import Autocast
 from segresmamba.engine.runfolder import RunFolder
 from segresmamba.engine.setup import Task, build_network, scan_backend
