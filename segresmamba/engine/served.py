@@ -130,7 +130,7 @@ class ServedNetwork:
             raise DataError(
                 f"the network was trained on {len(self._channels)} channels",
                 where="image",
-                got=f"{found} channels",
+                got=f"{found} of them",
                 remedy=f"give {form}, in this order: {', '.join(self._channels)}",
             )
 
