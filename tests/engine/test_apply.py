@@ -48,7 +48,9 @@ def test_a_prediction_has_the_geometry_of_its_image(
 
 
 def test_a_prediction_needs_every_channel(run: Path, tiny_store: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"image: 1 of them\] give a file for each channel.*channel0, channel1"):
+    with pytest.raises(
+        DataError, match=r"image: 1 of them\] give a file for each channel.*channel0, channel1"
+    ):
         predict(run, images_of(tiny_store, "case0")[:1], tmp_path / "label.nii.gz")
     assert not list(tmp_path.iterdir())
 
