@@ -15,16 +15,21 @@ logger = logging.getLogger(__name__)
 INSTALL_COMMANDS = {
     "cpu": "pip install numba",
     "triton": "pip install 'triton>=3.6'",
+    # Builds with the torch that is there, and so without isolation; replaces a build, installed or
+    # cached, that lacks the kernels; leaves the other dependencies to the last step.
     "mamba_ssm": (
-        "MAMBA_FORCE_BUILD=TRUE MAMBA_KEEP_CUDA_BUILD=TRUE "
-        "pip install --no-build-isolation causal-conv1d mamba-ssm"
+        "pip install ninja packaging setuptools wheel && "
+        "CAUSAL_CONV1D_FORCE_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE MAMBA_KEEP_CUDA_BUILD=TRUE "
+        "pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps "
+        "causal-conv1d mamba-ssm && pip install mamba-ssm"
     ),
 }
 _MODULES = {
     "reference": (),
     "cpu": ("numba",),
     "triton": ("triton",),
-    "mamba_ssm": ("mamba_ssm", "causal_conv1d", "selective_scan_cuda"),
+    # A pure-Python build has the packages without the compiled modules, and fails to import.
+    "mamba_ssm": ("mamba_ssm", "causal_conv1d", "selective_scan_cuda", "causal_conv1d_cuda"),
 }
 BACKENDS = tuple(_MODULES)
 

@@ -148,6 +148,15 @@ def test_a_compiled_network_computes_the_same() -> None:
     torch.testing.assert_close(loss_and_gradients(network, x_BCDHW), expected)
 
 
+def test_an_exported_network_keeps_the_scans_as_operators() -> None:
+    network, x_BCDHW = tiny(dims=(8, 8)).eval(), torch.randn(1, 2, 32, 32, 32)
+    program = torch.export.export(network, (x_BCDHW,))
+    scans = [node for node in program.graph.nodes if "segresmamba.tri_scan" in str(node.target)]
+    layers = [module for module in network.modules() if isinstance(module, TriOrientedMamba)]
+    assert len(scans) == len(layers) > 0
+    torch.testing.assert_close(program.module()(x_BCDHW), network(x_BCDHW))
+
+
 def test_deep_supervision_adds_coarser_logits_in_training_only() -> None:
     network = tiny(deep_supervision=True)
     x_BCDHW = torch.randn(1, 2, 64, 64, 64)

@@ -44,6 +44,9 @@ def test_sequences_beyond_32_bit_indices_are_refused():
     long = torch.zeros(1, 1, 1).expand(1, 1, 2**31)
     with pytest.raises(NotImplementedError, match="2147483648 tokens; kernels count to"):
         selective_scan(long, long, torch.zeros(1, 1), long, long)
+    o = tri_operands(1, 1, 1) | {"x_BDL": long, "z_BDL": long}
+    with pytest.raises(NotImplementedError, match="2147483648 tokens; kernels count to"):
+        tri_scan(**o, num_slices=1)
 
 
 def test_sequences_without_tokens_are_refused():

@@ -55,16 +55,27 @@ def test_auto_falls_back_to_the_reference_and_says_what_to_install(without, monk
 
 
 def test_missing_backends_name_their_install_command(without):
-    without("numba", "triton", "selective_scan_cuda")
+    without("numba", "triton", "mamba_ssm")
     for name, command in [
         ("cpu", "pip install numba"),
         ("triton", "pip install 'triton>=3.6'"),
-        ("mamba_ssm", "pip install --no-build-isolation causal-conv1d mamba-ssm"),
+        ("mamba_ssm", "--no-deps causal-conv1d mamba-ssm && pip install mamba-ssm"),
     ]:
         with pytest.raises(BackendMissingError) as caught:
             resolve_backend(name, CUDA)
         assert command in caught.value.screen()
         assert command in available_backends()[name]
+
+
+@pytest.mark.parametrize("compiled", ["selective_scan_cuda", "causal_conv1d_cuda"])
+def test_a_build_of_mamba_ssm_without_its_kernels_is_missing(monkeypatch, compiled):
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == compiled else object()
+    )
+    with pytest.raises(BackendMissingError, match=f"needs {compiled}") as caught:
+        resolve_backend("mamba_ssm", CUDA)
+    # Pip would take the build that is installed or cached for the one asked for.
+    assert "--no-cache-dir --force-reinstall --no-deps" in caught.value.screen()
 
 
 def test_available_backends_lists_every_backend():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -47,10 +48,14 @@ def test_low_precision_is_computed_in_float32():
     assert torch.equal(selective_scan_ref(**o), exact.bfloat16())
 
 
-def test_gradients_in_double_precision():
-    o = scan_operands(batch=1, channels=2, length=4, states=2, dtype=torch.float64)
+@pytest.mark.parametrize("matrix", ["BNL", "BGNL", "DN"])
+@pytest.mark.parametrize("absent", [(), ("D",), ("z",), ("delta_bias",), ("D", "z", "delta_bias")])
+@pytest.mark.parametrize("options", [(False, False), (True, True)])
+def test_gradients_in_double_precision(matrix, absent, options):
+    o = scan_operands(1, 2, 4, 2, matrix=matrix, dtype=torch.float64)
+    o = o | dict.fromkeys(absent)
     assert torch.autograd.gradcheck(
-        lambda *operands: selective_scan_ref(*operands, True, True), tuple(o.values())
+        lambda *operands: selective_scan_ref(*operands, *options), tuple(o.values())
     )
 
 

@@ -107,6 +107,29 @@ def test_operator_contract(backend):
     torch.library.opcheck(torch.ops.segresmamba.tri_scan.default, (*o.values(), 3, backend.name))
 
 
+def test_backward_operator_contract(backend):
+    o = {name: t.detach() for name, t in tri_operands(**backend.tri_size).items()}
+    torch.library.opcheck(
+        torch.ops.segresmamba.tri_scan_backward.default,
+        (torch.ones_like(o["x_BDL"]), list(o.values()), 3, backend.name),
+        test_utils=("test_schema", "test_faketensor"),
+    )
+
+
+def test_nan_stays_where_it_belongs(backend):
+    operands = tri_operands(**backend.tri_size | {"batch": 2})
+    o = {name: t.detach() for name, t in operands.items()}
+    for name in ("x_BDL", "z_BDL"):
+        poisoned = o[name].clone()
+        poisoned[0, 1, 3] = torch.nan
+        y = tri_scan(**o | {name: poisoned}, num_slices=3, backend=backend.name)
+        expected = torch.zeros_like(y, dtype=torch.bool)
+        # One order or the other comes to every token after the one of x, and projections mix its
+        # channels; a gate is its own token's alone.
+        expected[(0,) if name == "x_BDL" else (0, 1, 3)] = True
+        assert torch.equal(y.isnan(), expected)
+
+
 def test_compiles_into_one_graph():
     o = tri_operands()
     compiled = torch.compile(tri_scan, backend="aot_eager", fullgraph=True)

@@ -51,6 +51,29 @@ def test_child_processes_scan_after_their_parent_did(two_threads, operands, meth
     assert torch.equal(received, expected)
 
 
+class _Scans(torch.utils.data.Dataset):
+    """Scans in the loader's worker, and how many threads it may use there."""
+
+    def __init__(self, operands):
+        self.operands = operands
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        return _scan(self.operands), torch.get_num_threads()
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_data_loader_workers_scan_beside_their_parent(two_threads, operands):
+    expected = _scan(operands)
+    loader = torch.utils.data.DataLoader(_Scans(operands), batch_size=None, num_workers=2)
+    for received, threads in loader:
+        assert threads == 1
+        assert torch.equal(received, expected)
+        assert torch.equal(_scan(operands), expected)
+
+
 def test_python_threads_scan_at_the_same_time(two_threads, operands):
     expected, received = _scan(operands), []
     threads = [threading.Thread(target=lambda: received.append(_scan(operands))) for _ in range(4)]
