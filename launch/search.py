@@ -7,10 +7,10 @@ from enum import Enum
 from urllib.parse import urlsplit
 
 from launch.folds import ALL
-from launch.space import Space
+from launch.space import Point, Space
 from launch.sweep import Search, Sweep, Trial, title_of
 from segresmamba.config import config_digest, load_config
-from segresmamba.errors import LaunchError
+from segresmamba.errors import ConfigError, LaunchError
 
 
 class Sampler(Enum):
@@ -39,7 +39,7 @@ def plan_search(
     if storage is not None:
         _refuse_storage(storage)
     space = Space.of(words)
-    configs = [load_config(space.words(corner)) for corner in space.corners()]
+    corners = [_first_valid(space, points) for points in space.corners()]
     if count is None:
         raise LaunchError(
             "a search has no end of its own",
@@ -55,13 +55,27 @@ def plan_search(
             got=f"{count}, for {len(points)} points",
             remedy="leave --search and --trials out: a grid tries every point once",
         )
+    configs = [load_config(space.words(corner)) for corner in corners]
     content = [*(config_digest(config) for config in configs), repr(space.dimensions)]
     title, root = title_of(name, "search", content), configs[0].run.root
     trials = [Trial(n, [], "", str(root / f"{title}-{n:03d}")) for n in range(count)]
-    digest = title_of(None, "search", content)
-    sweep = Sweep(root / "sweeps" / title, trials, Search(list(words), storage, digest))
+    search = Search(list(words), storage, title_of(None, "search", content), corners[0])
+    sweep = Sweep(root / "sweeps" / title, trials, search)
     sweep.remember()
     return sweep
+
+
+def _first_valid(space: Space, points: Sequence[Point]) -> Point:
+    """The first of these points whose settings are some; the first one's error if there is none."""
+    errors = []
+    for point in points:
+        try:
+            load_config(space.words(point))
+        except ConfigError as error:
+            errors.append(error)
+        else:
+            return point
+    raise errors[0]
 
 
 def _refuse_names(words: Sequence[str]) -> None:

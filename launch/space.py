@@ -21,6 +21,8 @@ from segresmamba.config import changes_result, presets
 from segresmamba.errors import ConfigError
 
 Value = str | int | float
+Point = dict[str, Value]
+"""A value for each key that is searched over."""
 
 
 @dataclass(frozen=True)
@@ -109,17 +111,20 @@ class Space:
         """What `python -m launch train` is given for a point of the space."""
         return [*self.fixed, *(f"{key}={value}" for key, value in values.items())]
 
-    def corners(self) -> list[dict[str, Value]]:
-        """Points at which a setting takes its extreme values or one of its choices."""
-        first = {dimension.key: dimension.corners[0] for dimension in self.dimensions}
-        others = [
-            first | {dimension.key: value}
-            for dimension in self.dimensions
-            for value in dimension.corners[1:]
-        ]
-        return [first, *others]
+    def corners(self) -> list[list[Point]]:
+        """For each choice and each end of an interval, two points of the space that have it.
 
-    def points(self) -> list[dict[str, Value]] | None:
+        The other settings are their first in one and their last in the other: some depend on each
+        other, as warm-up and steps do.
+        """
+        bases = [{d.key: d.corners[end] for d in self.dimensions} for end in (0, -1)]
+        return [
+            [base | {dimension.key: value} for base in bases]
+            for dimension in self.dimensions
+            for value in dimension.corners
+        ]
+
+    def points(self) -> list[Point] | None:
         """Every point; None if there is no end of them."""
         axes = [dimension.points for dimension in self.dimensions]
         finite = [axis for axis in axes if axis is not None]

@@ -23,7 +23,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from launch.space import Choice, Number, Space, Value
+from launch.space import Choice, Number, Point, Space
 from segresmamba.errors import LaunchError
 
 FILE = "study.journal"
@@ -39,7 +39,7 @@ class Standing:
     """What a trial that has begun has reached."""
 
     number: int
-    values: Mapping[str, Value]
+    values: Point
     """What was chosen for it."""
     curve: Mapping[int, float] = field(default_factory=dict)
     """Its validations: of each step the metric."""
@@ -77,7 +77,7 @@ class Study:
             owner = {_FOLDER: str(folder.resolve())} if storage else {}
             self._claim({_SPACE: repr(space.dimensions)} | owner)
 
-    def propose(self, number: int, fits: Callable[[dict[str, Value]], bool]) -> dict[str, Value]:
+    def propose(self, number: int, fits: Callable[[Point], bool]) -> Point:
         """Choose a point for a trial; one process at a time may do so.
 
         Args:

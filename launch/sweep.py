@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 from launch import squeue
 from launch.grid import trials_of
 from launch.report import REPORT
-from launch.space import Space, Value
+from launch.space import Point, Space
 from segresmamba.config import Config, config_digest, load_config, run_folder
 from segresmamba.errors import LaunchError, UserError
 
@@ -62,7 +62,7 @@ class Trial:
     """finished, pruned, running, queued, waiting (never started), failed or stopped."""
     job: str | None = None
     """Its last job on Slurm."""
-    values: dict[str, Value] = field(default_factory=dict)
+    values: Point = field(default_factory=dict)
     """What a search chose for it."""
     pruned_at: int | None = None
     """The step at which a search gave it up."""
@@ -98,6 +98,8 @@ class Search:
     """URL of a database; None for a file in the sweep's folder."""
     digest: str
     """Of the space and of all settings that change a result."""
+    sample: Point
+    """A point of the space, for what is the same in all trials."""
 
     @property
     def space(self) -> Space:
@@ -178,13 +180,13 @@ class Sweep:
         return sweep
 
     def config(self, trial: Trial) -> Config:
-        """The settings of a trial; of one for which nothing was chosen yet, those of a corner."""
-        return load_config(trial.words or self.words(trial, self._space.corners()[0]))
+        """The settings of a trial; while nothing was chosen for it, those of the sample."""
+        return load_config(trial.words or self.words(trial, self._search.sample))
 
-    def words(self, trial: Trial, values: dict[str, Value]) -> list[str]:
+    def words(self, trial: Trial, values: Point) -> list[str]:
         """The words of a search's trial for which `values` were chosen."""
         place = [f"run.name={Path(trial.run).name}", f"tracking.group={self.name}"]
-        return [*self._space.words(values), *place]
+        return [*self._search.space.words(values), *place]
 
     def settings(self, trial: Trial) -> str:
         """The words in which a trial differs from the others."""
@@ -245,9 +247,9 @@ class Sweep:
             yield
 
     @property
-    def _space(self) -> Space:
+    def _search(self) -> Search:
         assert self.search is not None  # a grid's trials have their words from the beginning
-        return self.search.space
+        return self.search
 
     def _state(self, trial: Trial, job: squeue.JobState | None) -> str:
         history = trial.history()

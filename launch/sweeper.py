@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from pathlib import Path
 
 import typer
@@ -14,7 +14,7 @@ from launch.report import REPORT
 from launch.summary import summary_lines, write_summary
 from launch.sweep import FAILED, OVER, QUEUED, STOPPED, UNDER_WAY, Sweep, Trial
 from launch.trial import TrialJob, catch_up
-from segresmamba.config import Config, refuse_changes
+from segresmamba.config import refuse_changes
 
 # Trials at once unless --max-parallel says otherwise: on Slurm, its users share the cluster.
 HERE, ON_SLURM = 1, 8
@@ -73,36 +73,31 @@ def show(sweep: Sweep) -> None:
 
 
 def _queue(sweep: Sweep, most: int) -> bool:
-    """Queue what is missing as an array of jobs, one for each set of resources; whether any was."""
+    """Queue what is missing as an array of jobs; whether anything was.
+
+    All have the same resources: a sweep over cluster.* would run the same experiment twice.
+    """
     missing = [trial for trial in sweep.trials if trial.state not in OVER | UNDER_WAY]
     if not missing:
         return False
     mark = f"segresmamba sweep {sweep.folder.resolve()}"
     # A controller that was killed while it submitted has left jobs whose numbers nobody wrote down.
     squeue.cancel_forgotten(mark, {str(trial.job).partition("_")[0] for trial in sweep.trials})
-    arrays: dict[str, list[tuple[Trial, Config]]] = defaultdict(list)
-    for trial in missing:
-        config = sweep.config(trial)
-        arrays[config.cluster.model_dump_json()].append((trial, config))
-    logs = sweep.folder / "jobs"
-    for array in arrays.values():
-        trials, cluster = [trial for trial, _ in array], array[0][1].cluster
-        slurm = executor.slurm_executor(cluster, sweep.name, logs, comment=mark, most=most)
+    logs, cluster = sweep.folder / "jobs", sweep.config(missing[0]).cluster
+    slurm = executor.slurm_executor(cluster, sweep.name, logs, comment=mark, most=most)
 
-        def note(jobs: list[executor.Job], trials: list[Trial] = trials) -> None:
-            for trial, job in zip(trials, jobs, strict=True):
-                trial.job, trial.state = job.job_id, QUEUED
-            sweep.write()
-
-        jobs = executor.submit_array(
-            slurm, [TrialJob(sweep.folder, t.number) for t in trials], note
-        )
-        for trial, job in zip(trials, jobs, strict=True):
+    def note(jobs: list[executor.Job]) -> None:
+        for trial, job in zip(missing, jobs, strict=True):
+            trial.job, trial.state = job.job_id, QUEUED
             _link_log(trial, job.paths.stdout)
-        typer.echo(
-            f"job {jobs[0].job_id.partition('_')[0]}: {len(jobs)} trials, {min(most, len(jobs))} "
-            f"at once, logs in {logs}"
-        )
+        sweep.write()
+
+    works = [TrialJob(sweep.folder, trial.number) for trial in missing]
+    jobs = executor.submit_array(slurm, works, note)
+    typer.echo(
+        f"job {jobs[0].job_id.partition('_')[0]}: {len(jobs)} trials, {min(most, len(jobs))} at "
+        f"once, logs in {logs}"
+    )
     typer.echo(f"python -m launch status {sweep.folder}")
     return True
 

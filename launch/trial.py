@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from launch import executor
 from launch.job import TrainJob
 from launch.report import tell_mlflow
-from launch.space import Value
+from launch.space import Point
 from launch.summary import write_summary
 from launch.sweep import METRIC, Sweep, Trial, is_measured
 from segresmamba.config import Config, config_digest, load_config
@@ -194,7 +194,7 @@ def chosen(folder: Path, number: int) -> Trial:
     return trial
 
 
-def _is_new(sweep: Sweep, trial: Trial, values: dict[str, Value]) -> bool:
+def _is_new(sweep: Sweep, trial: Trial, values: Point) -> bool:
     """Whether no other trial has these settings, and they do not contradict each other."""
     if any(other.values == values for other in sweep.trials):
         return False
