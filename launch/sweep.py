@@ -175,8 +175,7 @@ class Sweep:
                 remedy="name a folder below <run.root>/sweeps; the command that began the sweep "
                 "writes a damaged manifest anew once it is deleted",
             ) from error
-        for trial in sweep.trials:
-            sweep._recall(trial)
+        sweep.recall()
         return sweep
 
     def config(self, trial: Trial) -> Config:
@@ -206,12 +205,20 @@ class Sweep:
         kept = {key: value for key, value in asdict(trial).items() if key in _RECORDED}
         self._put(_record_name(trial), kept)
 
+    def recall(self) -> None:
+        """Read what the trials of a search have written down; see `record`."""
+        for trial in self.trials if self.search else ():
+            path = self.folder / _record_name(trial)
+            if path.exists():
+                for key, value in json.loads(path.read_text(encoding="utf-8")).items():
+                    setattr(trial, key, value)
+
     def refresh(self, *trials: Trial) -> None:
         """Find out where these trials stand, or all."""
+        self.recall()
         asked = trials or self.trials
         jobs = squeue.job_states([trial.job for trial in asked if trial.job])
         for trial in asked:
-            self._recall(trial)
             trial.state = self._state(trial, jobs.get(trial.job or ""))
 
     def lock(self, trial: Trial) -> int | None:
@@ -291,14 +298,7 @@ class Sweep:
             )
         for trial, old in zip(self.trials, before.trials, strict=False):
             trial.state, trial.job = old.state, old.job
-            self._recall(trial)
-
-    def _recall(self, trial: Trial) -> None:
-        """Take over what was recorded of a search's trial."""
-        path = self.folder / _record_name(trial)
-        if self.search is not None and path.exists():
-            for key, value in json.loads(path.read_text(encoding="utf-8")).items():
-                setattr(trial, key, value)
+        self.recall()
 
     def _put(self, name: str, content: dict[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

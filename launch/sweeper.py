@@ -35,11 +35,11 @@ def run_sweep(sweep: Sweep, max_parallel: int | None) -> int:
     """
     for trial in sweep.trials:
         refuse_changes(sweep.config(trial))
+    if sweep.search is not None:
+        catch_up(sweep)  # before anything is written: its storage may be unreachable
     with sweep.controlled():
         sweep.refresh()
         sweep.write()
-        if sweep.search is not None:
-            catch_up(sweep)
         typer.echo(f"{sweep.folder}: {_counts(sweep)}")
         code = 0
         if sweep.config(sweep.trials[0]).cluster.name == "slurm":

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 POLL_S = 2.0
 TAG = "pruned"
+# Held while a study is asked or told.
+LOCK = ".study.lock"
 logger = logging.getLogger(__name__)
 
 
@@ -180,7 +182,7 @@ def chosen(folder: Path, number: int) -> Trial:
     trial = Sweep.read(folder).trials[number]
     if trial.words:
         return trial
-    with locked(folder / ".study.lock"):
+    with locked(folder / LOCK):
         sweep = Sweep.read(folder)
         trial = sweep.trials[number]
         if trial.words:
@@ -214,10 +216,11 @@ def catch_up(sweep: Sweep) -> Study:
     """
     from segresmamba.tracking import locked
 
-    with locked(sweep.folder / ".study.lock"):
-        study = _study(sweep)
+    study = _study(sweep)
+    with locked(sweep.folder / LOCK):
         # Read under the lock: a trial that is choosing must not be taken for one that died of it.
-        study.catch_up(_standings(Sweep.read(sweep.folder)))
+        sweep.recall()
+        study.catch_up(_standings(sweep))
     return study
 
 

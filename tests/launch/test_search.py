@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from launch.__main__ import main
 from launch.search import plan_search
 from launch.study import STARTUP_PRUNING
 from launch.sweep import FAILED, FINISHED, METRIC, PRUNED, STOPPED, WAITING, Sweep
+from launch.sweeper import run_sweep
 from launch.trial import TrialJob, catch_up, chosen
 from segresmamba.errors import ConfigError, LaunchError
 from segresmamba.tracking.journal import Journal, read_journal
@@ -97,6 +97,13 @@ def test_options_that_do_not_fit_are_one_screen_and_exit_code_2(
     assert screen in " ".join(capsys.readouterr().err.replace("│", "").split())
 
 
+def test_a_storage_that_is_unreachable_leaves_nothing_behind(tmp_path: Path) -> None:
+    sweep = planned(tmp_path, LR, storage="postgresql://me@127.0.0.1:1/none")
+    with pytest.raises(LaunchError, match="cannot be used"):
+        run_sweep(sweep, None)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_settings_that_contradict_each_other_are_left_out(tmp_path: Path) -> None:
     """Every value is possible, but not with every other."""
     words = ["train.warmup_steps=int(interval(0,900))", "train.max_steps=range(500,1001,250)"]
@@ -149,15 +156,6 @@ def test_a_pruned_trial_that_slurm_starts_again_ends_at_once(tmp_path: Path) -> 
     }
 
 
-@pytest.fixture
-def real_words(tmp_path: Path, tiny_store: Path) -> list[str]:
-    """Real training, as small as can be, that ends by itself after minutes."""
-    words = ["data=custom", f"data.store={tiny_store}", "data.patch=[32,32,32]", "data.workers=0"]
-    words += ["model=segresnet", "model.init_filters=8", "train.max_steps=2000", "tracking=none"]
-    words += ["train.precision=fp32", "train.threads=1", "train.log_every=1", "augment=none"]
-    return [*words, "validation.overlap=0", "validation.overlays=0", f"run.root={tmp_path}"]
-
-
 @contextmanager
 def controller(*words: str) -> Iterator[subprocess.Popen[str]]:
     """`python -m launch sweep`, whose trials end with the test."""
@@ -175,10 +173,6 @@ def steps(trial: Path) -> list[int]:
     return [r.body["step"] for r in records if "train/loss" in r.body.get("values", ())]
 
 
-def goes_beyond(trial: Path, step: int) -> bool:
-    return len(steps(trial)) > step
-
-
 def wait_for(condition: Any) -> None:
     deadline = time.monotonic() + 120
     while not condition():
@@ -187,48 +181,38 @@ def wait_for(condition: Any) -> None:
 
 
 @pytest.mark.slow
-def test_a_stopped_search_saves_its_trials_and_goes_on_with_them(
+def test_a_stopped_search_goes_on_with_its_trial_and_prunes_it_once_it_falls_behind(
     tmp_path: Path, real_words: list[str]
 ) -> None:
-    words = ["--search", "optuna", "--trials", "2", "--name", "s", *real_words, LR]
+    words = [*real_words, "train.max_steps=2000", "train.validate_every=1", LR]
+    count = STARTUP_PRUNING + 1
     trial, folder = tmp_path / "s-000", tmp_path / "sweeps" / "s"
-    chosen_first = ""
-    for start in range(2):
-        with controller(*words) as process:
-            wait_for(partial(goes_beyond, trial, len(steps(trial))))
-            process.send_signal(signal.SIGTERM if start else signal.SIGINT)
-            assert process.wait(60) == 130
-        sweep = Sweep.read(folder)
-        sweep.refresh()
-        assert [t.state for t in sweep.trials] == [STOPPED, WAITING]
-        assert (trial / "checkpoints" / f"step-{max(steps(trial)):08d}").is_dir()
-        chosen_first = chosen_first or sweep.settings(sweep.trials[0])
-        assert sweep.settings(sweep.trials[0]) == chosen_first
-    found = steps(trial)
-    assert found == list(range(1, len(found) + 1))
-    assert len(list((trial / "logs").iterdir())) == 2
+    with controller("--search", "optuna", "--trials", str(count), "--name", "s", *words) as first:
+        wait_for(lambda: steps(trial))
+        first.send_signal(signal.SIGINT)
+        assert first.wait(120) == 130
+    sweep = Sweep.read(folder)
+    sweep.refresh()
+    assert [t.state for t in sweep.trials] == [STOPPED] + [WAITING] * STARTUP_PRUNING
+    stopped = steps(trial)
+    assert (trial / "checkpoints" / f"step-{stopped[-1]:08d}").is_dir()
 
-
-@pytest.mark.slow
-def test_a_trial_that_falls_behind_is_saved_pruned_and_left_alone(
-    tmp_path: Path, real_words: list[str]
-) -> None:
-    words = [*real_words, "train.validate_every=1", LR]
-    sweep = plan_search(words, STARTUP_PRUNING + 1, "s")
-    sweep.write()
-    for number in range(STARTUP_PRUNING):
+    for number in range(1, count):
         record(sweep, number, *[0.99] * 500)
-    command = [sys.executable, "-m", "launch", "resume", str(sweep.folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
-    assert done.returncode == 0, done.stderr
-    assert f"trial {STARTUP_PRUNING} pruned, Dice 0." in done.stdout
-    sweep = Sweep.read(sweep.folder)
-    pruned = sweep.trials[STARTUP_PRUNING]
-    assert pruned.pruned_at is not None
-    assert list(Path(pruned.run, "checkpoints").glob("step-*"))
-    best = json.loads((sweep.folder / "summary.json").read_text())["best"]
-    assert best[METRIC] == 0.99
+    command = [sys.executable, "-m", "launch", "resume", str(folder)]
+    resumed = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "trial 0 pruned, Dice 0." in resumed.stdout
+    found = Sweep.read(folder)
+    assert found.settings(found.trials[0]) == sweep.settings(sweep.trials[0])
+    assert found.trials[0].pruned_at is not None
+    assert steps(trial) == list(range(1, len(steps(trial)) + 1))
+    assert len(steps(trial)) > len(stopped)
+    assert (trial / "checkpoints" / f"step-{steps(trial)[-1]:08d}").is_dir()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["best"][METRIC] == 0.99
+
     again = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert again.returncode == 0
     assert "started" not in again.stdout
-    assert catch_up(sweep)._study.trials[-1].state.name == "PRUNED"
+    assert catch_up(found)._study.trials[0].state.name == "PRUNED"
