@@ -8,10 +8,19 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from launch import executor, launcher
+from launch import executor, launcher, sweeper
+from launch.folds import ALL, all_folds, fold_sweep_name
 from launch.job import TrainJob
+from launch.search import Sampler, plan_search
+from launch.sweep import MANIFEST, Sweep
+from launch.trial import TrialJob
 from segresmamba.config import load_config, read_config
-from segresmamba.errors import UserError
+from segresmamba.errors import LaunchError, UserError
+
+MaxParallel = Annotated[
+    int | None,
+    typer.Option(min=1, help="Trials or folds that run at once. Default: 1 here, 8 on Slurm."),
+]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -36,9 +45,7 @@ def train(
     allow_config_change: Annotated[
         bool, typer.Option("--allow-config-change", help="Go on with a run under new settings.")
     ] = False,
-    max_parallel: Annotated[
-        int, typer.Option(min=1, help="With train.fold=all: folds that run at once.")
-    ] = 1,
+    max_parallel: MaxParallel = None,
     in_allocation: Annotated[bool, typer.Option("--in-allocation", hidden=True)] = False,
 ) -> None:
     """Train: cluster=local (ranks on this machine), debug (in this process) or slurm (sbatch)."""
@@ -47,11 +54,16 @@ def train(
         words += ["run.allow_config_change=true"]
     if in_allocation:
         words += executor.allocation_overrides()
-    if "train.fold=all" in words:
-        from launch.folds import all_folds, fold_sweep_name
-
+    if ALL in words:
+        if in_allocation:
+            raise LaunchError(
+                "the folds are jobs of their own, which cannot all run in this one",
+                where="train.fold",
+                got="all, with sbatch slurm/train.sh",
+                remedy="sbatch slurm/sweep.sh train.fold=all ..., which queues them",
+            )
         folds = all_folds(words)
-        _run_sweep(folds, fold_sweep_name(folds), max_parallel, dry_run=dry_run)
+        _run_sweep(Sweep.of(folds, fold_sweep_name(folds)), max_parallel, dry_run=dry_run)
     job = TrainJob(load_config(words))
     if dry_run:
         typer.echo(launcher.describe(job), nl=False)
@@ -67,11 +79,33 @@ def sweep(
         list[str], typer.Argument(metavar="KEY=A,B", help="As in model=segresmamba,segresnet")
     ],
     name: Annotated[str | None, typer.Option(help="Of the sweep, here and in MLflow.")] = None,
-    max_parallel: Annotated[int, typer.Option(min=1, help="Trials that run at once.")] = 1,
+    max_parallel: MaxParallel = None,
+    search: Annotated[
+        Sampler | None,
+        typer.Option(help="Choose the trials by their Dice so far instead of trying all."),
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Of a search: how many, in all.")
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Of a search: a database. Default: a file of the sweep."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the trials.")] = False,
 ) -> None:
-    """Run every combination; the same command goes on with what is missing."""
-    _run_sweep(words, name, max_parallel, dry_run=dry_run)
+    """Run every combination, or a search; the same command goes on with what is missing."""
+    if search is not None:
+        planned = plan_search(words, trials, name, storage)
+    elif trials is not None or storage is not None:
+        raise LaunchError(
+            "a grid has as many trials as it has points, and no storage",
+            where="--trials" if storage is None else "--storage",
+            got=trials if storage is None else storage,
+            remedy="leave it out, or add --search optuna",
+        )
+    else:
+        planned = Sweep.of(all_folds(words) if ALL in words else words, name)
+    _run_sweep(planned, max_parallel, dry_run=dry_run)
 
 
 @app.command()
@@ -80,9 +114,6 @@ def status(
     root: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs"),
 ) -> None:
     """Show where the trials of a sweep stand, and why those that failed did."""
-    from launch import sweeper
-    from launch.sweep import MANIFEST, Sweep
-
     found = [folder] if folder else sorted(p.parent for p in root.glob(f"sweeps/*/{MANIFEST}"))
     for path in found:
         typer.echo(f"{path}:")
@@ -94,12 +125,9 @@ def status(
 @app.command()
 def resume(
     folder: Annotated[Path, typer.Argument(help="Of a sweep or a run.")],
-    max_parallel: Annotated[int, typer.Option(min=1, help="Trials that run at once.")] = 1,
+    max_parallel: MaxParallel = None,
 ) -> None:
     """Run what is missing of a sweep, or go on with a run."""
-    from launch import sweeper
-    from launch.sweep import MANIFEST, Sweep
-
     if (folder / MANIFEST).exists():
         sys.exit(sweeper.run_sweep(Sweep.read(folder), max_parallel))
     config = read_config(folder / "config.yaml")
@@ -107,11 +135,13 @@ def resume(
     sys.exit(launcher.start(TrainJob(config.model_copy(update={"run": where}))))
 
 
-def _run_sweep(words: list[str], name: str | None, max_parallel: int, *, dry_run: bool) -> NoReturn:
-    from launch import sweeper
-    from launch.sweep import Sweep
+@app.command(hidden=True)
+def trial(folder: Path, number: int) -> None:
+    """Run one trial of a sweep here."""
+    sys.exit(launcher.start(TrialJob(folder, number)))
 
-    planned = Sweep.of(words, name)
+
+def _run_sweep(planned: Sweep, max_parallel: int | None, *, dry_run: bool) -> NoReturn:
     if dry_run:
         sweeper.show(planned)
         sys.exit(0)

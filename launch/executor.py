@@ -19,7 +19,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,6 +35,8 @@ from segresmamba.errors import LaunchError
 
 # A run may be preempted or reach its time limit this often.
 MAX_REQUEUES = 1000
+# An array's pickles are named one by one, on a file system that may be slow.
+PICKLE_PATIENCE_S = 60.0
 # A job on this machine without a limit of its own gets a year.
 UNLIMITED_MIN = 365 * 24 * 60
 # The signal that submitit takes for preemption and time limit; NCCL uses SIGUSR1.
@@ -78,7 +81,7 @@ class LocalExecutor(submitit.LocalExecutor):
 
 
 def slurm_executor(
-    cluster: ClusterConfig, name: str, logs: Path, *, one_by_one: bool = False
+    cluster: ClusterConfig, name: str, logs: Path, *, comment: str | None = None, most: int = 1
 ) -> SlurmExecutor:
     """The executor that queues a job as `cluster` describes it.
 
@@ -86,7 +89,8 @@ def slurm_executor(
         cluster: Resources and limits.
         name: The job's name in the squeue.
         logs: Folder of scripts, pickles and logs; all nodes must see it.
-        one_by_one: Wait until no other job of this name and user is left.
+        comment: What squeue shows as the job's comment.
+        most: Jobs of an array that may run at once.
     """
     executor = SlurmExecutor(logs, max_num_timeout=MAX_REQUEUES)
     executor.update_parameters(
@@ -107,8 +111,9 @@ def slurm_executor(
         teardown=_after_ranks(logs),
         signal_delay_s=cluster.signal_delay_s,
         stderr_to_stdout=True,
-        additional_parameters={"requeue": True}
-        | ({"dependency": "singleton"} if one_by_one else {}),
+        comment=comment,
+        array_parallelism=most,
+        additional_parameters={"requeue": True},
         # Since Slurm 22.05 srun forgets the batch job's --cpus-per-task; and without the second
         # flag the ranks wait in a collective for one that has died.
         srun_args=[
@@ -177,6 +182,25 @@ def submit(executor: SlurmExecutor, work: Work) -> Job:
     Raises:
         LaunchError: If there is no sbatch, or it refuses the job, of which then nothing is left.
     """
+    (job,) = submit_array(executor, [work])
+    return job
+
+
+def submit_array(
+    executor: SlurmExecutor,
+    works: Sequence[Work],
+    note: Callable[[list[Job]], None] = lambda _jobs: None,
+) -> list[Job]:
+    """Queue `works` as one array, a single one as a plain job.
+
+    Args:
+        executor: Of all of them.
+        works: What the jobs run.
+        note: Is given the jobs as soon as Slurm has them.
+
+    Raises:
+        LaunchError: If there is no sbatch, or it refuses the jobs, of which then nothing is left.
+    """
     if shutil.which("sbatch") is None:
         raise LaunchError(
             "this machine has no sbatch",
@@ -188,8 +212,8 @@ def submit(executor: SlurmExecutor, work: Work) -> Job:
     make_logs(logs)
     before = set(logs.iterdir())
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # the error below says the same
-            job = executor.submit(work)
+        with contextlib.redirect_stderr(io.StringIO()), executor.batch():  # the error says the same
+            jobs = [executor.submit(work) for work in works]
     except FailedJobError as error:
         _sweep_up(logs, before)
         raise LaunchError(
@@ -198,8 +222,9 @@ def submit(executor: SlurmExecutor, work: Work) -> Job:
             got=str(error).strip() or "no message",
             remedy=f"{SINFO}; --dry-run shows the script",
         ) from error
-    if reason := squeue.hopeless(job.job_id):
-        squeue.cancel(job.job_id)
+    note(jobs)
+    if reason := squeue.hopeless(jobs[0].job_id):
+        squeue.cancel(jobs[0].job_id.partition("_")[0])
         _sweep_up(logs, before)
         raise LaunchError(
             "the job would have waited for ever, so it was cancelled",
@@ -207,7 +232,7 @@ def submit(executor: SlurmExecutor, work: Work) -> Job:
             got=reason,
             remedy=f"{SINFO}; --dry-run shows the script",
         )
-    return job
+    return jobs
 
 
 def _sweep_up(logs: Path, before: set[Path]) -> None:
@@ -268,8 +293,15 @@ def run_in_allocation(executor: SlurmExecutor, work: Work) -> NoReturn:
 
 
 def load_work(logs: Path, job_id: str) -> Any:
-    """The job that was submitted under this id, as it was pickled."""
-    return DelayedSubmission.load(JobPaths(logs, job_id=job_id).submitted_pickle).function
+    """The job that was submitted under this id, as it was pickled.
+
+    Submitit names the pickle after the job, and so after the submission: it may be a moment late.
+    """
+    pickle = JobPaths(logs, job_id=job_id).submitted_pickle
+    deadline = time.monotonic() + PICKLE_PATIENCE_S
+    while not pickle.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return DelayedSubmission.load(pickle).function
 
 
 def batch_log(logs: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
+from launch.grid import trials_of
 from segresmamba.config import config_digest, load_config
 from segresmamba.errors import ConfigError
 
@@ -20,14 +21,14 @@ def all_folds(words: Sequence[str]) -> list[str]:
     """
     from segresmamba.data import open_dataset
 
-    config = load_config([word for word in words if word != ALL])
+    config = load_config(trials_of([word for word in words if word != ALL])[0])
     if config.run.name is not None:
         raise ConfigError(
             "the folds are runs of their own, which cannot share a name",
             where="run.name",
             got=config.run.name,
             remedy="leave it out, or name the whole: python -m launch sweep --name NAME "
-            "'train.fold=range(0,5)' ...",
+            "train.fold=all ...",
         )
     folds = range(len(open_dataset(config.data.store).splits))
     return [f"train.fold={','.join(map(str, folds))}" if w == ALL else w for w in words]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 
 from segresmamba.config import presets
@@ -17,21 +18,20 @@ def trials_of(words: Sequence[str]) -> list[list[str]]:
     """The words of every trial: the product of all choices, ranges and globs, last word fastest.
 
     Raises:
-        ConfigError: For a word that Hydra does not parse, or a glob that matches no preset.
+        ConfigError: For a word that Hydra does not parse, a glob that matches no preset, or an
+            interval, which has no end of values.
     """
-    return [list(trial) for trial in product(*(_choices(word) for word in words))]
+    return [list(trial) for trial in product(*(_words(word) for word in words))]
 
 
-def _choices(word: str) -> list[str]:
+def parse(word: str) -> Override:
+    """What Hydra understands of a word.
+
+    Raises:
+        ConfigError: If it understands nothing.
+    """
     try:
-        override = OverridesParser.create().parse_override(word)
-        key = override.key_or_group
-        if not override.is_sweep_override():
-            return [word]
-        value = override.value()
-        names = value.filter(presets().get(key, [])) if isinstance(value, Glob) else None
-        found = override.sweep_string_iterator() if names is None else names
-        choices = [f"{key}={choice}" for choice in found]
+        return OverridesParser.create().parse_override(word)
     except (HydraException, ValueError) as error:
         raise ConfigError(
             "a word of the sweep does not parse",
@@ -39,11 +39,39 @@ def _choices(word: str) -> list[str]:
             got=word,
             remedy="write key=a,b or 'key=range(0,5)' or 'model=glob(seg*)', in quotes",
         ) from error
-    if not choices:
+
+
+def choices(override: Override) -> list[str]:
+    """The values of a sweep over choices, a range or a glob, as they are written.
+
+    Raises:
+        ConfigError: If there are none.
+    """
+    value: Any = override.value()
+    if isinstance(value, Glob):
+        found = value.filter(presets().get(override.key_or_group, []))
+    else:
+        found = list(override.sweep_string_iterator())
+    if not found:
         raise ConfigError(
             "the sweep is empty",
-            where=key,
-            got=word,
+            where=override.key_or_group,
+            got=override.input_line,
             remedy="give at least one value; glob chooses among presets, such as model and data",
         )
-    return choices
+    return found
+
+
+def _words(word: str) -> list[str]:
+    override = parse(word)
+    if not override.is_sweep_override():
+        return [word]
+    if override.is_interval_sweep():
+        raise ConfigError(
+            "an interval is for a search: a grid would have no end",
+            where=override.key_or_group,
+            got=word,
+            remedy="add --search optuna --trials 50, or list the values: "
+            f"{override.key_or_group}=a,b,c",
+        )
+    return [f"{override.key_or_group}={choice}" for choice in choices(override)]

@@ -17,13 +17,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from launch import executor
 from launch.failure import USER_ERROR_CODE, Failure, failure_path, write_failure
 from segresmamba.config import Config
 
 STOP_SIGNALS = (executor.REQUEUE_SIGNAL, signal.SIGTERM)
+
+
+class Work(Protocol):
+    """What the launcher starts: picklable, called by every rank."""
+
+    @property
+    def config(self) -> Config:
+        """The run."""
+
+    def __call__(self) -> dict[str, Any]:
+        """Train as one rank."""
+
+    def checkpoint(self) -> object:
+        """What is submitted again after a requeue."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +54,14 @@ class TrainJob:
         """Train as one rank; return what the engine's `train` returns, on this rank.
 
         Raises:
+            SystemExit: See `run`.
+        """
+        return self.run(lambda engine: engine.train(self.config))
+
+    def run(self, train: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """Call `train` with the engine as one rank of the job.
+
+        Raises:
             SystemExit: With code 2 after a mistake of the user, whose screen is then in the log;
                 without an error when the job goes back to the queue.
         """
@@ -54,7 +76,7 @@ class TrainJob:
             with StopSignals() as signals:
                 engine = importlib.import_module(self.engine)
                 signals.pass_on(engine.request_stop)
-                result: dict[str, Any] = engine.train(self.config)
+                result = train(engine)
         except Exception as error:
             failure = Failure.of(error, rank)
             write_failure(failure, logs, place.job_id)

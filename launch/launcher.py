@@ -13,13 +13,13 @@ from launch import executor, foreground
 from launch.failure import first_failure
 from launch.fit import require_fit
 from launch.follow import follow
-from launch.job import TrainJob
+from launch.job import Work
 from launch.report import report_failure
 from launch.squeue import INTERRUPTED_CODE
 from segresmamba.config import refuse_changes, run_folder
 
 
-def start(job: TrainJob, *, watch: bool = False) -> int:
+def start(job: Work, *, watch: bool = False) -> int:
     """Run a job on this machine to its end, or queue it on Slurm.
 
     Args:
@@ -44,7 +44,7 @@ def start(job: TrainJob, *, watch: bool = False) -> int:
             return _end(executor.run_in_process(job, _logs(job)))
 
 
-def describe(job: TrainJob) -> str:
+def describe(job: Work) -> str:
     """What `start` would do: for Slurm the sbatch script, to the letter."""
     cluster = job.config.cluster
     if cluster.name == "slurm":
@@ -52,12 +52,12 @@ def describe(job: TrainJob) -> str:
     return f"cluster={cluster.name}: {cluster.world_size} rank(s) here, {run_folder(job.config)}\n"
 
 
-def run_in_allocation(job: TrainJob) -> NoReturn:
+def run_in_allocation(job: Work) -> NoReturn:
     """Go on as the ranks' srun, in the allocation that `sbatch slurm/train.sh` got."""
     executor.run_in_allocation(_slurm_executor(job), job)
 
 
-def _queue(job: TrainJob, *, watch: bool) -> int:
+def _queue(job: Work, *, watch: bool) -> int:
     from segresmamba.tracking import run_hint
 
     refuse_changes(job.config)
@@ -68,12 +68,12 @@ def _queue(job: TrainJob, *, watch: bool) -> int:
     return follow(queued.job_id, queued.paths.stdout) if watch else 0
 
 
-def _slurm_executor(job: TrainJob) -> executor.SlurmExecutor:
+def _slurm_executor(job: Work) -> executor.SlurmExecutor:
     folder = run_folder(job.config)
     return executor.slurm_executor(job.config.cluster, folder.name, folder / "logs")
 
 
-def _run_ranks(job: TrainJob) -> int:
+def _run_ranks(job: Work) -> int:
     logs = _logs(job)
     local = executor.local_executor(job.config.cluster, logs)
     submitted = local.submit(job)
@@ -99,13 +99,13 @@ def _run_ranks(job: TrainJob) -> int:
 def _end(result: dict[str, object]) -> int:
     typer.echo(f"{result['status']} at step {result['step']}: {result['folder']}")
     typer.echo(f"watch and compare: {result['ui_hint']}")
-    if result["status"] == "finished":
+    if result["status"] in {"finished", "pruned"}:
         return 0
     typer.echo("the same command goes on from the checkpoint", err=True)
     return INTERRUPTED_CODE
 
 
-def _logs(job: TrainJob) -> Path:
+def _logs(job: Work) -> Path:
     """A new folder for this start: process numbers, and so job ids, come again on one machine."""
     logs = run_folder(job.config) / "logs" / time.strftime("%Y%m%d-%H%M%S")
     executor.make_logs(logs)

@@ -7,8 +7,11 @@ import re
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+# A job that is cancelled gets Slurm's KillWait, usually 30 s, to save.
+CANCEL_PATIENCE_S = 120.0
 UNLIMITED_MIN = 365 * 24 * 60
 INTERRUPTED_CODE = 130
 _LIVE = {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "RESIZING", "SUSPENDED"}
@@ -60,17 +63,31 @@ def job_state(job_id: str) -> JobState | None:
     Returns:
         None if neither knows it.
     """
-    fields = "--Format=State:40,exit_code:40,Reason:80"
-    live = _ask("squeue", "--noheader", "--states=all", f"--jobs={job_id}", fields).split()
-    if live:
-        name, status, reason = live[0], int(live[1]), " ".join(live[2:])
-        return JobState(name, os.waitstatus_to_exitcode(status), "" if reason == "None" else reason)
-    past = _ask("sacct", "-X", "-n", "-P", f"--jobs={job_id}", "--format=State,ExitCode")
-    if not past:
-        return None
-    # As in "CANCELLED by 0|0:15"; the last line is the last start.
-    name, code = past.splitlines()[-1].split("|")
-    return JobState(name.split()[0], int(code.split(":")[0]))
+    return job_states([job_id]).get(job_id)
+
+
+def job_states(job_ids: Sequence[str]) -> dict[str, JobState]:
+    """Where jobs stand, those of arrays (4711_3) included, asking once for all of them.
+
+    Returns:
+        The state of each; without those that neither squeue nor sacct knows.
+    """
+    states: dict[str, JobState] = {}
+    if not job_ids:
+        return states
+    jobs = f"--jobs={','.join(dict.fromkeys(job_ids))}"
+    fields = "--Format=JobArrayID:40,State:40,exit_code:40,Reason:80"
+    for line in _ask("squeue", "--array", "--noheader", "--states=all", jobs, fields).splitlines():
+        job_id, name, status, *reason = line.split()
+        why = "" if reason == ["None"] else " ".join(reason)
+        states[job_id] = JobState(name, os.waitstatus_to_exitcode(int(status)), why)
+    if missing := [job_id for job_id in job_ids if job_id not in states]:
+        jobs, fields = f"--jobs={','.join(dict.fromkeys(missing))}", "--format=JobID,State,ExitCode"
+        # As in "4711_3|CANCELLED by 0|0:15"; the last line of a job is its last start.
+        for line in _ask("sacct", "-X", "-n", "-P", jobs, fields).splitlines():
+            job_id, name, code = line.split("|")
+            states[job_id] = JobState(name.split()[0], int(code.split(":")[0]))
+    return states
 
 
 def hopeless(job_id: str) -> str | None:
@@ -80,7 +97,8 @@ def hopeless(job_id: str) -> str | None:
     """
     for _ in range(10):
         shown = _ask("squeue", "--noheader", f"--jobs={job_id}", "--Format=State:40,Reason:80")
-        state, _, reason = shown.partition(" ")
+        # Of an array the first line; all its jobs wait for the same.
+        state, _, reason = shown.partition("\n")[0].partition(" ")
         reason = reason.strip()
         if reason in _HOPELESS:
             return f"{reason}: {_HOPELESS[reason]}"
@@ -93,6 +111,20 @@ def hopeless(job_id: str) -> str | None:
 def cancel(job_id: str) -> None:
     """Take a job out of the queue."""
     subprocess.run(["scancel", job_id], check=False, capture_output=True)
+
+
+def cancel_forgotten(comment: str, known: set[str]) -> None:
+    """Take the user's jobs with this comment out of the queue, but for those of known numbers.
+
+    Returns once they have ended: they may have to save.
+    """
+    shown = _ask("squeue", "--me", "--noheader", "--format=%F %k").splitlines()
+    marked = {job for job, _, text in (line.partition(" ") for line in shown) if text == comment}
+    for job_id in marked - known:
+        cancel(job_id)
+        deadline = time.monotonic() + CANCEL_PATIENCE_S
+        while _ask("squeue", "--noheader", f"--jobs={job_id}") and time.monotonic() < deadline:
+            time.sleep(0.5)
 
 
 def requeue(job_id: str) -> str:

@@ -1,75 +1,128 @@
-"""What the finished trials of a sweep reached: a table, and a summary run in MLflow."""
+"""What the trials of a sweep have reached: a table, and once all are over a run in MLflow."""
 
 from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
-import typer
-
-from launch.sweep import FINISHED, Sweep
+from launch.sweep import FINISHED, METRIC, OVER, Sweep
 
 PREFIX = "validation/"
+JSON, CSV = "summary.json", "summary.csv"
+
+Rows = Mapping[int, Mapping[str, float]]
 
 
 def write_summary(sweep: Sweep) -> None:
-    """Write summary.json and summary.csv, print Dice, and log mean and spread to MLflow.
+    """Write summary.json and summary.csv of the trials that have finished, and tell MLflow.
 
-    The summary run belongs to the sweep's group. Nothing happens before two trials have finished.
+    The summary run belongs to the sweep's group: of a grid it has the mean and spread of each
+    metric, of a search the best. It is made when all trials are over and something is new.
     """
     rows = _rows(sweep)
-    if len(rows) < 2:
+    content = json.dumps(_content(sweep, rows), indent=1) + "\n"
+    path = sweep.folder / JSON
+    is_new = not path.exists() or path.read_text(encoding="utf-8") != content
+    if not rows or not is_new:
         return
-    names = sorted({name for values in rows.values() for name in values})
-    spread = {name: _spread([v[name] for v in rows.values() if name in v]) for name in names}
-    content = {"trials": rows, "metrics": spread}
-    (sweep.folder / "summary.json").write_text(json.dumps(content, indent=1) + "\n")
-    with (sweep.folder / "summary.csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["trial", *names])
-        for number, values in rows.items():
-            table.writerow([number, *(values.get(name, "") for name in names)])
-        for key in ("mean", "std"):
-            table.writerow([key, *(spread[name][key] for name in names)])
-    for name in names:
+    _write_table(sweep, rows)
+    temporary = path.with_suffix(".part")
+    temporary.write_text(content, encoding="utf-8")
+    temporary.replace(path)
+    if all(trial.state in OVER for trial in sweep.trials):
+        _log(sweep, json.loads(content))
+
+
+def summary_lines(sweep: Sweep) -> list[str]:
+    """The summary as a command prints it: Dice, nothing before two trials have finished."""
+    rows = _rows(sweep)
+    if len(rows) < 2:
+        return []
+    if sweep.search is not None:
+        best = _best(sweep, rows)
+        return [f"best: trial {best['trial']}, {METRIC} {best[METRIC]:.4f}: {best['settings']}"]
+    lines = []
+    for name, row in _spreads(rows).items():
         if "dice" in name:
-            each = "  ".join(f"{v[name]:.4f}" for v in rows.values() if name in v)
-            values = spread[name]
-            typer.echo(f"{name}: {values['mean']:.4f} +- {values['std']:.4f}   {each}")
-    _log(sweep, spread)
+            each = "  ".join(f"{values[name]:.4f}" for values in rows.values() if name in values)
+            lines.append(f"{name}: {row['mean']:.4f} +- {row['std']:.4f}   {each}")
+    return lines
 
 
 def _rows(sweep: Sweep) -> dict[int, dict[str, float]]:
     """The last validation of every finished trial, by its number."""
-    from segresmamba.tracking import read_history
-
     rows = {}
     for trial in sweep.trials:
-        if trial.state == FINISHED:
-            curves = read_history(Path(trial.run)).curves
-            rows[trial.number] = {
-                name: curve[-1].value for name, curve in curves.items() if name.startswith(PREFIX)
-            }
+        history = trial.history() if trial.state == FINISHED else None
+        if history is not None:
+            curves = history.curves.items()
+            rows[trial.number] = {n: curve[-1].value for n, curve in curves if n.startswith(PREFIX)}
     return rows
 
 
-def _spread(values: list[float]) -> dict[str, float]:
-    """Mean and sample standard deviation."""
-    spread = stdev(values) if len(values) > 1 else 0.0
-    return {"mean": mean(values), "std": spread, "n": len(values)}
+def _content(sweep: Sweep, rows: Rows) -> dict[str, Any]:
+    trials = {
+        number: {"settings": sweep.settings(sweep.trials[number]), **values}
+        for number, values in rows.items()
+    }
+    if sweep.search is None:
+        return {"trials": trials, "metrics": _spreads(rows)}
+    return {"trials": trials, "best": _best(sweep, rows) if rows else None}
 
 
-def _log(sweep: Sweep, spread: dict[str, dict[str, float]]) -> None:
+def _best(sweep: Sweep, rows: Rows) -> dict[str, Any]:
+    number = max(rows, key=lambda row: rows[row][METRIC])
+    trial = sweep.trials[number]
+    return {
+        "trial": number,
+        METRIC: rows[number][METRIC],
+        "settings": sweep.settings(trial),
+        "run": trial.run,
+    }
+
+
+def _spreads(rows: Rows) -> dict[str, dict[str, float]]:
+    """Mean and sample standard deviation of every metric."""
+    spreads = {}
+    for name in sorted({name for values in rows.values() for name in values}):
+        column = [values[name] for values in rows.values() if name in values]
+        std = stdev(column) if len(column) > 1 else 0.0
+        spreads[name] = {"mean": mean(column), "std": std, "n": len(column)}
+    return spreads
+
+
+def _write_table(sweep: Sweep, rows: Rows) -> None:
+    spreads = _spreads(rows)
+    with (sweep.folder / CSV).open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["trial", "settings", *spreads])
+        for number, values in rows.items():
+            settings = sweep.settings(sweep.trials[number])
+            table.writerow([number, settings, *(values.get(name, "") for name in spreads)])
+        if sweep.search is None:
+            for key in ("mean", "std"):
+                table.writerow([key, "", *(row[key] for row in spreads.values())])
+
+
+def _log(sweep: Sweep, content: dict[str, Any]) -> None:
     from segresmamba.tracking import open_tracker
 
     config = sweep.config(sweep.trials[0])
+    tracking = config.tracking.model_copy(update={"group": sweep.name})
     tracker = open_tracker(
-        sweep.folder, config.tracking, root=config.run.root, run_name=f"{sweep.name}-summary"
+        sweep.folder, tracking, root=config.run.root, run_name=f"{sweep.name}-summary"
     )
-    values = {f"{n}/{key}": v for n, row in spread.items() for key, v in row.items()}
+    if sweep.search is None:
+        values = {f"{n}/{k}": v for n, row in content["metrics"].items() for k, v in row.items()}
+    else:
+        best = content["best"]
+        values = {f"{METRIC}/best": best[METRIC]}
+        tracker.tags({"best.settings": best["settings"], "best.run": Path(best["run"]).name})
     tracker.metrics(values, step=0, epoch=0.0)
-    for name in ("manifest.json", "summary.json", "summary.csv"):
+    for name in ("manifest.json", JSON, CSV):
         tracker.artifact(sweep.folder / name)
     tracker.close("finished")

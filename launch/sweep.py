@@ -1,9 +1,12 @@
 """A sweep: its trials, what became of each, and their manifest.
 
     <root>/sweeps/<name>/
-        manifest.json     words and settings' digest of every trial, its run, and its last state
+        manifest.json     words and settings' digest of every trial, its run, job and last state
+        trial-003.json    of a search: what was chosen for trial 3, and where it was pruned
         trial-003.lock    held by the process that runs trial 3 on this machine
         trial-003.log     what that process printed
+        study.journal     Optuna's, of a search
+        jobs/             logs and pickles of the jobs on Slurm; each run's logs/ links to its own
         summary.json, summary.csv
 
 What a trial has reached is read from its run folder, so neither a controller that was killed nor a
@@ -15,20 +18,33 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from launch import squeue
 from launch.grid import trials_of
 from launch.report import REPORT
+from launch.space import Point, Space
 from segresmamba.config import Config, config_digest, load_config, run_folder
 from segresmamba.errors import LaunchError, UserError
 
+if TYPE_CHECKING:
+    from segresmamba.tracking import History
+
 MANIFEST = "manifest.json"
-FINISHED, RUNNING, WAITING, FAILED, STOPPED = "finished", "running", "waiting", "failed", "stopped"
+METRIC = "validation/dice/mean"
+FINISHED, PRUNED, FAILED, STOPPED = "finished", "pruned", "failed", "stopped"
+RUNNING, QUEUED, WAITING = "running", "queued", "waiting"
+OVER = {FINISHED, PRUNED}
+UNDER_WAY = {RUNNING, QUEUED}
+# Lines of a log that stand in for a traceback.
+LOG_LINES = 20
 
 
 @dataclass
@@ -37,21 +53,58 @@ class Trial:
 
     number: int
     words: list[str]
-    """What `python -m launch train` is given."""
+    """What `python -m launch train` is given; empty in a search until the trial starts."""
     digest: str
     """Of the settings that change the result, see `config_digest`."""
     run: str
     """Its run folder."""
     state: str = WAITING
-    """finished, running, waiting (never started), failed or stopped."""
+    """finished, pruned, running, queued, waiting (never started), failed or stopped."""
     job: str | None = None
     """Its last job on Slurm."""
+    values: Point = field(default_factory=dict)
+    """What a search chose for it."""
+    pruned_at: int | None = None
+    """The step at which a search gave it up."""
+    dice: float | None = None
+    """Its last validation."""
+
+    def history(self) -> History | None:
+        """What its run has recorded; None if it has not begun, or cannot be read."""
+        from segresmamba.tracking import is_run, read_history
+
+        with suppress(UserError):
+            return read_history(Path(self.run)) if is_run(Path(self.run)) else None
+        return None
 
     @property
     def failure(self) -> str:
-        """The traceback of a trial that failed."""
-        path = Path(self.run, REPORT)
-        return path.read_text(encoding="utf-8") if self.state == FAILED and path.exists() else ""
+        """Why a trial failed: the traceback, or the end of its log if it could not leave one."""
+        log = Path(self.run, "logs", f"{self.job}_0_log.out")
+        for path in (Path(self.run, REPORT), log) if self.state == FAILED else ():
+            if path.exists():
+                lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+                return "\n".join(lines if path.name == REPORT else lines[-LOG_LINES:])
+        return ""
+
+
+@dataclass(frozen=True)
+class Search:
+    """What makes a sweep a search: its trials' settings are chosen one by one, by Optuna."""
+
+    words: list[str]
+    """The space, in Hydra's sweep grammar."""
+    storage: str | None
+    """URL of a database; None for a file in the sweep's folder."""
+    digest: str
+    """Of the space and of all settings that change a result."""
+    sample: Point
+    """A point of the space, for what is the same in all trials."""
+
+    @property
+    def space(self) -> Space:
+        """What may be tried."""
+        return Space.of(self.words)
 
 
 @dataclass
@@ -60,15 +113,23 @@ class Sweep:
 
     folder: Path
     trials: list[Trial]
+    search: Search | None = None
 
     @property
     def name(self) -> str:
         """Its folder's name, which is also the name of the parent run in MLflow."""
         return self.folder.name
 
+    @property
+    def identity(self) -> list[str]:
+        """What makes it this sweep and no other; a search may grow, and move its study."""
+        if self.search:
+            return [self.search.digest]
+        return [trial.digest for trial in self.trials]
+
     @classmethod
     def of(cls, words: Sequence[str], name: str | None = None) -> Sweep:
-        """The sweep that these words describe, as far as it has come; nothing is written.
+        """The grid that these words describe, as far as it has come; nothing is written.
 
         Args:
             words: Overrides in Hydra's sweep grammar.
@@ -82,17 +143,16 @@ class Sweep:
         expanded = trials_of(words)
         configs = [load_config(trial) for trial in expanded]
         digests = [config_digest(config) for config in configs]
-        title = name or f"sweep-{hashlib.sha256(' '.join(digests).encode()).hexdigest()[:8]}"
-        group = [f"tracking.group={title}"]
+        title = title_of(name, "sweep", digests)
         trials = [
-            Trial(number, trial + group, digest, str(run_folder(config)))
+            Trial(number, [*trial, f"tracking.group={title}"], digest, str(run_folder(config)))
             for number, (trial, digest, config) in enumerate(
                 zip(expanded, digests, configs, strict=True)
             )
         ]
         _refuse_shared_folders(trials)
         sweep = cls(configs[0].run.root / "sweeps" / title, trials)
-        sweep._remember()
+        sweep.remember()
         return sweep
 
     @classmethod
@@ -104,7 +164,9 @@ class Sweep:
         """
         try:
             values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            return cls(folder, [Trial(**trial) for trial in values["trials"]])
+            search = values.get("search")
+            trials = [Trial(**trial) for trial in values["trials"]]
+            sweep = cls(folder, trials, Search(**search) if search else None)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise LaunchError(
                 "this is no sweep, or its manifest is damaged",
@@ -113,23 +175,51 @@ class Sweep:
                 remedy="name a folder below <run.root>/sweeps; the command that began the sweep "
                 "writes a damaged manifest anew once it is deleted",
             ) from error
+        sweep.recall()
+        return sweep
 
     def config(self, trial: Trial) -> Config:
-        """The settings of a trial."""
-        return load_config(trial.words)
+        """The settings of a trial; while nothing was chosen for it, those of the sample."""
+        return load_config(trial.words or self.words(trial, self._search.sample))
+
+    def words(self, trial: Trial, values: Point) -> list[str]:
+        """The words of a search's trial for which `values` were chosen."""
+        place = [f"run.name={Path(trial.run).name}", f"tracking.group={self.name}"]
+        return [*self._search.space.words(values), *place]
+
+    def settings(self, trial: Trial) -> str:
+        """The words in which a trial differs from the others."""
+        if self.search is not None:
+            return " ".join(f"{key}={value}" for key, value in trial.values.items())
+        common = set.intersection(*(set(other.words) for other in self.trials))
+        return " ".join(word for word in trial.words if word not in common)
 
     def write(self) -> None:
         """Write the manifest, whole or not at all."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        values = {"name": self.name, "trials": [asdict(trial) for trial in self.trials]}
-        temporary = self.folder / f".{MANIFEST}.{os.getpid()}"
-        temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(self.folder / MANIFEST)
+        search = asdict(self.search) if self.search else None
+        trials = [asdict(trial) for trial in self.trials]
+        self._put(MANIFEST, {"name": self.name, "search": search, "trials": trials})
 
-    def refresh(self) -> None:
-        """Find out where every trial stands."""
-        for trial in self.trials:
-            trial.state = self._state(trial)
+    def record(self, trial: Trial) -> None:
+        """Write down what was chosen for a trial, and where it was pruned."""
+        kept = {key: value for key, value in asdict(trial).items() if key in _RECORDED}
+        self._put(_record_name(trial), kept)
+
+    def recall(self) -> None:
+        """Read what the trials of a search have written down; see `record`."""
+        for trial in self.trials if self.search else ():
+            path = self.folder / _record_name(trial)
+            if path.exists():
+                for key, value in json.loads(path.read_text(encoding="utf-8")).items():
+                    setattr(trial, key, value)
+
+    def refresh(self, *trials: Trial) -> None:
+        """Find out where these trials stand, or all."""
+        self.recall()
+        asked = trials or self.trials
+        jobs = squeue.job_states([trial.job for trial in asked if trial.job])
+        for trial in asked:
+            trial.state = self._state(trial, jobs.get(trial.job or ""))
 
     def lock(self, trial: Trial) -> int | None:
         """Take a trial for a process of this machine: a descriptor to hand on, None if taken."""
@@ -163,24 +253,29 @@ class Sweep:
                 ) from error
             yield
 
-    def _state(self, trial: Trial) -> str:
-        from segresmamba.tracking import is_run, read_history
+    @property
+    def _search(self) -> Search:
+        assert self.search is not None  # a grid's trials have their words from the beginning
+        return self.search
 
-        run, recorded = Path(trial.run), ""
-        with suppress(UserError):
-            recorded = read_history(run).status if is_run(run) else ""
-        if recorded == "finished":
-            return FINISHED
-        if self._is_alive(trial):
+    def _state(self, trial: Trial, job: squeue.JobState | None) -> str:
+        history = trial.history()
+        recorded = history.status if history else ""
+        trial.dice = history.last(METRIC) if history else None
+        if history and recorded == "finished":
+            return FINISHED if is_measured(history) or self.search is None else FAILED
+        if job and not job.ended:
+            return QUEUED if job.name == "PENDING" else RUNNING
+        if self._is_locked(trial):
             return RUNNING
-        if recorded == "failed" or trial.state == FAILED:
+        if trial.pruned_at is not None:
+            return PRUNED
+        broken = job is not None and job.name not in {"COMPLETED", "CANCELLED"}
+        if recorded == "failed" or trial.state == FAILED or broken:
             return FAILED
-        return STOPPED if recorded or trial.state == RUNNING else WAITING
+        return STOPPED if recorded or trial.state in UNDER_WAY else WAITING
 
-    def _is_alive(self, trial: Trial) -> bool:
-        if trial.job is not None:
-            state = squeue.job_state(trial.job)
-            return state is not None and not state.ended
+    def _is_locked(self, trial: Trial) -> bool:
         if not (self.folder / f"trial-{trial.number:03d}.lock").exists():
             return False
         descriptor = self.lock(trial)
@@ -188,20 +283,63 @@ class Sweep:
             os.close(descriptor)
         return descriptor is None
 
-    def _remember(self) -> None:
+    def remember(self) -> None:
         """Take over states from the manifest of the same trials."""
         if not (self.folder / MANIFEST).exists():
             return
-        before = Sweep.read(self.folder).trials
-        if [trial.digest for trial in before] != [trial.digest for trial in self.trials]:
+        before = Sweep.read(self.folder)
+        if before.identity != self.identity or len(before.trials) > len(self.trials):
             raise LaunchError(
                 "the folder holds another sweep",
                 where=self.folder,
-                got=f"{len(self.trials)} trials, the folder has {len(before)} with other settings",
-                remedy="give another --name, or the same words to go on",
+                got=f"{_summary(self)}; the folder has {_summary(before)}",
+                remedy="give another --name, or the same words to go on (a search may grow: "
+                "--trials is how many there are in all)",
             )
-        for trial, old in zip(self.trials, before, strict=True):
+        for trial, old in zip(self.trials, before.trials, strict=False):
             trial.state, trial.job = old.state, old.job
+        self.recall()
+
+    def _put(self, name: str, content: dict[str, Any]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / f".{name}.{os.getpid()}"
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(self.folder / name)
+
+
+def is_measured(history: History) -> bool:
+    """Whether a run has what a search compares."""
+    value = history.last(METRIC)
+    return value is not None and math.isfinite(value)
+
+
+_RECORDED = ("words", "digest", "values", "pruned_at")
+
+
+def _record_name(trial: Trial) -> str:
+    return f"trial-{trial.number:03d}.json"
+
+
+def _summary(sweep: Sweep) -> str:
+    if sweep.search is None:
+        return f"{len(sweep.trials)} trials of a grid"
+    return f"a search of {len(sweep.trials)} trials: {' '.join(sweep.search.words)}"
+
+
+def title_of(name: str | None, kind: str, content: Sequence[str]) -> str:
+    """The name of a sweep, by default a digest of its content.
+
+    Raises:
+        LaunchError: If it cannot be a folder's name.
+    """
+    if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise LaunchError(
+            "this cannot be a folder's name",
+            where="--name",
+            got=name,
+            remedy="begin with a letter or digit, then also . _ and -",
+        )
+    return name or f"{kind}-{hashlib.sha256(' '.join(content).encode()).hexdigest()[:8]}"
 
 
 def _refuse_shared_folders(trials: Sequence[Trial]) -> None:

@@ -2,9 +2,12 @@
 # Submit a sweep from a small job of its own:  sbatch [sbatch options] slurm/sweep.sh [options] key=a,b ...
 #
 #   sbatch slurm/sweep.sh --name lr --max-parallel 4 train.lr=1e-4,3e-4 seed=0,1,2
+#   sbatch slurm/sweep.sh --name folds train.fold=all
+#   sbatch slurm/sweep.sh --search optuna --trials 50 'train.lr=tag(log,interval(1e-5,1e-2))'
 #
-# It queues one job per trial that has not finished, each with the resources that cluster.* asks
-# for, and ends. The same command goes on with what is missing; `python -m launch status` shows it.
+# It queues what has not finished as one array, each trial a job with the resources that cluster.*
+# asks for, and ends: the trials of a search choose what they try themselves. The same command goes
+# on with what is missing; `python -m launch status` shows how far it is.
 #
 #SBATCH --job-name=sweep
 #SBATCH --ntasks=1

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "launch": {"cli", "report", "engine", "models", "ops", "data", "tracking", "config", "errors"},
 }
 # Libraries that one module alone may import, so that there is one place to change.
-ONE_MODULE = ("deepspeed", "mlflow", "submitit", "codecarbon")
+ONE_MODULE = ("deepspeed", "mlflow", "submitit", "codecarbon", "optuna")
 
 
 def room_of(module: str) -> str | None:

@@ -3,8 +3,9 @@
 from segresmamba.tracking.emissions import EmissionsMeter
 from segresmamba.tracking.gpus import gpu_uuid
 from segresmamba.tracking.history import History, is_run, read_history
-from segresmamba.tracking.journal import JOURNAL_NAME, read_journal
+from segresmamba.tracking.journal import JOURNAL_NAME, read_journal, read_records
 from segresmamba.tracking.ledger import node_name
+from segresmamba.tracking.locks import locked
 from segresmamba.tracking.logs import StepLog, log_as
 from segresmamba.tracking.mapping import flatten
 from segresmamba.tracking.memory import PhaseMemory, memory_metrics, peak_memory
@@ -32,6 +33,7 @@ __all__ = [
     "flatten",
     "gpu_uuid",
     "is_run",
+    "locked",
     "log_as",
     "memory_metrics",
     "node_name",
@@ -40,6 +42,7 @@ __all__ = [
     "provenance",
     "read_history",
     "read_journal",
+    "read_records",
     "run_hint",
     "sync",
     "tracking_uri",

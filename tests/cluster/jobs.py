@@ -72,7 +72,9 @@ class Job:
         """The process of each rank, by rank."""
         pids = {}
         for pid, environment in _processes():
-            if environment.get("SLURM_JOB_ID") == self.id and "SLURM_PROCID" in environment:
+            array, task = (environment.get(f"SLURM_ARRAY_{n}_ID") for n in ("JOB", "TASK"))
+            job_id = f"{array}_{task}" if array else environment.get("SLURM_JOB_ID")
+            if job_id == self.id and "SLURM_PROCID" in environment:
                 command = Path(f"/proc/{pid}/cmdline").read_bytes()
                 if b"submitit.core._submit" in command:
                     pids[int(environment["SLURM_PROCID"])] = pid

@@ -30,6 +30,15 @@ def make_job(tmp_path: Path) -> Callable[..., TrainJob]:
     return make
 
 
+@pytest.fixture
+def real_words(tmp_path: Path, tiny_store: Path) -> list[str]:
+    """Real training, as small as can be."""
+    words = ["data=custom", f"data.store={tiny_store}", "data.patch=[32,32,32]", "data.workers=0"]
+    words += ["model=segresnet", "model.init_filters=8", "train.warmup_steps=0", "tracking=none"]
+    words += ["train.precision=fp32", "train.threads=1", "train.log_every=1", "augment=none"]
+    return [*words, "validation.overlap=0", "validation.overlays=0", f"run.root={tmp_path}"]
+
+
 def wait_for_file(path: Path) -> str:
     """The content of a file that another process is about to write."""
     deadline = time.monotonic() + 60

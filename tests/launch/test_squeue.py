@@ -11,7 +11,7 @@ FakeCommand = Callable[[str, str], None]
 
 
 def test_squeue_knows_a_living_job(fake_command: FakeCommand) -> None:
-    fake_command("squeue", "echo 'PENDING   0   BeginTime  '")
+    fake_command("squeue", "echo '4711   PENDING   0   BeginTime  '")
     fake_command("sacct", "exit 1")
     state = job_state("4711")
     assert state == JobState("PENDING", 0, "BeginTime")
@@ -22,11 +22,11 @@ def test_squeue_knows_a_living_job(fake_command: FakeCommand) -> None:
 @pytest.mark.parametrize(
     ("said", "state", "code"),
     [
-        ("FAILED|2:0", "FAILED", 2),
-        ("CANCELLED by 1000|0:15", "CANCELLED", INTERRUPTED_CODE),
-        ("PREEMPTED|0:0\\nCOMPLETED|0:0", "COMPLETED", 0),
-        ("NODE_FAIL|0:0", "NODE_FAIL", 1),
-        ("TIMEOUT|0:0", "TIMEOUT", 1),
+        ("4711|FAILED|2:0", "FAILED", 2),
+        ("4711|CANCELLED by 1000|0:15", "CANCELLED", INTERRUPTED_CODE),
+        ("4711|PREEMPTED|0:0\\n4711|COMPLETED|0:0", "COMPLETED", 0),
+        ("4711|NODE_FAIL|0:0", "NODE_FAIL", 1),
+        ("4711|TIMEOUT|0:0", "TIMEOUT", 1),
     ],
 )
 def test_sacct_knows_a_job_that_squeue_has_forgotten(
@@ -41,7 +41,7 @@ def test_sacct_knows_a_job_that_squeue_has_forgotten(
 
 
 def test_squeue_gives_the_exit_code_as_the_kernel_does(fake_command: FakeCommand) -> None:
-    fake_command("squeue", "echo 'FAILED 768 NonZeroExitCode'")
+    fake_command("squeue", "echo '4711 FAILED 768 NonZeroExitCode'")
     state = job_state("4711")
     assert state is not None
     assert state.exit_code == 3

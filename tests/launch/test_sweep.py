@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from launch import sweeper
 from launch.__main__ import main
 from launch.grid import trials_of
-from launch.sweep import FAILED, FINISHED, RUNNING, STOPPED, WAITING, Sweep
+from launch.sweep import FAILED, FINISHED, QUEUED, RUNNING, STOPPED, WAITING, Sweep
 from segresmamba.errors import ConfigError, LaunchError
 from segresmamba.tracking.journal import Journal
 
@@ -61,6 +61,10 @@ def test_a_bad_trial_is_refused_before_anything_is_written(tmp_path: Path) -> No
         planned(tmp_path, "train.lr=1e-3,-1")
     with pytest.raises(LaunchError, match="share one run folder"):
         planned(tmp_path, "train.lr=1e-3,2e-3", "run.name=both")
+    with pytest.raises(ConfigError, match="an interval is for a search"):
+        planned(tmp_path, "train.lr=interval(1e-4,1e-3)")
+    with pytest.raises(LaunchError, match="cannot be a folder's name"):
+        Sweep.of(["seed=0,1"], "../up")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -108,29 +112,57 @@ def test_failures_are_shown_with_their_traceback(
     assert "launch resume" in shown.err
 
 
-def test_on_slurm_only_what_is_missing_is_queued_and_only_once(
+def test_on_slurm_what_is_missing_is_one_array_and_queued_only_once(
     tmp_path: Path, fake_command: FakeCommand
 ) -> None:
-    fake_command("sbatch", f"cat $1 >> {tmp_path}/scripts; echo Submitted batch job $$")
-    fake_command("squeue", "echo PENDING 0 Dependency")
-    sweep = planned(tmp_path, "cluster=slurm", "seed=range(0,4)")
+    pending = "".join(f"4711_{task} PENDING 0 JobArrayTaskLimit\\n" for task in range(3))
+    fake_command("sbatch", f"cat $1 >> {tmp_path}/scripts; echo Submitted batch job 4711")
+    fake_command("srun", "exit 1")
+    fake_command("squeue", f"case $* in *--me*) ;; *) printf '{pending}' ;; esac")
+    words = ("cluster=slurm", "seed=range(0,4)")
+    sweep = planned(tmp_path, *words)
     record(sweep, 2, "finished")
     assert sweeper.run_sweep(sweep, max_parallel=2) == 0
-    scripts = (tmp_path / "scripts").read_text()
-    assert scripts.count("--dependency=singleton") == 3
-    assert scripts.count("--job-name=s-lane0") == 2
-    again = planned(tmp_path, "cluster=slurm", "seed=range(0,4)")
+    assert [trial.job for trial in sweep.trials] == ["4711_0", "4711_1", None, "4711_2"]
+    script = (tmp_path / "scripts").read_text()
+    assert "#SBATCH --array=0-2%2\n" in script
+    assert f"#SBATCH --comment='segresmamba sweep {sweep.folder}'\n" in script
+    link = Path(sweep.trials[3].run, "logs", "4711_2_0_log.out")
+    assert link.resolve() == sweep.folder / "jobs" / link.name
+    again = planned(tmp_path, *words)
     assert sweeper.run_sweep(again, max_parallel=2) == 0
-    assert (tmp_path / "scripts").read_text() == scripts
+    assert [trial.state for trial in again.trials] == [QUEUED, QUEUED, FINISHED, QUEUED]
+    assert (tmp_path / "scripts").read_text() == script
+
+
+@pytest.mark.parametrize(
+    ("job", "state"),
+    [
+        ("4711_0 RUNNING 0 None", RUNNING),
+        ("4711_0 PENDING 0 Resources", QUEUED),
+        ("4711_0 TIMEOUT 0 TimeLimit", FAILED),
+        ("4711_0 CANCELLED 0 None", STOPPED),
+    ],
+)
+def test_a_job_of_which_the_run_knows_nothing_says_where_its_trial_stands(
+    tmp_path: Path, fake_command: FakeCommand, job: str, state: str
+) -> None:
+    fake_command("squeue", f"echo {job}")
+    sweep = planned(tmp_path, "seed=0,1")
+    sweep.trials[0].job, sweep.trials[0].state = "4711_0", QUEUED
+    log = Path(sweep.trials[0].run, "logs", "4711_0_0_log.out")
+    log.parent.mkdir(parents=True)
+    log.write_text("DUE TO TIME LIMIT")
+    sweep.refresh()
+    assert [trial.state for trial in sweep.trials] == [state, WAITING]
+    assert sweep.trials[0].failure == ("DUE TO TIME LIMIT" if state == FAILED else "")
 
 
 def test_a_killed_controller_leaves_its_trial_to_the_next_one(
-    tmp_path: Path, tiny_store: Path
+    tmp_path: Path, real_words: list[str]
 ) -> None:
     """Real training: kill -9 of the controller; the same command does not start the trial twice."""
-    words = ["data=custom", f"data.store={tiny_store}", "data.patch=[32,32,32]", "seed=0,1"]
-    words += ["model.dims=[8,8]", "model.d_state=4", "train.max_steps=1", "train.warmup_steps=0"]
-    words += ["tracking=none", "train.precision=fp32", "train.threads=1", f"run.root={tmp_path}"]
+    words = [*real_words, "train.max_steps=1", "seed=0,1"]
     command = [sys.executable, "-m", "launch", "sweep", "--name", "s", *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout is not None

@@ -1,0 +1,129 @@
+"""Sweeps as arrays of jobs: a controller that is killed, trials that are lost, and a search."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+
+from launch.sweep import FINISHED, OVER, UNDER_WAY, Sweep
+from tests.cluster.jobs import REPOSITORY, Job, launch, losses, release, run, slurm, wait_until
+
+
+@pytest.fixture
+def trial_words(words: tuple[str, ...], tmp_path: Path) -> tuple[str, ...]:
+    """A small experiment of one rank."""
+    small = ("cluster.nodes=1", "train.max_steps=3", "train.validate_every=1")
+    return (*words, *small, "tracking.system_metrics=false", f"run.root={tmp_path}/runs")
+
+
+def kill_the_controller_once_it_has_submitted(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`kill -9` in the one moment in which Slurm knows of jobs that the manifest does not."""
+    deadly = tmp_path / "bin"
+    deadly.mkdir()
+    (deadly / "sbatch").write_text('#!/bin/sh\n/usr/bin/sbatch "$@"\nkill -9 $PPID\n')
+    (deadly / "sbatch").chmod(0o755)
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", f"{deadly}:{os.environ['PATH']}")
+        done = launch("sweep", *words)
+    assert done.returncode == -9
+
+
+def watch(sweep: Sweep, most: int) -> None:
+    """Wait until no trial is under way; never may more than `most` run at once."""
+
+    def ended() -> bool:
+        sweep.refresh()
+        running = slurm("squeue", "--noheader", "--states=RUNNING", "--name=s").splitlines()
+        assert len(running) <= most
+        for trial in sweep.trials:
+            if trial.job and "BeginTime" in slurm("squeue", "--noheader", f"--name={sweep.name}"):
+                release(trial.job)
+        return not any(trial.state in UNDER_WAY for trial in sweep.trials)
+
+    wait_until(ended, "the end of the sweep", lambda: str(sweep.trials))
+
+
+def test_a_sweep_survives_its_controller_and_is_mended_by_the_same_command(
+    trial_words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("--name=s", "--max-parallel=2", *trial_words, "seed=range(0,3)")
+    kill_the_controller_once_it_has_submitted(words, tmp_path, monkeypatch)
+    (forgotten,) = set(slurm("squeue", "--noheader", "--format=%F").split())
+
+    # The same again, from a job of its own.
+    script = str(REPOSITORY / "slurm" / "sweep.sh")
+    done = run("sbatch", "--parsable", script, *words, cwd=tmp_path)
+    controller = Job(done.stdout.strip(), tmp_path)
+    output = tmp_path / f"slurm-{controller.id}.out"
+    assert controller.end().exit_code == 0, output.read_text()
+    assert "3 trials, 2 at once" in output.read_text()
+    assert slurm("squeue", "--noheader", f"--jobs={forgotten}") == ""
+
+    sweep = Sweep.read(tmp_path / "runs" / "sweeps" / "s")
+    first, second, third = (Job(str(trial.job), Path(trial.run)) for trial in sweep.trials)
+    slurm("scancel", third.id)  # before it starts
+    second.wait_for("RUNNING")
+    slurm("scancel", second.id)
+    first.wait_for_step(1)
+    first.hold()
+    slurm("scontrol", "requeue", first.id)
+    first.go_on()
+    watch(sweep, most=2)
+    shown = launch("status", str(sweep.folder)).stdout
+    assert "1 finished, 2 stopped" in shown, shown
+    assert re.findall(r"^job \S+, start (\d)", first.log, re.MULTILINE) == ["1", "2"]
+    assert [step for step, _ in losses(first.run)] == [1, 2, 3]
+
+    mended = launch("resume", "--max-parallel=2", str(sweep.folder))
+    assert "2 trials, 2 at once" in mended.stdout, mended.stderr
+    sweep = Sweep.read(sweep.folder)
+    watch(sweep, most=2)
+    assert {trial.state for trial in sweep.trials} == {FINISHED}, launch("status").stdout
+    # By the trial that was the last.
+    summary = json.loads((sweep.folder / "summary.json").read_text())
+    assert summary["metrics"]["validation/dice/mean"]["n"] == 3
+    assert children_by_parent(tmp_path / "runs") == {"s": 4}
+
+    again = launch("sweep", *words)
+    assert again.returncode == 0
+    assert "validation/dice/mean: " in again.stdout
+    assert slurm("squeue", "--noheader") == ""
+
+
+def test_a_search_needs_nobody_on_the_login_node(
+    trial_words: tuple[str, ...], tmp_path: Path
+) -> None:
+    words = ("--search=optuna", "--name=s", "--trials=3", "--max-parallel=2", *trial_words)
+    done = launch("sweep", *words, "train.lr=tag(log,interval(1e-4,1e-2))")
+    assert done.returncode == 0, done.stderr
+    sweep = Sweep.read(tmp_path / "runs" / "sweeps" / "s")
+    assert not any(trial.words for trial in sweep.trials)
+    watch(sweep, most=2)
+    shown = launch("status", str(sweep.folder)).stdout
+    assert {trial.state for trial in sweep.trials} <= OVER, shown
+    assert len({trial.values["train.lr"] for trial in sweep.trials}) == 3
+    assert "best: trial" in shown
+    assert children_by_parent(tmp_path / "runs") == {"s": 4}
+
+
+def children_by_parent(root: Path) -> dict[str, int]:
+    """Runs in MLflow that have a parent, counted by the name of that; uploads may be late."""
+    query = (
+        "SELECT parent.name, count(*) FROM tags JOIN runs AS parent ON parent.run_uuid = tags.value"
+        " WHERE tags.key = 'mlflow.parentRunId' GROUP BY parent.name"
+    )
+    deadline = time.monotonic() + 60
+    while True:
+        with sqlite3.connect(root / "mlflow.db") as database:
+            found = dict(database.execute(query).fetchall())
+        if found.get("s") == 4 or time.monotonic() > deadline:
+            return found
+        time.sleep(1)
