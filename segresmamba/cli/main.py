@@ -14,8 +14,18 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from segresmamba.cli.counting import counting
+from segresmamba.cli.options import (
+    CropPolicy,
+    DtypePolicy,
+    FormatName,
+    IntensityPolicy,
+    Overwrite,
+    ResampleMismatched,
+    SpacingPolicy,
+    Splits,
+)
 from segresmamba.errors import UserError
 
 app = typer.Typer(
@@ -66,35 +76,31 @@ def sample(
 def convert(
     source: Annotated[Path, typer.Argument(help="Dataset folder, or a MONAI datalist")],
     out: Annotated[Path, typer.Argument(help="Store to write")],
-    kind: Annotated[
-        str,
-        typer.Option(
-            "--format", help="auto, nnunet, decathlon, monai, brats2021, brats2023, bids, dicom"
-        ),
-    ] = "auto",
+    kind: FormatName = "auto",
     workers: Annotated[int, typer.Option(min=1, help="Processes")] = 2,
-    resample_mismatched: Annotated[
-        bool, typer.Option("--resample-mismatched", help="Put images of a case onto one grid")
-    ] = False,
-    splits: Annotated[
-        Path | None, typer.Option(help='Own folds: [{"train": [...], "val": [...]}, ...]')
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Convert all cases anew")] = False,
+    resample_mismatched: ResampleMismatched = False,
+    spacing: SpacingPolicy = "keep",
+    crop: CropPolicy = False,
+    intensity: IntensityPolicy = "auto",
+    dtype: DtypePolicy = "auto",
+    splits: Splits = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Convert a dataset to a sharded Zarr store; finished cases are not redone."""
+    from segresmamba.data import Policy
     from segresmamba.data import convert as run
 
-    with _bar() as bar:
-        task = bar.add_task("converting", total=None)
+    with counting("converting", console) as progress:
         result = run(
             source,
             out,
             format=kind,
             workers=workers,
             resample_mismatched=resample_mismatched,
+            policy=Policy.of_words(spacing=spacing, crop=crop, intensity=intensity, dtype=dtype),
             splits=splits,
             overwrite=overwrite,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=progress,
         )
     typer.echo(str(result))
 
@@ -306,11 +312,6 @@ def _stopping(request_stop: Callable[[], None]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _bar() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, TimeElapsedColumn(), console=console)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from segresmamba.data.conversion import Conversion, convert
     from segresmamba.data.geometry import Original
     from segresmamba.data.loader import Batch, make_loader
+    from segresmamba.data.policy import Policy, Preprocessing
     from segresmamba.data.portrait import write_fingerprint
     from segresmamba.data.sample import make_sample
     from segresmamba.data.sampler import PatchSampler
@@ -33,6 +34,8 @@ __all__ = [
     "Dataset",
     "Original",
     "PatchSampler",
+    "Policy",
+    "Preprocessing",
     "Problem",
     "Volume",
     "augment",
@@ -52,6 +55,7 @@ _MODULES = {
     "conversion": ("Conversion", "convert"),
     "geometry": ("Original",),
     "loader": ("Batch", "make_loader"),
+    "policy": ("Policy", "Preprocessing"),
     "portrait": ("write_fingerprint",),
     "sample": ("make_sample",),
     "sampler": ("PatchSampler",),

@@ -44,7 +44,7 @@ def augment(batch: Batch, config: AugmentConfig, seed: int) -> tuple[Tensor, Ten
     """
     channels = batch.image_BCDHW.shape[1]
     drawn = [_draw(config, seed, index, channels) for index in batch.index_B.tolist()]
-    x_BCDHW = normalise(batch.image_BCDHW, batch.mean_BC, batch.std_BC)
+    x_BCDHW = normalise(batch.image_BCDHW, batch.normalisation_BC4)
     label_BDHW = batch.label_BDHW.long()
     _flip(x_BCDHW, label_BDHW, drawn)
     _warp(x_BCDHW, label_BDHW, drawn)
@@ -52,13 +52,15 @@ def augment(batch: Batch, config: AugmentConfig, seed: int) -> tuple[Tensor, Ten
     return x_BCDHW, label_BDHW
 
 
-def normalise(image_BCDHW: Tensor, mean_BC: Tensor, std_BC: Tensor) -> Tensor:
-    """Intensities in standard deviations from the mean, those of the whole volume's channel.
+def normalise(image_BCDHW: Tensor, normalisation_BC4: Tensor) -> Tensor:
+    """Intensities clipped to [low, high], in deviations from the mean.
 
-    The same in training and inference; voxels that are zero are treated as any other.
+    The four numbers are those of the whole volume's channel, or of the dataset's: the store's
+    policy. The same in training and inference; voxels that are zero are treated as any other.
     """
-    mean, std = (statistic[:, :, None, None, None] for statistic in (mean_BC, std_BC))
-    return (image_BCDHW - mean) / std.clamp(min=_EPSILON)
+    low, high, mean, std = normalisation_BC4[:, :, :, None, None, None].unbind(2)
+    x_BCDHW = image_BCDHW.clamp(low, high)
+    return x_BCDHW.sub_(mean).div_(std.clamp(min=_EPSILON))
 
 
 @dataclass(frozen=True)

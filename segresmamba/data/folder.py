@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import fcntl
+import getpass
 import json
 import logging
 import os
 import shutil
+import socket
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pydantic import ValidationError
 
 from segresmamba.data import layout
-from segresmamba.data.manifest import MANIFEST, SCHEMA_VERSION, CaseRecord
-from segresmamba.data.source import SourceDataset
+from segresmamba.data.manifest import MANIFEST, SCHEMA_VERSION, CaseRecord, newer_version
 from segresmamba.errors import DataError
 
 logger = logging.getLogger(__name__)
 
 _ROOT = "zarr.json"
+_LOCK = ".lock"
+_EARLIER = {"spacing": "keep", "spacing_mm": None, "crop": False, "dtype": "auto"}
+"""Policy of stores whose version had none."""
 
 
 class StoreFolder:
@@ -31,17 +36,13 @@ class StoreFolder:
     conversions could not stand side by side.
     """
 
-    def __init__(self, path: Path, dataset: SourceDataset, *, overwrite: bool) -> None:
+    def __init__(
+        self, path: Path, header: dict[str, Any], case_ids: set[str], *, overwrite: bool
+    ) -> None:
         self.path = path
-        self._case_ids = {case.case_id for case in dataset.cases}
+        self._header = header
+        self._case_ids = case_ids
         self._overwrite = overwrite
-        self._header = {
-            "schema_version": SCHEMA_VERSION,
-            "channel_names": list(dataset.channel_names),
-            "labels": dataset.labels,
-            "codec": layout.CODEC,
-            "chunk_DHW": list(layout.CHUNK_DHW),
-        }
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -52,15 +53,25 @@ class StoreFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.path, os.O_RDONLY)
         except OSError as error:
             raise self._unwritable(error) from error
-        try:
-            self._lock(handle)
-            self._prepare()
+        with self._lock(fcntl.LOCK_EX):
+            try:
+                self._prepare()
+                yield
+            finally:
+                (self.path / _LOCK).unlink(missing_ok=True)
+
+    @contextmanager
+    def joined(self) -> Iterator[None]:
+        """Hold a prepared folder together with others who join it, against those who do not.
+
+        Raises:
+            DataError: As `locked`.
+        """
+        with self._lock(fcntl.LOCK_SH):
+            self._require_same(self.read_header(self.path) or {})
             yield
-        finally:
-            os.close(handle)
 
     def withdraw_manifest(self) -> None:
         """Until the next one is written, the store counts as not converted."""
@@ -69,7 +80,8 @@ class StoreFolder:
     def remove_if_without_cases(self) -> None:
         """Leave nothing behind where nothing was achieved."""
         if not any(entry.is_dir() for entry in self.path.iterdir()):
-            (self.path / _ROOT).unlink(missing_ok=True)
+            for name in (_ROOT, _LOCK):
+                (self.path / name).unlink(missing_ok=True)
             self.path.rmdir()
 
     @staticmethod
@@ -81,23 +93,57 @@ class StoreFolder:
         except (OSError, ValueError, KeyError, TypeError, ValidationError):
             return None
 
-    def _lock(self, handle: int) -> None:
+    @staticmethod
+    def read_header(path: Path) -> dict[str, Any] | None:
+        """What a store that has begun says it is a conversion of; None if there is none."""
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(
-                "another conversion is writing to this store",
-                where=self.path,
-                got="locked",
-                remedy="wait for it to end, or end it",
-            ) from error
+            root = json.loads((path / _ROOT).read_bytes())
+            header: dict[str, Any] = root["attributes"][layout.RECORD]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return header
+
+    @contextmanager
+    def _lock(self, kind: int) -> Iterator[None]:
+        """Hold the lock file, which says who does."""
+        try:
+            # Locks of NFS want a file, and one that is open for writing.
+            file = (self.path / _LOCK).open("a+")
+        except OSError as error:
+            raise self._unwritable(error) from error
+        with file:
+            self._flock(file, kind)
+            file.truncate(0)
+            file.write(
+                f"{getpass.getuser()} on {socket.gethostname()}, process {os.getpid()}, since "
+                f"{time.strftime('%Y-%m-%d %H:%M:%S')}"
+            )
+            with suppress(OSError):  # a full disk: its first case will say so
+                file.flush()
+            yield
+
+    def _flock(self, file: TextIO, kind: int) -> None:
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+            ours = os.path.samestat(os.fstat(file.fileno()), (self.path / _LOCK).stat())
+        except (BlockingIOError, FileNotFoundError):
+            ours = False
         except OSError as error:  # some network file systems have no locks
             logger.warning(
                 "%s cannot be locked (%s): do not run two conversions", self.path, error.strerror
             )
+            return
+        if not ours:
+            file.seek(0)
+            raise DataError(
+                "another conversion is writing to this store",
+                where=self.path,
+                got=file.read() or "locked",
+                remedy="wait for it to end, or end it; then the same command goes on",
+            )
 
     def _prepare(self) -> None:
-        found = self._found_header()
+        found = self.read_header(self.path)
         if found is None:
             self._require_only(set())
         elif self._overwrite:
@@ -119,22 +165,20 @@ class StoreFolder:
         except OSError as error:
             raise self._unwritable(error) from error
 
-    def _found_header(self) -> dict[str, Any] | None:
-        try:
-            root = json.loads((self.path / _ROOT).read_bytes())
-            header: dict[str, Any] = root["attributes"][layout.RECORD]
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        return header
-
     def _require_same(self, found: dict[str, Any]) -> None:
+        version = found.get("schema_version", 0)
+        if version > SCHEMA_VERSION:
+            raise newer_version(self.path / _ROOT, version)
+        channels = len(self._header["channel_names"])
+        before = {**_EARLIER, "intensity": ["zscore"] * channels, **found}
         for key, wanted in self._header.items():
-            if found.get(key) != wanted:
+            if key != "schema_version" and before.get(key) != wanted:
                 raise DataError(
-                    "the store is a conversion of something else",
+                    "the store is a conversion of something else, or under another policy",
                     where=f"{self.path / _ROOT}: {key}",
-                    got=f"{found.get(key)}, now {wanted}",
-                    remedy="choose another folder, or convert all cases anew with --overwrite",
+                    got=f"{before.get(key)}, now {wanted}",
+                    remedy="choose another folder, give what the store was begun with, or convert "
+                    "all cases anew with --overwrite",
                 )
 
     def _require_only(self, expected: set[str]) -> None:

@@ -51,16 +51,21 @@ def corner_distance_voxels(shape_xyz: tuple[int, ...], first: Affine, second: Af
     return float(distance_mm / voxel_sizes(first).min())
 
 
-def to_ras(data_XYZ: npt.NDArray[Any], affine: Affine) -> tuple[npt.NDArray[Any], Affine]:
-    """Flip and transpose an array as NIfTI orders it into the stored grid.
-
-    Returns:
-        A contiguous (D, H, W) array and the affine of its (x, y, z) order.
-    """
+def ras_grid(shape_XYZ: tuple[int, ...], affine: Affine) -> tuple[tuple[int, ...], Affine]:
+    """The stored grid of a file: its (D, H, W) shape, and the affine of its (x, y, z) order."""
     turn = orientations.io_orientation(affine)
-    turned_XYZ = orientations.apply_orientation(data_XYZ, turn)
-    turned_affine = affine @ orientations.inv_ornt_aff(turn, data_XYZ.shape)
-    return np.ascontiguousarray(turned_XYZ.transpose(2, 1, 0)), turned_affine
+    turned_XYZ = orientations.apply_orientation(np.broadcast_to(0, shape_XYZ), turn)
+    return turned_XYZ.shape[::-1], affine @ orientations.inv_ornt_aff(turn, shape_XYZ)
+
+
+def as_filed(array_DHW: npt.NDArray[Any], affine: Affine) -> npt.NDArray[Any]:
+    """A view of an array on the stored grid, as the axes of a file with that affine run.
+
+    Writing to it turns a file to RAS without a copy; reading it turns a label back.
+    """
+    back = orientations.ornt_transform(_RAS, orientations.io_orientation(affine))
+    view: npt.NDArray[Any] = orientations.apply_orientation(array_DHW.transpose(2, 1, 0), back)
+    return view
 
 
 @dataclass(frozen=True)
@@ -114,9 +119,7 @@ class Original:
         Returns:
             A nibabel image whose affine, orientation, shape and dtype are the original's.
         """
-        here = orientations.io_orientation(self.affine)
-        back = orientations.ornt_transform(_RAS, here)
-        data_XYZ = orientations.apply_orientation(label_DHW.transpose(2, 1, 0), back)
+        data_XYZ = as_filed(label_DHW, self.affine)
         assert data_XYZ.shape == self.shape_XYZ, (data_XYZ.shape, self.shape_XYZ)
         kind = nib.Nifti2Image if is_nifti2(self.header_bytes) else nib.Nifti1Image
         data_XYZ = data_XYZ.astype(self.header.get_data_dtype())

@@ -2,9 +2,11 @@
 
     <store>/dataset.json                    manifest (see `manifest`)
     <store>/<case>/zarr.json                OME metadata and the case's record
-    <store>/<case>/0                        image (C, D, H, W), int16 or float32
+    <store>/<case>/0                        image (C, D, H, W), int16, float16 or float32
     <store>/<case>/labels/segmentation/0    label (D, H, W), uint8 or int16
     <store>/<case>/positions                voxels of each class (n, 3), where there are any
+    <store>/<case>/reference                label as its file has it, turned to RAS, where a policy
+                                            changed the grid
 
 Every array is one shard file, so a case takes few inodes, with inner chunks of 32^3 voxels, so a
 crop reads little more than itself. Each chunk carries a CRC-32C. `verify` checks all of them; crops
@@ -33,6 +35,7 @@ IMAGE = "0"
 LABEL_NAME = "segmentation"
 LABEL = f"labels/{LABEL_NAME}/0"
 POSITIONS = "positions"
+REFERENCE = "reference"
 RECORD = "segresmamba"
 CHUNK_DHW = (32, 32, 32)
 POSITIONS_CHUNK = 4096

@@ -32,10 +32,8 @@ class Batch:
 
     image_BCDHW: Tensor
     """float32."""
-    mean_BC: Tensor
-    """Of the non-zero voxels of each crop's whole volume."""
-    std_BC: Tensor
-    """Likewise."""
+    normalisation_BC4: Tensor
+    """Low, high, mean and deviation of each channel, see `Case.normalisation_C4`; float32."""
     label_BDHW: Tensor
     """As stored, uint8 or int16: an eighth of the copying that int64 would take."""
     index_B: Tensor
@@ -54,8 +52,7 @@ class Batch:
         return replace(
             self,
             image_BCDHW=change(self.image_BCDHW),
-            mean_BC=change(self.mean_BC),
-            std_BC=change(self.std_BC),
+            normalisation_BC4=change(self.normalisation_BC4),
             label_BDHW=change(self.label_BDHW),
         )
 
@@ -145,8 +142,7 @@ class _Reader(TorchDataset["Batch | DataError"]):
         ]
         return Batch(
             image_BCDHW=_stack([image.astype(np.float32, copy=False) for image, _ in crops]),
-            mean_BC=_stack([case.mean_C for case in cases]),
-            std_BC=_stack([case.std_C for case in cases]),
+            normalisation_BC4=_stack([case.normalisation_C4 for case in cases]),
             label_BDHW=_stack([label for _, label in crops]),
             index_B=torch.tensor(indices),
             case_ids=tuple(case.case_id for case in cases),

@@ -14,20 +14,25 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
+from segresmamba.data.grid import Refit
+from segresmamba.data.policy import (
+    Normalisation,
+    Policy,
+    Preprocessing,
+    Record,
+    Spacing,
+    ct_normalisation,
+)
 from segresmamba.data.splits import Split
 from segresmamba.errors import DataError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "dataset.json"
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class SourceFile(_Record):
+class SourceFile(Record):
     """How a file that a case was made from looked: another look means convert again."""
 
     path: str
@@ -36,8 +41,8 @@ class SourceFile(_Record):
     modified_ns: int
 
 
-class ChannelStatistics(_Record):
-    """Intensities of one channel over its non-zero voxels."""
+class ChannelStatistics(Record):
+    """Intensities of one channel over its non-zero voxels, before they were narrowed to a scale."""
 
     mean: float
     std: float
@@ -47,11 +52,11 @@ class ChannelStatistics(_Record):
     percentile_99_5: float
 
 
-class CaseRecord(_Record):
+class CaseRecord(Record):
     """A case without its voxels."""
 
     shape_CDHW: tuple[int, int, int, int]
-    image_dtype: Literal["int16", "float32"]
+    image_dtype: Literal["int16", "float32", "float16"]
     label_dtype: Literal["uint8", "int16"]
     spacing_mm: tuple[float, float, float]
     """Along (D, H, W)."""
@@ -60,6 +65,13 @@ class CaseRecord(_Record):
     original_header: str
     """NIfTI header of the label file, base64: the way back."""
     statistics: tuple[ChannelStatistics, ...]
+    scale: tuple[float, ...] = ()
+    """Intensity that a stored 1 stands for, of each channel; none where all are 1."""
+    foreground: tuple[tuple[float, ...], ...] = ()
+    """Of each channel that is normalised as CT, a sample of its labelled voxels' intensities; of
+    others, nothing."""
+    refit: Refit | None = None
+    """How the policy changed the grid of the files; the label as it was is then kept as well."""
     class_voxels: dict[int, int]
     """Voxels of each foreground class that occurs."""
     class_positions: dict[int, int]
@@ -75,7 +87,7 @@ class CaseRecord(_Record):
         return self.shape_CDHW[1:]
 
 
-class Storage(_Record):
+class Storage(Record):
     """How the arrays were written."""
 
     converter: str
@@ -88,9 +100,13 @@ class Storage(_Record):
     """Absolute path of what was converted; empty in stores of earlier versions."""
     format: str = "nnunet"
     resample_mismatched: bool = False
+    policy: Policy = Policy(intensity=())
+    """With an intensity for each channel; none in stores of earlier versions, which is zscore."""
+    spacing_mm: Spacing | None = None
+    """What the policy's spacing came to, along (D, H, W)."""
 
 
-class Manifest(_Record):
+class Manifest(Record):
     """A dataset without its voxels."""
 
     schema_version: int = SCHEMA_VERSION
@@ -102,6 +118,8 @@ class Manifest(_Record):
     splits: tuple[Split, ...]
     fingerprint: dict[str, Any]
     """See `fingerprint`."""
+    preprocessing: Preprocessing = Preprocessing()
+    """How an image is treated before a network sees it."""
     digest: str
     """Identity of the content: the same voxels, geometry, labels and splits give the same."""
 
@@ -117,7 +135,12 @@ def build_manifest(
 ) -> Manifest:
     """Put the records of all cases together."""
     ordered = dict(sorted(cases.items()))
-    content = {
+    preprocessing = Preprocessing(
+        spacing_mm=storage.spacing_mm,
+        crop=storage.policy.crop,
+        normalisation=_normalisation(storage.policy, list(ordered.values())),
+    )
+    content: dict[str, Any] = {
         "channels": channel_names,
         "labels": labels,
         "splits": [split.model_dump() for split in splits],
@@ -126,6 +149,8 @@ def build_manifest(
             for case_id, record in ordered.items()
         },
     }
+    if any(one.kind != "zscore" for one in preprocessing.normalisation):
+        content["normalisation"] = [one.model_dump() for one in preprocessing.normalisation]
     return Manifest(
         name=name,
         channel_names=channel_names,
@@ -134,7 +159,20 @@ def build_manifest(
         cases=ordered,
         splits=splits,
         fingerprint=fingerprint(channel_names, labels, list(ordered.values())),
+        preprocessing=preprocessing,
         digest=hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
+    )
+
+
+def _normalisation(policy: Policy, cases: list[CaseRecord]) -> tuple[Normalisation, ...]:
+    """Of each channel."""
+
+    def samples(channel: int) -> list[tuple[float, ...]]:
+        return [case.foreground[channel] for case in cases]
+
+    return tuple(
+        ct_normalisation(samples(channel)) if kind == "ct" else Normalisation(kind=kind)
+        for channel, kind in enumerate(policy.intensity)
     )
 
 
@@ -193,16 +231,21 @@ def read_manifest(store: Path) -> Manifest:
     except (ValueError, KeyError, TypeError) as error:
         raise _not_a_manifest(path, error) from error
     if version > SCHEMA_VERSION:
-        raise DataError(
-            "the dataset was converted by a newer version",
-            where=f"{path}: schema_version",
-            got=f"{version}, this version reads up to {SCHEMA_VERSION}",
-            remedy="upgrade segresmamba, or convert the dataset again with this version",
-        )
+        raise newer_version(path, version)
     try:
         return Manifest.model_validate(content)
     except ValidationError as error:
         raise _not_a_manifest(path, error) from error
+
+
+def newer_version(path: Path, version: int) -> DataError:
+    """The refusal of a store that this version cannot know."""
+    return DataError(
+        "the dataset was converted by a newer version",
+        where=f"{path}: schema_version",
+        got=f"{version}, this version reads up to {SCHEMA_VERSION}",
+        remedy="upgrade segresmamba, or convert the dataset again with this version",
+    )
 
 
 def _not_a_manifest(path: Path, error: Exception) -> DataError:

@@ -12,6 +12,7 @@ import zarr
 
 from segresmamba.data import layout
 from segresmamba.data.manifest import CaseRecord, Manifest, read_manifest
+from segresmamba.data.policy import Preprocessing
 from segresmamba.errors import DataError
 
 if TYPE_CHECKING:
@@ -23,15 +24,22 @@ _OPEN_CASES = 512  # about 20 KiB each
 class Case:
     """One case of a store. Nothing is read before an attribute asks for it."""
 
-    def __init__(self, path: Path, record: CaseRecord, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        record: CaseRecord,
+        preprocessing: Preprocessing,
+        threads: int | None = None,
+    ) -> None:
         self.path = path
         self.case_id = path.name
         self.record = record
+        self._preprocessing = preprocessing
         self._threads = threads
 
     @cached_property
     def image(self) -> zarr.Array[Any]:
-        """(C, D, H, W) of int16 or float32; slicing it reads the chunks that the slice touches."""
+        """(C, D, H, W) as stored; slicing it reads the chunks that the slice touches."""
         return self._open(layout.IMAGE)
 
     @cached_property
@@ -59,15 +67,10 @@ class Case:
         """Voxel size along (D, H, W)."""
         return self.record.spacing_mm
 
-    @property
-    def mean_C(self) -> npt.NDArray[np.float32]:
-        """Mean of each channel's non-zero voxels."""
-        return np.array([channel.mean for channel in self.record.statistics], np.float32)
-
-    @property
-    def std_C(self) -> npt.NDArray[np.float32]:
-        """Standard deviation of each channel's non-zero voxels."""
-        return np.array([channel.std for channel in self.record.statistics], np.float32)
+    @cached_property
+    def normalisation_C4(self) -> npt.NDArray[np.float32]:
+        """Low, high, mean and deviation of each channel, as `normalise` takes them."""
+        return self._preprocessing.for_case(self.record.statistics, self.record.scale)
 
     @property
     def class_values(self) -> tuple[int, ...]:
@@ -118,7 +121,20 @@ class Case:
 
     def restore_label(self, label_DHW: npt.NDArray[Any]) -> Any:
         """A nibabel image of a label in the original affine, orientation, shape and dtype."""
-        return self.original.restore(label_DHW)
+        refit = self.record.refit
+        return self.original.restore(refit.undo(label_DHW) if refit else label_DHW)
+
+    def reference(self) -> Any:
+        """The label as its file has it, in the original geometry; a nibabel image.
+
+        Raises:
+            DataError: As `crop`.
+        """
+        whole = (slice(None),) * 3
+        if self.record.refit is None:
+            return self.original.restore(self._read(self.label, whole))
+        filed = self._open(layout.REFERENCE, may_be_empty=True)
+        return self.original.restore(self._read(filed, whole))
 
     def _positions_span(self, value: int) -> tuple[int, int]:
         counts = self.record.class_positions
@@ -204,6 +220,11 @@ class Dataset:
         ]
 
     @property
+    def preprocessing(self) -> Preprocessing:
+        """How an image is treated before a network sees it."""
+        return self.manifest.preprocessing
+
+    @property
     def codec(self) -> str:
         """How the arrays are compressed."""
         return self.manifest.storage.codec
@@ -227,7 +248,12 @@ class Dataset:
                 remedy=f"it has {len(self)}: {', '.join(self.case_ids[:20])}"
                 + (", ..." if len(self) > 20 else ""),
             )
-        return Case(self.path / case_id, self.manifest.cases[case_id], self._threads)
+        return Case(
+            self.path / case_id,
+            self.manifest.cases[case_id],
+            self.manifest.preprocessing,
+            self._threads,
+        )
 
 
 def open_dataset(path_or_url: str | Path, *, threads: int | None = None) -> Dataset:

@@ -13,11 +13,17 @@ import numpy.typing as npt
 import zarr
 
 from segresmamba.data import geometry, layout, ome
-from segresmamba.data.conversion import convert, digest
+from segresmamba.data.case_conversion import digest
+from segresmamba.data.conversion import convert
 from segresmamba.data.folder import StoreFolder
+from segresmamba.data.geometry import Original
+from segresmamba.data.grid import Refit
 from segresmamba.data.manifest import CaseRecord, Manifest, read_manifest
 from segresmamba.data.statistics import class_voxels
 from segresmamba.errors import DataError
+
+_ROUNDING_VOXELS = 0.02
+"""Between the affines of a case's image and label, which may differ by half of it."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,7 @@ def repair(store: str | Path, *, source: Path | None = None, workers: int = 1) -
         format=storage.format,
         workers=workers,
         resample_mismatched=storage.resample_mismatched,
+        policy=storage.policy,
         splits=manifest.splits,
         redo=faulty,
     )
@@ -115,6 +122,8 @@ def _case_problems(path: Path, record: CaseRecord, labels: dict[str, int]) -> It
     else:
         yield from _label_problems(label_DHW, record, labels)
         yield from _position_problems(path, label_DHW, record)
+    if record.refit is not None:
+        yield from _reference_problems(path, record.refit, record)
 
 
 def _record_problems(path: Path, record: CaseRecord) -> Iterator[_Found]:
@@ -126,6 +135,8 @@ def _record_problems(path: Path, record: CaseRecord) -> Iterator[_Found]:
     elif not np.allclose(geometry.spacing_mm(affine), record.spacing_mm, rtol=1e-6):
         stored, meant = record.spacing_mm, geometry.spacing_mm(affine)
         yield "zarr.json", f"spacing {stored} is not that of the affine, {meant}"
+    elif fault := _original_fault(record, affine):
+        yield "zarr.json", fault
     expected = ome.image_attributes(path.name, record)
     try:
         attributes = json.loads((path / "zarr.json").read_bytes())["attributes"]
@@ -133,6 +144,19 @@ def _record_problems(path: Path, record: CaseRecord) -> Iterator[_Found]:
         return  # reported above
     if attributes.get("ome") != expected:
         yield "zarr.json", "the OME metadata does not fit the case"
+
+
+def _original_fault(record: CaseRecord, affine: geometry.Affine) -> str:
+    """What the stored grid has that does not follow from the header of the files; or nothing."""
+    original, refit = Original.from_text(record.original_header), record.refit
+    shape_DHW, meant = geometry.ras_grid(original.shape_XYZ, original.affine)
+    if shape_DHW != (refit.full_DHW if refit else record.shape_DHW):
+        return f"shape {record.shape_DHW} does not follow from the files' {shape_DHW}"
+    if refit:
+        meant = refit.affine(meant)
+    if geometry.corner_distance_voxels(record.shape_DHW[::-1], meant, affine) > _ROUNDING_VOXELS:
+        return "the affine does not follow from that of the files"
+    return ""
 
 
 def _read(path: Path, *, may_be_empty: bool = False) -> tuple[npt.NDArray[Any] | None, str]:
@@ -198,6 +222,16 @@ def _position_problems(
         yield layout.POSITIONS, "positions lie outside the volume"
     elif (wrong := int((label_DHW[tuple(positions.T)] != expected).sum())) > 0:
         yield layout.POSITIONS, f"{wrong} positions do not show the class they are listed under"
+
+
+def _reference_problems(path: Path, refit: Refit, record: CaseRecord) -> Iterator[_Found]:
+    reference_DHW, fault = _read(path / layout.REFERENCE, may_be_empty=not record.class_voxels)
+    if reference_DHW is None:
+        yield layout.REFERENCE, fault
+    elif reference_DHW.shape != refit.full_DHW:
+        yield layout.REFERENCE, f"the files' label is {reference_DHW.shape}, not {refit.full_DHW}"
+    elif digest(refit.label(reference_DHW)) != record.label_digest:
+        yield layout.REFERENCE, "the stored label does not follow from the files' label"
 
 
 def _duplicates(root: Path, manifest: Manifest) -> Iterator[Problem]:

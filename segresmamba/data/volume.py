@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
 import logging
-import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,95 +12,90 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import io_orientation
 from nibabel.processing import resample_from_to
-from nibabel.spatialimages import HeaderDataError
-from nibabel.wrapstruct import WrapStructError
 
 from segresmamba.data import geometry
 from segresmamba.data.geometry import Affine, Original
-from segresmamba.data.itk import read_itk
+from segresmamba.data.grid import Refit, make_refit
 from segresmamba.data.manifest import ChannelStatistics
+from segresmamba.data.policy import Preprocessing
 from segresmamba.data.statistics import channel_statistics
+from segresmamba.data.voxels import Planes, VoxelFile, open_voxels
 from segresmamba.errors import DataError
 
 logger = logging.getLogger(__name__)
 
 _GRID_TOLERANCE_VOXELS = 0.01
 """Header affines are float32: the same grid written by two tools differs by far less than this."""
-_UNREADABLE = (
-    OSError, EOFError, zlib.error, ValueError, RuntimeError,  # SimpleITK raises the last
-    ImageFileError, HeaderDataError, WrapStructError,
-)  # fmt: skip
+_INT16 = np.iinfo(np.int16)
 
 
 @dataclass(frozen=True)
 class Volume:
-    """The image of one case on the RAS grid."""
+    """The image of one case, on its RAS grid or what a policy made of it."""
 
     image_CDHW: npt.NDArray[Any]
     """int16 where all channels are integers that fit, else float32."""
     affine: Affine
     original: Original
     """Writes labels (of uint8) back into the grid of the files."""
+    statistics: tuple[ChannelStatistics, ...]
+    """Intensities of each channel."""
+    refit: Refit | None = None
+    """What a policy did to the RAS grid of the files."""
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
         """Voxel size along (D, H, W)."""
         return geometry.spacing_mm(self.affine)
 
-    @cached_property
-    def statistics(self) -> tuple[ChannelStatistics, ...]:
-        """Intensities of each channel."""
-        return channel_statistics(self.image_CDHW)
-
-    @property
-    def mean_C(self) -> npt.NDArray[np.float32]:
-        """Mean of each channel's non-zero voxels."""
-        return np.array([channel.mean for channel in self.statistics], np.float32)
-
-    @property
-    def std_C(self) -> npt.NDArray[np.float32]:
-        """Standard deviation of each channel's non-zero voxels."""
-        return np.array([channel.std for channel in self.statistics], np.float32)
-
-
-@dataclass(frozen=True)
-class _Nifti:
-    """One file, as stored."""
-
-    path: Path
-    data_XYZ: npt.NDArray[Any]
-    affine: Affine
-    header: Any
+    def restore_label(self, label_DHW: npt.NDArray[Any], dtype: npt.DTypeLike) -> Any:
+        """A nibabel image of a label of this grid, in the geometry of the first file."""
+        full_DHW = self.refit.undo(label_DHW) if self.refit else label_DHW
+        return Original.of(self.original.header, dtype).restore(full_DHW)
 
 
 def read_volume(
-    images: Sequence[Path], *, stacked_channels: int = 0, resample_mismatched: bool = False
+    images: Sequence[Path],
+    *,
+    stacked_channels: int = 0,
+    resample_mismatched: bool = False,
+    preprocessing: Preprocessing | None = None,
 ) -> Volume:
-    """Read the channels of one case.
+    """Read the image files of a case, one per channel.
+
+    Besides the volume that it returns it takes at most the memory of one more channel.
 
     Args:
-        images: One file (or folder of a DICOM series) per channel, in the dataset's channel order.
+        images: NIfTI files in the dataset's channel order.
         stacked_channels: If not 0, `images` is one file with so many channels along a fourth axis.
         resample_mismatched: Put channels of another grid onto the first's instead of refusing them.
+        preprocessing: Crop and voxel size of the result; unset leaves the grid as it is.
 
     Raises:
         DataError: For a file that is missing, damaged, not 3D, without a usable affine, with NaN or
             infinite voxels, without any non-zero voxel, or on another grid than the first.
     """
-    opened = _channels(images, stacked_channels)
-    first = next(opened)
-    original = Original.of(first.header, np.uint8)
-    channels, affine = [], first.affine
-    for channel in chain([first], opened):
-        nifti = _onto(channel, original, order=1) if resample_mismatched else channel
-        _require_same_grid(nifti, original)
-        channel_DHW, affine = geometry.to_ras(_narrow(nifti), first.affine)
-        channels.append(channel_DHW)
-    # np.stack finds the common dtype: one float32 channel makes all of them float32.
-    return Volume(np.stack(channels), affine, original)
+    first = open_voxels(images[0], stacked_channels)
+    original = Original.of(_header_3d(first), np.uint8)
+    others = (open_voxels(path) for path in images[1:])
+    channels: list[npt.NDArray[Any]] = []
+    for file in chain([first], others):
+        there = _onto(file, original, order=1) if resample_mismatched else file
+        _require_same_grid(there, original)
+        channels += _read_channels(there)
+    _, affine = geometry.ras_grid(first.shape_XYZ, first.affine)
+    wanted = preprocessing or Preprocessing()
+    refit = make_refit(channels, geometry.spacing_mm(affine), wanted.spacing_mm, crop=wanted.crop)
+    if refit is not None:
+        affine = refit.affine(affine)
+        for number, channel_DHW in enumerate(channels):
+            channels[number] = refit.image(channel_DHW)
+            if not channels[number].any():
+                raise _nothing(images[min(number, len(images) - 1)])
+    statistics = tuple(channel_statistics(channel_DHW) for channel_DHW in channels)
+    return Volume(_stack(channels), affine, original, statistics, refit)
 
 
 def read_label(
@@ -130,204 +122,166 @@ def read_label(
     Raises:
         DataError: As `read_volume`; also for values that are no integers or not declared.
     """
-    label = _read_nifti(path)
+    label = open_voxels(path)
     if resample_mismatched:
         label = _onto(label, grid, order=0)
     _require_same_grid(label, grid)
     highest = max(labels.values())
-    values_XYZ = label.data_XYZ
-    if values_XYZ.dtype.kind == "f" and not (values_XYZ == np.rint(values_XYZ)).all():
-        odd = values_XYZ[values_XYZ != np.rint(values_XYZ)]
+    dtype = np.uint8 if highest <= np.iinfo(np.uint8).max else np.int16
+    shape_DHW, _ = geometry.ras_grid(label.shape_XYZ, label.affine)
+    label_DHW = np.empty(shape_DHW, dtype)
+    label_XYZ = geometry.as_filed(label_DHW, label.affine)
+    undeclared: set[float] = set()
+    odd: list[float] = []
+    for index, plane_XY in enumerate(label.planes()):
+        if plane_XY.dtype.kind == "f":
+            odd += plane_XY[plane_XY != np.rint(plane_XY)].tolist()
+        values_XY = _renumber(plane_XY, renumbered or {}, path)
+        if values_XY.min() < 0 or values_XY.max() > highest:
+            found = np.unique(values_XY)
+            undeclared |= set(found[(found < 0) | (found > highest)].tolist())
+        with np.errstate(invalid="ignore"):  # refused below
+            label_XYZ[..., index] = values_XY
+    if odd:
         raise DataError(
             "a label has values that are no integers",
             where=path,
-            got=f"{odd.size} voxels, such as {odd[0]:g}",
+            got=f"{len(odd)} voxels, such as {odd[0]:g}",
             remedy="export the label again with nearest-neighbour interpolation",
         )
-    values_XYZ = _renumber(values_XYZ, renumbered or {}, path)
-    if values_XYZ.min() < 0 or values_XYZ.max() > highest:
-        found = np.unique(values_XYZ)
-        undeclared = found[(found < 0) | (found > highest)]
+    if undeclared:
         raise DataError(
             "a label has undeclared values",
             where=path,
-            got=", ".join(f"{value:g}" for value in undeclared[:10]),
+            got=", ".join(f"{value:g}" for value in sorted(undeclared)[:10]),
             remedy=f"declared: {labels}; declare the value or correct the file",
         )
-    dtype = np.uint8 if highest <= np.iinfo(np.uint8).max else np.int16
-    label_DHW, _ = geometry.to_ras(values_XYZ.astype(dtype), label.affine)
     return label_DHW, Original.of(label.header, label.header.get_data_dtype())
 
 
-def _channels(images: Sequence[Path], stacked: int) -> Iterator[_Nifti]:
-    if not stacked:
-        yield from map(_read_nifti, images)
-        return
-    whole = _read_nifti(images[0], channels=stacked)
-    header = whole.header.copy()
-    header.set_data_shape(whole.data_XYZ.shape[:3])
-    for channel in range(stacked):
-        yield _Nifti(whole.path, whole.data_XYZ[..., channel], whole.affine, header)
+def _header_3d(file: VoxelFile) -> Any:
+    header = file.header.copy()
+    header.set_data_shape(file.shape_XYZ)
+    return header
+
+
+def _read_channels(file: VoxelFile) -> list[npt.NDArray[Any]]:
+    """The (D, H, W) channels of a file: one, or those along its fourth axis."""
+    planes = file.planes()
+    channels = [_read_channel(file, planes) for _ in range(*file.shape[3:] or (1,))]
+    for _ in planes:  # there is none, but only now is the end of the file checked
+        pass
+    return channels
+
+
+def _read_channel(file: VoxelFile, planes: Planes) -> npt.NDArray[Any]:
+    """One channel: int16 if its voxels are integers that fit, else float32."""
+    shape_DHW, _ = geometry.ras_grid(file.shape_XYZ, file.affine)
+    narrow = file.integers and np.can_cast(file.dtype, np.int16)
+    channel_DHW = np.empty(shape_DHW, np.int16 if narrow else np.float32)
+    channel_XYZ = geometry.as_filed(channel_DHW, file.affine)
+    low, high, wrong = np.inf, -np.inf, 0
+    for index, plane_XY in zip(range(file.shape[2]), planes, strict=False):
+        channel_XYZ[..., index] = plane_XY
+        low, high = min(low, plane_XY.min()), max(high, plane_XY.max())
+        if plane_XY.dtype.kind == "f":
+            wrong += plane_XY.size - int(np.isfinite(plane_XY).sum())
+    if wrong:
+        raise DataError(
+            "voxels are NaN or infinite",
+            where=file.path,
+            got=f"{wrong} of {channel_DHW.size} voxels",
+            remedy="find out what wrote them; if they mean 'outside', set them to 0",
+        )
+    if low == high == 0:
+        raise _nothing(file.path)
+    fits = file.integers and _INT16.min <= low and high <= _INT16.max
+    return channel_DHW.astype(np.int16 if fits else np.float32, copy=False)
+
+
+def _nothing(path: Path) -> DataError:
+    return DataError(
+        "an image has no non-zero voxel",
+        where=path,
+        got="0 everywhere",
+        remedy="export it again, or remove the case and correct numTraining",
+    )
+
+
+def _stack(channels: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """One array of all; each channel is given up once it has been copied."""
+    if len(channels) == 1:
+        return channels[0][None]
+    # One float32 channel makes all of them float32.
+    image_CDHW = np.empty((len(channels), *channels[0].shape), np.result_type(*channels))
+    for place_DHW in image_CDHW:
+        place_DHW[:] = channels.pop(0)
+    return image_CDHW
 
 
 def _renumber(
-    values_XYZ: npt.NDArray[Any], renumbered: dict[int, int], path: Path
+    values_XY: npt.NDArray[Any], renumbered: dict[int, int], path: Path
 ) -> npt.NDArray[Any]:
     """Give voxels their declared values; what is free in the files only must not occur there."""
     taken = [new for new in renumbered.values() if new not in renumbered]
-    if any((values_XYZ == value).any() for value in taken):
+    if any((values_XY == value).any() for value in taken):
         raise DataError(
             "a label has undeclared values",
             where=path,
             got=", ".join(map(str, taken)),
             remedy=f"the format writes {renumbered} (file: store); say another with --format",
         )
-    out = values_XYZ.copy() if renumbered else values_XYZ
+    out = values_XY.copy() if renumbered else values_XY
     for old, new in renumbered.items():
-        out[values_XYZ == old] = new
+        out[values_XY == old] = new
     return out
 
 
-def _onto(nifti: _Nifti, grid: Original, *, order: int) -> _Nifti:
+def _onto(file: VoxelFile, grid: Original, *, order: int) -> VoxelFile:
     """The same volume on another grid, interpolated; itself where the grids agree."""
     try:
-        _require_same_grid(nifti, grid)
+        _require_same_grid(file, grid)
     except DataError as mismatch:
-        logger.warning("%s is resampled: %s", nifti.path, mismatch.got)
+        logger.warning("%s is resampled: %s", file.path, mismatch.got)
     else:
-        return nifti
-    dtype = nifti.data_XYZ.dtype if order == 0 else np.float32
-    image = nib.Nifti1Image(nifti.data_XYZ.astype(np.float32), nifti.affine)
+        return file
+    data_XYZ = np.empty(file.shape_XYZ, np.float32)
+    for index, plane_XY in enumerate(file.planes()):
+        data_XYZ[..., index] = plane_XY
+    image = nib.Nifti1Image(data_XYZ, file.affine)
     there = resample_from_to(image, (grid.shape_XYZ, grid.affine), order=order)
-    data_XYZ = np.asarray(there.dataobj).astype(dtype)
-    header = Original.of(grid.header, nifti.header.get_data_dtype()).header
-    return _Nifti(nifti.path, data_XYZ, grid.affine, header)
+    resampled_XYZ = np.asarray(there.dataobj)
+    header = Original.of(grid.header, file.header.get_data_dtype()).header
 
+    def planes() -> Planes:
+        yield from (resampled_XYZ[..., index] for index in range(grid.shape_XYZ[2]))
 
-def _read_nifti(path: Path, channels: int = 0) -> _Nifti:
-    """One file; 4D if `channels` says how many there are along its last axis."""
-    image = _open(path)
-    if (stored := image.get_data_dtype()).kind not in "iuf":
-        raise DataError(
-            "voxels must be numbers",
-            where=path,
-            got=f"dtype {stored}",
-            remedy="write one file per channel, as integers or floats",
-        )
-    try:
-        data_XYZ = _voxels(image)
-    except _UNREADABLE as error:
-        raise _damaged(path, error) from error
-    if channels and data_XYZ.shape[3:] != (channels,):
-        raise DataError(
-            "an image must hold all channels along a fourth axis",
-            where=path,
-            got=f"shape {data_XYZ.shape} for {channels} channels",
-            remedy="correct the declared modalities, or add the missing one to the file",
-        )
-    if data_XYZ.ndim != 3 + bool(channels):
-        raise DataError(
-            "a volume must have three dimensions",
-            where=path,
-            got=f"shape {data_XYZ.shape}",
-            remedy="write one file per channel or time point",
-        )
-    if not geometry.is_usable(image.affine):
-        raise DataError(
-            "the affine does not place the voxels in space",
-            where=path,
-            got=np.array2string(image.affine[:3], separator=", ").replace("\n", ""),
-            remedy="correct the header's sform or qform",
-        )
-    if data_XYZ.dtype.kind == "f" and (wrong := data_XYZ.size - np.isfinite(data_XYZ).sum()):
-        raise DataError(
-            "voxels are NaN or infinite",
-            where=path,
-            got=f"{wrong} of {data_XYZ.size} voxels",
-            remedy="find out what wrote them; if they mean 'outside', set them to 0",
-        )
-    return _Nifti(path, data_XYZ, image.affine, image.header)
-
-
-def _open(path: Path) -> Any:
-    try:
-        if path.is_dir() or path.suffix in {".nrrd", ".mha"}:
-            return read_itk(path)
-        # All of it at once: gzip checks its checksum only at the end of the file, which reading
-        # voxels through nibabel does not reach.
-        content = path.read_bytes()
-        content = gzip.decompress(content) if path.suffix == ".gz" else content
-        kind = nib.Nifti2Image if geometry.is_nifti2(content) else nib.Nifti1Image
-        return kind.from_bytes(content)
-    except FileNotFoundError as error:
-        raise DataError(
-            "a file is missing",
-            where=path,
-            got="no such file",
-            remedy="restore it, or remove the case's other files and correct numTraining",
-        ) from error
-    except _UNREADABLE as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> DataError:
-    return DataError(
-        "a file is truncated or damaged",
-        where=path,
-        got=f"{type(error).__name__}: {error}".splitlines()[0],
-        remedy="copy or export it again (`gzip -t` checks a .nii.gz)",
+    return replace(
+        file,
+        header=header,
+        affine=grid.affine,
+        shape=grid.shape_XYZ,
+        integers=file.integers and order == 0,
+        dtype=resampled_XYZ.dtype,
+        _read=planes,
     )
 
 
-def _voxels(image: Any) -> npt.NDArray[Any]:
-    """The intensities: integers where file and scaling are integers, else float32."""
-    if isinstance(image.dataobj, np.ndarray):  # of SimpleITK, which has applied the scaling
-        data: npt.NDArray[Any] = image.dataobj
-        return data.astype(np.float32, copy=False) if data.dtype.kind == "f" else data
-    stored, slope, inter = image.get_data_dtype(), image.dataobj.slope, image.dataobj.inter
-    if stored.kind == "f" or not (float(slope).is_integer() and float(inter).is_integer()):
-        with np.errstate(over="ignore"):  # becomes infinite, which is refused
-            voxels: npt.NDArray[Any] = image.get_fdata(dtype=np.float32)
-        return voxels
-    raw: npt.NDArray[Any] = image.dataobj.get_unscaled()
-    if (slope, inter) == (1, 0):
-        return raw
-    wide = np.int32 if stored.itemsize <= 2 else np.int64
-    scaled: npt.NDArray[Any] = np.multiply(raw, int(slope), dtype=wide) + int(inter)
-    return scaled
-
-
-def _narrow(nifti: _Nifti) -> npt.NDArray[Any]:
-    """The stored dtype of one channel."""
-    data_XYZ = nifti.data_XYZ
-    low, high = data_XYZ.min(), data_XYZ.max()
-    if low == high == 0:
-        raise DataError(
-            "an image has no non-zero voxel",
-            where=nifti.path,
-            got="0 everywhere",
-            remedy="export it again, or remove the case and correct numTraining",
-        )
-    limits = np.iinfo(np.int16)
-    fits = data_XYZ.dtype.kind != "f" and limits.min <= low and high <= limits.max
-    return data_XYZ.astype(np.int16 if fits else np.float32, copy=False)
-
-
-def _require_same_grid(nifti: _Nifti, grid: Original) -> None:
-    shape_XYZ = nifti.data_XYZ.shape
+def _require_same_grid(file: VoxelFile, grid: Original) -> None:
+    shape_XYZ = file.shape_XYZ
     if shape_XYZ != grid.shape_XYZ:
         raise DataError(
             "two files of a case have different shapes",
-            where=nifti.path,
+            where=file.path,
             got=f"{shape_XYZ}, and {grid.shape_XYZ} in the case's first image",
             remedy="resample one onto the other's grid (labels with nearest neighbour)",
         )
-    apart = geometry.corner_distance_voxels(shape_XYZ, grid.affine, nifti.affine)
-    same_axes = (io_orientation(nifti.affine) == io_orientation(grid.affine)).all()
+    apart = geometry.corner_distance_voxels(shape_XYZ, grid.affine, file.affine)
+    same_axes = (io_orientation(file.affine) == io_orientation(grid.affine)).all()
     if apart > _GRID_TOLERANCE_VOXELS or not same_axes:
         raise DataError(
             "two files of a case have different affines",
-            where=nifti.path,
+            where=file.path,
             got=f"corners up to {apart:.3g} voxels from those of the case's first image",
             remedy="resample one onto the other's grid, or copy the right header to both",
         )

@@ -14,6 +14,7 @@ import zarr
 
 from segresmamba.data import layout, ome
 from segresmamba.data.manifest import CaseRecord
+from segresmamba.data.shards import write_array
 
 
 def write_case(
@@ -24,56 +25,46 @@ def write_case(
     image_CDHW: npt.NDArray[Any],
     label_DHW: npt.NDArray[Any],
     positions: npt.NDArray[np.uint16],
+    reference_DHW: npt.NDArray[Any] | None = None,
 ) -> None:
     """Write a case's group; it appears under its name complete or not at all.
 
     A case that is there already is replaced.
+
+    Args:
+        path: The case's folder.
+        record: What is said about it.
+        labels: Names and values of the dataset.
+        image_CDHW: As stored.
+        label_DHW: On the same grid.
+        positions: Voxels of each class.
+        reference_DHW: The label on the files' grid, where that is another.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with layout.fast_pipeline(threads=1):
-            group = zarr.create_group(
-                temporary,
-                attributes={
-                    "ome": ome.image_attributes(path.name, record),
-                    layout.RECORD: record.model_dump(mode="json"),
-                },
-            )
-            outer = {"ome": ome.labels_attributes(layout.LABEL_NAME)}
-            inner = {"ome": ome.label_attributes(layout.LABEL_NAME, record, labels)}
-            group.create_group("labels", attributes=outer)
-            group.create_group(f"labels/{layout.LABEL_NAME}", attributes=inner)
-            channels = len(image_CDHW)
-            _write_array(
-                group, layout.IMAGE, image_CDHW, (channels, *layout.CHUNK_DHW), ome.IMAGE_AXES
-            )
-            _write_array(group, layout.LABEL, label_DHW, layout.CHUNK_DHW, ome.LABEL_AXES)
-            if len(positions):
-                _write_array(
-                    group, layout.POSITIONS, positions, (layout.POSITIONS_CHUNK, 3), ("n", "axis")
-                )
+        group = zarr.create_group(
+            temporary,
+            attributes={
+                "ome": ome.image_attributes(path.name, record),
+                layout.RECORD: record.model_dump(mode="json"),
+            },
+        )
+        outer = {"ome": ome.labels_attributes(layout.LABEL_NAME)}
+        inner = {"ome": ome.label_attributes(layout.LABEL_NAME, record, labels)}
+        group.create_group("labels", attributes=outer)
+        group.create_group(f"labels/{layout.LABEL_NAME}", attributes=inner)
+        volumes = [(layout.LABEL, label_DHW)]
+        if reference_DHW is not None:
+            volumes.append((layout.REFERENCE, reference_DHW))
+        chunk_CDHW = (len(image_CDHW), *layout.CHUNK_DHW)
+        write_array(group, temporary, layout.IMAGE, image_CDHW, chunk_CDHW, ome.IMAGE_AXES)
+        for name, volume_DHW in volumes:
+            write_array(group, temporary, name, volume_DHW, layout.CHUNK_DHW, ome.LABEL_AXES)
+        if len(positions):
+            chunk = (layout.POSITIONS_CHUNK, 3)
+            write_array(group, temporary, layout.POSITIONS, positions, chunk, ("n", "axis"))
         if path.exists():
             shutil.rmtree(path)
         os.rename(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _write_array(
-    group: zarr.Group,
-    name: str,
-    data: npt.NDArray[Any],
-    chunk: tuple[int, ...],
-    axes: tuple[str, ...],
-) -> None:
-    shard = tuple(-(-size // step) * step for size, step in zip(data.shape, chunk, strict=True))
-    array = group.create_array(
-        name,
-        shape=data.shape,
-        dtype=data.dtype,
-        chunks=chunk,
-        shards=shard,
-        compressors=layout.compressors(),
-        dimension_names=axes,
-    )
-    array[...] = data

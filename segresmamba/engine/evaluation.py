@@ -122,15 +122,14 @@ def evaluate_cases(
         logits_KDHW = predict_volume(
             network,
             image_CDHW,
-            case.mean_C,
-            case.std_C,
+            case.normalisation_C4,
             patch=config.data.patch,
             validation=config.validation,
             device=device,
             precision=config.train.precision,
         )
         prediction_DHW = classes.decode(logits_KDHW).cpu().numpy().astype(reference_DHW.dtype)
-        result = CaseResult(case_id, _score_original(case, prediction_DHW, reference_DHW, classes))
+        result = CaseResult(case_id, _score_original(case, prediction_DHW, classes))
         logger.info("case %s: Dice %.4f", case_id, result.dice)
         results.append(result)
         if overlays is not None:
@@ -223,18 +222,12 @@ def results_table(results: Sequence[CaseResult]) -> Table:
 
 
 def _score_original(
-    case: data.Case,
-    prediction_DHW: np.ndarray[Any, Any],
-    reference_DHW: np.ndarray[Any, Any],
-    classes: Classes,
+    case: data.Case, prediction_DHW: np.ndarray[Any, Any], classes: Classes
 ) -> dict[str, Score]:
-    """Both volumes are put back into the original grid, whose spacing is measured there."""
-    prediction, reference = (
-        case.restore_label(label_DHW) for label_DHW in (prediction_DHW, reference_DHW)
-    )
+    """The prediction is put back into the original grid, and compared with what its file holds."""
     return score(
-        np.asanyarray(prediction.dataobj),
-        np.asanyarray(reference.dataobj),
+        np.asanyarray(case.restore_label(prediction_DHW).dataobj),
+        np.asanyarray(case.reference().dataobj),
         classes.members,
         voxel_sizes(case.original.affine),
     )

@@ -22,8 +22,7 @@ logger = logging.getLogger(__name__)
 def predict_volume(
     network: nn.Module,
     image_CDHW: NDArray[np.generic],
-    mean_C: NDArray[np.floating],
-    std_C: NDArray[np.floating],
+    normalisation_C4: NDArray[np.floating],
     *,
     patch: Sequence[int],
     validation: ValidationConfig,
@@ -38,9 +37,9 @@ def predict_volume(
 
     Args:
         network: The network, on `device`; its training mode is put back afterwards.
-        image_CDHW: Raw intensities.
-        mean_C: Mean of each channel over the non-zero voxels of the volume.
-        std_C: Standard deviation likewise.
+        image_CDHW: Intensities as stored.
+        normalisation_C4: Low, high, mean and deviation of each channel, as `data.normalise` takes
+            them.
         patch: Window size (D, H, W), that of the training crops.
         validation: Overlap of the windows, and how many are computed at once.
         device: Where the network computes.
@@ -49,15 +48,11 @@ def predict_volume(
     Returns:
         Logits (K, D, H, W), float32, on `device`, or on the CPU if `device` cannot hold them.
     """
-    mean_1C, std_1C = (
-        torch.as_tensor(statistic, dtype=torch.float32, device=device)[None]
-        for statistic in (mean_C, std_C)
-    )
-
+    bounds_1C4 = torch.as_tensor(normalisation_C4, dtype=torch.float32, device=device)[None]
     autocast = Autocast(network, precision)
 
     def window_logits(window_BCDHW: Tensor) -> Tensor:
-        logits_BKDHW: Tensor = autocast(data.normalise(window_BCDHW, mean_1C, std_1C))
+        logits_BKDHW: Tensor = autocast(data.normalise(window_BCDHW, bounds_1C4))
         return logits_BKDHW.float()
 
     def slide(stitch_device: torch.device) -> Tensor:

@@ -48,6 +48,8 @@ class ServedNetwork:
         self._config = config
         facts = read_facts(weights)
         self._channels: list[str] = facts["channel_names"]
+        # Weights of earlier versions say nothing: they were trained without a policy.
+        self._preprocessing = data.Preprocessing.model_validate(facts.get("preprocessing", {}))
         self._classes = Classes.of(self._config, facts["labels"])
         self._device = Ranks.from_environment().device
         network = build_network(self._config, len(self._channels), self._classes.channels)
@@ -61,7 +63,8 @@ class ServedNetwork:
         Args:
             images: A table with a column "image" (what MLflow makes of `{"image": case}`), or an
                 iterable of cases. A case is a NIfTI path for a one-channel network, a list of
-                paths, one for each channel, or an array (C, D, H, W) of raw intensities.
+                paths, one for each channel, or an array (C, D, H, W) of raw intensities, of the
+                voxel size that the network was trained on.
             params: Ignored; MLflow passes it.
 
         Returns:
@@ -87,10 +90,8 @@ class ServedNetwork:
                 got="nothing but 0",
                 remedy="give voxels",
             )
-        statistics = channel_statistics(case)
-        mean_C = np.array([channel.mean for channel in statistics], np.float32)
-        std_C = np.array([channel.std for channel in statistics], np.float32)
-        return self._label(case, mean_C, std_C)
+        statistics = [channel_statistics(channel_DHW) for channel_DHW in case]
+        return self._label(case, self._preprocessing.for_case(statistics))
 
     def segment_files(self, paths: Sequence[Path]) -> Any:
         """Segment the case in some files, one for each channel.
@@ -102,22 +103,18 @@ class ServedNetwork:
             DataError: If there are not as many files as channels, or one cannot be read.
         """
         self._check_channels(len(paths), "a file for each channel")
-        volume = data.read_volume(paths)
-        label_DHW = self._label(volume.image_CDHW, volume.mean_C, volume.std_C)
+        volume = data.read_volume(paths, preprocessing=self._preprocessing)
+        label_DHW = self._label(volume.image_CDHW, self._preprocessing.for_case(volume.statistics))
         dtype = np.uint8 if max(self._classes.values) < 256 else np.int16
-        return data.Original.of(volume.original.header, dtype).restore(label_DHW)
+        return volume.restore_label(label_DHW, dtype)
 
     def _label(
-        self,
-        image_CDHW: npt.NDArray[Any],
-        mean_C: npt.NDArray[np.floating],
-        std_C: npt.NDArray[np.floating],
+        self, image_CDHW: npt.NDArray[Any], normalisation_C4: npt.NDArray[np.floating]
     ) -> npt.NDArray[np.int16]:
         logits_KDHW = predict_volume(
             self._network,
             image_CDHW,
-            mean_C,
-            std_C,
+            normalisation_C4,
             patch=self._config.data.patch,
             validation=self._config.validation,
             device=self._device,

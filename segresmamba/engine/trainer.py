@@ -295,6 +295,7 @@ class Trainer:
                 dice=dice,
                 labels=dict(dataset.labels),
                 channel_names=list(dataset.channel_names),
+                preprocessing=dataset.preprocessing.model_dump(mode="json"),
             )
 
     def _save(self) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,7 @@ def batch_of(indices: list[int], shape: tuple[int, int, int] = SHAPE, channels: 
     labels = [rng.integers(0, 3, shape).astype(np.uint8) for rng in rngs]
     return Batch(
         image_BCDHW=torch.from_numpy(np.stack(images)),
-        mean_BC=torch.full((len(indices), channels), 90.0),
-        std_BC=torch.full((len(indices), channels), 15.0),
+        normalisation_BC4=torch.tensor([-inf, inf, 90, 15]).expand(len(indices), channels, 4),
         label_BDHW=torch.from_numpy(np.stack(labels)),
         index_B=torch.tensor(indices),
         case_ids=tuple(map(str, indices)),
@@ -43,14 +43,14 @@ def only(**changes: Any) -> AugmentConfig:
 def label_as_image(batch: Batch) -> Batch:
     """The label in place of the image, unchanged by normalisation."""
     image_BCDHW = batch.label_BDHW[:, None].float()
-    mean_BC = torch.zeros(len(image_BCDHW), 1)
-    return replace(batch, image_BCDHW=image_BCDHW, mean_BC=mean_BC, std_BC=mean_BC + 1)
+    as_stored_BC4 = torch.tensor([-inf, inf, 0, 1]).expand(len(image_BCDHW), 1, 4)
+    return replace(batch, image_BCDHW=image_BCDHW, normalisation_BC4=as_stored_BC4)
 
 
 def test_probability_zero_only_normalises() -> None:
     batch = batch_of([0, 1, 2])
     x_BCDHW, label_BDHW = augment(batch, only(), 0)
-    expected = normalise(batch.image_BCDHW, batch.mean_BC, batch.std_BC)
+    expected = normalise(batch.image_BCDHW, batch.normalisation_BC4)
     torch.testing.assert_close(x_BCDHW, expected, rtol=0, atol=0)
     torch.testing.assert_close(expected, (batch.image_BCDHW - 90) / 15)
     assert label_BDHW.dtype == torch.int64
@@ -58,8 +58,15 @@ def test_probability_zero_only_normalises() -> None:
 
 
 def test_a_constant_channel_is_not_divided_by_zero() -> None:
-    x_BCDHW = normalise(torch.ones(1, 1, 2, 2, 2), torch.ones(1, 1), torch.zeros(1, 1))
+    x_BCDHW = normalise(torch.ones(1, 1, 2, 2, 2), torch.tensor([[[-inf, inf, 1, 0]]]))
     assert torch.equal(x_BCDHW, torch.zeros(1, 1, 2, 2, 2))
+
+
+def test_intensities_are_clipped_and_the_batch_is_left_alone() -> None:
+    image_BCDHW = torch.tensor([-2000.0, -500, 0, 3000]).reshape(1, 1, 1, 1, 4)
+    x_BCDHW = normalise(image_BCDHW, torch.tensor([[[-1000.0, 1000, 100, 50]]]))
+    assert x_BCDHW.flatten().tolist() == [-22, -12, -2, 18]
+    assert image_BCDHW.flatten().tolist() == [-2000, -500, 0, 3000]
 
 
 @settings(max_examples=20, deadline=None)
@@ -153,7 +160,7 @@ def test_the_affine_is_a_rotation_about_the_centre(monkeypatch: pytest.MonkeyPat
 
 def test_scale_and_shift_stay_in_range() -> None:
     batch = batch_of(list(range(50)))
-    plain = normalise(batch.image_BCDHW, batch.mean_BC, batch.std_BC)
+    plain = normalise(batch.image_BCDHW, batch.normalisation_BC4)
     config = only(intensity_scale_probability=1, intensity_scale_range=0.2)
     factor = (augment(batch, config, 0)[0] / plain).flatten(2)
     assert (factor.amax(2) - factor.amin(2)).max() < 1e-4  # one per channel
@@ -168,7 +175,7 @@ def test_scale_and_shift_stay_in_range() -> None:
 
 def test_gamma_keeps_the_range_and_the_order_of_intensities() -> None:
     batch = batch_of([0, 1, 2])
-    plain = normalise(batch.image_BCDHW, batch.mean_BC, batch.std_BC).flatten(2)
+    plain = normalise(batch.image_BCDHW, batch.normalisation_BC4).flatten(2)
     bent = augment(batch, only(gamma_probability=1), 0)[0].flatten(2)
     assert not torch.allclose(plain, bent, atol=1e-2)
     torch.testing.assert_close(plain.amin(2), bent.amin(2))
@@ -179,7 +186,7 @@ def test_gamma_keeps_the_range_and_the_order_of_intensities() -> None:
 
 def test_noise_is_normal_and_bounded_in_strength() -> None:
     batch = batch_of(list(range(40)), channels=1)
-    plain = normalise(batch.image_BCDHW, batch.mean_BC, batch.std_BC)
+    plain = normalise(batch.image_BCDHW, batch.normalisation_BC4)
     noise = (augment(batch, only(noise_probability=1, noise_std=0.1), 0)[0] - plain).flatten(1)
     strength = noise.std(dim=1)
     assert strength.max() < 0.105
@@ -189,6 +196,6 @@ def test_noise_is_normal_and_bounded_in_strength() -> None:
 
 def test_a_probability_is_that_of_a_sample() -> None:
     batch = batch_of(list(range(400)), (3, 3, 3), channels=1)
-    plain = normalise(batch.image_BCDHW, batch.mean_BC, batch.std_BC)
+    plain = normalise(batch.image_BCDHW, batch.normalisation_BC4)
     changed = augment(batch, only(noise_probability=0.25), 0)[0] != plain
     assert 65 < changed.flatten(1).any(dim=1).sum() < 135  # 100, four standard deviations

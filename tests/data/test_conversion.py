@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +16,7 @@ import zarr
 from ome_zarr_models.v05 import Image
 
 from segresmamba.data import convert, open_dataset, verify
+from segresmamba.data.plan import Plan, Request
 from segresmamba.errors import DataError
 from tests.data.raw import SHAPES, describe, image_path, label_path, write_nifti, write_raw
 
@@ -57,8 +58,10 @@ def test_statistics_are_those_of_the_voxels(sound_store: Path) -> None:
     image_CDHW, label_DHW = case.read()
     for channel, values in enumerate(image_CDHW):
         nonzero = values[values != 0]
-        assert case.mean_C[channel] == pytest.approx(nonzero.mean())
-        assert case.std_C[channel] == pytest.approx(nonzero.std())
+        low, high, mean, std = case.normalisation_C4[channel]
+        assert (low, high) == (-np.inf, np.inf)
+        assert mean == pytest.approx(nonzero.mean())
+        assert std == pytest.approx(nonzero.std())
         kept = case.record.statistics[channel]
         assert (kept.min, kept.max) == (nonzero.min(), nonzero.max())
         assert kept.percentile_00_5 == np.percentile(nonzero, 0.5)
@@ -272,13 +275,12 @@ def test_a_full_disk_leaves_no_half_case(raw: Path, tmp_path: Path) -> None:
 
 
 def test_two_conversions_do_not_share_a_store(raw: Path, store: Path) -> None:
-    handle = os.open(store, os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    try:
+    with Plan.of(Request(raw, store, overwrite=True)).folder(overwrite=True).locked():
         error = refused(raw, store)
-    finally:
-        os.close(handle)
     assert error.problem == "another conversion is writing to this store"
+    assert f"process {os.getpid()}, since 20" in error.got
+    assert socket.gethostname() in error.got
+    assert not (store / ".lock").exists()
 
 
 def test_a_store_says_what_made_it(sound_store: Path) -> None:

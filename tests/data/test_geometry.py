@@ -37,6 +37,13 @@ def grids(draw: st.DrawFn) -> tuple[tuple[int, int, int], np.ndarray]:
     return shape, affine.astype(np.float32).astype(np.float64)
 
 
+def to_ras(data_XYZ: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    shape_DHW, ras_affine = geometry.ras_grid(data_XYZ.shape, affine)
+    turned_DHW = np.empty(shape_DHW, data_XYZ.dtype)
+    geometry.as_filed(turned_DHW, affine)[...] = data_XYZ
+    return turned_DHW, ras_affine
+
+
 @settings(max_examples=100, deadline=None)
 @given(grid=grids(), seed=st.integers(0, 1000), nifti2=st.booleans())
 def test_a_label_comes_back_as_it_was(
@@ -46,7 +53,7 @@ def test_a_label_comes_back_as_it_was(
     label = np.random.default_rng(seed).integers(0, 4, shape).astype(np.int16)
     image = (nib.Nifti2Image if nifti2 else nib.Nifti1Image)(label, affine)
     original = Original.from_text(Original.of(image.header, np.int16).text)
-    label_DHW, ras_affine = geometry.to_ras(label, image.affine)
+    label_DHW, ras_affine = to_ras(label, image.affine)
     restored = original.restore(label_DHW)
     assert nib.aff2axcodes(ras_affine) == ("R", "A", "S")
     assert type(restored) is type(image)
@@ -67,7 +74,7 @@ def test_reorientation_leaves_every_voxel_where_it_is(
     marked = tuple(np.random.default_rng(seed).integers(0, shape))
     data = np.zeros(shape, np.uint8)
     data[marked] = 1
-    data_DHW, ras_affine = geometry.to_ras(data, affine)
+    data_DHW, ras_affine = to_ras(data, affine)
     found_xyz = np.argwhere(data_DHW)[0][::-1]
     np.testing.assert_allclose(
         apply_affine(ras_affine, found_xyz), apply_affine(affine, marked), atol=1e-4

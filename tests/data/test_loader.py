@@ -41,7 +41,7 @@ def test_a_batch_holds_the_crops_that_the_sampler_locates(sound_store: Path) -> 
     batch = next(batches(sound_store, start_index=4))
     assert batch.index_B.tolist() == [4, 5]
     assert batch.image_BCDHW.shape == (2, 2, *PATCH)
-    assert batch.image_BCDHW.dtype == batch.mean_BC.dtype == torch.float32
+    assert batch.image_BCDHW.dtype == batch.normalisation_BC4.dtype == torch.float32
     assert batch.label_BDHW.dtype == torch.uint8
     for place, index in enumerate((4, 5)):
         case_id, start = sampler.locate(index)
@@ -49,8 +49,8 @@ def test_a_batch_holds_the_crops_that_the_sampler_locates(sound_store: Path) -> 
         assert batch.case_ids[place] == case_id
         np.testing.assert_array_equal(batch.image_BCDHW[place], image)
         np.testing.assert_array_equal(batch.label_BDHW[place], label)
-        np.testing.assert_array_equal(batch.mean_BC[place], dataset[case_id].mean_C)
-        np.testing.assert_array_equal(batch.std_BC[place], dataset[case_id].std_C)
+        expected_C4 = dataset[case_id].normalisation_C4
+        np.testing.assert_array_equal(batch.normalisation_BC4[place], expected_C4)
 
 
 def test_reader_processes_give_the_same_after_the_parent_has_read(sound_store: Path) -> None:

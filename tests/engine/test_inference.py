@@ -13,7 +13,7 @@ from segresmamba.config.schema import ValidationConfig
 from segresmamba.engine.inference import evaluating, predict_volume
 
 CPU = torch.device("cpu")
-MEAN, STD = np.array([50.0, 3.0], np.float32), np.array([20.0, 0.5], np.float32)
+BOUNDS_C4 = np.array([[-np.inf, np.inf, 50, 20], [2, 4, 3, 0.5]], np.float32)
 
 
 class Probe(nn.Module):
@@ -40,8 +40,7 @@ def predict(
     return predict_volume(
         network,
         image_CDHW,
-        MEAN,
-        STD,
+        BOUNDS_C4,
         patch=(8, 10, 6),
         validation=ValidationConfig(**validation),
         device=CPU,
@@ -57,9 +56,7 @@ def test_windows_are_stitched_to_the_network_s_output_for_the_normalised_volume(
 ) -> None:
     raw = image(*shape, dtype=dtype)
     logits = predict(Probe(), raw, **validation)
-    expected = data.normalise(
-        torch.from_numpy(raw).float()[None], torch.tensor(MEAN)[None], torch.tensor(STD)[None]
-    )
+    expected = data.normalise(torch.from_numpy(raw).float()[None], torch.tensor(BOUNDS_C4)[None])
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits, expected[0], rtol=1e-4, atol=1e-4)
 

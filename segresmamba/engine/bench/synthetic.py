@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import inf
 
 import torch
 
@@ -30,8 +31,7 @@ def synthetic_batches(config: Config, channels: int, labels: int) -> Iterator[da
     generator = torch.Generator().manual_seed(config.seed)
     batch = data.Batch(
         image_BCDHW=torch.randn(size[0], channels, *size[1:], generator=generator),
-        mean_BC=torch.zeros(size[0], channels),
-        std_BC=torch.ones(size[0], channels),
+        normalisation_BC4=torch.tensor([-inf, inf, 0, 1]).expand(size[0], channels, 4),
         label_BDHW=torch.randint(labels, size, generator=generator, dtype=torch.uint8),
         index_B=torch.arange(size[0]),
         case_ids=("synthetic",) * size[0],
