@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segresmamba.tracking.journal import JOURNAL_NAME, Record, read_header, read_journal
-from segresmamba.tracking.ledger import LEDGER_NAME, Ledger
+from segresmamba.tracking.ledger import LEDGER_NAME, Ledger, power_line
 from segresmamba.tracking.mapping import Point, flatten, new_points
 
 ENERGY = "energy/"
+ENERGY_FACT = "energy."
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,6 @@ def read_history(folder: Path) -> History:
             case "status":
                 status = record.body["status"]
     curves = _curves(records)
-    is_metered = (folder / LEDGER_NAME).exists()
-    ledger = Ledger(folder)
     return History(
         id=header.body["id"],
         name=header.body["name"],
@@ -85,19 +84,41 @@ def read_history(folder: Path) -> History:
         settings=settings,
         tags=tags,
         curves=curves,
-        energy=ledger.totals() if is_metered else energy_of(curves),
-        power=ledger.power(),
+        energy=energy_of(folder, curves),
+        power=power_of(folder, tags),
         files=_files(folder, records),
     )
 
 
-def energy_of(curves: Mapping[str, Sequence[Point]]) -> dict[str, float]:
-    """The totals that a run recorded as metrics, by their names in the ledger."""
+def energy_of(folder: Path, curves: Mapping[str, Sequence[Point]]) -> dict[str, float]:
+    """The totals of the ledger in a folder, which has the segments of killed jobs, too.
+
+    Without a ledger, what the run recorded as metrics, by the same names.
+
+    Raises:
+        TrackingError: If the ledger is damaged or of a newer version.
+    """
+    if (folder / LEDGER_NAME).exists():
+        return Ledger(folder).totals()
     return {
         key.removeprefix(ENERGY): curve[-1].value
         for key, curve in curves.items()
         if key.startswith(ENERGY)
     }
+
+
+def power_of(folder: Path, tags: Mapping[str, str]) -> str:
+    """How power was known by the ledger in a folder, or else by a run's tags.
+
+    Raises:
+        TrackingError: If the ledger is damaged or of a newer version.
+    """
+    facts = {
+        key.removeprefix(ENERGY_FACT): text
+        for key, text in tags.items()
+        if key.startswith(ENERGY_FACT)
+    }
+    return Ledger(folder).power() or power_line(facts)
 
 
 def _curves(records: Iterable[Record]) -> dict[str, list[Point]]:
