@@ -2,7 +2,7 @@
 
 from segresmamba.tracking.emissions import EmissionsMeter
 from segresmamba.tracking.gpus import gpu_uuid
-from segresmamba.tracking.history import History, is_run, read_history
+from segresmamba.tracking.history import History, is_run, read_history, run_folders
 from segresmamba.tracking.journal import JOURNAL_NAME, read_journal
 from segresmamba.tracking.ledger import node_name
 from segresmamba.tracking.logs import StepLog, log_as
@@ -40,6 +40,7 @@ __all__ = [
     "provenance",
     "read_history",
     "read_journal",
+    "run_folders",
     "run_hint",
     "sync",
     "tracking_uri",

@@ -9,6 +9,7 @@ from pathlib import Path
 from segresmamba.tracking.journal import JOURNAL_NAME, Record, read_header, read_journal
 from segresmamba.tracking.ledger import LEDGER_NAME, Ledger, power_line
 from segresmamba.tracking.mapping import Point, flatten, new_points
+from segresmamba.tracking.protocol import TrackingError
 
 ENERGY = "energy/"
 ENERGY_FACT = "energy."
@@ -51,6 +52,26 @@ class History:
 def is_run(folder: Path) -> bool:
     """Whether a folder holds a run."""
     return (folder / JOURNAL_NAME).is_file()
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """The folder itself if it is a run's, else the runs in it by name.
+
+    Raises:
+        TrackingError: If there is no run.
+    """
+    if is_run(folder):
+        return [folder]
+    inside = sorted(path for path in folder.iterdir() if is_run(path)) if folder.is_dir() else []
+    if not inside:
+        got = "a folder without journal.jsonl" if folder.is_dir() else "no folder"
+        raise TrackingError(
+            "this is no run, and no folder of runs",
+            where=folder,
+            got=got,
+            remedy="name the folder of a run, such as runs/sample, or the folder of all runs",
+        )
+    return inside
 
 
 def read_history(folder: Path) -> History:

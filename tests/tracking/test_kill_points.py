@@ -181,9 +181,9 @@ def in_mlflow(root: Path) -> dict[str, Any]:
         }
     finally:
         connection.close()
-    found["files"] = sorted(
-        path.name for path in (root / "mlartifacts").rglob("*") if path.is_file()
-    )
+    # A copy that was cut in the middle leaves MLflow's own temporary file.
+    files = [path for path in (root / "mlartifacts").rglob("[!.]*") if path.is_file()]
+    found["files"] = sorted(path.name for path in files)
     return found
 
 
@@ -201,7 +201,7 @@ def test_the_run_has_all_that_can_be_sent_twice(world: World) -> None:
 @settings(
     deadline=None, max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(points=st.lists(st.integers(1, 120), min_size=1, max_size=3))
+@given(points=st.lists(st.integers(1, 50), min_size=1, max_size=3))
 def test_wherever_uploads_are_killed_everything_arrives_once(
     world: World, points: list[int]
 ) -> None:
