@@ -235,16 +235,33 @@ def plan(overrides: Overrides = None) -> None:
 
 
 @app.command()
-def sync(runs: Annotated[list[Path], typer.Argument(help="Run folders")]) -> None:
+def sync(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders of runs")],
+) -> None:
     """Bring MLflow to the state of the runs' journals; repeating it changes nothing."""
-    from segresmamba.tracking import TrackingError
+    failed = False
+    for target in runs:
+        for error in _sync(target):  # one run's trouble: the others are sent all the same
+            sys.stderr.write(error.screen() + "\n")
+            failed = True
+    raise typer.Exit(2 if failed else 0)
+
+
+def _sync(target: Path) -> Iterator[UserError]:
+    """Sync the runs of a folder; give what keeps one of them from it."""
+    from segresmamba.tracking import TrackingError, run_folders
     from segresmamba.tracking import sync as bring
 
+    try:
+        runs = run_folders(target)
+    except UserError as error:
+        yield error
+        return
     for run in runs:
         try:
             bring(run)
-        except UserError:
-            raise
+        except UserError as error:
+            yield error
         except Exception as error:  # MLflow passes on what its HTTP client and database raise
             raise TrackingError(
                 "MLflow could not be brought to the journal's state",
@@ -252,7 +269,8 @@ def sync(runs: Annotated[list[Path], typer.Argument(help="Run folders")]) -> Non
                 got=(str(error).splitlines() or [type(error).__name__])[0],
                 remedy="repeat the command when the server is back; nothing is lost or sent twice",
             ) from error
-        typer.echo(f"{run}: MLflow has everything")
+        else:
+            typer.echo(f"{run}: MLflow has everything")
 
 
 @app.command()

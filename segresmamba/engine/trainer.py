@@ -94,7 +94,7 @@ def train(config: Config) -> dict[str, Any]:
         if isinstance(error, UserError) or not ran_out(error):
             raise
         logs = folder.path / "logs"
-        raise out_of_memory(error, config, ranks, logs, memory) from error
+        raise out_of_memory(error, task, ranks, logs, memory) from error
     finally:
         forget_request()
         if status == "failed":

@@ -7,7 +7,14 @@ from pathlib import Path
 
 from segresmamba.errors import UserError
 from segresmamba.report.measures import Run
-from segresmamba.tracking import History, MlflowSource, TrackingError, is_run, read_history
+from segresmamba.tracking import (
+    History,
+    MlflowSource,
+    TrackingError,
+    is_run,
+    read_history,
+    run_folders,
+)
 
 
 class ReportError(UserError):
@@ -31,7 +38,7 @@ def find_runs(targets: Sequence[str], uri: Callable[[], str], downloads: Path) -
     for target in targets:
         folder = Path(target)
         if folder.exists():
-            found = [read_history(path) for path in _run_folders(folder)]
+            found = [read_history(path) for path in run_folders(folder)]
         else:
             mlflow = mlflow or _open(uri(), target)
             found = _of_experiment(mlflow, target, downloads)
@@ -61,20 +68,6 @@ def find_baseline(name: str, runs: Sequence[Run]) -> Run:
         got=name if not named else ", ".join(run.history.where for run in named),
         remedy=f"give a run folder, or one of {_listed([run.history.name for run in runs])}",
     )
-
-
-def _run_folders(folder: Path) -> list[Path]:
-    if is_run(folder):
-        return [folder]
-    inside = sorted(path for path in folder.iterdir() if is_run(path)) if folder.is_dir() else []
-    if not inside:
-        raise ReportError(
-            "this is no run, and no folder of runs",
-            where=folder,
-            got="a file" if folder.is_file() else "a folder without journal.jsonl",
-            remedy="name the folder of a run, such as runs/sample, or an experiment in MLflow",
-        )
-    return inside
 
 
 def _open(uri: str, target: str) -> MlflowSource:

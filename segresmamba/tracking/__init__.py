@@ -2,7 +2,7 @@
 
 from segresmamba.tracking.emissions import EmissionsMeter
 from segresmamba.tracking.gpus import gpu_uuid
-from segresmamba.tracking.history import History, is_run, read_history
+from segresmamba.tracking.history import History, is_run, read_history, run_folders
 from segresmamba.tracking.journal import JOURNAL_NAME, read_journal, read_records
 from segresmamba.tracking.ledger import node_name
 from segresmamba.tracking.locks import locked
@@ -43,6 +43,7 @@ __all__ = [
     "read_history",
     "read_journal",
     "read_records",
+    "run_folders",
     "run_hint",
     "sync",
     "tracking_uri",

@@ -1,4 +1,4 @@
-"""The uploader's process: `python -m segresmamba.tracking RUN_FOLDER`, started by training."""
+"""The uploader's process: `python -m segresmamba.tracking RUN_FOLDER LOGS`, started by training."""
 
 from __future__ import annotations
 
@@ -8,16 +8,11 @@ import select
 import signal
 import sys
 from pathlib import Path
+from typing import cast
 
+from segresmamba.tracking.logs import Style, log_as
 from segresmamba.tracking.uploader import follow
 
-# MLflow's own retries would hide an outage for minutes, and its telemetry needs the internet.
-ENVIRONMENT = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
-}
 # Slurm sends these to every process of a job; what they mean is training's business.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -27,9 +22,9 @@ def main() -> int:
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     os.nice(5)
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    logging.captureWarnings(capture=True)
+    log_as(cast(Style, sys.argv[2]), rank=0)
     return 0 if follow(Path(sys.argv[1]), _training_ended) else 1
 
 

@@ -1,7 +1,4 @@
-"""Sweeps and cross-validations in MLflow: one parent run for a group, its runs as children.
-
-The modules that talk to MLflow take its client; only `mlflow_sink` imports the library.
-"""
+"""Sweeps and cross-validations in MLflow: one parent run for a group, its runs as children."""
 
 from __future__ import annotations
 
@@ -39,7 +36,9 @@ def join_group(client: Any, group: str, experiment_id: str, run_id: str, root: P
 
 
 def show_group_status(client: Any, parent_id: str, experiment_id: str) -> None:
-    """A group runs as long as one of its runs does."""
+    """A group runs as long as one of its runs does; one that was deleted shows nothing."""
+    if client.get_run(parent_id).info.lifecycle_stage == "deleted":
+        return
     running = f"tags.`{PARENT_TAG}` = '{parent_id}' and attributes.status = 'RUNNING'"
     if client.search_runs([experiment_id], running, max_results=1):
         client.update_run(parent_id, "RUNNING")

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segresmamba.tracking.journal import JOURNAL_NAME, Record, read_header, read_journal
-from segresmamba.tracking.ledger import LEDGER_NAME, Ledger
+from segresmamba.tracking.ledger import LEDGER_NAME, Ledger, power_line
 from segresmamba.tracking.mapping import Point, flatten, new_points
+from segresmamba.tracking.protocol import TrackingError
 
 ENERGY = "energy/"
+ENERGY_FACT = "energy."
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,26 @@ def is_run(folder: Path) -> bool:
     return (folder / JOURNAL_NAME).is_file()
 
 
+def run_folders(folder: Path) -> list[Path]:
+    """The folder itself if it is a run's, else the runs in it by name.
+
+    Raises:
+        TrackingError: If there is no run.
+    """
+    if is_run(folder):
+        return [folder]
+    inside = sorted(path for path in folder.iterdir() if is_run(path)) if folder.is_dir() else []
+    if not inside:
+        got = "a folder without journal.jsonl" if folder.is_dir() else "no folder"
+        raise TrackingError(
+            "this is no run, and no folder of runs",
+            where=folder,
+            got=got,
+            remedy="name the folder of a run, such as runs/sample, or the folder of all runs",
+        )
+    return inside
+
+
 def read_history(folder: Path) -> History:
     """Read a run's folder, which may still be growing; nothing in it is changed.
 
@@ -75,8 +97,6 @@ def read_history(folder: Path) -> History:
             case "status":
                 status = record.body["status"]
     curves = _curves(records)
-    is_metered = (folder / LEDGER_NAME).exists()
-    ledger = Ledger(folder)
     return History(
         id=header.body["id"],
         name=header.body["name"],
@@ -85,19 +105,41 @@ def read_history(folder: Path) -> History:
         settings=settings,
         tags=tags,
         curves=curves,
-        energy=ledger.totals() if is_metered else energy_of(curves),
-        power=ledger.power(),
+        energy=energy_of(folder, curves),
+        power=power_of(folder, tags),
         files=_files(folder, records),
     )
 
 
-def energy_of(curves: Mapping[str, Sequence[Point]]) -> dict[str, float]:
-    """The totals that a run recorded as metrics, by their names in the ledger."""
+def energy_of(folder: Path, curves: Mapping[str, Sequence[Point]]) -> dict[str, float]:
+    """The totals of the ledger in a folder, which has the segments of killed jobs, too.
+
+    Without a ledger, what the run recorded as metrics, by the same names.
+
+    Raises:
+        TrackingError: If the ledger is damaged or of a newer version.
+    """
+    if (folder / LEDGER_NAME).exists():
+        return Ledger(folder).totals()
     return {
         key.removeprefix(ENERGY): curve[-1].value
         for key, curve in curves.items()
         if key.startswith(ENERGY)
     }
+
+
+def power_of(folder: Path, tags: Mapping[str, str]) -> str:
+    """How power was known by the ledger in a folder, or else by a run's tags.
+
+    Raises:
+        TrackingError: If the ledger is damaged or of a newer version.
+    """
+    facts = {
+        key.removeprefix(ENERGY_FACT): text
+        for key, text in tags.items()
+        if key.startswith(ENERGY_FACT)
+    }
+    return Ledger(folder).power() or power_line(facts)
 
 
 def _curves(records: Iterable[Record]) -> dict[str, list[Point]]:

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Literal
 
 from rich.console import Console
+from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ class StepLog:
     def __init__(
         self, style: Style, max_steps: int, *, speaks: bool, console: Console | None = None
     ) -> None:
-        console = console or Console(stderr=True)
+        console = console or _console_of_log()
         self._max_steps, self._speaks = max_steps, speaks
         self._last_line_s = -LINE_S
         self._bar: Progress | None = None
@@ -117,6 +118,14 @@ class StepLog:
             return
         self._last_line_s = now_s
         logger.info("step %d/%d  %s", step, self._max_steps, text, extra={"values": values})
+
+
+def _console_of_log() -> Console:
+    """Standard error; the log's own console if it has one, which then writes above the bar."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, RichHandler):
+            return handler.console
+    return Console(stderr=True)
 
 
 def _words(values: Mapping[str, float], left_s: float) -> list[str]:

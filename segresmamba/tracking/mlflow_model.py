@@ -1,41 +1,49 @@
 """A run's best weights as an MLflow model, and in the model registry on request.
 
-Everything is looked up before it is made, so sending twice changes nothing. `mlflow` is handed in:
-one module imports it.
+Everything is looked up before it is made, so sending twice changes nothing.
 """
 
 from __future__ import annotations
 
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
 from segresmamba.tracking.journal import Record
+from segresmamba.tracking.mlflow_library import library
+from segresmamba.tracking.upload_state import UploadState
 
 STEP_TAG = "segresmamba.step"
 MODEL_NAME = "best"
 
 
-def send_model(
-    mlflow: Any, client: Any, record: Record, source: Path, experiment_id: str, run_id: str
-) -> None:
+def send_model(client: Any, record: Record, source: Path, state: UploadState) -> None:
     """Log the model of a journal's record, and register it if the record names a model.
 
     Args:
-        mlflow: The library.
-        client: Its client.
+        client: MLflow's client.
         record: Of kind model.
         source: Folder with what the record's loader reads.
-        experiment_id: MLflow's id of the experiment.
-        run_id: MLflow's id of the run.
+        state: Of a run that is in MLflow.
     """
-    step = record.body["step"]
-    model = _logged_model(client, experiment_id, run_id, step)
-    if str(model.status) != str(mlflow.entities.LoggedModelStatus.READY):
+    with warnings.catch_warnings():
+        # About its own type hints when it is imported, and about an example it could do without.
+        warnings.simplefilter("ignore", UserWarning)
+        mlflow = library()
+        mlflow.set_tracking_uri(state.connection_uri)  # where it looks a model up
+        _send(mlflow, client, record, source, state)
+
+
+def _send(mlflow: Any, client: Any, record: Record, source: Path, state: UploadState) -> None:
+    step, run_id = record.body["step"], str(state.run_id)
+    model = _logged_model(client, str(state.experiment_id), run_id, step)
+    ready = mlflow.entities.LoggedModelStatus.READY
+    if str(model.status) != str(ready):
         _upload(mlflow, client, record, source, model)
         output = mlflow.entities.LoggedModelOutput(model.model_id, step=step)
         client.log_outputs(run_id, models=[output])
-        client.finalize_logged_model(model.model_id, mlflow.entities.LoggedModelStatus.READY)
+        client.finalize_logged_model(model.model_id, ready)
     if record.body["register"]:
         _register(client, record.body["register"], model.model_id, run_id, step)
 

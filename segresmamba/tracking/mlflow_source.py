@@ -1,19 +1,20 @@
 """Runs read back from MLflow, where their folders are out of reach.
 
-It takes the client that `mlflow_sink` makes, which alone imports the library.
+What was sent by `mlflow_records` comes back as `history` reads it from the folder.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from segresmamba.tracking.history import History, energy_of
-from segresmamba.tracking.ledger import power_line
+from segresmamba.tracking.history import History, energy_of, power_of
+from segresmamba.tracking.ledger import LEDGER_NAME
 from segresmamba.tracking.mapping import Point
-from segresmamba.tracking.mlflow_sink import JOURNAL_TAG, RUN_STATUS, reading_client
+from segresmamba.tracking.mlflow_library import reading_client
+from segresmamba.tracking.mlflow_records import CHANGED, LONG_PARAM, RUN_STATUS
+from segresmamba.tracking.mlflow_runs import JOURNAL_TAG
 from segresmamba.tracking.protocol import TrackingError
 from segresmamba.tracking.refusals import error_name, first_line
 from segresmamba.tracking.upload_state import UploadState
@@ -23,17 +24,9 @@ T = TypeVar("T")
 PAGE = 200
 # Sampled every few seconds on every node; long curves that no report shows.
 _SAMPLED = "system/"
-_FACTS = "energy."
-_LOOKED_AT = {"results.json", "overlays"}
+_SHOWN = {"results.json", "overlays"}
+_FETCHED = {*_SHOWN, LEDGER_NAME, "params"}
 _STATUS = {theirs: ours for ours, theirs in RUN_STATUS.items()}
-# MLflow's own retries would keep the user waiting for minutes before the error.
-_ENVIRONMENT = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-}
 
 
 class MlflowSource:
@@ -57,8 +50,6 @@ class MlflowSource:
                 got="no such file",
                 remedy="name run folders, or give the tracking URI of the experiment with --uri",
             )
-        for name, value in _ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
         self._client: Any = self._ask(lambda: reading_client(self._state))
 
     @property
@@ -105,41 +96,35 @@ class MlflowSource:
         }
         for curve in curves.values():
             curve.sort(key=lambda point: (point.step, point.timestamp))
+        tags = {key: text for key, text in run.data.tags.items() if not key.startswith("mlflow")}
+        folder = self._download(run_id, downloads / run_id)
         return History(
             id=run.data.tags[JOURNAL_TAG],
             name=run.info.run_name,
             where=f"{self.shown_uri}, run {run_id}",
             status=_STATUS.get(run.info.status, run.info.status.lower()),
-            settings=run.data.params,
-            tags={key: text for key, text in run.data.tags.items() if not key.startswith("mlflow")},
+            settings=_settings(run.data.params, tags, folder),
+            tags=tags,
             curves=curves,
-            energy=energy_of(curves),
-            power=power_line(
-                {
-                    key.removeprefix(_FACTS): text
-                    for key, text in run.data.tags.items()
-                    if key.startswith(_FACTS)
-                }
-            ),
-            files=self._download(run_id, downloads / run_id),
+            energy=energy_of(folder, curves),
+            power=power_of(folder, tags),
+            files=_files(folder),
         )
 
-    def _download(self, run_id: str, folder: Path) -> Mapping[str, Path]:
-        """Results and pictures; a model or a configuration is not looked at."""
+    def _download(self, run_id: str, folder: Path) -> Path:
+        """Fetch what a report looks at; not a model or the list of packages."""
         folder.mkdir(parents=True)
         present = {item.path for item in self._client.list_artifacts(run_id)}
-        for path in sorted(present & _LOOKED_AT):
+        for path in sorted(present & _FETCHED):
             self._client.download_artifacts(run_id, path, str(folder))
-        return {
-            file.relative_to(folder).as_posix(): file
-            for file in folder.rglob("*")
-            if file.is_file()
-        }
+        return folder
 
     def _ask(self, question: Callable[[], T]) -> T:
         """An answer of MLflow, or what keeps it from answering as an error of the user."""
         try:
             return question()
+        except TrackingError:
+            raise
         except Exception as error:  # it passes on what its HTTP client and database raise
             raise TrackingError(
                 "MLflow does not answer",
@@ -147,6 +132,24 @@ class MlflowSource:
                 got=" ".join((error_name(error), first_line(error))).strip(),
                 remedy="start it or correct --uri; or name run folders, which need no MLflow",
             ) from error
+
+
+def _settings(params: Mapping[str, str], tags: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """The settings that the run last had: a resume may have changed some, some are files."""
+    changed = {
+        key.removeprefix(CHANGED): text for key, text in tags.items() if key.startswith(CHANGED)
+    }
+    settings = {**params, **changed}
+    for key, text in settings.items():
+        if text == LONG_PARAM.format(key):
+            settings[key] = (folder / text).read_text()
+    return settings
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Results and pictures by their path among the artifacts."""
+    files = {file.relative_to(folder): file for file in folder.rglob("*") if file.is_file()}
+    return {path.as_posix(): file for path, file in files.items() if path.parts[0] in _SHOWN}
 
 
 def _all(search: Callable[..., Any], *arguments: Any, **options: Any) -> list[Any]:

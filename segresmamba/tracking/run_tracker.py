@@ -39,7 +39,7 @@ def open_tracker(folder: Path, config: TrackingConfig, *, root: Path, run_name: 
     state = open_state(folder, config, root) if config.enabled else None
     folder.mkdir(parents=True, exist_ok=True)
     journal = Journal(folder / JOURNAL_NAME, name=run_name)
-    tracker = RunTracker(folder, journal, state, register_model=config.register_model)
+    tracker = RunTracker(folder, journal, state, config)
     tracker.start()
     return tracker
 
@@ -51,15 +51,10 @@ class RunTracker:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        journal: Journal,
-        state: UploadState | None,
-        *,
-        register_model: str | None = None,
+        self, folder: Path, journal: Journal, state: UploadState | None, config: TrackingConfig
     ) -> None:
         self._folder = folder
-        self._register_model = register_model
+        self._config = config
         self._journal = journal
         self._state = state
         self._uploader: Uploader | None = None
@@ -72,7 +67,7 @@ class RunTracker:
             return
         try:
             self._state.save(self._folder)
-            self._uploader = Uploader(self._folder)
+            self._uploader = Uploader(self._folder, self._config.logs)
         except OSError as error:
             logger.error("nothing is sent to MLflow, the journal has it all: %s", error)
 
@@ -119,7 +114,7 @@ class RunTracker:
             step=step,
             loader=loader,
             requirements=[f"segresmamba=={__version__}"],
-            register=self._register_model,
+            register=self._config.register_model,
         )
 
     def flush(self) -> None:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from segresmamba.tracking.logs import Style
 from segresmamba.tracking.mlflow_sink import MlflowSink
 from segresmamba.tracking.protocol import TrackingError
 
@@ -28,14 +29,18 @@ ATTEMPTS_AT_END = 3
 class Uploader:
     """Training's handle on the uploader of a run folder.
 
+    Args:
+        folder: The run folder.
+        logs: Style of its log, see `logs.log_as`.
+
     Raises:
         OSError: If no process can be started.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, logs: Style) -> None:
         # A session of its own keeps the terminal's Ctrl-C from it: it has to outlive training.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "segresmamba.tracking", str(folder)],
+            [sys.executable, "-m", "segresmamba.tracking", str(folder), logs],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             start_new_session=True,
@@ -71,7 +76,7 @@ def follow(folder: Path, training_ended: Callable[[float], bool]) -> bool:
             ended, delay_s = True, POLL_S
         attempts_left -= ended
         try:
-            sink.push()
+            sink.push(last=ended)
         except TrackingError as error:
             logger.error("no more is sent to MLflow\n%s", error.screen())
             return False

@@ -9,6 +9,7 @@ import pytest
 from segresmamba.cli.main import _stopping, main
 from segresmamba.engine.pace import Pace
 from segresmamba.engine.trainer import Trainer
+from segresmamba.tracking import TrackingError
 from tests.conftest import write_nnunet_dataset
 from tests.engine.tiny import MODEL, tiny_config
 
@@ -126,8 +127,29 @@ def test_sync_says_so_when_mlflow_cannot_be_reached(
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr("segresmamba.tracking.sync", unreachable)
+    (tmp_path / "journal.jsonl").touch()
     assert run(monkeypatch, "sync", tmp_path) == 2
     assert "no route to host" in capsys.readouterr().err
+
+
+def test_sync_takes_folders_of_runs_and_goes_on_after_one_that_cannot_be_sent(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse_one(run: Path) -> None:
+        if run.name == "b":
+            raise TrackingError("deleted", where=run, got="b", remedy="restore it")
+
+    monkeypatch.setattr("segresmamba.tracking.sync", refuse_one)
+    runs = tmp_path / "runs"
+    for name in "abc":
+        (runs / name).mkdir(parents=True)
+        (runs / name / "journal.jsonl").touch()
+    (runs / "mlflow.db").touch()
+    assert run(monkeypatch, "sync", runs / "mlflow.db", runs) == 2
+    told = capsys.readouterr()
+    assert "no run, and no folder of runs" in told.err
+    assert "restore it" in told.err
+    assert told.out.splitlines() == [f"{runs / name}: MLflow has everything" for name in "ac"]
 
 
 @pytest.mark.slow

@@ -117,9 +117,31 @@ def test_running_out_of_memory_leaves_a_snapshot_and_advice(
     monkeypatch.setattr("segresmamba.engine.trainer.build_loss", lambda *_: _Greedy())
     with pytest.raises(UserError, match="ran out of memory") as error:
         train(tiny_config(tiny_store, tmp_path))
-    assert "segresmamba plan" in error.value.remedy
+    assert "segresmamba plan" in error.value.remedy  # there is no GPU to plan for
     assert "train.batch_size=2" in error.value.got
     snapshot = json.loads(Path(error.value.where).read_text())
     assert snapshot["phase"] == "train"
     assert snapshot["peaks"]["load"]["host_peak_gib"] > 0.1
     assert records(tmp_path / "tiny", "status")[-1]["status"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("gpu_memory_gib", "advice"),
+    [
+        (40, "GiB to spare, if nothing else is on it"),
+        (1.012, "does not fit; this does: train.accumulation=2"),
+        (0.5, "no training step of this network fits"),
+    ],
+)
+def test_the_snapshot_and_the_error_have_the_planners_advice(
+    tiny_store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    gpu_memory_gib: float,
+    advice: str,
+) -> None:
+    monkeypatch.setattr("segresmamba.engine.trainer.build_loss", lambda *_: _Greedy())
+    with pytest.raises(UserError, match="ran out of memory") as error:
+        train(tiny_config(tiny_store, tmp_path, f"plan.gpu_memory_gib={gpu_memory_gib}"))
+    assert advice in error.value.remedy
+    assert advice in json.loads(Path(error.value.where).read_text())["advice"]

@@ -1,15 +1,21 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from segresmamba.config import TrackingConfig
 from segresmamba.errors import DataError
 from segresmamba.report import Report, ReportError, write_report
-from tests.report.recorded import record_run
+from segresmamba.tracking import read_history, sync
+from segresmamba.tracking.journal import JOURNAL_NAME, Journal
+from segresmamba.tracking.ledger import Ledger
+from segresmamba.tracking.upload_state import open_state
+from tests.report.recorded import FACTS, record_run
 
 
 def no_mlflow() -> str:
@@ -113,6 +119,32 @@ def test_the_worst_cases_come_first(page: str) -> None:
     assert found[0] == ("case3", "segresnet", "0.490")
     assert [dice for *_, dice in found] == sorted(dice for *_, dice in found)
     assert len(found) == 6
+
+
+def test_mlflow_alone_gives_the_same_report_as_the_folders_alone(
+    root: Path, tmp_path: Path, database: Path
+) -> None:
+    runs = tmp_path / "runs"
+    shutil.copytree(root, runs)
+    shutil.copy(database, tmp_path)
+    killed = Ledger(runs / "net_1")  # a later segment, of which no metric tells
+    killed.update(killed.claim(FACTS), {"energy_kwh": 0.007, "emissions_kg": 0.0003})
+    for name, limit in (("mamba_0", 2.0), ("mamba_1", 2.0), ("net_1", 3.0)):
+        journal = Journal(runs / name / JOURNAL_NAME, name=name)
+        settings = read_history(runs / name).settings
+        changed = {"train.clip_norm": limit, "classes": "c" * 7000 + name[:3]}
+        journal.append("params", values={**settings, **changed})
+        journal.close()
+    expected = report(runs, tmp_path / "from folders", baseline="net_0").markdown.read_text()
+    for folder in runs.iterdir():
+        open_state(folder, TrackingConfig(experiment="mine"), tmp_path).save(folder)
+        sync(folder)
+    shutil.rmtree(runs)
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    made = write_report(["mine"], tmp_path / "from MLflow", uri=lambda: uri, baseline="net_0")
+    found = made.markdown.read_text()
+    assert found.splitlines()[:-1] == expected.splitlines()[:-1]  # the last line has the time
+    assert found.startswith("# 4 variants")  # the changed settings make them
 
 
 def test_a_second_report_replaces_the_first_and_nothing_else(root: Path, tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from segresmamba.config import TrackingConfig
 from segresmamba.report.sources import ReportError, find_baseline, find_runs
-from segresmamba.tracking import sync
+from segresmamba.tracking import TrackingError, sync
 from segresmamba.tracking.upload_state import open_state
 from tests.report.recorded import record_run
 
@@ -30,13 +31,14 @@ def test_runs_and_folders_of_runs_are_read_each_run_once(tmp_path: Path) -> None
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for target in (tmp_path, tmp_path / "file"):
-        with pytest.raises(ReportError, match="no run, and no folder of runs"):
+        with pytest.raises(TrackingError, match="no run, and no folder of runs"):
             names([target], tmp_path)
 
 
 def test_an_experiment_is_read_from_mlflow_and_an_unknown_one_refused_with_those_there_are(
-    tmp_path: Path,
+    tmp_path: Path, database: Path
 ) -> None:
+    shutil.copy(database, tmp_path)
     folder = record_run(tmp_path / "runs", "one", cases={"a": 0.9})
     open_state(folder, TrackingConfig(experiment="mine"), tmp_path).save(folder)
     sync(folder)

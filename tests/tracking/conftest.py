@@ -1,4 +1,4 @@
-"""A database that has its tables: MLflow takes seconds to make them."""
+"""Run folders whose MLflow is a database, and a real server."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 
 from segresmamba.config import TrackingConfig
 from segresmamba.tracking.journal import JOURNAL_NAME, Journal
-from segresmamba.tracking.mlflow_sink import sync
 from segresmamba.tracking.upload_state import open_state
 from tests.tracking.server import Server
 
@@ -21,18 +20,6 @@ def _impatient_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_LOGGING_LEVEL", "WARNING")
-
-
-@pytest.fixture(scope="session")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An SQLite file with MLflow's tables and nothing in them."""
-    root = tmp_path_factory.mktemp("database")
-    folder = root / "run"
-    folder.mkdir()
-    Journal(folder / JOURNAL_NAME, name="run").close()
-    open_state(folder, TrackingConfig(experiment="made by the fixture"), root).save(folder)
-    sync(folder)
-    return root / "mlflow.db"
 
 
 @pytest.fixture
