@@ -15,9 +15,10 @@ import pytest
 from launch.__main__ import main
 from launch.search import plan_search
 from launch.study import STARTUP_PRUNING
-from launch.sweep import FAILED, FINISHED, METRIC, PRUNED, STOPPED, WAITING, Sweep
+from launch.sweep import Sweep
 from launch.sweeper import run_sweep
-from launch.trial import TrialJob, catch_up, chosen
+from launch.trial import FAILED, FINISHED, METRIC, PRUNED, STOPPED, WAITING
+from launch.trial_job import TrialJob, catch_up, chosen
 from segresmamba.errors import ConfigError, LaunchError
 from segresmamba.tracking.journal import Journal, read_journal
 
