@@ -163,6 +163,8 @@ class Sweep:
             if path.exists():
                 for key, value in json.loads(path.read_text(encoding="utf-8")).items():
                     setattr(trial, key, value)
+                # Not recorded: the words of the latest command hold, such as its cluster.*.
+                trial.words = self.words(trial, trial.values)
 
     def refresh(self, *trials: Trial) -> None:
         """Find out where these trials stand, or all."""
@@ -245,7 +247,7 @@ class Sweep:
         temporary.replace(self.folder / name)
 
 
-_RECORDED = ("words", "digest", "values", "pruned_at")
+_RECORDED = ("digest", "values", "pruned_at")
 
 
 def _record_name(trial: Trial) -> str:
