@@ -13,7 +13,7 @@ from launch.folds import ALL, all_folds, fold_sweep_name
 from launch.job import TrainJob
 from launch.search import Sampler, plan_search
 from launch.sweep import MANIFEST, Sweep
-from launch.trial import TrialJob
+from launch.trial_job import TrialJob
 from segresmamba.config import load_config, read_config
 from segresmamba.errors import LaunchError, UserError
 

@@ -13,7 +13,8 @@ import typer
 
 from launch.report import REPORT
 from launch.squeue import INTERRUPTED_CODE
-from launch.sweep import FAILED, OVER, RUNNING, STOPPED, UNDER_WAY, Sweep, Trial
+from launch.sweep import Sweep
+from launch.trial import FAILED, OVER, RUNNING, STOPPED, UNDER_WAY, Trial
 
 POLL_S = 0.2
 _STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

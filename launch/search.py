@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 
 from launch.folds import ALL
 from launch.space import Point, Space
-from launch.sweep import Search, Sweep, Trial, title_of
+from launch.sweep import Search, Sweep, title_of
+from launch.trial import Trial
 from segresmamba.config import config_digest, load_config
 from segresmamba.errors import ConfigError, LaunchError
 

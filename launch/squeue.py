@@ -47,6 +47,11 @@ class JobState:
         return self.name not in _LIVE
 
     @property
+    def has_failed(self) -> bool:
+        """Whether it has ended, neither well nor because somebody cancelled it."""
+        return self.ended and self.name not in {"COMPLETED", "CANCELLED"}
+
+    @property
     def exit_code(self) -> int:
         """What a command that waited for the job returns."""
         if self.name == "COMPLETED":

@@ -22,6 +22,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from launch.space import Choice, Number, Point, Space
 from segresmamba.errors import LaunchError
@@ -210,7 +211,8 @@ def _open(storage: str | None, folder: Path) -> BaseStorage:
     # psycopg is the driver that the extra `postgresql` installs.
     scheme, _, rest = storage.partition("://")
     driver = "postgresql+psycopg" if scheme == "postgresql" else scheme
-    return RDBStorage(f"{driver}://{rest}")
+    # A trial trains for hours between two questions: it holds no connection meanwhile.
+    return RDBStorage(f"{driver}://{rest}", engine_kwargs={"poolclass": NullPool})
 
 
 def _distribution(dimension: Choice | Number) -> BaseDistribution:

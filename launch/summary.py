@@ -9,7 +9,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from launch.sweep import FINISHED, METRIC, OVER, Sweep
+from launch.sweep import Sweep
+from launch.trial import FINISHED, METRIC, OVER
 
 PREFIX = "validation/"
 JSON, CSV = "summary.json", "summary.csv"

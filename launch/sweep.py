@@ -18,74 +18,25 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import math
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch import squeue
 from launch.grid import trials_of
-from launch.report import REPORT
 from launch.space import Point, Space
+from launch.trial import Trial
 from segresmamba.config import Config, config_digest, load_config, run_folder
-from segresmamba.errors import LaunchError, UserError
+from segresmamba.errors import LaunchError
 
 if TYPE_CHECKING:
-    from segresmamba.tracking import History
+    pass
 
 MANIFEST = "manifest.json"
-METRIC = "validation/dice/mean"
-FINISHED, PRUNED, FAILED, STOPPED = "finished", "pruned", "failed", "stopped"
-RUNNING, QUEUED, WAITING = "running", "queued", "waiting"
-OVER = {FINISHED, PRUNED}
-UNDER_WAY = {RUNNING, QUEUED}
-# Lines of a log that stand in for a traceback.
-LOG_LINES = 20
-
-
-@dataclass
-class Trial:
-    """One run of a sweep."""
-
-    number: int
-    words: list[str]
-    """What `python -m launch train` is given; empty in a search until the trial starts."""
-    digest: str
-    """Of the settings that change the result, see `config_digest`."""
-    run: str
-    """Its run folder."""
-    state: str = WAITING
-    """finished, pruned, running, queued, waiting (never started), failed or stopped."""
-    job: str | None = None
-    """Its last job on Slurm."""
-    values: Point = field(default_factory=dict)
-    """What a search chose for it."""
-    pruned_at: int | None = None
-    """The step at which a search gave it up."""
-    dice: float | None = None
-    """Its last validation."""
-
-    def history(self) -> History | None:
-        """What its run has recorded; None if it has not begun, or cannot be read."""
-        from segresmamba.tracking import is_run, read_history
-
-        with suppress(UserError):
-            return read_history(Path(self.run)) if is_run(Path(self.run)) else None
-        return None
-
-    @property
-    def failure(self) -> str:
-        """Why a trial failed: the traceback, or the end of its log if it could not leave one."""
-        log = Path(self.run, "logs", f"{self.job}_0_log.out")
-        for path in (Path(self.run, REPORT), log) if self.state == FAILED else ():
-            if path.exists():
-                lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-                return "\n".join(lines if path.name == REPORT else lines[-LOG_LINES:])
-        return ""
 
 
 @dataclass(frozen=True)
@@ -212,6 +163,8 @@ class Sweep:
             if path.exists():
                 for key, value in json.loads(path.read_text(encoding="utf-8")).items():
                     setattr(trial, key, value)
+                # Not recorded: the words of the latest command hold, such as its cluster.*.
+                trial.words = self.words(trial, trial.values)
 
     def refresh(self, *trials: Trial) -> None:
         """Find out where these trials stand, or all."""
@@ -219,7 +172,11 @@ class Sweep:
         asked = trials or self.trials
         jobs = squeue.job_states([trial.job for trial in asked if trial.job])
         for trial in asked:
-            trial.state = self._state(trial, jobs.get(trial.job or ""))
+            trial.refresh(
+                jobs.get(trial.job or ""),
+                is_locked=self._is_locked(trial),
+                must_measure=self.search is not None,
+            )
 
     def lock(self, trial: Trial) -> int | None:
         """Take a trial for a process of this machine: a descriptor to hand on, None if taken."""
@@ -258,23 +215,6 @@ class Sweep:
         assert self.search is not None  # a grid's trials have their words from the beginning
         return self.search
 
-    def _state(self, trial: Trial, job: squeue.JobState | None) -> str:
-        history = trial.history()
-        recorded = history.status if history else ""
-        trial.dice = history.last(METRIC) if history else None
-        if history and recorded == "finished":
-            return FINISHED if is_measured(history) or self.search is None else FAILED
-        if job and not job.ended:
-            return QUEUED if job.name == "PENDING" else RUNNING
-        if self._is_locked(trial):
-            return RUNNING
-        if trial.pruned_at is not None:
-            return PRUNED
-        broken = job is not None and job.name not in {"COMPLETED", "CANCELLED"}
-        if recorded == "failed" or trial.state == FAILED or broken:
-            return FAILED
-        return STOPPED if recorded or trial.state in UNDER_WAY else WAITING
-
     def _is_locked(self, trial: Trial) -> bool:
         if not (self.folder / f"trial-{trial.number:03d}.lock").exists():
             return False
@@ -307,13 +247,7 @@ class Sweep:
         temporary.replace(self.folder / name)
 
 
-def is_measured(history: History) -> bool:
-    """Whether a run has what a search compares."""
-    value = history.last(METRIC)
-    return value is not None and math.isfinite(value)
-
-
-_RECORDED = ("words", "digest", "values", "pruned_at")
+_RECORDED = ("digest", "values", "pruned_at")
 
 
 def _record_name(trial: Trial) -> str:

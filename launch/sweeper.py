@@ -12,8 +12,9 @@ from launch import executor, squeue
 from launch.pool import Pool
 from launch.report import REPORT
 from launch.summary import summary_lines, write_summary
-from launch.sweep import FAILED, OVER, QUEUED, STOPPED, UNDER_WAY, Sweep, Trial
-from launch.trial import TrialJob, catch_up
+from launch.sweep import Sweep
+from launch.trial import FAILED, OVER, QUEUED, STOPPED, UNDER_WAY, Trial
+from launch.trial_job import TrialJob, catch_up
 from segresmamba.config import refuse_changes
 
 # Trials at once unless --max-parallel says otherwise: on Slurm, its users share the cluster.

@@ -7,11 +7,13 @@ import os
 import re
 import sqlite3
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from launch.sweep import FINISHED, OVER, UNDER_WAY, Sweep
+from launch.sweep import Sweep
+from launch.trial import FINISHED, OVER, UNDER_WAY
 from tests.cluster.jobs import REPOSITORY, Job, launch, losses, release, run, slurm, wait_until
 
 
@@ -37,15 +39,17 @@ def kill_the_controller_once_it_has_submitted(
 
 
 def watch(sweep: Sweep, most: int) -> None:
-    """Wait until no trial is under way; never may more than `most` run at once."""
+    """Wait until no trial is under way; never may more than `most` of an array run at once."""
 
     def ended() -> bool:
         sweep.refresh()
-        running = slurm("squeue", "--noheader", "--states=RUNNING", "--name=s").splitlines()
-        assert len(running) <= most
-        for trial in sweep.trials:
-            if trial.job and "BeginTime" in slurm("squeue", "--noheader", f"--name={sweep.name}"):
-                release(trial.job)
+        queue = slurm("squeue", "--noheader", "--array", "--format=%F %K %T %r").splitlines()
+        arrays = Counter(line.split()[0] for line in queue if "RUNNING" in line)
+        assert max(arrays.values(), default=0) <= most, queue
+        for line in queue:
+            array, task, _, reason = line.split(maxsplit=3)
+            if reason == "BeginTime":
+                release(f"{array}_{task}")
         return not any(trial.state in UNDER_WAY for trial in sweep.trials)
 
     wait_until(ended, "the end of the sweep", lambda: str(sweep.trials))

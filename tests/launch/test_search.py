@@ -15,9 +15,11 @@ import pytest
 from launch.__main__ import main
 from launch.search import plan_search
 from launch.study import STARTUP_PRUNING
-from launch.sweep import FAILED, FINISHED, METRIC, PRUNED, STOPPED, WAITING, Sweep
+from launch.sweep import Sweep
 from launch.sweeper import run_sweep
-from launch.trial import TrialJob, catch_up, chosen
+from launch.trial import FAILED, FINISHED, METRIC, PRUNED, STOPPED, WAITING
+from launch.trial_job import TrialJob, catch_up, chosen
+from segresmamba.config import Config
 from segresmamba.errors import ConfigError, LaunchError
 from segresmamba.tracking.journal import Journal, read_journal
 
@@ -140,6 +142,46 @@ def test_what_the_trials_reached_is_shown_and_not_run_again(
     for _ in range(2):
         study = catch_up(sweep)._study
         assert [t.state.name for t in study.trials] == ["COMPLETE", "COMPLETE", "PRUNED", "RUNNING"]
+
+
+def test_a_trial_takes_its_resources_from_the_latest_command(tmp_path: Path) -> None:
+    planned(tmp_path, LR).write()
+    before = chosen(tmp_path / "sweeps" / "s", 0)
+    again = planned(tmp_path, LR, "cluster.time_min=600")
+    again.write()
+    assert again.config(again.trials[0]).cluster.time_min == 600
+    assert again.trials[0].values == before.values
+    assert again.trials[0].digest == before.digest
+
+
+class Engine:
+    """A stand-in for the engine that records a validation, or none, and has finished."""
+
+    def __init__(self, sweep: Sweep, *dice: float) -> None:
+        self.sweep, self.dice = sweep, dice
+
+    def request_stop(self) -> None:
+        raise AssertionError("nothing to compare with")
+
+    def train(self, config: Config) -> dict[str, Any]:
+        record(self.sweep, 0, *self.dice)
+        return {"status": "finished"}
+
+
+def test_a_trial_that_cannot_be_compared_fails_and_one_that_can_is_summed_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    sweep = planned(tmp_path, LR, "tracking=none", trials=1)
+    sweep.write()
+    job = TrialJob(sweep.folder, 0)
+    with pytest.raises(LaunchError, match="without the number that the search compares"):
+        job._train(Engine(sweep), job.config)
+    assert not (sweep.folder / "summary.json").exists()
+    assert job._train(Engine(sweep, 0.25), job.config) == {"status": "finished"}
+    assert json.loads((sweep.folder / "summary.json").read_text())["best"][METRIC] == 0.25
+    assert (sweep.folder / "journal.jsonl").exists()  # of the summary's own run
+    assert [trial.value for trial in catch_up(sweep)._study.trials] == [0.25]
 
 
 def test_a_pruned_trial_that_slurm_starts_again_ends_at_once(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from launch import sweeper
 from launch.__main__ import main
 from launch.grid import trials_of
-from launch.sweep import FAILED, FINISHED, QUEUED, RUNNING, STOPPED, WAITING, Sweep
+from launch.sweep import Sweep
+from launch.trial import FAILED, FINISHED, QUEUED, RUNNING, STOPPED, WAITING
 from segresmamba.errors import ConfigError, LaunchError
 from segresmamba.tracking.journal import Journal
 
