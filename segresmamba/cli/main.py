@@ -205,11 +205,13 @@ def bench(
     from segresmamba.engine.bench import bench as run
     from segresmamba.engine.bench import default_models
 
-    names = models.split(",") if models else default_models()
+    named = [name.strip() for name in (models or "").split(",") if name.strip()]
     # As Ctrl-C does, it is to end the process of the network too, and to keep the finished rows.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        result = run(names, overrides or [], out=out, steps=steps, memory_gib=memory_gib)
+        result = run(
+            named or default_models(), overrides or [], out=out, steps=steps, memory_gib=memory_gib
+        )
     finally:
         signal.signal(signal.SIGTERM, before)
     console.print(result.table)

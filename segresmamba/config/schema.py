@@ -246,6 +246,17 @@ class PlanConfig(Section):
     strict: bool = False
     """Refuse to submit what does not fit."""
 
+    @model_validator(mode="after")
+    def _has_a_limit(self) -> PlanConfig:
+        if self.strict and self.gpu_memory_gib is None:
+            raise ConfigError(
+                "what does not fit cannot be refused: the memory of the GPUs is not given",
+                where="plan.gpu_memory_gib",
+                got="nothing, with plan.strict=true",
+                remedy="give the GiB of one GPU, as in plan.gpu_memory_gib=40",
+            )
+        return self
+
 
 class Config(Section):
     """One training run, completely."""

@@ -69,6 +69,9 @@ def test_verify_says_what_is_wrong_and_exits_with_1(
         (["bench", "--models", "segresnet,nonet"], "nonet"),
         (["bench", "model=segresnet"], "--models"),
         (["bench", "data.store=/nowhere"], "/nowhere"),
+        (["bench", "--models", "unet, segresnet,", "data.store=/nowhere"], "/nowhere"),
+        (["plan"], "plan.gpu_memory_gib"),
+        (["plan", "plan.gpu_memory_gib=40", "data.store=/nowhere"], "/nowhere"),
     ],
 )
 def test_a_users_mistake_is_one_screen_and_exit_code_2(

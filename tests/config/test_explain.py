@@ -65,6 +65,7 @@ MISTAKES = [
     ("cluster.nodes=2", "cluster.nodes, cluster.tasks_per_node", "2, 1", "cluster=slurm on many"),
     ("cluster=debug cluster.tasks_per_node=2", "cluster.nodes, cluster.tasks_per_node", "1, 2", ""),
     ("cluster=slurm cluster.time_min=null", "cluster.time_min", "nothing", "cluster.time_min=60"),
+    ("plan.strict=true", "plan.gpu_memory_gib", "nothing, with plan.strict=true", "=40"),
     ("cluster.time_min=1", "cluster.signal_delay_s", "120, with cluster.time_min=1", "below 60"),
 ]
 

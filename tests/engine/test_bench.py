@@ -19,9 +19,10 @@ from segresmamba.engine.bench import bench, default_models, suite
 from segresmamba.engine.bench.memory import PeakMemory
 from segresmamba.engine.bench.picture import draw, picture
 from segresmamba.engine.bench.report import write_csv, write_markdown
-from segresmamba.engine.bench.result import Result, Setting
+from segresmamba.engine.bench.result import PAPER, Result, Setting
 from segresmamba.engine.bench.synthetic import synthetic_batches, synthetic_labels
 from segresmamba.engine.bench.worker import Request
+from segresmamba.engine.runfolder import RunFolder
 from segresmamba.errors import ConfigError
 from tests.engine.tiny import tiny_config
 
@@ -139,6 +140,44 @@ def test_nothing_runs_if_one_setting_is_wrong(tmp_path: Path, tiny_store: Path) 
     assert not list(tmp_path.iterdir())
 
 
+def test_a_fold_that_the_store_lacks_is_refused_and_not_replaced_by_noise(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_store: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "sample.zarr").symlink_to(tiny_store)
+    monkeypatch.chdir(tmp_path)
+    words = ["data.patch=[32,32,32]", "tracking=none", "train.fold=9"]
+    with pytest.raises(ConfigError, match="no such fold"):
+        bench(["segresnet"], words, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_each_network_is_a_run_of_its_own_in_mlflow(tmp_path: Path, tiny_store: Path) -> None:
+    from mlflow import MlflowClient
+
+    words = [*settings(tiny_store, tmp_path), "tracking=sqlite"]
+    for result in (Result("segresnet", step_s=2.0), Result("unet", "out of memory", "why")):
+        (config,) = suite._configurations([result.model], words, "cpu").values()
+        folder = RunFolder.of(config)
+        folder.enter(config)
+        hint = suite._track(config, folder, result, SETTING)
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    assert f"sqlite:///{tmp_path}/mlflow.db" in hint
+    experiment = client.get_experiment_by_name("segresmamba-bench")
+    assert experiment is not None
+    runs = {run.data.tags["model"]: run for run in client.search_runs([experiment.experiment_id])}
+    assert set(runs) == {"segresnet", "unet"}
+    assert runs["segresnet"].data.metrics["bench/step_s"] == 2.0
+    assert runs["segresnet"].data.tags["device"] == SETTING.device
+    assert runs["segresnet"].info.status == "FINISHED"
+    assert (runs["unet"].info.status, runs["unet"].data.tags["note"]) == ("FAILED", "why")
+
+
+def test_the_papers_co2_is_its_time_times_a_constant() -> None:
+    rates = [paper.co2_kg / paper.epoch_s for paper in PAPER.values()]
+    assert max(rates) / min(rates) < 1.001
+
+
 def test_every_network_at_full_size_is_a_default() -> None:
     assert {"segresmamba", "segresnet"} <= set(default_models())
     assert "segresmamba_small" not in default_models()
@@ -193,5 +232,8 @@ def test_names_in_the_picture_do_not_overlap() -> None:
     assert sorted(text.get_text() for text in axes.texts) == sorted(row.model for row in rows)
     boxes = [text.get_window_extent() for text in axes.texts]
     assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    # Between its two neighbours there is no room for a name, but below them there is.
+    crowded = next(text for text in axes.texts if text.get_text() == "network_2")
+    assert crowded.arrow_patch is not None
     assert "(s)" in axes.get_xlabel()
     assert "(GiB)" in axes.get_ylabel()

@@ -67,6 +67,27 @@ def test_channels_last_computes_the_same_at_every_stage(tmp_path: Path, stage: i
     assert losses(tmp_path, *words, "train.channels_last=true") == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["model=segresnet", "model.init_filters=8"],
+        ["model=dynunet", "model.filters=[4,8,8,8]"],
+        ["model=segmamba", "model.dims=[8,8,8,8]", "model.hidden_size=16", "model.d_state=4"],
+    ],
+)
+def test_channels_last_computes_the_same_in_other_networks(words: list[str]) -> None:
+    plain, last = (
+        build_network(
+            load_config(["data=custom", "data.store=none", "data.patch=[32,32,32]", *words, *more]),
+            2,
+            3,
+        )
+        for more in ([], ["train.channels_last=true"])
+    )
+    x_BCDHW = torch.randn(1, 2, 32, 32, 32)
+    torch.testing.assert_close(last(x_BCDHW), plain(x_BCDHW), rtol=1e-4, atol=1e-5)
+
+
 def test_channels_last_reaches_the_convolutions(tmp_path: Path) -> None:
     network = build_network(tiny_config(tmp_path, tmp_path, "train.channels_last=true"), 2, 3)
     seen: list[bool] = []

@@ -1,14 +1,18 @@
-"""The plan before a submission; the planner itself is a stand-in, except in the last test."""
+"""The plan before a submission; the planner itself is a stand-in, except in the last two tests."""
 
 from __future__ import annotations
 
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from launch.fit import require_fit
 from segresmamba.config import Config, load_config
+from segresmamba.engine.planner import Planner
+from segresmamba.engine.setup import Task
 from segresmamba.errors import LaunchError
 
 DOES_NOT_FIT = '{"fits": false, "needed": "99.0 of 40 GiB", "verdict": "train.accumulation=2"}\n'
@@ -47,6 +51,32 @@ def test_strict_refuses_it(answer: list[subprocess.CompletedProcess[str]]) -> No
     with pytest.raises(LaunchError, match="does not fit") as caught:
         require_fit(config("plan.strict=true"))
     assert "train.accumulation=2" in str(caught.value.remedy)
+
+
+@pytest.mark.slow
+def test_a_command_that_strict_refuses_writes_nothing_and_the_words_it_shows_are_taken(
+    tmp_path: Path, tiny_store: Path
+) -> None:
+    words = [
+        "data=custom", f"data.store={tiny_store}", "data.patch=[36,36,36]", "model.dims=[8,8]",
+        "train.batch_size=8", "tracking=none", f"run.root={tmp_path / 'runs'}",
+    ]  # fmt: skip
+    needed = Planner(Task.of(load_config(words))).plan(40).asked.needed_gib
+
+    def launch(*more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "launch", "train", *words, *more]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+
+    refused = launch(f"plan.gpu_memory_gib={needed - 1e-4}", "plan.strict=true")
+    assert refused.returncode == 2, refused.stderr
+    assert "error: a training step does not fit the GPUs" in refused.stderr
+    assert not list(tmp_path.iterdir())
+    proposed = shlex.split(refused.stderr.partition("with these words it does: ")[2])
+    assert proposed
+    taken = launch("--dry-run", *proposed)
+    assert taken.returncode == 0, taken.stderr
+    plan = Planner(Task.of(load_config([*words, *proposed]))).plan(needed - 1e-4)
+    assert plan.fits
 
 
 def test_a_real_plan_of_a_store_that_is_not_there_says_so(tmp_path: Path) -> None:

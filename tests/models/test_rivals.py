@@ -28,6 +28,7 @@ SMALL: dict[str, tuple[dict[str, Any], int]] = {
     "mednext": ({}, 5_551_043),
     "resenc_unet": ({"features": (4, 8, 8), "blocks": (1, 2, 1)}, 102_350_851),
 }
+PAPER_MILLIONS = {"segmamba": 67.36, "swinunetr": 62.19, "unetr": 93.01, "dynunet": 31.19}
 DEEPLY_SUPERVISED = {
     "dynunet": [PATCH, (24, 16, 20)],
     "mednext": [PATCH, (24, 16, 20), (12, 8, 10), (6, 4, 5), (3, 2, 3)],
@@ -60,6 +61,23 @@ def test_these_are_all_the_networks_besides_the_family() -> None:
 def test_parameters_at_the_default_width(name: str) -> None:
     network = build(name, in_channels=4, out_channels=3)
     assert sum(parameter.numel() for parameter in network.parameters()) == SMALL[name][1]
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("segmamba", 67_360_382),
+        ("swinunetr", 62_187_296),
+        ("unetr", 93_011_374),
+        ("dynunet", 31_189_806),
+    ],
+)
+def test_at_the_channels_of_btcv_the_counts_are_those_that_the_paper_prints(
+    name: str, count: int
+) -> None:
+    network = build(name, in_channels=1, out_channels=14)
+    assert sum(parameter.numel() for parameter in network.parameters()) == count
+    assert PAPER_MILLIONS[name] == round(count / 1e6, 2)
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -137,16 +137,15 @@ def _label(axes: Axes, bubbles: Sequence[_Bubble]) -> None:
     taken = [bubble.box(axes) for bubble in bubbles]
     frame = axes.get_window_extent()
     for bubble in bubbles:
-        texts = [_annotate(axes, bubble, *place) for place in _places()]
-        extents = [text.get_window_extent() for text in texts]
+        places = list(_places())
+        extents = [_extent(axes, bubble, *place) for place in places]
         clashes = [
             sum(extent.overlaps(other) for other in taken) + 10 * (not _inside(extent, frame))
             for extent in extents
         ]
         best = clashes.index(min(clashes))
         taken.append(extents[best])
-        for text in texts[:best] + texts[best + 1 :]:
-            text.remove()
+        _annotate(axes, bubble, *places[best])
 
 
 def _places() -> Iterator[tuple[float, float]]:
@@ -156,7 +155,17 @@ def _places() -> Iterator[tuple[float, float]]:
             yield distance, math.radians(degrees)
 
 
-def _annotate(axes: Axes, bubble: _Bubble, distance: float, angle: float) -> Annotation:
+def _extent(axes: Axes, bubble: _Bubble, distance: float, angle: float) -> Bbox:
+    """What the name would cover, in pixels, without the line to its bubble."""
+    text = _annotate(axes, bubble, distance, angle, line=False)
+    extent = text.get_window_extent()
+    text.remove()
+    return extent
+
+
+def _annotate(
+    axes: Axes, bubble: _Bubble, distance: float, angle: float, *, line: bool = True
+) -> Annotation:
     """The name at a distance from the bubble, with a line to it if that is not next to it."""
     across, up = math.cos(angle), math.sin(angle)
     reach = bubble.radius + distance
@@ -168,7 +177,7 @@ def _annotate(axes: Axes, bubble: _Bubble, distance: float, angle: float) -> Ann
         fontsize=8.5,
         ha="left" if across > 0.1 else "right" if across < -0.1 else "center",
         va="bottom" if up > 0.1 else "top" if up < -0.1 else "center",
-        arrowprops={"arrowstyle": "-", "linewidth": 0.6} if distance > 3 else None,
+        arrowprops={"arrowstyle": "-", "linewidth": 0.6} if line and distance > 3 else None,
     )
 
 

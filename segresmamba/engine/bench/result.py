@@ -85,7 +85,8 @@ class Paper:
 
 PAPER_SOURCE = (
     "Das et al., SegResMamba, MIDL 2025 (BraTS 2021, one A100 40 GB, batch 1, 128^3), from a "
-    "second-hand copy; its CO2 column is time times a constant"
+    "second-hand copy; its parameters are for 1 input and 14 output channels, its CO2 column is "
+    "time times a constant"
 )
 _PAPERS_OWN = Paper(119.98, 4.78, 267.83, 11.35, "its released code never runs Mamba")
 PAPER = {
@@ -94,7 +95,7 @@ PAPER = {
     "segmamba": Paper(67.36, 13.44, 321.50, 13.62),
     "swinunetr_checkpointed": Paper(62.19, 7.68, 321.39, 13.61, "with gradient checkpointing"),
     "unetr": Paper(93.01, 3.02, 262.83, 11.13),
-    "unet": Paper(31.19, None, 255.80, 10.84),
+    "dynunet": Paper(31.19, None, 255.80, 10.84, "called 3D U-Net there"),
 }
 """What the paper prints for a network, by the name that it has here."""
 

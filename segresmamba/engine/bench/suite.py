@@ -43,6 +43,7 @@ _DEFAULTS = {
     "cuda": ("data.patch=[128,128,128]", "train.precision=bf16"),
 }
 _STEPS = {"cpu": 3, "cuda": 20}
+_ABOUT_THE_STORE = ("data=", "data.store=", "train.fold=")
 _PACKAGES = ("torch", "monai", "deepspeed", "numba", "triton", "mamba-ssm")
 
 
@@ -131,7 +132,7 @@ def _data(config: Config, overrides: Sequence[str]) -> tuple[str, bool]:
     try:
         Task.of(config)
     except UserError as error:
-        if any(word.startswith(("data=", "data.store=")) for word in overrides):
+        if any(word.startswith(_ABOUT_THE_STORE) for word in overrides):
             raise
         logger.warning("no loading is measured: %s: %s", error.problem, error.where)
         return f"synthetic only ({error.problem})", False

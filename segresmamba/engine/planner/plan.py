@@ -114,12 +114,18 @@ class Planner:
         for patch in _patches(self.config.data.patch):
             options = list(_options(_changed(self.config, "data", patch=patch)))
             try:
-                leanest = self.predict(options[-1])
+                leanest = self.predict(options[-1][-1])
             except ConfigError:  # the network does not take a patch as small as this
                 break
             if leanest.needed_gib > gpu_memory_gib:
                 continue
-            found = (self.predict(option) for option in options)
+            # Simulations take time: one crop at a time tells whether more are worth a look.
+            found = (
+                self.predict(option)
+                for ever_fewer_crops in options
+                if self.predict(ever_fewer_crops[-1]).needed_gib <= gpu_memory_gib
+                for option in ever_fewer_crops
+            )
             fitting = next(one for one in found if one.needed_gib <= gpu_memory_gib)
             return Plan(gpu_memory_gib, asked, fitting)
         raise ConfigError(
@@ -150,17 +156,22 @@ def gpu_memory_gib(config: Config) -> float:
     )
 
 
-def _options(config: Config) -> Iterator[Config]:
-    """The same step with less and less memory, cheapest change first; the leanest is last."""
+def _options(config: Config) -> Iterator[list[Config]]:
+    """The same step with less and less memory, cheapest change first; the leanest is last.
+
+    Each list has fewer and fewer crops at once, and all else the same.
+    """
     train, ranks = config.train, config.cluster.world_size
     crops = train.batch_size // ranks
     divisors = [n for n in range(train.accumulation, crops + 1) if crops % n == 0]
     last = _LAST_STAGE if ranks > 1 and not train.compile else train.zero_stage
     for model in _models(config):
         for stage in range(train.zero_stage, max(train.zero_stage, last) + 1):
-            for accumulation in divisors:
-                with_model = config.model_copy(update={"model": model})
-                yield _changed(with_model, "train", accumulation=accumulation, zero_stage=stage)
+            with_model = config.model_copy(update={"model": model})
+            yield [
+                _changed(with_model, "train", accumulation=accumulation, zero_stage=stage)
+                for accumulation in divisors
+            ]
 
 
 def _models(config: Config) -> Iterator[ModelConfig]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from rich.table import Table
 
 from segresmamba.engine.planner.plan import (
@@ -32,7 +34,7 @@ def verdict(plan: Plan) -> str:
     """One sentence."""
     if plan.fits:
         return f"fits: {plan.gpu_memory_gib - plan.asked.needed_gib:.1f} GiB to spare"
-    return f"does not fit; this does: {' '.join(plan.words)}"
+    return f"does not fit; with these words it does: {shlex.join(plan.words)}"
 
 
 def _rows(prediction: Prediction) -> list[tuple[str, str]]:
