@@ -35,6 +35,10 @@ _FREE = {
     "train.checkpoint_every",
     "train.keep_last",
     "train.threads",
+    # The same sums in another order: a run may go on with them on other machines.
+    "train.accumulation",
+    "train.compile",
+    "train.zero_stage",
 }
 
 
@@ -117,8 +121,8 @@ def write_config(config: Config, path: Path) -> None:
 def experiment(config: Config) -> dict[str, Any]:
     """The settings that change a result, by dotted key.
 
-    Left out are where the run lives, is tracked and computed, and how often it reports and saves:
-    those may differ between the parts of one run.
+    Left out are where the run lives, is tracked and computed, how ranks share the work, and how
+    often it reports and saves: those may differ between the parts of one run.
     """
     values = config.model_dump(mode="json")
     return {key: value for key, value in _flat(values) if changes_result(key)}

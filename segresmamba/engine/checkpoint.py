@@ -3,12 +3,12 @@
     checkpoints/
         step-00000100/              complete: renamed once every rank has written and synced
             meta.json               step, world size, ZeRO stage, dataset, shapes of the weights
+            rank-00000.pt           what each rank holds, see engine.rank_files
             validation.json         its validation, once that has ended
-            rng-00000.pt            random state of each rank
-            *_states.pt             DeepSpeed's share of each rank
         .writing-step-00000200/     under way, or left by a killed job; never read
 
-Full weights for inference are one file, `best/weights.pt`.
+Any number of ranks at any ZeRO stage goes on from it. Full weights for inference are one file,
+`best/weights.pt`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from segresmamba.engine.distributed import Ranks, from_main, wait_for_all
+from segresmamba.engine.rank_files import absent_ranks, restore_rank, write_rank
 from segresmamba.engine.zero import ZeroEngine
 from segresmamba.errors import CheckpointError
 
@@ -43,12 +44,10 @@ class Meta:
     dataset_digest: str
     shapes: dict[str, list[int]]
 
-
-_MUST_AGREE = {
-    "world_size": "number of ranks (cluster.nodes x cluster.tasks_per_node)",
-    "zero_stage": "train.zero_stage",
-    "dataset_digest": "content of the dataset (data.store)",
-}
+    @property
+    def layout(self) -> str:
+        """How weights and optimizer state are shared out."""
+        return f"{self.world_size} rank(s) at ZeRO stage {self.zero_stage}"
 
 
 def shapes_of(network: nn.Module) -> dict[str, list[int]]:
@@ -84,8 +83,7 @@ def save_checkpoint(
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
     wait_for_all()
-    engine.save(folder, part.name)
-    torch.save(_random_state(), _random_file(part, ranks.rank))
+    write_rank(part, engine, ranks)
     wait_for_all()
     if ranks.is_node_main:
         _sync(part)
@@ -100,32 +98,33 @@ def save_checkpoint(
     wait_for_all()
 
 
-def load_checkpoint(folder: Path, engine: ZeroEngine, meta: Meta, ranks: Ranks) -> None:
+def load_checkpoint(folder: Path, engine: ZeroEngine, meta: Meta, ranks: Ranks) -> Meta:
     """Restore the checkpoint of `meta.step` (collective).
 
     Args:
         folder: The run's checkpoints folder.
         engine: The engine to restore.
-        meta: What this job is: the checkpoint must say the same.
+        meta: What this job is; world size and ZeRO stage may be others than the checkpoint's.
         ranks: This process.
 
+    Returns:
+        What the checkpoint says about itself.
+
     Raises:
-        CheckpointError: If it belongs to another architecture, world size or ZeRO stage.
+        CheckpointError: If it is damaged, or of another architecture or dataset.
     """
     path = folder / f"{_PREFIX}{meta.step:08d}"
     found = _read_meta(path)
     check_shapes(found.shapes, meta.shapes, path)
-    for field, what in _MUST_AGREE.items():
-        before, now = getattr(found, field), getattr(meta, field)
-        if before != now:
-            raise CheckpointError(
-                f"the checkpoint was written with another {what}",
-                where=path,
-                got=f"{now}, the checkpoint has {before}",
-                remedy=f"go on with the same {what}, or start anew with another run.name",
-            )
-    engine.load(folder, path.name)
-    _restore_random_state(torch.load(_random_file(path, ranks.rank), weights_only=True))
+    if found.dataset_digest != meta.dataset_digest:
+        raise CheckpointError(
+            "the checkpoint was written with another content of the dataset (data.store)",
+            where=path,
+            got=f"{meta.dataset_digest}, the checkpoint has {found.dataset_digest}",
+            remedy="go on with the same dataset, or start anew with another run.name",
+        )
+    restore_rank(path, engine, ranks, step=found.step, writers=found.world_size)
+    return found
 
 
 def validation_file(folder: Path, step: int) -> Path:
@@ -219,23 +218,8 @@ def _read_meta(path: Path) -> Meta:
         ) from error
 
 
-def _random_state() -> dict[str, Any]:
-    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
-
-
-def _restore_random_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-
-
-def _random_file(folder: Path, rank: int) -> Path:
-    return folder / f"rng-{rank:05d}.pt"
-
-
 def _require_all_ranks(part: Path, world_size: int) -> None:
-    absent = [rank for rank in range(world_size) if not _random_file(part, rank).exists()]
+    absent = absent_ranks(part, world_size)
     if absent:
         raise CheckpointError(
             "ranks of other nodes wrote their part of the checkpoint elsewhere",

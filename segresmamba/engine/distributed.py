@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from segresmamba.config import Config
 from segresmamba.errors import ConfigError, LaunchError
@@ -163,6 +164,11 @@ def from_main(value: T) -> T:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def send_from_main(tensor: Tensor) -> None:
+    """Fill a tensor on every rank with the first rank's values."""
+    dist.broadcast(tensor, src=0)
 
 
 def gather(value: T, ranks: Ranks) -> list[T]:

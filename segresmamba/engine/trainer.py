@@ -315,8 +315,10 @@ class Trainer:
         step = from_main(checkpoint.latest_step(checkpoints) if self.ranks.is_main else None)
         if step is None:
             return 0
-        checkpoint.load_checkpoint(checkpoints, self.engine, self._meta(step), self.ranks)
-        logger.info("continuing from step %d", step)
+        meta = self._meta(step)
+        found = checkpoint.load_checkpoint(checkpoints, self.engine, meta, self.ranks)
+        new = "" if found.layout == meta.layout else f", written by {found.layout}"
+        logger.info("continuing from step %d%s, on %s", step, new, meta.layout)
         return step
 
     def _meta(self, step: int) -> checkpoint.Meta:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from segresmamba.config import Config
 from segresmamba.engine.distributed import Ranks, micro_batch
 from segresmamba.engine.precision import Autocast, LossScaler
+from segresmamba.engine.sharding import ShardedState
 
 # Norms, biases, and the scan's A_log, D and step bias have dynamics of their own that a pull
 # towards zero would change; Mamba's reference code marks the latter the same way.
@@ -54,10 +54,13 @@ class ZeroEngine:
     def __init__(self, network: nn.Module, config: Config, ranks: Ranks) -> None:
         deepspeed = import_deepspeed(ranks)
         self.network = network.to(ranks.device)
+        self.sizes = {name: weight.numel() for name, weight in network.named_parameters()}
+        """Elements of each parameter, whoever holds them."""
         self.gradient_norm = 0.0
         """Norm of the last step's gradient before clipping."""
         fp16 = config.train.precision == "fp16"
-        self._scaler = LossScaler(network, ranks.device) if fp16 else None
+        self.scaler = LossScaler(network, ranks.device) if fp16 else None
+        """This rank's loss scale; None where there is none."""
         self._sharded_weights = config.train.zero_stage == 3
         self._whole_gradient = config.train.zero_stage == 0
         self._gathered = deepspeed.zero.GatheredParameters
@@ -68,6 +71,8 @@ class ZeroEngine:
             model_parameters=_parameter_groups(network, config.train.weight_decay),
             config=deepspeed_config(config, ranks.world_size),
         )
+        self.state = ShardedState(network, self._engine, config.train.zero_stage, ranks)
+        """Weights and optimizer state, as this rank holds them."""
 
     def forward(self, x_BCDHW: Tensor) -> Tensor | list[Tensor]:
         """The network's logits in training mode, under the configured autocast."""
@@ -80,28 +85,20 @@ class ZeroEngine:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         boundary = self._engine.is_gradient_accumulation_boundary()
-        self._engine.backward(self._scaler.scaled(loss) if self._scaler else loss)
+        self._engine.backward(self.scaler.scaled(loss) if self.scaler else loss)
         norm = self._norm_before_step() if boundary and self._whole_gradient else None
         self._engine.step()
         if boundary:
             self.gradient_norm = float(
                 self._engine.get_global_grad_norm() if norm is None else norm
             )
-            if self._scaler:
-                self._scaler.update()
+            if self.scaler:
+                self.scaler.update()
 
-    def save(self, folder: Path, tag: str) -> None:
-        """Write this rank's share of the checkpoint (collective)."""
-        scaler = self._scaler.state() if self._scaler else None
-        self._engine.save_checkpoint(
-            str(folder), tag=tag, client_state={"scaler": scaler}, save_latest=False
-        )
-
-    def load(self, folder: Path, tag: str) -> None:
-        """Read this rank's share of a checkpoint back (collective)."""
-        _, client_state = self._engine.load_checkpoint(str(folder), tag=tag)
-        if self._scaler and client_state["scaler"]:
-            self._scaler.restore(client_state["scaler"])
+    def buffers(self) -> dict[str, Tensor]:
+        """What the network keeps besides its parameters, on the CPU."""
+        kept = self.network.state_dict()
+        return {name: value.cpu() for name, value in kept.items() if name not in self.sizes}
 
     def weights(self) -> dict[str, Tensor]:
         """All weights in full, on the CPU of every rank (collective)."""

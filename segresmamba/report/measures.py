@@ -121,7 +121,7 @@ def _compared_settings(settings: Mapping[str, str], tags: Mapping[str, str]) -> 
     if digest:  # the same dataset may lie elsewhere on another machine
         compared.pop("data.store", None)
         compared["dataset"] = digest[:8]
-    for tag in ("device", "world_size"):
+    for tag in ("device", "world_size", "zero_stage"):
         if tag in tags:
             compared[tag] = tags[tag]
     return compared

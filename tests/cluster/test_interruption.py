@@ -83,6 +83,27 @@ def test_a_run_at_its_time_limit_saves_and_goes_on(reference: Followed, queue_ru
     expect_same_curve(job, reference)
 
 
+def test_a_preempted_run_goes_on_with_other_ranks_at_another_stage(
+    reference: Followed, queue_run: Queue
+) -> None:
+    job = queue_run("elastic", "train.zero_stage=2")
+    job.wait_for_step(3)
+    job.hold()
+    slurm("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--wrap=sleep 1", "-o/dev/null")
+    job.wait_for_signal(signal.SIGTERM)
+    job.go_on()
+    wait_until(lambda: job.state.name == "PENDING", "its way back to the queue", lambda: job.log)
+    slurm("scancel", job.id)
+
+    fewer = queue_run("elastic", "cluster.nodes=1", "train.zero_stage=3", "train.accumulation=2")
+    assert fewer.end().exit_code == 0, fewer.log
+    said = ", written by 2 rank(s) at ZeRO stage 2, on 1 rank(s) at ZeRO stage 3"
+    assert said in fewer.log
+    found = losses(fewer.run)
+    assert [step for step, _ in found] == list(range(1, STEPS + 1))
+    assert dict(found) == pytest.approx(dict(losses(reference.job.run)), abs=1e-4)
+
+
 def test_a_killed_rank_is_named_and_costs_at_most_the_checkpoint_interval(
     reference: Followed, queue_run: Queue, root: Path
 ) -> None:

@@ -34,6 +34,10 @@ def test_every_changed_setting_is_named_with_both_values(folder: Path) -> None:
     [
         "train.checkpoint_every=7",
         "cluster.time_min=5",
+        "cluster.tasks_per_node=2",
+        "train.zero_stage=3",
+        "train.accumulation=2",
+        "train.compile=true",
         "tracking.country=DEU",
         "data.store=/elsewhere",
         "run.allow_config_change=true",

@@ -11,9 +11,9 @@ from tests.engine.ranks import RankPool
 
 @pytest.fixture(scope="session")
 def two_ranks() -> Iterator[RankPool]:
-    pool = RankPool(2)
-    yield pool
-    pool.close()
+    """Kept for the whole test session."""
+    with RankPool(2) as pool:
+        yield pool
 
 
 @pytest.fixture(autouse=True)

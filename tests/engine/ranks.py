@@ -1,4 +1,4 @@
-"""Two real ranks over gloo, kept for the whole test session: importing DeepSpeed takes seconds."""
+"""Real ranks over gloo. Importing DeepSpeed takes seconds: one process does it for all of them."""
 
 from __future__ import annotations
 
@@ -6,33 +6,52 @@ import multiprocessing
 import os
 import socket
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from multiprocessing.sharedctypes import Synchronized
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+# The last two are what DeepSpeed and torch's optimizers import when they are first used.
+_SLOW_IMPORTS = [
+    "deepspeed",
+    "segresmamba.engine.trainer",
+    "torch._dynamo",
+    "torch._inductor.compile_fx",
+]
 
 
 class RankPool:
     """Runs a function on every rank at once; the function must talk to the other ranks."""
 
     def __init__(self, world_size: int) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(_SLOW_IMPORTS)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         counter = context.Value("i", 0)
         self.world_size = world_size
+        self._calls: list[Future[Any]] = []
         self._pool = ProcessPoolExecutor(
             world_size, context, initializer=_become_a_rank, initargs=(counter, world_size, port)
         )
 
     def run(self, function: Callable[..., T], *arguments: object) -> list[T]:
         """The results of function(*arguments), one per rank."""
-        futures = [self._pool.submit(function, *arguments) for _ in range(self.world_size)]
-        return [future.result() for future in futures]
+        calls = [self._pool.submit(function, *arguments) for _ in range(self.world_size)]
+        self._calls = calls
+        for call in as_completed(calls):  # a rank that failed keeps the others waiting
+            call.result()
+        return [call.result() for call in calls]
 
-    def close(self) -> None:
+    def __enter__(self) -> RankPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if any(call.running() for call in self._calls):
+            for process in multiprocessing.active_children():
+                process.terminate()
         self._pool.shutdown(cancel_futures=True)
 
 

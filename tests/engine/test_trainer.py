@@ -301,6 +301,20 @@ def test_a_checkpoint_of_another_architecture_is_refused_by_name_and_shape(
     assert latest_step(tmp_path / "tiny" / "checkpoints") == 4
 
 
+def test_a_damaged_checkpoint_is_named_and_without_it_the_run_goes_on_from_the_one_before(
+    tiny_store: Path, tmp_path: Path
+) -> None:
+    settings = ("train.max_steps=2", "train.checkpoint_every=1")
+    train(tiny_config(tiny_store, tmp_path, *settings))
+    newest = tmp_path / "tiny" / "checkpoints" / "step-00000002"
+    share = newest / "rank-00000.pt"
+    share.write_bytes(share.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=rf"{share}.*delete this checkpoint"):
+        train(tiny_config(tiny_store, tmp_path, *settings))
+    shutil.rmtree(newest)
+    assert train(tiny_config(tiny_store, tmp_path, *settings))["status"] == "finished"
+
+
 def test_another_experiment_in_the_same_folder_is_refused_key_by_key(
     tiny_store: Path, tmp_path: Path
 ) -> None:

@@ -1,0 +1,113 @@
+"""Weights and optimizer state in a form that depends on no ZeRO stage and no number of ranks.
+
+A parameter is three rows of as many elements as it has: its weight, and AdamW's two moments of it.
+Each rank holds a piece of these rows, some elements in sequence:
+
+    stage 0        all of them; of what is saved each rank writes an equal part
+    stages 1 and 2 those in this rank's part of all parameters strung together, maybe none
+    stage 3        an equal part of every parameter, the last padded
+
+Pieces of all ranks together are the parameter, wherever it was cut. So a run goes on at another
+stage or on other ranks, and what a rank saves is what it holds: no gathering, no conversion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from segresmamba.engine.distributed import Ranks
+
+ROWS = 3
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+Piece = tuple[int, Tensor]
+"""The first element's number in the flat parameter, and its rows (3, n), float32."""
+
+
+class ShardedState:
+    """What this rank holds of the parameters and of AdamW's state.
+
+    Args:
+        network: The network inside the engine.
+        engine: DeepSpeed's, with AdamW and fp32 parameters.
+        stage: Its ZeRO stage.
+        ranks: This process.
+    """
+
+    def __init__(self, network: nn.Module, engine: Any, stage: int, ranks: Ranks) -> None:
+        self._parameters: dict[str, Any] = dict(network.named_parameters())
+        self._zero = engine.optimizer
+        self._adamw = engine.optimizer.optimizer if stage else engine.optimizer
+        self._stage, self._ranks = stage, ranks
+
+    def pieces(self) -> dict[str, Piece]:
+        """A copy of this rank's piece of each parameter, on the CPU, once a step has been made."""
+        found = {}
+        for name, parameter in self._parameters.items():
+            start, rows = self._held(parameter)
+            if self._stage == 0:
+                start, rows = self._equal_part(rows)
+            if rows:
+                found[name] = (start, torch.stack(rows).cpu())
+        return found
+
+    def restore(self, wholes: Iterable[tuple[str, Tensor]], step: int) -> None:
+        """Take over this rank's piece of each parameter (collective).
+
+        Args:
+            wholes: Names and all rows (3, N) of all parameters, in the same order on every rank.
+            step: Optimizer steps that were made.
+        """
+        self._begin_adamw(step)
+        for name, whole_3N in wholes:
+            parameter = self._parameters[name]
+            start, rows = self._held(parameter)
+            for row, whole in zip(rows, whole_3N, strict=bool(rows)):
+                row.copy_(whole[start : start + len(row)])
+            # The weights that a forward pass reads are not the ones that AdamW steps.
+            if self._stage in {1, 2}:
+                parameter.data.copy_(whole_3N[0].view_as(parameter))
+            elif self._stage == 3:
+                parameter.ds_tensor.data[: len(rows[0])].copy_(rows[0])
+        if self._stage == 3:
+            self._zero.checkpoint_event_epilogue()  # small weights are kept whole on every rank
+
+    def _held(self, parameter: Any) -> tuple[int, list[Tensor]]:
+        """The rows of this rank's piece as they lie in memory, and where the piece begins."""
+        if self._stage == 0:
+            state = self._adamw.state[parameter]
+            return 0, [row.view(-1) for row in (parameter.data, *map(state.get, _MOMENTS))]
+        if self._stage < 3:
+            held = parameter._hp_mapping
+            if held is None:
+                return 0, []
+            # Not by way of its optim_fragment: with several parameter groups DeepSpeed 0.19.8 links
+            # the moments after the first group's step, when the others have none yet.
+            flat = self._zero.single_partition_of_fp32_groups[held.param_group_index]
+            first, size = held.hp_fragment_address.start, held.hp_fragment_address.numel
+            rows = [flat.data, *map(self._adamw.state[flat].get, _MOMENTS)]
+            start: int = held.lp_fragment_address.start
+            return start, [row[first : first + size] for row in rows]
+        rows = [self._zero.get_local_fp32_param(parameter, key) for key in (None, *_MOMENTS)]
+        start = min(self._ranks.rank * len(rows[0]), parameter.ds_numel)
+        return start, [row.detach()[: parameter.ds_numel - start] for row in rows]
+
+    def _equal_part(self, rows: list[Tensor]) -> tuple[int, list[Tensor]]:
+        size = -(-len(rows[0]) // self._ranks.world_size)
+        start = min(self._ranks.rank * size, len(rows[0]))
+        return start, [row[start : start + size] for row in rows]
+
+    def _begin_adamw(self, step: int) -> None:
+        """Give AdamW the state that it makes itself at its first step."""
+        groups: list[Tensor] = (
+            self._zero.fp32_partitioned_groups_flat
+            if self._stage == 3
+            else [tensor for group in self._adamw.param_groups for tensor in group["params"]]
+        )
+        for tensor in groups:
+            moments = {key: torch.zeros_like(tensor, requires_grad=False) for key in _MOMENTS}
+            self._adamw.state[tensor] = {"step": torch.tensor(float(step)), **moments}

@@ -1,0 +1,39 @@
+"""A run that goes on with other ranks, at another ZeRO stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from segresmamba.engine import request_stop, train
+from tests.engine.ranks import RankPool
+from tests.engine.tiny import journal_losses, tiny_config
+
+SETTINGS = ("train.batch_size=8", "data.patch=[16,16,16]", "train.max_steps=7")
+
+
+@pytest.fixture(scope="module")
+def pools(two_ranks: RankPool) -> Iterator[dict[int, RankPool]]:
+    with RankPool(4) as four, RankPool(8) as eight:
+        yield {2: two_ranks, 4: four, 8: eight}
+
+
+def one_step(store: Path, root: Path, *overrides: str) -> None:
+    """Take up the run, train one step and save it, as a rank that was asked to stop."""
+    request_stop()
+    train(tiny_config(store, root, *SETTINGS, *overrides))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_losses_are_those_of_a_run_whose_ranks_and_stage_never_changed(
+    pools: dict[int, RankPool], tiny_store: Path, tmp_path: Path
+) -> None:
+    train(tiny_config(tiny_store, tmp_path / "whole", *SETTINGS))
+    whole = journal_losses(tmp_path / "whole" / "tiny")
+    for ranks, stage in [(4, 2), (2, 3), (8, 1), (2, 0), (4, 3), (8, 2)]:
+        pools[ranks].run(one_step, tiny_store, tmp_path, f"train.zero_stage={stage}")
+    train(tiny_config(tiny_store, tmp_path, *SETTINGS, "train.accumulation=2"))
+    assert journal_losses(tmp_path / "tiny") == pytest.approx(whole, abs=1e-4)
