@@ -19,7 +19,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -53,8 +53,10 @@ class SlurmExecutor(submitit.SlurmExecutor):
         """Say that Slurm is there; it is looked for when a job is submitted."""
         return 2
 
-    def script(self) -> str:
-        """The sbatch script that a submission runs, to the letter."""
+    def script(self, jobs: int = 1) -> str:
+        """The sbatch script that a submission of so much work runs, to the letter."""
+        if jobs > 1:
+            self.parameters["map_count"] = jobs  # as submitit does on its way to an array
         return self._make_submission_file_text(self._submitit_command_str, uid="")
 
 
@@ -88,6 +90,46 @@ def slurm_executor(
         logs: Folder of scripts, pickles and logs; all nodes must see it.
         one_by_one: Wait until no other job of this name and user is left.
     """
+    return _slurm_executor(
+        cluster,
+        name,
+        logs,
+        setup=_before_ranks(cluster, logs),
+        teardown=_after_ranks(logs),
+        dependency="singleton" if one_by_one else None,
+        # Without it the ranks wait in a collective for one that has died.
+        srun=("--kill-on-bad-exit=1", *cluster.srun),
+    )
+
+
+def share_executor(
+    cluster: ClusterConfig, name: str, logs: Path, *, after: str | None = None
+) -> SlurmExecutor:
+    """The executor of processes that need nothing of each other, alone or as an array.
+
+    Args:
+        cluster: Resources and limits of each.
+        name: The job's name in the squeue.
+        logs: As in `slurm_executor`.
+        after: Wait until this job has ended, well or not.
+    """
+    dependency = f"afterany:{after}" if after else None
+    setup = _environment(cluster)
+    return _slurm_executor(
+        cluster, name, logs, setup=setup, dependency=dependency, srun=cluster.srun
+    )
+
+
+def _slurm_executor(
+    cluster: ClusterConfig,
+    name: str,
+    logs: Path,
+    *,
+    setup: list[str],
+    teardown: list[str] | None = None,
+    dependency: str | None,
+    srun: tuple[str, ...],
+) -> SlurmExecutor:
     executor = SlurmExecutor(logs, max_num_timeout=MAX_REQUEUES)
     executor.update_parameters(
         job_name=name,
@@ -103,28 +145,27 @@ def slurm_executor(
         qos=cluster.qos,
         wckey=None,
         exclude=cluster.exclude,
-        setup=_before_ranks(cluster, logs),
-        teardown=_after_ranks(logs),
+        setup=setup or None,
+        teardown=teardown,
+        dependency=dependency,
         signal_delay_s=cluster.signal_delay_s,
         stderr_to_stdout=True,
-        additional_parameters={"requeue": True}
-        | ({"dependency": "singleton"} if one_by_one else {}),
-        # Since Slurm 22.05 srun forgets the batch job's --cpus-per-task; and without the second
-        # flag the ranks wait in a collective for one that has died.
-        srun_args=[
-            f"--cpus-per-task={cluster.cpus_per_task}",
-            "--kill-on-bad-exit=1",
-            *cluster.srun,
-        ],
+        additional_parameters={"requeue": True},
+        # Since Slurm 22.05 srun forgets the batch job's --cpus-per-task.
+        srun_args=[f"--cpus-per-task={cluster.cpus_per_task}", *srun],
     )
     return executor
 
 
 def _before_ranks(cluster: ClusterConfig, logs: Path) -> list[str]:
     """Shell lines: the environment, then the preflight, which says where the ranks are to meet."""
-    exports = [f"export {name}={shlex.quote(value)}" for name, value in cluster.variables.items()]
     preflight = f"MASTER_PORT=$({_python('launch.preflight', logs)}) || exit"
-    return [*cluster.setup, *exports, preflight, "export MASTER_PORT"]
+    return [*_environment(cluster), preflight, "export MASTER_PORT"]
+
+
+def _environment(cluster: ClusterConfig) -> list[str]:
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in cluster.variables.items()]
+    return [*cluster.setup, *exports]
 
 
 def _after_ranks(logs: Path) -> list[str]:
@@ -172,7 +213,13 @@ def make_logs(logs: Path) -> None:
 
 
 def submit(executor: SlurmExecutor, work: Work) -> Job:
-    """Queue `work`.
+    """Queue `work`, see `submit_array`."""
+    (job,) = submit_array(executor, [work])
+    return job
+
+
+def submit_array(executor: SlurmExecutor, works: Sequence[Work]) -> list[Job]:
+    """Queue work: as one array if there are several pieces.
 
     Raises:
         LaunchError: If there is no sbatch, or it refuses the job, of which then nothing is left.
@@ -188,8 +235,9 @@ def submit(executor: SlurmExecutor, work: Work) -> Job:
     make_logs(logs)
     before = set(logs.iterdir())
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # the error below says the same
-            job = executor.submit(work)
+        # The error below says the same as Slurm on standard error.
+        with contextlib.redirect_stderr(io.StringIO()), executor.batch():
+            jobs = [executor.submit(work) for work in works]
     except FailedJobError as error:
         _sweep_up(logs, before)
         raise LaunchError(
@@ -198,8 +246,9 @@ def submit(executor: SlurmExecutor, work: Work) -> Job:
             got=str(error).strip() or "no message",
             remedy=f"{SINFO}; --dry-run shows the script",
         ) from error
-    if reason := squeue.hopeless(job.job_id):
-        squeue.cancel(job.job_id)
+    job_id = jobs[0].job_id.split("_")[0]
+    if reason := squeue.hopeless(job_id):
+        squeue.cancel(job_id)
         _sweep_up(logs, before)
         raise LaunchError(
             "the job would have waited for ever, so it was cancelled",
@@ -207,7 +256,7 @@ def submit(executor: SlurmExecutor, work: Work) -> Job:
             got=reason,
             remedy=f"{SINFO}; --dry-run shows the script",
         )
-    return job
+    return jobs
 
 
 def _sweep_up(logs: Path, before: set[Path]) -> None:
