@@ -14,6 +14,16 @@ from launch.job import TrainJob
 from launch.search import Sampler, plan_search
 from launch.sweep import MANIFEST, Sweep
 from launch.trial_job import TrialJob
+from segresmamba.cli.options import (
+    CropPolicy,
+    DtypePolicy,
+    FormatName,
+    IntensityPolicy,
+    Overwrite,
+    ResampleMismatched,
+    SpacingPolicy,
+    Splits,
+)
 from segresmamba.config import load_config, read_config
 from segresmamba.errors import LaunchError, UserError
 
@@ -71,6 +81,43 @@ def train(
         launcher.run_in_allocation(job)
     else:
         sys.exit(launcher.start(job, watch=watch))
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="Dataset folder, or a MONAI datalist.")],
+    out: Annotated[Path, typer.Argument(help="Store to write.", metavar="STORE")],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="As in cluster=slurm cluster.cpus_per_task=4"),
+    ] = None,
+    tasks: Annotated[
+        int, typer.Option(min=1, help="Jobs of the array; without Slurm, processes here.")
+    ] = 8,
+    kind: FormatName = "auto",
+    resample_mismatched: ResampleMismatched = False,
+    spacing: SpacingPolicy = "keep",
+    crop: CropPolicy = False,
+    intensity: IntensityPolicy = "auto",
+    dtype: DtypePolicy = "auto",
+    splits: Splits = None,
+    overwrite: Overwrite = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would run: on Slurm the sbatch scripts.")
+    ] = False,
+) -> None:
+    """Convert a dataset, on Slurm as an array; the same command goes on with what is missing."""
+    from launch import conversion
+    from segresmamba.data import Policy
+    from segresmamba.data.plan import Request
+
+    policy = Policy.of_words(spacing=spacing, crop=crop, intensity=intensity, dtype=dtype)
+    request = Request(source, out, kind, resample_mismatched, policy, splits, overwrite)
+    cluster = conversion.cluster_of(words or [])
+    if dry_run:
+        typer.echo(conversion.describe(request, cluster, tasks), nl=False)
+    else:
+        conversion.run(request, cluster, tasks)
 
 
 @app.command()

@@ -56,8 +56,10 @@ class SlurmExecutor(submitit.SlurmExecutor):
         """Say that Slurm is there; it is looked for when a job is submitted."""
         return 2
 
-    def script(self) -> str:
-        """The sbatch script that a submission runs, to the letter."""
+    def script(self, jobs: int = 1) -> str:
+        """The sbatch script that a submission of so much work runs, to the letter."""
+        if jobs > 1:
+            self.parameters["map_count"] = jobs  # as submitit does on its way to an array
         return self._make_submission_file_text(self._submitit_command_str, uid="")
 
 
@@ -92,6 +94,47 @@ def slurm_executor(
         comment: What squeue shows as the job's comment.
         most: Jobs of an array that may run at once.
     """
+    return _slurm_executor(
+        cluster,
+        name,
+        logs,
+        setup=_before_ranks(cluster, logs),
+        # Without it the ranks wait in a collective for one that has died.
+        srun=("--kill-on-bad-exit=1", *cluster.srun),
+        teardown=_after_ranks(logs),
+        comment=comment,
+        array_parallelism=most,
+    )
+
+
+def share_executor(
+    cluster: ClusterConfig, name: str, logs: Path, *, after: str | None = None
+) -> SlurmExecutor:
+    """The executor of processes that need nothing of each other, alone or as an array.
+
+    Args:
+        cluster: Resources and limits of each.
+        name: The job's name in the squeue.
+        logs: As in `slurm_executor`.
+        after: Wait until this job has ended, well or not.
+    """
+    dependency = f"afterany:{after}" if after else None
+    setup = _environment(cluster)
+    return _slurm_executor(
+        cluster, name, logs, setup=setup, srun=cluster.srun, dependency=dependency
+    )
+
+
+def _slurm_executor(
+    cluster: ClusterConfig,
+    name: str,
+    logs: Path,
+    *,
+    setup: list[str],
+    srun: tuple[str, ...],
+    **parameters: Any,
+) -> SlurmExecutor:
+    """With submitit's names for what only one kind of job has."""
     executor = SlurmExecutor(logs, max_num_timeout=MAX_REQUEUES)
     executor.update_parameters(
         job_name=name,
@@ -107,29 +150,26 @@ def slurm_executor(
         qos=cluster.qos,
         wckey=None,
         exclude=cluster.exclude,
-        setup=_before_ranks(cluster, logs),
-        teardown=_after_ranks(logs),
+        setup=setup or None,
         signal_delay_s=cluster.signal_delay_s,
         stderr_to_stdout=True,
-        comment=comment,
-        array_parallelism=most,
         additional_parameters={"requeue": True},
-        # Since Slurm 22.05 srun forgets the batch job's --cpus-per-task; and without the second
-        # flag the ranks wait in a collective for one that has died.
-        srun_args=[
-            f"--cpus-per-task={cluster.cpus_per_task}",
-            "--kill-on-bad-exit=1",
-            *cluster.srun,
-        ],
+        # Since Slurm 22.05 srun forgets the batch job's --cpus-per-task.
+        srun_args=[f"--cpus-per-task={cluster.cpus_per_task}", *srun],
+        **parameters,
     )
     return executor
 
 
 def _before_ranks(cluster: ClusterConfig, logs: Path) -> list[str]:
     """Shell lines: the environment, then the preflight, which says where the ranks are to meet."""
-    exports = [f"export {name}={shlex.quote(value)}" for name, value in cluster.variables.items()]
     preflight = f"MASTER_PORT=$({_python('launch.preflight', logs)}) || exit"
-    return [*cluster.setup, *exports, preflight, "export MASTER_PORT"]
+    return [*_environment(cluster), preflight, "export MASTER_PORT"]
+
+
+def _environment(cluster: ClusterConfig) -> list[str]:
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in cluster.variables.items()]
+    return [*cluster.setup, *exports]
 
 
 def _after_ranks(logs: Path) -> list[str]:
@@ -177,11 +217,7 @@ def make_logs(logs: Path) -> None:
 
 
 def submit(executor: SlurmExecutor, work: Work) -> Job:
-    """Queue `work`.
-
-    Raises:
-        LaunchError: If there is no sbatch, or it refuses the job, of which then nothing is left.
-    """
+    """Queue `work`, see `submit_array`."""
     (job,) = submit_array(executor, [work])
     return job
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import re
 import shutil
@@ -111,6 +112,12 @@ def hopeless(job_id: str) -> str | None:
             return None
         time.sleep(0.2)
     return None
+
+
+def named(name: str) -> list[str]:
+    """The user's jobs of a name that are queued or run."""
+    user = f"--user={getpass.getuser()}"
+    return _ask("squeue", "--noheader", user, f"--name={name}", "--format=%i").split()
 
 
 def cancel(job_id: str) -> None:
