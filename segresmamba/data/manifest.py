@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from segresmamba.data.files import Files, files_of
 from segresmamba.data.splits import Split
 from segresmamba.errors import DataError
 
@@ -172,16 +173,19 @@ def write_manifest(manifest: Manifest, store: Path) -> None:
     temporary.replace(path)
 
 
-def read_manifest(store: Path) -> Manifest:
+def read_manifest(store: Path | Files) -> Manifest:
     """Read a store's manifest.
 
     Raises:
         DataError: If there is none, it is damaged, or written by a newer version.
     """
-    path = store / MANIFEST
+    files = files_of(store) if isinstance(store, Path) else store
+    path = files.join(MANIFEST)
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(files.read(MANIFEST))
         version = int(content["schema_version"])
+    except DataError:
+        raise
     except OSError as error:
         raise DataError(
             "there is no converted dataset",
@@ -205,7 +209,7 @@ def read_manifest(store: Path) -> Manifest:
         raise _not_a_manifest(path, error) from error
 
 
-def _not_a_manifest(path: Path, error: Exception) -> DataError:
+def _not_a_manifest(path: str, error: Exception) -> DataError:
     return DataError(
         "the manifest of a dataset is damaged",
         where=path,

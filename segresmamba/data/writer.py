@@ -43,10 +43,7 @@ def write_case(
             inner = {"ome": ome.label_attributes(layout.LABEL_NAME, record, labels)}
             group.create_group("labels", attributes=outer)
             group.create_group(f"labels/{layout.LABEL_NAME}", attributes=inner)
-            channels = len(image_CDHW)
-            _write_array(
-                group, layout.IMAGE, image_CDHW, (channels, *layout.CHUNK_DHW), ome.IMAGE_AXES
-            )
+            _write_array(group, layout.IMAGE, image_CDHW, (1, *layout.CHUNK_DHW), ome.IMAGE_AXES)
             _write_array(group, layout.LABEL, label_DHW, layout.CHUNK_DHW, ome.LABEL_AXES)
             if len(positions):
                 _write_array(
