@@ -14,7 +14,7 @@ import zarr
 
 from segresmamba.data import layout, ome
 from segresmamba.data.manifest import CaseRecord
-from segresmamba.data.shards import write_array
+from segresmamba.data.shard_writer import write_array
 
 
 def write_case(
@@ -56,7 +56,7 @@ def write_case(
         volumes = [(layout.LABEL, label_DHW)]
         if reference_DHW is not None:
             volumes.append((layout.REFERENCE, reference_DHW))
-        chunk_CDHW = (len(image_CDHW), *layout.CHUNK_DHW)
+        chunk_CDHW = (1, *layout.CHUNK_DHW)
         write_array(group, temporary, layout.IMAGE, image_CDHW, chunk_CDHW, ome.IMAGE_AXES)
         for name, volume_DHW in volumes:
             write_array(group, temporary, name, volume_DHW, layout.CHUNK_DHW, ome.LABEL_AXES)

@@ -1,0 +1,98 @@
+"""Write an array's shard chunk by chunk.
+
+Zarr writes a shard in one piece: it holds the voxels, their encoded bytes and the file's content at
+once, four times the size of the array. Here a few planes are encoded at a time and appended; what
+is left in memory is where each chunk lies. Encoding is Zarr's own, so is the format:
+
+    encoded chunks, in any order | index: (offset, bytes) of each, uint64 | CRC-32C of the index
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.abc.buffer import Buffer
+from zarr.codecs import Crc32cCodec
+from zarr.storage import MemoryStore
+
+from segresmamba.data import layout
+
+_ABSENT = np.iinfo(np.uint64).max  # of a chunk that holds nothing but zeros
+
+
+def write_array(
+    group: zarr.Group,
+    folder: Path,
+    name: str,
+    data: npt.NDArray[Any],
+    chunk: tuple[int, ...],
+    axes: tuple[str, ...],
+) -> None:
+    """Add an array of one shard to a group in a local folder.
+
+    Args:
+        group: The group.
+        folder: Where it lies.
+        name: Of the array in it.
+        data: Its content.
+        chunk: Shape of the inner chunks.
+        axes: Names of the dimensions.
+    """
+    counts = tuple(-(-size // step) for size, step in zip(data.shape, chunk, strict=True))
+    array = group.create_array(
+        name,
+        shape=data.shape,
+        dtype=data.dtype,
+        chunks=chunk,
+        shards=tuple(count * step for count, step in zip(counts, chunk, strict=True)),
+        compressors=layout.compressors(),
+        dimension_names=axes,
+    )
+    index = np.full((*counts, 2), _ABSENT, np.uint64)
+    path = layout.shard_file(folder / name, data.ndim)
+    path.parent.mkdir(parents=True)
+    with path.open("wb") as file, layout.checking_pipeline():
+        for place, encoded in _encoded_chunks(data, chunk, array.compressors):
+            index[place] = file.tell(), len(encoded)
+            file.write(encoded)
+        for content in _encode(index, index.shape, (Crc32cCodec(),)).values():
+            file.write(content)
+    if (index == _ABSENT).all():
+        path.unlink()  # as Zarr does: all zeros
+
+
+def _encoded_chunks(
+    data: npt.NDArray[Any], chunk: tuple[int, ...], compressors: tuple[Any, ...]
+) -> Iterator[tuple[tuple[int, ...], bytes]]:
+    """Each chunk's place in the grid of chunks and its bytes; none for chunks of zeros."""
+    axis = max(data.ndim - 3, 0)  # D of volumes, whose channels are in one chunk
+    for number, first in enumerate(range(0, data.shape[axis], chunk[axis])):
+        slab = data[(slice(None),) * axis + (slice(first, first + chunk[axis]),)]
+        for place, content in _encode(slab, chunk, compressors).items():
+            assert not place[axis]
+            yield (*place[:axis], number, *place[axis + 1 :]), content
+
+
+def _encode(
+    data: npt.NDArray[Any], chunk: tuple[int, ...], compressors: tuple[Any, ...]
+) -> dict[tuple[int, ...], bytes]:
+    """The chunks of an array as Zarr writes them, by their place."""
+    content: dict[str, Buffer] = {}
+    array = zarr.create_array(
+        MemoryStore(content),
+        shape=data.shape,
+        dtype=data.dtype,
+        chunks=chunk,
+        compressors=compressors,
+    )
+    array[...] = data
+    return {
+        tuple(int(part) for part in key.split("/")[1:]): value.to_bytes()
+        for key, value in content.items()
+        if key.startswith("c/")
+    }
