@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from segresmamba.data.augmentation import augment, normalise
+    from segresmamba.data.batch import Batch
     from segresmamba.data.conversion import Conversion, convert
     from segresmamba.data.geometry import Original
-    from segresmamba.data.loader import Batch, make_loader
+    from segresmamba.data.loader import make_loader
     from segresmamba.data.policy import Policy, Preprocessing
     from segresmamba.data.portrait import write_fingerprint
     from segresmamba.data.sample import make_sample
@@ -52,9 +53,10 @@ __all__ = [
 
 _MODULES = {
     "augmentation": ("augment", "normalise"),
+    "batch": ("Batch",),
     "conversion": ("Conversion", "convert"),
     "geometry": ("Original",),
-    "loader": ("Batch", "make_loader"),
+    "loader": ("make_loader",),
     "policy": ("Policy", "Preprocessing"),
     "portrait": ("write_fingerprint",),
     "sample": ("make_sample",),

@@ -22,7 +22,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from segresmamba.config import AugmentConfig
-from segresmamba.data.loader import Batch
+from segresmamba.data.batch import Batch
 
 _AUGMENT = 2  # this stream of random numbers; the sampler's are 0 and 1
 _EPSILON = 1e-8

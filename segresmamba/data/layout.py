@@ -28,9 +28,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import zarr
-from zarr.codecs import BloscCodec, Crc32cCodec
-
 IMAGE = "0"
 LABEL_NAME = "segmentation"
 LABEL = f"labels/{LABEL_NAME}/0"
@@ -39,29 +36,28 @@ REFERENCE = "reference"
 RECORD = "segresmamba"
 CHUNK_DHW = (32, 32, 32)
 POSITIONS_CHUNK = 4096
-CODEC = "blosc-lz4-5-shuffle+crc32c"
+CODEC = "blosc-lz4hc-5-shuffle+crc32c"
+
+
+def shard_name(dimensions: int) -> str:
+    """The one file that holds an array's voxels; Zarr writes none for an array of zeros."""
+    return "c/" + "/".join("0" * dimensions)
 
 
 def shard_file(array: Path, dimensions: int) -> Path:
-    """The one file that holds an array's voxels; Zarr writes none for an array of zeros."""
-    return array / "c" / "/".join("0" * dimensions)
+    """The same, of an array in a folder."""
+    return array / shard_name(dimensions)
 
 
 def compressors() -> list[Any]:
     """The codecs that `CODEC` names."""
-    return [BloscCodec(cname="lz4", clevel=5, shuffle="shuffle"), Crc32cCodec()]
+    from zarr.codecs import BloscCodec, Crc32cCodec
 
-
-def fast_pipeline(threads: int | None) -> Any:
-    """Zarr's settings for arrays opened inside: chunks are coded in Rust, by so many threads.
-
-    Unset takes all cores.
-    """
-    return zarr.config.set(
-        {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "threading.max_workers": threads}
-    )
+    return [BloscCodec(cname="lz4hc", clevel=5, shuffle="shuffle"), Crc32cCodec()]
 
 
 def checking_pipeline() -> Any:
-    """Zarr's settings for arrays opened inside: slower, but every checksum is checked."""
+    """Zarr's settings for arrays opened inside, whatever the user's are: every checksum is checked."""
+    import zarr
+
     return zarr.config.set({"codec_pipeline.path": "zarr.core.codec_pipeline.BatchedCodecPipeline"})

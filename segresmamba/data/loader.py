@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
 from multiprocessing import forkserver, resource_tracker
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from segresmamba.data.batch import Batch, Memory, Parcel, Room
 from segresmamba.data.sampler import PatchSampler, rank_indices
 from segresmamba.data.store import Dataset
 from segresmamba.errors import DataError
@@ -24,37 +22,6 @@ if TYPE_CHECKING:  # readers need no configuration library
     from segresmamba.config import DataConfig
 
 _STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Crops as stored: intensities are neither normalised nor augmented."""
-
-    image_BCDHW: Tensor
-    """float32."""
-    normalisation_BC4: Tensor
-    """Low, high, mean and deviation of each channel, see `Case.normalisation_C4`; float32."""
-    label_BDHW: Tensor
-    """As stored, uint8 or int16: an eighth of the copying that int64 would take."""
-    index_B: Tensor
-    """Numbers of the crops in the run, int64, always in host memory."""
-    case_ids: tuple[str, ...]
-
-    def to(self, device: torch.device) -> Batch:
-        """The batch on a device; from pinned memory the copy does not block."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self) -> Batch:
-        """The batch in memory that a GPU can copy from by itself (called by the DataLoader)."""
-        return self._map(lambda tensor: tensor.pin_memory())
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        return replace(
-            self,
-            image_BCDHW=change(self.image_BCDHW),
-            normalisation_BC4=change(self.normalisation_BC4),
-            label_BDHW=change(self.label_BDHW),
-        )
 
 
 def make_loader(
@@ -87,13 +54,14 @@ def make_loader(
     in_process = config.workers == 0
     reader = _Reader(
         PatchSampler(
-            dataset.with_threads(1),  # readers, not threads, are what runs in parallel
+            dataset,
             case_ids,
             config.patch,
             seed,
             config.foreground_fraction,
             config.crops_per_case,
-        )
+        ),
+        shared=not in_process,
     )
     loader = DataLoader(
         reader,
@@ -113,38 +81,44 @@ def make_loader(
     return _batches(loader)
 
 
-def _batches(loader: DataLoader[Batch | DataError]) -> Iterator[Batch]:
+def _batches(loader: DataLoader[Batch | Parcel | DataError]) -> Iterator[Batch]:
     for item in loader:
         if isinstance(item, DataError):
             raise item
-        yield item
+        # With a GPU, the DataLoader has unpacked and pinned it.
+        yield item.unpack() if isinstance(item, Parcel) else item
 
 
-class _Reader(TorchDataset["Batch | DataError"]):
+class _Reader(TorchDataset["Parcel | DataError"]):
     """Reads the crops of one batch, in whatever process it finds itself."""
 
-    def __init__(self, sampler: PatchSampler) -> None:
+    def __init__(self, sampler: PatchSampler, *, shared: bool) -> None:
         self._sampler = sampler
+        self._memory = Memory(shared)
+        records = [sampler.dataset[case_id].record for case_id in sampler.case_ids]
+        self._channels = records[0].shape_CDHW[0]
+        self._label_dtype = np.result_type(*{record.label_dtype for record in records}).name
 
-    def __getitems__(self, indices: list[int]) -> list[Batch | DataError]:
+    def __getitems__(self, indices: list[int]) -> list[Parcel | DataError]:
         try:
             return [self._read(indices)]
         except DataError as error:
             # As a value: torch would turn the exception of a worker into a RuntimeError of text.
             return [error]
 
-    def _read(self, indices: list[int]) -> Batch:
+    def _read(self, indices: list[int]) -> Parcel:
         places = [self._sampler.locate(index) for index in indices]
         cases = [self._sampler.dataset[case_id] for case_id, _ in places]
-        crops = [
-            case.crop(start_DHW, self._sampler.patch)
-            for case, (_, start_DHW) in zip(cases, places, strict=True)
-        ]
-        return Batch(
-            image_BCDHW=_stack([image.astype(np.float32, copy=False) for image, _ in crops]),
-            normalisation_BC4=_stack([case.normalisation_C4 for case in cases]),
-            label_BDHW=_stack([label for _, label in crops]),
-            index_B=torch.tensor(indices),
+        room = Room(len(indices), self._channels, self._sampler.patch, self._label_dtype)
+        memory = self._memory.take(room.bytes)
+        image_BCDHW, label_BDHW = room.split(self._memory.content(memory))
+        for row, (case, (_, start_DHW)) in enumerate(zip(cases, places, strict=True)):
+            case.crop_into(start_DHW, image_BCDHW[row], label_BDHW[row])
+        return Parcel(
+            room,
+            memory,
+            normalisation_BC4=np.stack([case.normalisation_C4 for case in cases]),
+            index_B=tuple(indices),
             case_ids=tuple(case.case_id for case in cases),
         )
 
@@ -152,8 +126,8 @@ class _Reader(TorchDataset["Batch | DataError"]):
 def _worker_context() -> Any:
     """Readers fork from a server process that has only imported this module.
 
-    A fork of this process would inherit Zarr's event loop without its thread, and hang on the first
-    read if this process has read before.
+    A fork of this process would inherit the locks of its threads as they are, and the object
+    store's runtime without its threads, and could hang.
 
     They inherit a mask that holds back the signals by which a user or Slurm asks a job to stop.
     Slurm sends these to every process; a reader that died of one would take the training down
@@ -170,10 +144,6 @@ def _worker_context() -> Any:
     return context
 
 
-def _only(items: list[Batch | DataError]) -> Batch | DataError:
+def _only(items: list[Parcel | DataError]) -> Parcel | DataError:
     (item,) = items
     return item
-
-
-def _stack(arrays: Sequence[npt.NDArray[Any]]) -> Tensor:
-    return torch.from_numpy(np.stack(arrays))

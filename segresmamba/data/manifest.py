@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import ValidationError
 
+from segresmamba.data.files import Files, files_of
 from segresmamba.data.grid import Refit
 from segresmamba.data.policy import (
     Normalisation,
@@ -210,16 +211,19 @@ def write_manifest(manifest: Manifest, store: Path) -> None:
     temporary.replace(path)
 
 
-def read_manifest(store: Path) -> Manifest:
+def read_manifest(store: Path | Files) -> Manifest:
     """Read a store's manifest.
 
     Raises:
         DataError: If there is none, it is damaged, or written by a newer version.
     """
-    path = store / MANIFEST
+    files = files_of(store) if isinstance(store, Path) else store
+    path = files.join(MANIFEST)
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(files.read(MANIFEST))
         version = int(content["schema_version"])
+    except DataError:
+        raise
     except OSError as error:
         raise DataError(
             "there is no converted dataset",
@@ -238,7 +242,7 @@ def read_manifest(store: Path) -> Manifest:
         raise _not_a_manifest(path, error) from error
 
 
-def newer_version(path: Path, version: int) -> DataError:
+def newer_version(path: str | Path, version: int) -> DataError:
     """The refusal of a store that this version cannot know."""
     return DataError(
         "the dataset was converted by a newer version",
@@ -248,7 +252,7 @@ def newer_version(path: Path, version: int) -> DataError:
     )
 
 
-def _not_a_manifest(path: Path, error: Exception) -> DataError:
+def _not_a_manifest(path: str, error: Exception) -> DataError:
     return DataError(
         "the manifest of a dataset is damaged",
         where=path,

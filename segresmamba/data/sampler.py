@@ -85,7 +85,7 @@ class PatchSampler:
         if not self.case_ids:
             raise DataError(
                 "there are no cases to draw crops from",
-                where=self.dataset.path,
+                where=self.dataset.where,
                 got="0 cases",
                 remedy="choose another train.fold, or convert more cases",
             )

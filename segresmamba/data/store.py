@@ -2,54 +2,69 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import zarr
 
 from segresmamba.data import layout
+from segresmamba.data.files import Files, files_of
 from segresmamba.data.manifest import CaseRecord, Manifest, read_manifest
 from segresmamba.data.policy import Preprocessing
+from segresmamba.data.shard_reader import ShardedArray
 from segresmamba.errors import DataError
 
 if TYPE_CHECKING:
+    import zarr
+
     from segresmamba.data.geometry import Affine, Original
 
-_OPEN_CASES = 512  # about 20 KiB each
+_T = TypeVar("_T")
+
+_OPEN_CASES = 128  # three open files each
 
 
 class Case:
-    """One case of a store. Nothing is read before an attribute asks for it."""
+    """One case of a store. Nothing is read before an attribute asks for it.
+
+    Args:
+        files: Of the store.
+        case_id: Its folder there.
+        record: From the store's manifest.
+        preprocessing: Likewise.
+    """
 
     def __init__(
-        self,
-        path: Path,
-        record: CaseRecord,
-        preprocessing: Preprocessing,
-        threads: int | None = None,
+        self, files: Files, case_id: str, record: CaseRecord, preprocessing: Preprocessing
     ) -> None:
-        self.path = path
-        self.case_id = path.name
+        self.case_id = case_id
         self.record = record
+        self._files = files
         self._preprocessing = preprocessing
-        self._threads = threads
+
+    @property
+    def image(self) -> zarr.Array[Any]:
+        """(C, D, H, W) as stored, as Zarr opens it."""
+        return self._zarr_array(layout.IMAGE)
+
+    @property
+    def label(self) -> zarr.Array[Any]:
+        """(D, H, W) of uint8 or int16, as Zarr opens it."""
+        return self._zarr_array(layout.LABEL)
 
     @cached_property
-    def image(self) -> zarr.Array[Any]:
-        """(C, D, H, W) as stored; slicing it reads the chunks that the slice touches."""
+    def _image(self) -> ShardedArray:
         return self._open(layout.IMAGE)
 
     @cached_property
-    def label(self) -> zarr.Array[Any]:
-        """(D, H, W) of uint8 or int16."""
-        # Zarr writes no file for an array of zeros alone.
+    def _label(self) -> ShardedArray:
         return self._open(layout.LABEL, may_be_empty=not self.class_values)
 
     @cached_property
-    def _positions(self) -> zarr.Array[Any]:
+    def _positions(self) -> ShardedArray:
         return self._open(layout.POSITIONS)
 
     @property
@@ -82,14 +97,13 @@ class Case:
         first, count = self._positions_span(value)
         if not count:
             return np.empty((0, 3), np.int64)
-        return self._read(self._positions, slice(first, first + count)).astype(np.int64)
+        return self._read_positions(first, count)
 
     def class_position(self, value: int, index: int) -> tuple[int, int, int]:
         """One row of `class_positions`, of which only the chunk that holds it is read."""
         first, count = self._positions_span(value)
         assert 0 <= index < count, (value, index, count)
-        row = first + index
-        depth, height, width = self._read(self._positions, slice(row, row + 1))[0].tolist()
+        depth, height, width = self._read_positions(first + index, 1)[0].tolist()
         return depth, height, width
 
     def crop(
@@ -103,10 +117,21 @@ class Case:
         Raises:
             DataError: If a chunk it touches is damaged or the file is gone.
         """
-        box = tuple(
-            slice(start, start + size) for start, size in zip(start_DHW, size_DHW, strict=True)
-        )
-        return self._read(self.image, (slice(None), *box)), self._read(self.label, box)
+        channels = self.record.shape_CDHW[0]
+        image = np.zeros((channels, *size_DHW), self.record.image_dtype)
+        label = np.zeros(size_DHW, self.record.label_dtype)
+        self.crop_into(start_DHW, image, label)
+        return image, label
+
+    def crop_into(
+        self,
+        start_DHW: tuple[int, int, int],
+        image_CDHW: npt.NDArray[Any],
+        label_DHW: npt.NDArray[Any],
+    ) -> None:
+        """As `crop`, into arrays of any dtype that are filled with zeros."""
+        self._read(layout.IMAGE, lambda: self._image.read((0, *start_DHW), image_CDHW))
+        self._read(layout.LABEL, lambda: self._label.read(start_DHW, label_DHW))
 
     def read(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """Read the whole image (C, D, H, W) and label (D, H, W), as `crop`."""
@@ -130,11 +155,15 @@ class Case:
         Raises:
             DataError: As `crop`.
         """
-        whole = (slice(None),) * 3
-        if self.record.refit is None:
-            return self.original.restore(self._read(self.label, whole))
-        filed = self._open(layout.REFERENCE, may_be_empty=True)
-        return self.original.restore(self._read(filed, whole))
+
+        def whole() -> npt.NDArray[Any]:
+            refit = self.record.refit
+            array = self._open(layout.REFERENCE, may_be_empty=True) if refit else self._label
+            label_DHW = np.zeros(array.shape, array.dtype)
+            array.read((0, 0, 0), label_DHW)
+            return label_DHW
+
+        return self.original.restore(self._read(layout.REFERENCE, whole))
 
     def _positions_span(self, value: int) -> tuple[int, int]:
         counts = self.record.class_positions
@@ -143,23 +172,31 @@ class Case:
         values = list(counts)
         return sum(counts[before] for before in values[: values.index(value)]), counts[value]
 
-    def _open(self, name: str, *, may_be_empty: bool = False) -> zarr.Array[Any]:
-        try:
-            with layout.fast_pipeline(self._threads):
-                array = zarr.open_array(self.path / name, mode="r")
-        except (OSError, ValueError, KeyError) as error:
-            raise _damaged(self.path / name, error) from error
-        shard = layout.shard_file(self.path / name, array.ndim)
-        if not (may_be_empty or shard.exists()):
-            # Zarr would take it for an array of zeros.
-            raise _damaged(shard, FileNotFoundError("the shard file is missing"))
-        return array
+    def _read_positions(self, first: int, count: int) -> npt.NDArray[np.int64]:
+        rows = np.zeros((count, 3), np.int64)
+        self._read(layout.POSITIONS, lambda: self._positions.read((first, 0), rows))
+        return rows
 
-    def _read(self, array: zarr.Array[Any], box: Any) -> npt.NDArray[Any]:
+    def _zarr_array(self, name: str) -> zarr.Array[Any]:
+        import zarr
+
+        return self._read(
+            name,
+            lambda: zarr.open_array(
+                self._files.zarr_store(), path=f"{self.case_id}/{name}", mode="r"
+            ),
+        )
+
+    def _open(self, name: str, *, may_be_empty: bool = False) -> ShardedArray:
+        return ShardedArray(self._files, f"{self.case_id}/{name}", may_be_empty=may_be_empty)
+
+    def _read(self, name: str, read: Callable[[], _T]) -> _T:
         try:
-            return np.asarray(array[box])
-        except (OSError, RuntimeError, ValueError) as error:
-            raise _damaged(self.path / array.path, error) from error
+            return read()
+        except DataError:  # of the server
+            raise
+        except (OSError, RuntimeError, ValueError, KeyError) as error:
+            raise _damaged(self._files.join(f"{self.case_id}/{name}"), error) from error
 
 
 class Dataset:
@@ -168,14 +205,13 @@ class Dataset:
     It may be sent to other processes: each opens its own arrays.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, threads: int | None = None) -> None:
-        self.path = path
+    def __init__(self, files: Files, manifest: Manifest) -> None:
+        self.files = files
         self.manifest = manifest
-        self._threads = threads
         self._case = lru_cache(_OPEN_CASES)(self._new_case)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Dataset, (self.path, self.manifest, self._threads)
+        return Dataset, (self.files, self.manifest)
 
     def __getitem__(self, case_id: str) -> Case:
         """The case of that id; nothing of it is read.
@@ -188,9 +224,10 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.manifest.cases)
 
-    def with_threads(self, threads: int) -> Dataset:
-        """The same dataset, decoding chunks with that many threads."""
-        return Dataset(self.path, self.manifest, threads)
+    @property
+    def where(self) -> str:
+        """Its folder, zip file or URL."""
+        return self.files.where
 
     @property
     def name(self) -> str:
@@ -243,45 +280,33 @@ class Dataset:
         if case_id not in self.manifest.cases:
             raise DataError(
                 "the dataset has no such case",
-                where=self.path,
+                where=self.where,
                 got=case_id,
                 remedy=f"it has {len(self)}: {', '.join(self.case_ids[:20])}"
                 + (", ..." if len(self) > 20 else ""),
             )
-        return Case(
-            self.path / case_id,
-            self.manifest.cases[case_id],
-            self.manifest.preprocessing,
-            self._threads,
-        )
+        record = self.manifest.cases[case_id]
+        return Case(self.files, case_id, record, self.manifest.preprocessing)
 
 
-def open_dataset(path_or_url: str | Path, *, threads: int | None = None) -> Dataset:
+def open_dataset(path_or_url: str | Path) -> Dataset:
     """Open what `convert` wrote, by one read of its manifest.
 
     Args:
-        path_or_url: The store's folder.
-        threads: That decode chunks; unset takes all cores.
+        path_or_url: The store's folder, a zip file of it, or a URL such as s3://bucket/store.
 
     Raises:
-        DataError: If there is no manifest, or it is damaged or of a newer version.
+        DataError: If there is no manifest, or it is damaged or of a newer version; if a server
+            cannot be reached, or refuses.
     """
-    if "://" in str(path_or_url):
-        raise DataError(
-            "a dataset must lie in a folder",
-            where="data.store",
-            got=path_or_url,
-            remedy="copy the store to a local or mounted folder and give its path",
-        )
-    path = Path(path_or_url)
-    return Dataset(path, read_manifest(path), threads)
+    files = files_of(path_or_url)
+    return Dataset(files, read_manifest(files))
 
 
-def _damaged(path: Path, error: Exception) -> DataError:
+def _damaged(where: str, error: Exception) -> DataError:
     return DataError(
         "a stored case is damaged",
-        where=path,
+        where=where,
         got=f"{type(error).__name__}: {error}".splitlines()[0],
-        remedy="run `segresmamba verify` on the store; remove the case's folder and run "
-        "`segresmamba convert` again, which restores what is missing",
+        remedy="run `segresmamba verify --fix` on the store, which converts damaged cases anew",
     )

@@ -56,7 +56,7 @@ def write_case(
         volumes = [(layout.LABEL, label_DHW)]
         if reference_DHW is not None:
             volumes.append((layout.REFERENCE, reference_DHW))
-        chunk_CDHW = (len(image_CDHW), *layout.CHUNK_DHW)
+        chunk_CDHW = (1, *layout.CHUNK_DHW)
         write_array(group, temporary, layout.IMAGE, image_CDHW, chunk_CDHW, ome.IMAGE_AXES)
         for name, volume_DHW in volumes:
             write_array(group, temporary, name, volume_DHW, layout.CHUNK_DHW, ome.LABEL_AXES)

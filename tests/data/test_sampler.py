@@ -36,7 +36,7 @@ def dataset(sound_store: Path) -> Dataset:
 
 def test_a_crop_is_a_pure_function_of_seed_and_number(dataset: Dataset) -> None:
     places = [sampler_of(dataset).locate(index) for index in range(60)]
-    again = sampler_of(open_dataset(dataset.path))
+    again = sampler_of(open_dataset(dataset.where))
     assert [again.locate(index) for index in reversed(range(60))] == places[::-1]
     other = sampler_of(dataset, seed=1)
     assert [other.locate(index) for index in range(60)] != places
