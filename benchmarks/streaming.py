@@ -1,6 +1,6 @@
 """Random 128^3 crops: the project's store and loader against other ways to read them.
 
-    python benchmarks/streaming.py [--part mr ct workers remote sweep] [--work FOLDER] [--out FOLDER]
+    python benchmarks/streaming.py [--part mr ct workers remote sweep] [--work FOLDER]
 
 It needs the extra `bench` (blosc2, moto). Volumes are written once to --work. Every part prints a
 table and writes CSV. Each reader is one thread that gives the same crops as torch tensors; readers
@@ -56,7 +56,9 @@ def starts(shape: tuple[int, int, int], cases: int, count: int) -> list[tuple[in
     return [
         (
             number % cases,
-            tuple(int(rng.integers(size - step + 1)) for size, step in zip(shape, PATCH)),
+            tuple(
+                int(rng.integers(size - step + 1)) for size, step in zip(shape, PATCH, strict=True)
+            ),
         )
         for number in range(count)
     ]

@@ -116,7 +116,11 @@ class RustZarr(PlainZarr):
     name = "zarr-python + zarrs"
 
     def pipeline(self) -> Any:
-        return layout.fast_pipeline(threads=1)
+        import zarr
+
+        return zarr.config.set(
+            {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "threading.max_workers": 1}
+        )
 
 
 class NnUNet(Reader):

@@ -56,20 +56,8 @@ def compressors() -> list[Any]:
     return [BloscCodec(cname="lz4hc", clevel=5, shuffle="shuffle"), Crc32cCodec()]
 
 
-def fast_pipeline(threads: int | None) -> Any:
-    """Zarr's settings for arrays opened inside: chunks are coded in Rust, by so many threads.
-
-    Unset takes all cores.
-    """
-    import zarr
-
-    return zarr.config.set(
-        {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "threading.max_workers": threads}
-    )
-
-
 def checking_pipeline() -> Any:
-    """Zarr's settings for arrays opened inside: slower, but every checksum is checked."""
+    """Zarr's settings for arrays opened inside, whatever the user's are: every checksum is checked."""
     import zarr
 
     return zarr.config.set({"codec_pipeline.path": "zarr.core.codec_pipeline.BatchedCodecPipeline"})

@@ -242,7 +242,7 @@ def read_manifest(store: Path | Files) -> Manifest:
         raise _not_a_manifest(path, error) from error
 
 
-def newer_version(path: Path | str, version: int) -> DataError:
+def newer_version(path: str | Path, version: int) -> DataError:
     """The refusal of a store that this version cannot know."""
     return DataError(
         "the dataset was converted by a newer version",

@@ -1,132 +1,98 @@
-"""Read boxes of a sharded array, with nothing between the file and the crop.
+"""Write an array's shard chunk by chunk.
 
-Zarr-python, and its Rust pipeline, spend more time around the chunks than in them (see
-docs/performance.md). What `writer` writes is an ordinary Zarr v3 array that they read too; here its
-one shard's index is read once, and the chunks that a box touches are decoded by Blosc and copied to
-their place. There are no threads and no event loop, so a process may fork after reading.
+Zarr writes a shard in one piece: it holds the voxels, their encoded bytes and the file's content at
+once, four times the size of the array. Here a few planes are encoded at a time and appended; what
+is left in memory is where each chunk lies. Encoding is Zarr's own, so is the format:
+
+    encoded chunks, in any order | index: (offset, bytes) of each, uint64 | CRC-32C of the index
 """
 
 from __future__ import annotations
 
-import json
-import math
-import struct
-from itertools import product
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import numpy.typing as npt
-from numcodecs import blosc
+import zarr
+from zarr.abc.buffer import Buffer
+from zarr.codecs import Crc32cCodec
+from zarr.storage import MemoryStore
 
 from segresmamba.data import layout
-from segresmamba.data.files import Blob, Files
 
-blosc.use_threads = False  # readers, not threads, are what runs in parallel
-
-_ABSENT = 2**64 - 1  # offset and length of a chunk of zeros, which is not stored
-_CRC_BYTES = 4
-_BLOSC_HEADER = struct.Struct("<4xI4xI")  # bytes decoded and encoded
+_ABSENT = np.iinfo(np.uint64).max  # of a chunk that holds nothing but zeros
 
 
-class ShardedArray:
-    """An array that lies in one shard file.
+def write_array(
+    group: zarr.Group,
+    folder: Path,
+    name: str,
+    data: npt.NDArray[Any],
+    chunk: tuple[int, ...],
+    axes: tuple[str, ...],
+) -> None:
+    """Add an array of one shard to a group in a local folder.
 
     Args:
-        files: Of the store.
+        group: The group.
+        folder: Where it lies.
         name: Of the array in it.
-        may_be_empty: Whether it may be of zeros alone, for which Zarr writes no file.
-
-    Raises:
-        OSError: If a file is not there or not readable, or the shard is too short.
-        ValueError: If the metadata or the shard's index is damaged.
+        data: Its content.
+        chunk: Shape of the inner chunks.
+        axes: Names of the dimensions.
     """
-
-    def __init__(self, files: Files, name: str, *, may_be_empty: bool = False) -> None:
-        self.shape, self.dtype, self._chunk = _layout(files.read(f"{name}/zarr.json"))
-        self._scratch_bytes = math.prod(self._chunk) * self.dtype.itemsize
-        grid = tuple(-(-size // step) for size, step in zip(self.shape, self._chunk, strict=True))
-        self._shard: Blob | None = None
-        try:
-            self._shard = files.blob(f"{name}/{layout.shard_name(len(grid))}")
-        except FileNotFoundError as error:
-            if not may_be_empty:  # Zarr would take it for an array of zeros
-                raise OSError("the shard file is missing") from error
-            self._index = np.full((*grid, 2), _ABSENT, np.uint64)
-        else:
-            self._index = _index(self._shard.tail(16 * math.prod(grid) + _CRC_BYTES), grid)
-
-    def read(self, start: tuple[int, ...], out: npt.NDArray[Any]) -> None:
-        """Read a box that lies inside the array.
-
-        Args:
-            start: Its first element.
-            out: Of the box's shape and any dtype; filled with zeros, as fresh or cleared memory is
-                anyway, so that what is absent need not be written.
-
-        Raises:
-            OSError: If a part of the shard cannot be read.
-            ValueError, RuntimeError: If a chunk is damaged.
-        """
-        touched = [
-            _touched(first, size, step)
-            for first, size, step in zip(start, out.shape, self._chunk, strict=True)
-        ]
-        spans = self._index[tuple(slice(axis[0][0], axis[-1][0] + 1) for axis in touched)]
-        chunks = sorted(
-            (offset, count, place)
-            for (offset, count), place in zip(
-                spans.reshape(-1, 2).tolist(), product(*map(range, spans.shape[:-1])), strict=True
-            )
-            if count != _ABSENT
-        )
-        if self._shard is None or not chunks:
-            return
-        scratch = np.empty(self._chunk, self.dtype)
-        parts = self._shard.spans([(offset, count) for offset, count, _ in chunks])
-        for part, (_, count, place) in zip(parts, chunks, strict=True):
-            encoded = part[: count - _CRC_BYTES]
-            if _BLOSC_HEADER.unpack_from(encoded) != (self._scratch_bytes, len(encoded)):
-                raise ValueError("a chunk's header is damaged")
-            blosc.decompress(encoded, scratch)
-            axes = [axis[number] for axis, number in zip(touched, place, strict=True)]
-            source, target = (tuple(axis[side] for axis in axes) for side in (1, 2))
-            out[target] = scratch[source]
-
-    def whole(self) -> npt.NDArray[Any]:
-        """All of the array; errors as `read`."""
-        out = np.zeros(self.shape, self.dtype)
-        self.read((0,) * out.ndim, out)
-        return out
+    counts = tuple(-(-size // step) for size, step in zip(data.shape, chunk, strict=True))
+    array = group.create_array(
+        name,
+        shape=data.shape,
+        dtype=data.dtype,
+        chunks=chunk,
+        shards=tuple(count * step for count, step in zip(counts, chunk, strict=True)),
+        compressors=layout.compressors(),
+        dimension_names=axes,
+    )
+    index = np.full((*counts, 2), _ABSENT, np.uint64)
+    path = layout.shard_file(folder / name, data.ndim)
+    path.parent.mkdir(parents=True)
+    with path.open("wb") as file, layout.checking_pipeline():
+        for place, encoded in _encoded_chunks(data, chunk, array.compressors):
+            index[place] = file.tell(), len(encoded)
+            file.write(encoded)
+        for content in _encode(index, index.shape, (Crc32cCodec(),)).values():
+            file.write(content)
+    if (index == _ABSENT).all():
+        path.unlink()  # as Zarr does: all zeros
 
 
-def _touched(first: int, size: int, step: int) -> list[tuple[int, slice, slice]]:
-    """Along one axis: numbers of the chunks, what of each is in the box, and where in the box."""
-    last = first + size
-    return [
-        (
-            number,
-            slice(max(first - number * step, 0), min(last - number * step, step)),
-            slice(max(number * step - first, 0), min((number + 1) * step - first, size)),
-        )
-        for number in range(first // step, -(-last // step))
-    ]
+def _encoded_chunks(
+    data: npt.NDArray[Any], chunk: tuple[int, ...], compressors: tuple[Any, ...]
+) -> Iterator[tuple[tuple[int, ...], bytes]]:
+    """Each chunk's place in the grid of chunks and its bytes; none for chunks of zeros."""
+    axis = max(data.ndim - 3, 0)  # D of volumes, whose channels are in one chunk
+    for number, first in enumerate(range(0, data.shape[axis], chunk[axis])):
+        slab = data[(slice(None),) * axis + (slice(first, first + chunk[axis]),)]
+        for place, content in _encode(slab, chunk, compressors).items():
+            assert not place[axis]
+            yield (*place[:axis], number, *place[axis + 1 :]), content
 
 
-def _layout(metadata: bytes) -> tuple[tuple[int, ...], np.dtype[Any], tuple[int, ...]]:
-    """Shape, dtype and inner chunk of an array that is stored as `writer` does it."""
-    array = json.loads(metadata)
-    (sharding,) = array["codecs"]
-    settings = sharding["configuration"]
-    found = [codec["name"] for codec in settings["codecs"] + settings["index_codecs"]]
-    if found != ["bytes", "blosc", "crc32c", "bytes", "crc32c"] or array["fill_value"] != 0:
-        raise ValueError(f"the array is coded by {found}, not as `segresmamba convert` does it")
-    shape, chunk = tuple(array["shape"]), tuple(settings["chunk_shape"])
-    return shape, np.dtype(array["data_type"]).newbyteorder("<"), chunk
-
-
-def _index(tail: bytes, grid: tuple[int, ...]) -> npt.NDArray[np.uint64]:
-    content, checksum = tail[:-_CRC_BYTES], tail[-_CRC_BYTES:]
-    if google_crc32c.value(content).to_bytes(_CRC_BYTES, "little") != checksum:
-        raise ValueError("the checksum of the shard's index does not fit: the file is damaged")
-    return np.frombuffer(content, "<u8").reshape(*grid, 2)
+def _encode(
+    data: npt.NDArray[Any], chunk: tuple[int, ...], compressors: tuple[Any, ...]
+) -> dict[tuple[int, ...], bytes]:
+    """The chunks of an array as Zarr writes them, by their place."""
+    content: dict[str, Buffer] = {}
+    array = zarr.create_array(
+        MemoryStore(content),
+        shape=data.shape,
+        dtype=data.dtype,
+        chunks=chunk,
+        compressors=compressors,
+    )
+    array[...] = data
+    return {
+        tuple(int(part) for part in key.split("/")[1:]): value.to_bytes()
+        for key, value in content.items()
+        if key.startswith("c/")
+    }

@@ -14,7 +14,7 @@ from segresmamba.data import layout
 from segresmamba.data.files import Files, files_of
 from segresmamba.data.manifest import CaseRecord, Manifest, read_manifest
 from segresmamba.data.policy import Preprocessing
-from segresmamba.data.shards import ShardedArray
+from segresmamba.data.shard_reader import ShardedArray
 from segresmamba.errors import DataError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Case:
         files: Of the store.
         case_id: Its folder there.
         record: From the store's manifest.
-        preprocessing: Of the dataset.
+        preprocessing: Likewise.
     """
 
     def __init__(
@@ -42,12 +42,12 @@ class Case:
     ) -> None:
         self.case_id = case_id
         self.record = record
-        self._preprocessing = preprocessing
         self._files = files
+        self._preprocessing = preprocessing
 
     @property
     def image(self) -> zarr.Array[Any]:
-        """(C, D, H, W) of int16, float16 or float32, as Zarr opens it."""
+        """(C, D, H, W) as stored, as Zarr opens it."""
         return self._zarr_array(layout.IMAGE)
 
     @property
@@ -155,10 +155,15 @@ class Case:
         Raises:
             DataError: As `crop`.
         """
-        name = layout.LABEL if self.record.refit is None else layout.REFERENCE
-        may_be_empty = name == layout.REFERENCE or not self.class_values
-        label_DHW = self._read(name, lambda: self._open(name, may_be_empty=may_be_empty).whole())
-        return self.original.restore(label_DHW)
+
+        def whole() -> npt.NDArray[Any]:
+            refit = self.record.refit
+            array = self._open(layout.REFERENCE, may_be_empty=True) if refit else self._label
+            label_DHW = np.zeros(array.shape, array.dtype)
+            array.read((0, 0, 0), label_DHW)
+            return label_DHW
+
+        return self.original.restore(self._read(layout.REFERENCE, whole))
 
     def _positions_span(self, value: int) -> tuple[int, int]:
         counts = self.record.class_positions
@@ -281,7 +286,7 @@ class Dataset:
                 + (", ..." if len(self) > 20 else ""),
             )
         record = self.manifest.cases[case_id]
-        return Case(self.files, case_id, record, self.preprocessing)
+        return Case(self.files, case_id, record, self.manifest.preprocessing)
 
 
 def open_dataset(path_or_url: str | Path) -> Dataset:

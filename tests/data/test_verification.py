@@ -38,7 +38,7 @@ def edit_records(store: Path, **changes: Any) -> None:
 
 
 def set_voxels(store: Path, array: str, where: Any, value: float) -> None:
-    with layout.fast_pipeline(1):
+    with layout.checking_pipeline():
         zarr.open_array(store / CASE / array, mode="r+")[where] = value
 
 
