@@ -55,9 +55,8 @@ def token_of(position, length, slices, REVERSE: tl.constexpr):
 
 
 @triton.jit
-def step_sizes(raw, bias, inside, SOFTPLUS: tl.constexpr):
-    """Raw step sizes of a tile (rows, positions) -> those of the recurrence, zero outside."""
-    delta = raw + bias[:, None]
+def step_sizes(delta, inside, SOFTPLUS: tl.constexpr):
+    """Step sizes with their bias -> those of the recurrence, zero outside."""
     if SOFTPLUS:
         delta = softplus(delta)
     return tl.where(inside, delta, 0.0)

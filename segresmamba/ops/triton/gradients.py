@@ -71,10 +71,10 @@ def chunk_gradients(  # noqa: PLR0915 - one kernel, so that a tile is read once
     skip = tl.load(skip_ptr + channel, exists, 0.0).to(tl.float32)
     delta_ptr += item * delta_batch
     raw = tl.load(delta_ptr + row + position[None, :], inside, 0.0).to(tl.float32)
-    delta = step_sizes(raw, bias, inside, SOFTPLUS)
+    delta = step_sizes(raw + bias[:, None], inside, SOFTPLUS)
     follows = exists[:, None] & (position + 1 < length)[None, :]
     later = tl.load(delta_ptr + row + position[None, :] + 1, follows, 0.0).to(tl.float32)
-    later = step_sizes(later, bias, follows, SOFTPLUS)
+    later = step_sizes(later + bias[:, None], follows, SOFTPLUS)
     u = tl.load(u_ptr + item * u_batch + row + position[None, :], inside, 0.0).to(tl.float32)
 
     token = token_of(position, length, slices, REVERSE)[None, :]
