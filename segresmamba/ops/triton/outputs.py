@@ -22,7 +22,8 @@ def chunk_outputs(
     Grid (chunks, blocks of channels, batch). u, delta, B and C are in the order of the scan; gate,
     sum and y in storage order, to which slices and REVERSE map. y may be sum.
 
-    B, C: rows of STATES float32 to the end of the last chunk, zero outside the sequence. start: (batch, channels, states, chunks).
+    B, C: rows of STATES float32 to the end of the last chunk, zero outside the sequence.
+    start: (batch, channels, states, chunks).
     """
     chunk, item = tl.program_id(0), tl.program_id(2).to(tl.int64)
     chunks = tl.num_programs(0)

@@ -9,6 +9,7 @@ to run.
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +25,7 @@ from segresmamba.ops.triton.outputs import chunk_outputs
 from segresmamba.ops.triton.states import chunk_ends, pass_states
 
 CHUNK, ROWS = 128, 4
-"""Most tokens and channels per program of the gradients: one warp, so that none waits for others."""
+"""Most tokens and channels per program of the gradients, which is one warp and waits for none."""
 LANES, STEP = 32, 8
 """Channels per program that walks, a lane each, and tokens that it reads at once."""
 WALKS = 4096
@@ -61,10 +62,25 @@ class Scan:
 
     @property
     def grid(self) -> tuple[int, int, int]:
-        """Programs: chunks, blocks of rows, batch items."""
+        """Programs of the gradients: chunks, blocks of channels, batch items."""
+        return self._grid(ROWS)
+
+    @property
+    def walk_grid(self) -> tuple[int, int, int]:
+        """Programs that walk: pieces, blocks of channels, batch items."""
+        chunks, blocks, batch = self._grid(LANES)
+        return chunks * self.pieces, blocks, batch
+
+    def _grid(self, block: int) -> tuple[int, int, int]:
         batch, channels, _ = self.u_BDL.shape
         groups = self.B_BGNL.shape[1]
-        return self.chunks, groups * cdiv(channels // groups, ROWS), batch
+        return self.chunks, groups * cdiv(channels // groups, block), batch
+
+    @property
+    def pieces(self) -> int:
+        """Pieces of a chunk that are walked at the same time."""
+        wanted = cdiv(WALKS, max(1, math.prod(self._grid(LANES))))
+        return min(self.chunk // STEP, _power_of_two(wanted))
 
     @property
     def sizes(self) -> tuple[int, int, int, int, int]:
@@ -72,21 +88,6 @@ class Scan:
         _, channels, length = self.u_BDL.shape
         groups, states = self.B_BGNL.shape[1:3]
         return length, channels, groups, states, self.order.slices
-
-    @property
-    def pieces(self) -> int:
-        """Pieces of a chunk that are walked at the same time."""
-        batch, channels, _ = self.u_BDL.shape
-        groups = self.B_BGNL.shape[1]
-        walks = batch * groups * cdiv(channels // groups, LANES) * self.chunks
-        return min(self.chunk // STEP, _power_of_two(cdiv(WALKS, max(walks, 1))))
-
-    @property
-    def walk_grid(self) -> tuple[int, int, int]:
-        """Programs that walk: pieces, blocks of lanes, batch items."""
-        batch, channels, _ = self.u_BDL.shape
-        groups = self.B_BGNL.shape[1]
-        return self.chunks * self.pieces, groups * cdiv(channels // groups, LANES), batch
 
     @property
     def walk_sizes(self) -> dict[str, int]:
@@ -111,13 +112,14 @@ class Scan:
 
     def _rows(self, matrix_BGNL: Tensor) -> Tensor:
         """float32, states in a row, padded to whole vectors and whole chunks; or constant."""
-        _, _, states, length = matrix_BGNL.shape
-        padding, tokens = _power_of_two(states) - states, self.chunks * self.chunk
+        batch, groups, states, length = matrix_BGNL.shape
+        tokens, vector = self.chunks * self.chunk, self.walk_sizes["STATES"]
         if matrix_BGNL.stride(3) == 0:
-            row = F.pad(matrix_BGNL[..., :1].mT.float(), (0, padding))
+            row = F.pad(matrix_BGNL[..., :1].mT.float(), (0, vector - states))
             return row.expand(-1, -1, tokens, -1)
-        rows = F.pad(matrix_BGNL.mT.float(), (0, padding, 0, tokens - length))
-        return rows.contiguous()
+        rows = matrix_BGNL.new_zeros((batch, groups, tokens, vector), dtype=torch.float32)
+        rows[..., :length, :states] = matrix_BGNL.mT
+        return rows
 
     def per_channel(self, pieces: int = 1) -> Tensor:
         """Room for a value of each channel and chunk, or piece of one."""

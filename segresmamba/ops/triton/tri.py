@@ -170,7 +170,8 @@ def _convolve_gradients(
         convolve_gradients[grid](
             d_u_BDL, x_BDL, direction.conv_weight_DW, direction.conv_bias_D, dx_BDL, d_weight,
             d_bias, length, channels, direction.order.slices, x_BDL.stride(0),
-            REVERSE=direction.order.reverse, ROWS=ROWS, CHUNK=tile_size(length, TOKENS), WIDTH=width,
+            REVERSE=direction.order.reverse, ROWS=ROWS, CHUNK=tile_size(length, TOKENS),
+            WIDTH=width,
         )  # fmt: skip
     return d_weight.sum((0, 1)), d_bias.sum((0, 1))
 
