@@ -40,7 +40,7 @@ BACKENDS = {
         {volume: divisors(volume) for volume in ((4, 4, 4), (2, 5, 9), (6, 4, 5))},
         EPS,
     ),
-    # Interpreted, and so small: two blocks of rows, two chunks of tokens.
+    # Interpreted, and so small: two blocks of rows and of lanes, two chunks of tokens.
     "triton": Backend(
         "triton",
         {"batch": 2, "channels": 6, "length": 21, "states": 2},
@@ -72,6 +72,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the triton backend cut small operands into several chunks and blocks of rows."""
-    monkeypatch.setattr("segresmamba.ops.triton.scan.CHUNK", 16)
-    monkeypatch.setattr("segresmamba.ops.triton.scan.ROWS", 2)
-    monkeypatch.setattr("segresmamba.ops.triton.tri.ROWS", 2)
+    for name, size in {
+        "scan.CHUNK": 16, "scan.ROWS": 2, "scan.LANES": 4, "tri.TOKENS": 16, "tri.ROWS": 2,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(f"segresmamba.ops.triton.{name}", size)

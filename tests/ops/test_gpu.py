@@ -20,9 +20,10 @@ pytestmark = pytest.mark.gpu
 @pytest.fixture(autouse=True)
 def full_tiles(small_tiles, monkeypatch):
     """The sizes that users get."""
-    monkeypatch.setattr("segresmamba.ops.triton.scan.CHUNK", 256)
-    monkeypatch.setattr("segresmamba.ops.triton.scan.ROWS", 4)
-    monkeypatch.setattr("segresmamba.ops.triton.tri.ROWS", 4)
+    for name, size in {
+        "scan.CHUNK": 128, "scan.ROWS": 4, "scan.LANES": 32, "tri.TOKENS": 256, "tri.ROWS": 4,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(f"segresmamba.ops.triton.{name}", size)
 
 
 def on_gpu(operands, dtype=None, halved=()):
@@ -32,7 +33,7 @@ def on_gpu(operands, dtype=None, halved=()):
     return {name: t.requires_grad_() for name, t in moved.items()}
 
 
-@pytest.mark.parametrize("length", [1, 255, 256, 257, 1000, 256 * 300 + 3])
+@pytest.mark.parametrize("length", [1, 127, 128, 129, 1000, 128 * 600 + 3])
 @pytest.mark.parametrize("matrix", ["BNL", "BGNL"])
 def test_scan_agrees_with_the_reference(length, matrix):
     o = on_gpu(scan_operands(2, 6, length, 16, matrix=matrix))

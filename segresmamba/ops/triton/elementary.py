@@ -35,16 +35,6 @@ def softplus(x):
 
 
 @triton.jit
-def rows_of_program(channels, groups, ROWS: tl.constexpr):
-    """(group, channels, which of them exist) of the second grid axis; a block stays in a group."""
-    width = channels // groups
-    blocks = tl.cdiv(width, ROWS)
-    group = tl.program_id(1) // blocks
-    row = tl.program_id(1) % blocks * ROWS + tl.arange(0, ROWS)
-    return group, group * width + row, row < width
-
-
-@triton.jit
 def token_of(position, length, slices, REVERSE: tl.constexpr):
     """Token that stands at a position of the sequence; see segresmamba.ops.orders."""
     if REVERSE:
@@ -55,24 +45,8 @@ def token_of(position, length, slices, REVERSE: tl.constexpr):
 
 
 @triton.jit
-def step_sizes(raw, bias, inside, SOFTPLUS: tl.constexpr):
-    """Raw step sizes of a tile (rows, positions) -> those of the recurrence, zero outside."""
-    delta = raw + bias[:, None]
+def step_sizes(delta, inside, SOFTPLUS: tl.constexpr):
+    """Step sizes with their bias -> those of the recurrence, zero outside."""
     if SOFTPLUS:
         delta = softplus(delta)
     return tl.where(inside, delta, 0.0)
-
-
-@triton.jit
-def shared_row(position, ROWS: tl.constexpr):
-    """The same positions for each row, as indices of a tile.
-
-    A tile is loaded in the layout of the rows; a single row would change its layout in each use.
-    """
-    return position.to(tl.int64)[None, :] + tl.zeros([ROWS, 1], tl.int64)
-
-
-@triton.jit
-def wide(number):
-    """An integer argument with 64 bits: products with it may leave 32."""
-    return tl.full([], number, tl.int64)

@@ -10,13 +10,35 @@ from segresmamba.ops.triton.elementary import (
     LN2,
     LOG2E,
     combine,
-    rows_of_program,
-    shared_row,
     sigmoid,
     step_sizes,
     token_of,
-    wide,
 )
+
+
+@triton.jit
+def _rows_of_program(channels, groups, ROWS: tl.constexpr):
+    """(group, channels, which of them exist) of the second grid axis; a block stays in a group."""
+    width = channels // groups
+    blocks = tl.cdiv(width, ROWS)
+    group = tl.program_id(1) // blocks
+    row = tl.program_id(1) % blocks * ROWS + tl.arange(0, ROWS)
+    return group, group * width + row, row < width
+
+
+@triton.jit
+def _shared_row(position, ROWS: tl.constexpr):
+    """The same positions for each row, as indices of a tile.
+
+    A tile is loaded in the layout of the rows; a single row would change its layout in each use.
+    """
+    return position.to(tl.int64)[None, :] + tl.zeros([ROWS, 1], tl.int64)
+
+
+@triton.jit
+def _wide(number):
+    """An integer argument with 64 bits: products with it may leave 32."""
+    return tl.full([], number, tl.int64)
 
 
 @triton.jit
@@ -59,7 +81,7 @@ def chunk_gradients(  # noqa: PLR0915 - one kernel, so that a tile is read once
     """
     chunk, item = tl.program_id(0), tl.program_id(2).to(tl.int64)
     chunks = tl.num_programs(0)
-    group, channel, exists = rows_of_program(channels, groups, ROWS)
+    group, channel, exists = _rows_of_program(channels, groups, ROWS)
     offset = tl.arange(0, CHUNK)
     position = chunk * CHUNK + offset
     within = position < length
@@ -71,10 +93,10 @@ def chunk_gradients(  # noqa: PLR0915 - one kernel, so that a tile is read once
     skip = tl.load(skip_ptr + channel, exists, 0.0).to(tl.float32)
     delta_ptr += item * delta_batch
     raw = tl.load(delta_ptr + row + position[None, :], inside, 0.0).to(tl.float32)
-    delta = step_sizes(raw, bias, inside, SOFTPLUS)
+    delta = step_sizes(raw + bias[:, None], inside, SOFTPLUS)
     follows = exists[:, None] & (position + 1 < length)[None, :]
     later = tl.load(delta_ptr + row + position[None, :] + 1, follows, 0.0).to(tl.float32)
-    later = step_sizes(later, bias, follows, SOFTPLUS)
+    later = step_sizes(later + bias[:, None], follows, SOFTPLUS)
     u = tl.load(u_ptr + item * u_batch + row + position[None, :], inside, 0.0).to(tl.float32)
 
     token = token_of(position, length, slices, REVERSE)[None, :]
@@ -88,7 +110,7 @@ def chunk_gradients(  # noqa: PLR0915 - one kernel, so that a tile is read once
     y = skip[:, None] * u
     d_input = tl.zeros([ROWS, CHUNK], tl.float32)
     d_exponent = tl.zeros([ROWS, CHUNK], tl.float32)
-    place = shared_row(position, ROWS)
+    place = _shared_row(position, ROWS)
     B_ptr += item * B_batch + group.to(tl.int64) * B_group
     C_ptr += item * C_batch + group.to(tl.int64) * C_group
     d_matrix = (item * groups + group) * states * length + position
@@ -98,8 +120,8 @@ def chunk_gradients(  # noqa: PLR0915 - one kernel, so that a tile is read once
         per_state = (per_channel * states + n) * chunks + chunk
         start = tl.load(start_ptr + per_state, exists, 0.0)
         carried = tl.load(carried_ptr + per_state, exists, 0.0)
-        B = tl.load(B_ptr + n * wide(B_state) + place * B_token, inside, 0.0).to(tl.float32)
-        C = tl.load(C_ptr + n * wide(C_state) + place * C_token, inside, 0.0).to(tl.float32)
+        B = tl.load(B_ptr + n * _wide(B_state) + place * B_token, inside, 0.0).to(tl.float32)
+        C = tl.load(C_ptr + n * _wide(C_state) + place * C_token, inside, 0.0).to(tl.float32)
 
         own = delta * u * B
         h, g = _states_and_adjoints(a, delta, later, own, dy * C, start, carried, offset, CHUNK)
@@ -109,7 +131,7 @@ def chunk_gradients(  # noqa: PLR0915 - one kernel, so that a tile is read once
         exponent = g * (h - own)
         d_exponent += exponent * (a[:, None] * LN2)
         tl.store(d_A_ptr + per_state, tl.sum(exponent * delta, 1), exists)
-        d_state = d_matrix + n * wide(length)
+        d_state = d_matrix + n * _wide(length)
         tl.atomic_add(d_B_ptr + d_state, tl.sum(g * delta * u, 0), within, sem="relaxed")
         tl.atomic_add(d_C_ptr + d_state, tl.sum(h * dy, 0), within, sem="relaxed")
 

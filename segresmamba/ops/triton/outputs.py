@@ -3,71 +3,71 @@
 import triton
 import triton.language as tl
 
-from segresmamba.ops.triton.elementary import (
-    LOG2E,
-    combine,
-    rows_of_program,
-    shared_row,
-    sigmoid,
-    step_sizes,
-    token_of,
-    wide,
-)
+from segresmamba.ops.triton.elementary import LOG2E, sigmoid, step_sizes, token_of
+from segresmamba.ops.triton.walk import lanes_of_program, pick, places
 
 
 @triton.jit
 def chunk_outputs(
     u_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, skip_ptr, bias_ptr,
-    start_ptr, gate_ptr, sum_ptr, y_ptr, length, channels,
-    groups, states, slices, u_batch, delta_batch, gate_batch,
-    B_batch, B_group, B_state, B_token, C_batch, C_group,
-    C_state, C_token,
+    start_ptr, gate_ptr, sum_ptr, y_ptr, length, channels, groups, states, slices,
+    u_batch, u_channel, u_token, delta_batch, delta_channel, delta_token,
+    gate_batch, gate_channel, gate_token, sum_batch, sum_channel, sum_token,
+    y_batch, y_channel, y_token, B_batch, B_group, B_token, C_batch, C_group, C_token,
     ADD: tl.constexpr, GATED: tl.constexpr, SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr,
-    ROWS: tl.constexpr, CHUNK: tl.constexpr,
+    LANES: tl.constexpr, STATES: tl.constexpr, CHUNK: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """Write y = skip * u + C . h, plus `sum` if ADD, times SiLU(gate) if GATED.
 
-    Grid (chunks, blocks of rows, batch). u, delta, B and C are in the order of the scan; gate, sum
-    and y in storage order, to which slices and REVERSE map.
+    Grid (chunks, blocks of channels, batch). u, delta, B and C are in the order of the scan; gate,
+    sum and y in storage order, to which slices and REVERSE map. y may be sum.
 
-    start: (batch, channels, states, chunks). sum, y: dense (batch, channels, length); y may be sum.
+    B, C: rows of STATES float32 to the end of the last chunk, zero outside the sequence.
+    start: (batch, channels, states, chunks).
     """
     chunk, item = tl.program_id(0), tl.program_id(2).to(tl.int64)
     chunks = tl.num_programs(0)
-    group, channel, exists = rows_of_program(channels, groups, ROWS)
-    offset = tl.arange(0, CHUNK)
-    position = chunk * CHUNK + offset
-    within = position < length
-    inside = exists[:, None] & within[None, :]
-    row = channel.to(tl.int64)[:, None] * length
-
-    raw = tl.load(delta_ptr + item * delta_batch + row + position[None, :], inside, 0.0)
+    group, channel, exists = lanes_of_program(channels, groups, LANES)
+    n = tl.arange(0, STATES)
+    real = (n < states)[:, None] & exists[None, :]
+    per_state = channel[None, :] * states + n[:, None]
+    a = tl.load(A_ptr + per_state, real, 0.0).to(tl.float32) * LOG2E
+    h = tl.load(start_ptr + (item * channels * states + per_state) * chunks + chunk, real, 0.0)
     bias = tl.load(bias_ptr + channel, exists, 0.0).to(tl.float32)
-    delta = step_sizes(raw.to(tl.float32), bias, inside, SOFTPLUS)
-    u = tl.load(u_ptr + item * u_batch + row + position[None, :], inside, 0.0).to(tl.float32)
     skip = tl.load(skip_ptr + channel, exists, 0.0).to(tl.float32)
-    y = skip[:, None] * u
-    u *= delta
-
-    place = shared_row(position, ROWS)
+    u_ptr += item * u_batch
+    delta_ptr += item * delta_batch
+    gate_ptr += item * gate_batch
+    sum_ptr += item * sum_batch
+    y_ptr += item * y_batch
     B_ptr += item * B_batch + group.to(tl.int64) * B_group
     C_ptr += item * C_batch + group.to(tl.int64) * C_group
-    first_state = (item * channels + channel) * states
-    for n in range(states):
-        a = tl.load(A_ptr + channel * states + n, exists, 0.0).to(tl.float32) * LOG2E
-        start = tl.load(start_ptr + (first_state + n) * chunks + chunk, exists, 0.0)
-        B = tl.load(B_ptr + n * wide(B_state) + place * B_token, inside, 0.0).to(tl.float32)
-        C = tl.load(C_ptr + n * wide(C_state) + place * C_token, inside, 0.0).to(tl.float32)
-        decay = tl.exp2(a[:, None] * delta)
-        value = u * B
-        value = tl.where(offset[None, :] == 0, value + decay * start[:, None], value)
-        _, h = tl.associative_scan((decay, value), 1, combine)
-        y += h * C
 
-    token = row + token_of(position, length, slices, REVERSE)[None, :]
-    if ADD:
-        y += tl.load(sum_ptr + item * channels * length + token, inside, 0.0)
-    if GATED:
-        gate = tl.load(gate_ptr + item * gate_batch + token, inside, 0.0).to(tl.float32)
-        y *= gate * sigmoid(gate)
-    tl.store(y_ptr + item * channels * length + token, y, inside)
+    row = tl.arange(0, STEP)
+    for step in range(CHUNK // STEP):
+        first = chunk * CHUNK + step * STEP
+        position = first + row
+        inside = (position < length)[:, None] & exists[None, :]
+        place = places(position, delta_token, channel, delta_channel)
+        raw = tl.load(delta_ptr + place, inside, 0.0).to(tl.float32)
+        delta = step_sizes(raw + bias[None, :], inside, SOFTPLUS)
+        place = places(position, u_token, channel, u_channel)
+        u = tl.load(u_ptr + place, inside, 0.0).to(tl.float32)
+        x = delta * u
+        y = tl.zeros([STEP, LANES], tl.float32)
+        for t in tl.static_range(STEP):
+            B = tl.load(B_ptr + (first + t).to(tl.int64) * B_token + n)
+            C = tl.load(C_ptr + (first + t).to(tl.int64) * C_token + n)
+            decay = tl.exp2(a * pick(delta, row, t)[None, :])
+            h = decay * h + pick(x, row, t)[None, :] * B[:, None]
+            y = tl.where(row[:, None] == t, tl.sum(h * C[:, None], 0)[None, :], y)
+        y += skip[None, :] * u
+
+        token = token_of(position, length, slices, REVERSE)
+        if ADD:
+            y += tl.load(sum_ptr + places(token, sum_token, channel, sum_channel), inside, 0.0)
+        if GATED:
+            place = places(token, gate_token, channel, gate_channel)
+            gate = tl.load(gate_ptr + place, inside, 0.0).to(tl.float32)
+            y *= gate * sigmoid(gate)
+        tl.store(y_ptr + places(token, y_token, channel, y_channel), y, inside)

@@ -1,16 +1,21 @@
 """Launches the scan kernels: per-chunk states, a scan over chunks, then outputs or gradients.
 
-A GPU fills up with chunks: the sequence is cut into pieces of CHUNK tokens that are computed at
-the same time, so that a batch of one volume is enough. Gradients of B and C are summed over
-channels with atomic additions; their last bits differ from run to run.
+A GPU fills up with chunks: the sequence is cut into pieces that are computed at the same time, so
+that a batch of one volume is enough. The forward pass and the first part of the backward pass walk
+along a piece with a lane for each channel; gradients scan a chunk, its tokens spread over a warp.
+Gradients of B and C are summed over channels with atomic additions; their last bits differ from run
+to run.
 """
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from segresmamba.ops.kernels import ScanOperands
@@ -19,17 +24,20 @@ from segresmamba.ops.triton.gradients import chunk_gradients
 from segresmamba.ops.triton.outputs import chunk_outputs
 from segresmamba.ops.triton.states import chunk_ends, pass_states
 
-CHUNK = 256
-"""Most tokens per program: eight for each thread of a warp."""
-ROWS = 4
-"""Channels per program, a warp each."""
+CHUNK, ROWS = 128, 4
+"""Most tokens and channels per program of the gradients, which is one warp and waits for none."""
+LANES, STEP = 32, 8
+"""Channels per program that walks, a lane each, and tokens that it reads at once."""
+WALKS = 4096
+"""Walking programs, a warp each, that fill a GPU; chunks are cut into pieces to have as many."""
 PASS_ROWS, PASS_BLOCK = 4, 256
 """Sequences of chunk states per program, and chunks scanned at once."""
 
 _IN_A_ROW = OrderMap(slices=1, reverse=False)
 
 
-class Scan(NamedTuple):
+@dataclass(frozen=True)
+class Scan:
     """One scan as the kernels read it: u, delta, B and C in its order, rows dense."""
 
     u_BDL: Tensor
@@ -45,7 +53,7 @@ class Scan(NamedTuple):
     @property
     def chunk(self) -> int:
         """Tokens per chunk."""
-        return chunk_size(self.u_BDL.shape[2])
+        return tile_size(self.u_BDL.shape[2], CHUNK)
 
     @property
     def chunks(self) -> int:
@@ -54,10 +62,25 @@ class Scan(NamedTuple):
 
     @property
     def grid(self) -> tuple[int, int, int]:
-        """Programs: chunks, blocks of rows, batch items."""
+        """Programs of the gradients: chunks, blocks of channels, batch items."""
+        return self._grid(ROWS)
+
+    @property
+    def walk_grid(self) -> tuple[int, int, int]:
+        """Programs that walk: pieces, blocks of channels, batch items."""
+        chunks, blocks, batch = self._grid(LANES)
+        return chunks * self.pieces, blocks, batch
+
+    def _grid(self, block: int) -> tuple[int, int, int]:
         batch, channels, _ = self.u_BDL.shape
         groups = self.B_BGNL.shape[1]
-        return self.chunks, groups * cdiv(channels // groups, ROWS), batch
+        return self.chunks, groups * cdiv(channels // groups, block), batch
+
+    @property
+    def pieces(self) -> int:
+        """Pieces of a chunk that are walked at the same time."""
+        wanted = cdiv(WALKS, max(1, math.prod(self._grid(LANES))))
+        return min(self.chunk // STEP, _power_of_two(wanted))
 
     @property
     def sizes(self) -> tuple[int, int, int, int, int]:
@@ -66,20 +89,52 @@ class Scan(NamedTuple):
         groups, states = self.B_BGNL.shape[1:3]
         return length, channels, groups, states, self.order.slices
 
-    def per_channel(self) -> Tensor:
-        """Room for a value of each channel and chunk."""
-        shape = (*self.u_BDL.shape[:2], self.chunks)
+    @property
+    def walk_sizes(self) -> dict[str, int]:
+        """Compile-time sizes of a walk."""
+        return {
+            "LANES": LANES,
+            "STATES": _power_of_two(self.A_DN.shape[1]),
+            "CHUNK": self.chunk // self.pieces,
+            "STEP": STEP,
+            "num_warps": 1,
+        }
+
+    @cached_property
+    def B_rows(self) -> Tensor:
+        """B (B, G, tokens, states) as walks read it."""
+        return self._rows(self.B_BGNL)
+
+    @cached_property
+    def C_rows(self) -> Tensor:
+        """C (B, G, tokens, states) as walks read it."""
+        return self._rows(self.C_BGNL)
+
+    def _rows(self, matrix_BGNL: Tensor) -> Tensor:
+        """float32, states in a row, padded to whole vectors and whole chunks; or constant."""
+        batch, groups, states, length = matrix_BGNL.shape
+        tokens, vector = self.chunks * self.chunk, self.walk_sizes["STATES"]
+        if matrix_BGNL.stride(3) == 0:
+            row = F.pad(matrix_BGNL[..., :1].mT.float(), (0, vector - states))
+            return row.expand(-1, -1, tokens, -1)
+        rows = matrix_BGNL.new_zeros((batch, groups, tokens, vector), dtype=torch.float32)
+        rows[..., :length, :states] = matrix_BGNL.mT
+        return rows
+
+    def per_channel(self, pieces: int = 1) -> Tensor:
+        """Room for a value of each channel and chunk, or piece of one."""
+        shape = (*self.u_BDL.shape[:2], self.chunks * pieces)
         return self.u_BDL.new_empty(shape, dtype=torch.float32)
 
-    def per_state(self) -> Tensor:
-        """Room for a value of each channel, state and chunk."""
-        shape = (*self.u_BDL.shape[:2], self.A_DN.shape[1], self.chunks)
+    def per_state(self, pieces: int = 1) -> Tensor:
+        """Room for a value of each channel, state and chunk, or piece of one."""
+        shape = (*self.u_BDL.shape[:2], self.A_DN.shape[1], self.chunks * pieces)
         return self.u_BDL.new_empty(shape, dtype=torch.float32)
 
 
-def chunk_size(length: int) -> int:
-    """Tokens per chunk of a sequence."""
-    return min(CHUNK, max(16, _power_of_two(length)))
+def tile_size(length: int, most: int) -> int:
+    """Tokens of a sequence that are computed together: a power of two from 16 to most."""
+    return min(most, max(16, _power_of_two(length)))
 
 
 def cdiv(items: int, size: int) -> int:
@@ -123,30 +178,36 @@ def dense(x_BDL: Tensor) -> Tensor:
 
 
 def start_states(scan: Scan) -> tuple[Tensor, Tensor]:
-    """State before each chunk (B, D, N, chunks) and after the last (B, D, N)."""
-    end, delta_sum = scan.per_state(), scan.per_channel()
+    """State before each piece (B, D, N, pieces) and after the last (B, D, N)."""
+    end, delta_sum = scan.per_state(scan.pieces), scan.per_channel(scan.pieces)
     with on_device(scan.u_BDL):
-        chunk_ends[scan.grid](
-            scan.u_BDL, scan.delta_BDL, scan.u_BDL, scan.A_DN, scan.B_BGNL, scan.bias_D, end,
-            delta_sum, *scan.sizes, scan.u_BDL.stride(0), scan.delta_BDL.stride(0), 0,
-            *scan.B_BGNL.stride(), ADJOINT=False, GATED=False, SOFTPLUS=scan.softplus,
-            REVERSE=False, ROWS=ROWS, CHUNK=scan.chunk,
+        chunk_ends[scan.walk_grid](
+            scan.u_BDL, scan.delta_BDL, scan.u_BDL, scan.A_DN, scan.B_rows, scan.bias_D, end,
+            delta_sum, *scan.sizes, *scan.u_BDL.stride(), *scan.delta_BDL.stride(),
+            *scan.u_BDL.stride(), *scan.B_rows.stride()[:3], ADJOINT=False, GATED=False,
+            SOFTPLUS=scan.softplus, REVERSE=False, **scan.walk_sizes,
         )  # fmt: skip
     return _pass(scan, end, delta_sum, torch.zeros_like(end[..., 0]), backwards=False)
 
 
+def chunk_starts(scan: Scan, start: Tensor) -> Tensor:
+    """State before each chunk, from those before each piece."""
+    return start[..., :: scan.pieces].contiguous()
+
+
 def carried_adjoints(scan: Scan, dy_BDL: Tensor, gate_BDL: Tensor | None, d_last: Tensor) -> Tensor:
     """What the adjoint of each chunk receives from the chunk after it (B, D, N, chunks)."""
-    end, delta_sum = scan.per_state(), scan.per_channel()
+    end, delta_sum = scan.per_state(scan.pieces), scan.per_channel(scan.pieces)
     gate = dy_BDL if gate_BDL is None else gate_BDL
     with on_device(scan.u_BDL):
-        chunk_ends[scan.grid](
-            dy_BDL, scan.delta_BDL, gate, scan.A_DN, scan.C_BGNL, scan.bias_D, end, delta_sum,
-            *scan.sizes, dy_BDL.stride(0), scan.delta_BDL.stride(0), gate.stride(0),
-            *scan.C_BGNL.stride(), ADJOINT=True, GATED=gate_BDL is not None,
-            SOFTPLUS=scan.softplus, REVERSE=scan.order.reverse, ROWS=ROWS, CHUNK=scan.chunk,
+        chunk_ends[scan.walk_grid](
+            dy_BDL, scan.delta_BDL, gate, scan.A_DN, scan.C_rows, scan.bias_D, end, delta_sum,
+            *scan.sizes, *dy_BDL.stride(), *scan.delta_BDL.stride(), *gate.stride(),
+            *scan.C_rows.stride()[:3], ADJOINT=True, GATED=gate_BDL is not None,
+            SOFTPLUS=scan.softplus, REVERSE=scan.order.reverse, **scan.walk_sizes,
         )  # fmt: skip
-    return _pass(scan, end, delta_sum, d_last, backwards=True)[0]
+    carried, _ = _pass(scan, end, delta_sum, d_last, backwards=True)
+    return carried[..., scan.pieces - 1 :: scan.pieces].contiguous()
 
 
 def _pass(
@@ -168,17 +229,18 @@ def outputs(
 ) -> None:
     """Write the outputs to y: with those of earlier scans added, then gated, where there are any.
 
-    earlier_BDL may be y_BDL itself. Both are dense.
+    earlier_BDL may be y_BDL itself.
     """
     gate = y_BDL if gate_BDL is None else gate_BDL
     earlier = y_BDL if earlier_BDL is None else earlier_BDL
     with on_device(y_BDL):
-        chunk_outputs[scan.grid](
-            scan.u_BDL, scan.delta_BDL, scan.A_DN, scan.B_BGNL, scan.C_BGNL, scan.skip_D,
-            scan.bias_D, start, gate, earlier, y_BDL, *scan.sizes, scan.u_BDL.stride(0),
-            scan.delta_BDL.stride(0), gate.stride(0), *scan.B_BGNL.stride(),
-            *scan.C_BGNL.stride(), ADD=earlier_BDL is not None, GATED=gate_BDL is not None,
-            SOFTPLUS=scan.softplus, REVERSE=scan.order.reverse, ROWS=ROWS, CHUNK=scan.chunk,
+        chunk_outputs[scan.walk_grid](
+            scan.u_BDL, scan.delta_BDL, scan.A_DN, scan.B_rows, scan.C_rows, scan.skip_D,
+            scan.bias_D, start, gate, earlier, y_BDL, *scan.sizes, *scan.u_BDL.stride(),
+            *scan.delta_BDL.stride(), *gate.stride(), *earlier.stride(), *y_BDL.stride(),
+            *scan.B_rows.stride()[:3], *scan.C_rows.stride()[:3], ADD=earlier_BDL is not None,
+            GATED=gate_BDL is not None, SOFTPLUS=scan.softplus, REVERSE=scan.order.reverse,
+            **scan.walk_sizes,
         )  # fmt: skip
 
 
@@ -190,7 +252,7 @@ def gradients(
 
     Args:
         scan: The scan.
-        start: State before each chunk.
+        start: State before each chunk, dense.
         d_last: Gradient of the last state.
         dy_BDL: Gradient of the gated output, in storage order.
         gate_BDL: Gate z; without it the output is not gated.
@@ -203,7 +265,7 @@ def gradients(
         Gradients in the order of ScanOperands; z is d_gate_BDL.
     """
     carried = carried_adjoints(scan, dy_BDL, gate_BDL, d_last)
-    d_u, d_delta = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in scan[:2])
+    d_u, d_delta = (t.new_empty(t.shape) for t in (scan.u_BDL, scan.delta_BDL))
     d_A = scan.per_state()
     d_skip, d_bias = scan.per_channel(), scan.per_channel()
     d_B, d_C = (torch.zeros(scan.B_BGNL.shape, device=d_A.device) for _ in range(2))
@@ -217,7 +279,7 @@ def gradients(
             scan.u_BDL.stride(0), scan.delta_BDL.stride(0), gate.stride(0),
             *scan.B_BGNL.stride(), *scan.C_BGNL.stride(), GATED=gate_BDL is not None, ADD=add,
             LAST=d_gate_BDL is not None, SOFTPLUS=scan.softplus, REVERSE=scan.order.reverse,
-            ROWS=ROWS, CHUNK=scan.chunk,
+            ROWS=ROWS, CHUNK=scan.chunk, num_warps=1,
         )  # fmt: skip
     return ScanOperands(
         d_u, d_delta, d_A.sum((0, 3)), d_B, d_C, d_skip.sum((0, 2)), d_gate_BDL, d_bias.sum((0, 2))
@@ -227,7 +289,7 @@ def gradients(
 def checkpoint_shape(operands: ScanOperands) -> tuple[int, ...]:
     """(B, D, N, chunks)."""
     batch, channels, length = operands.u_BDL.shape
-    chunks = cdiv(length, chunk_size(length))
+    chunks = cdiv(length, tile_size(length, CHUNK))
     return batch, channels, operands.A_DN.shape[1], chunks
 
 
@@ -238,9 +300,8 @@ def scan_forward(
     scan = prepare(operands, softplus)
     start, last = start_states(scan)
     y_BDL = scan.u_BDL.new_empty(scan.u_BDL.shape)
-    gate = None if operands.z_BDL is None else dense(operands.z_BDL)
-    outputs(scan, start, gate, y_BDL, None)
-    return y_BDL, last, start if keep else start.new_empty(0)
+    outputs(scan, start, operands.z_BDL, y_BDL, None)
+    return y_BDL, last, chunk_starts(scan, start) if keep else start.new_empty(0)
 
 
 def scan_backward(

@@ -9,68 +9,75 @@ the same form with time reversed, C for B and dy for delta * u.
 import triton
 import triton.language as tl
 
-from segresmamba.ops.triton.elementary import (
-    LOG2E,
-    combine,
-    rows_of_program,
-    shared_row,
-    sigmoid,
-    step_sizes,
-    token_of,
-    wide,
-)
+from segresmamba.ops.triton.elementary import LOG2E, combine, sigmoid, step_sizes, token_of
+from segresmamba.ops.triton.walk import lanes_of_program, pick, places
 
 
 @triton.jit
 def chunk_ends(
     x_ptr, delta_ptr, gate_ptr, A_ptr, matrix_ptr, bias_ptr,
     end_ptr, sum_ptr, length, channels, groups, states, slices,
-    x_batch, delta_batch, gate_batch, matrix_batch, matrix_group,
-    matrix_state, matrix_token,
+    x_batch, x_channel, x_token, delta_batch, delta_channel, delta_token,
+    gate_batch, gate_channel, gate_token, matrix_batch, matrix_group, matrix_token,
     ADJOINT: tl.constexpr, GATED: tl.constexpr, SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr,
-    ROWS: tl.constexpr, CHUNK: tl.constexpr,
+    LANES: tl.constexpr, STATES: tl.constexpr, CHUNK: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """What the tokens of a chunk leave in the state after it, or in the adjoint before it.
 
-    Grid (chunks, blocks of rows, batch).
+    Grid (chunks, blocks of channels, batch).
 
     x: u, or with ADJOINT the gradient of the output (in storage order: slices and REVERSE map its
-    positions to tokens), which is multiplied by SiLU(gate) if GATED. matrix: B, or C with ADJOINT.
+    positions to tokens), which is multiplied by SiLU(gate) if GATED. matrix: B, or C with ADJOINT,
+    rows of STATES float32 to the end of the last chunk, zero outside the sequence.
     end: (batch, channels, states, chunks). sum: (batch, channels, chunks), the sum of delta.
     """
     chunk, item = tl.program_id(0), tl.program_id(2).to(tl.int64)
     chunks = tl.num_programs(0)
-    group, channel, exists = rows_of_program(channels, groups, ROWS)
-    position = chunk * CHUNK + tl.arange(0, CHUNK)
-    within = position < length
-    inside = exists[:, None] & within[None, :]
-    row = channel.to(tl.int64)[:, None] * length
-
-    raw = tl.load(delta_ptr + item * delta_batch + row + position[None, :], inside, 0.0)
+    group, channel, exists = lanes_of_program(channels, groups, LANES)
+    n = tl.arange(0, STATES)
+    real = (n < states)[:, None] & exists[None, :]
+    per_state = channel[None, :] * states + n[:, None]
+    a = tl.load(A_ptr + per_state, real, 0.0).to(tl.float32) * LOG2E
     bias = tl.load(bias_ptr + channel, exists, 0.0).to(tl.float32)
-    delta = step_sizes(raw.to(tl.float32), bias, inside, SOFTPLUS)
-    if ADJOINT:
-        token = token_of(position, length, slices, REVERSE)
-        x = tl.load(x_ptr + item * x_batch + row + token[None, :], inside, 0.0).to(tl.float32)
-        if GATED:
-            gate = tl.load(gate_ptr + item * gate_batch + row + token[None, :], inside, 0.0)
-            gate = gate.to(tl.float32)
-            x *= gate * sigmoid(gate)
-        distance = tl.cumsum(delta, 1)
-    else:
-        x = tl.load(x_ptr + item * x_batch + row + position[None, :], inside, 0.0).to(tl.float32)
-        x *= delta
-        distance = tl.cumsum(delta, 1, reverse=True) - delta
+    x_ptr += item * x_batch
+    delta_ptr += item * delta_batch
+    gate_ptr += item * gate_batch
+    matrix_ptr += item * matrix_batch + group.to(tl.int64) * matrix_group
+
+    row = tl.arange(0, STEP)
+    state = tl.zeros([STATES, LANES], tl.float32)
+    delta_sum = tl.zeros([LANES], tl.float32)
+    for step in range(CHUNK // STEP):
+        first = chunk * CHUNK + (CHUNK // STEP - 1 - step if ADJOINT else step) * STEP
+        position = first + row
+        inside = (position < length)[:, None] & exists[None, :]
+        place = places(position, delta_token, channel, delta_channel)
+        raw = tl.load(delta_ptr + place, inside, 0.0).to(tl.float32)
+        delta = step_sizes(raw + bias[None, :], inside, SOFTPLUS)
+        delta_sum += tl.sum(delta, 0)
+        if ADJOINT:
+            token = token_of(position, length, slices, REVERSE)
+            place = places(token, x_token, channel, x_channel)
+            x = tl.load(x_ptr + place, inside, 0.0).to(tl.float32)
+            if GATED:
+                place = places(token, gate_token, channel, gate_channel)
+                gate = tl.load(gate_ptr + place, inside, 0.0).to(tl.float32)
+                x *= gate * sigmoid(gate)
+        else:
+            place = places(position, x_token, channel, x_channel)
+            x = delta * tl.load(x_ptr + place, inside, 0.0).to(tl.float32)
+        for t in tl.static_range(
+            STEP - 1 if ADJOINT else 0, -1 if ADJOINT else STEP, -1 if ADJOINT else 1
+        ):
+            m = tl.load(matrix_ptr + (first + t).to(tl.int64) * matrix_token + n)
+            decay = tl.exp2(a * pick(delta, row, t)[None, :])
+            own = pick(x, row, t)[None, :] * m[:, None]
+            state = decay * (state + own) if ADJOINT else decay * state + own
 
     per_channel = item * channels + channel
-    tl.store(sum_ptr + per_channel * chunks + chunk, tl.sum(delta, 1), exists)
-    matrix_ptr += item * matrix_batch + group.to(tl.int64) * matrix_group
-    place = shared_row(position, ROWS) * matrix_token
-    for n in range(states):
-        a = tl.load(A_ptr + channel * states + n, exists, 0.0).to(tl.float32) * LOG2E
-        m = tl.load(matrix_ptr + n * wide(matrix_state) + place, inside, 0.0).to(tl.float32)
-        end = tl.sum(tl.exp2(a[:, None] * distance) * x * m, 1)
-        tl.store(end_ptr + (per_channel * states + n) * chunks + chunk, end, exists)
+    tl.store(sum_ptr + per_channel * chunks + chunk, delta_sum, exists)
+    place = item * channels * states + per_state
+    tl.store(end_ptr + place * chunks + chunk, state, real)
 
 
 @triton.jit

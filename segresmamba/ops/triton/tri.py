@@ -18,17 +18,20 @@ from segresmamba.ops.kernels import ScanOperands
 from segresmamba.ops.orders import ORDERS, OrderMap, order_map
 from segresmamba.ops.triton.conv import convolve, convolve_gradients
 from segresmamba.ops.triton.scan import (
-    ROWS,
     Scan,
     cdiv,
-    chunk_size,
+    chunk_starts,
     dense,
     gradients,
     on_device,
     outputs,
     prepare,
     start_states,
+    tile_size,
 )
+
+TOKENS, ROWS = 256, 4
+"""Most tokens and channels per program of a convolution."""
 
 
 class Direction(NamedTuple):
@@ -57,9 +60,11 @@ def directions(operands: Sequence[Tensor], num_slices: int) -> list[Direction]:
 
 def tri_forward(operands: Sequence[Tensor], num_slices: int) -> Tensor:
     """See `segresmamba.ops.kernels.Kernels`."""
-    x_BDL, z_BDL = dense(operands[0]), dense(operands[1])
-    total_BDL = x_BDL.new_empty(x_BDL.shape, dtype=torch.float32)
-    y_BDL = x_BDL.new_empty(x_BDL.shape)
+    x_BDL, z_BDL = dense(operands[0]), operands[1]
+    batch, channels, length = x_BDL.shape
+    # Channels in a row: a walk writes those of one token together, wherever an order puts it.
+    total_BDL = x_BDL.new_empty((batch, length, channels), dtype=torch.float32).mT
+    y_BDL = torch.empty_like(operands[0])
     for k, direction in enumerate(directions(operands, num_slices)):
         scan, _ = _project(_convolve(x_BDL, direction), direction)
         last = k == len(ORDERS) - 1
@@ -71,7 +76,7 @@ def tri_forward(operands: Sequence[Tensor], num_slices: int) -> Tensor:
             y_BDL if last else total_BDL,
             total_BDL if k else None,
         )
-    return torch.empty_like(operands[0]).copy_(y_BDL)
+    return y_BDL
 
 
 def tri_backward(dy_BDL: Tensor, operands: Sequence[Tensor], num_slices: int) -> list[Tensor]:
@@ -87,8 +92,8 @@ def tri_backward(dy_BDL: Tensor, operands: Sequence[Tensor], num_slices: int) ->
         scan, projected_BPL = _project(u_BDL, direction)
         start, last_state = start_states(scan)
         grads = gradients(
-            scan, start, torch.zeros_like(last_state), dy_BDL, z_BDL, total_BDL, k > 0,
-            dz_BDL if last else None,
+            scan, chunk_starts(scan, start), torch.zeros_like(last_state), dy_BDL, z_BDL,
+            total_BDL, k > 0, dz_BDL if last else None,
         )  # fmt: skip
         found.append(_parameter_gradients(direction, grads, x_BDL, u_BDL, projected_BPL, dx_BDL))
     parameters = zip(operands[2:], zip(*found, strict=True), strict=True)
@@ -148,7 +153,7 @@ def _convolve(x_BDL: Tensor, direction: Direction) -> Tensor:
         convolve[_grid(x_BDL)](
             x_BDL, direction.conv_weight_DW, direction.conv_bias_D, u_BDL, length, channels,
             direction.order.slices, x_BDL.stride(0), REVERSE=direction.order.reverse, ROWS=ROWS,
-            CHUNK=chunk_size(length), WIDTH=direction.conv_weight_DW.shape[1],
+            CHUNK=tile_size(length, TOKENS), WIDTH=direction.conv_weight_DW.shape[1],
         )  # fmt: skip
     return u_BDL
 
@@ -165,7 +170,8 @@ def _convolve_gradients(
         convolve_gradients[grid](
             d_u_BDL, x_BDL, direction.conv_weight_DW, direction.conv_bias_D, dx_BDL, d_weight,
             d_bias, length, channels, direction.order.slices, x_BDL.stride(0),
-            REVERSE=direction.order.reverse, ROWS=ROWS, CHUNK=chunk_size(length), WIDTH=width,
+            REVERSE=direction.order.reverse, ROWS=ROWS, CHUNK=tile_size(length, TOKENS),
+            WIDTH=width,
         )  # fmt: skip
     return d_weight.sum((0, 1)), d_bias.sum((0, 1))
 
@@ -173,4 +179,4 @@ def _convolve_gradients(
 def _grid(x_BDL: Tensor) -> tuple[int, int, int]:
     """Programs: chunks, blocks of rows, batch items."""
     batch, channels, length = x_BDL.shape
-    return cdiv(length, chunk_size(length)), cdiv(channels, ROWS), batch
+    return cdiv(length, tile_size(length, TOKENS)), cdiv(channels, ROWS), batch

@@ -6,28 +6,20 @@ import multiprocessing
 
 import pytest
 
-HALF = (
-    "x_ptr",
-    "u_ptr",
-    "delta_ptr",
-    "gate_ptr",
-    "B_ptr",
-    "C_ptr",
-    "matrix_ptr",
-    "dy_ptr",
-    "y_ptr",
-)
-UNIT = ("matrix_token", "B_token", "C_token")
-TILE = {"ROWS": 4, "CHUNK": 256}
-SCAN = TILE | {"GATED": True, "SOFTPLUS": True, "REVERSE": False}
+HALF = ("x_ptr", "u_ptr", "delta_ptr", "gate_ptr", "dy_ptr", "y_ptr")
+UNIT = ("x_token", "u_token", "delta_token", "gate_token", "y_token", "B_token", "C_token")
+ROWS = {"ROWS": 4, "CHUNK": 128, "num_warps": 1}
+CONV = {"ROWS": 4, "CHUNK": 256}
+WALK = {"LANES": 32, "STATES": 16, "CHUNK": 128, "STEP": 8, "num_warps": 1}
+SCAN = {"GATED": True, "SOFTPLUS": True, "REVERSE": False}
 KERNELS = [
-    ("states", "chunk_ends", SCAN | {"ADJOINT": False}),
-    ("states", "chunk_ends", SCAN | {"ADJOINT": True}),
+    ("states", "chunk_ends", WALK | SCAN | {"ADJOINT": False}),
+    ("states", "chunk_ends", WALK | SCAN | {"ADJOINT": True}),
     ("states", "pass_states", {"BACKWARDS": True, "ROWS": 4, "BLOCK": 256}),
-    ("outputs", "chunk_outputs", SCAN | {"ADD": True}),
-    ("gradients", "chunk_gradients", SCAN | {"ADD": True, "LAST": False}),
-    ("conv", "convolve", TILE | {"REVERSE": True, "WIDTH": 4}),
-    ("conv", "convolve_gradients", TILE | {"REVERSE": False, "WIDTH": 4}),
+    ("outputs", "chunk_outputs", WALK | SCAN | {"ADD": True}),
+    ("gradients", "chunk_gradients", ROWS | SCAN | {"ADD": True, "LAST": False}),
+    ("conv", "convolve", CONV | {"REVERSE": True, "WIDTH": 4}),
+    ("conv", "convolve_gradients", CONV | {"REVERSE": False, "WIDTH": 4}),
 ]
 
 
@@ -50,7 +42,9 @@ def _compile(module: str, name: str, constants: dict[str, object]) -> int:
         else:
             signature[argument] = "i32"
     source = ASTSource(kernel, signature, known)
-    return len(triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"])
+    options = {"num_warps": constants.get("num_warps", 4)}
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    return len(compiled.asm["cubin"])
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +53,10 @@ def compiler(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("TRITON_INTERPRET", raising=False)
         patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            yield pool
+        pool = multiprocessing.get_context("spawn").Pool(1)
+    # This process has its environment back: what it imports from here on is interpreted.
+    with pool:
+        yield pool
 
 
 @pytest.mark.parametrize(("module", "name", "constants"), KERNELS)
