@@ -24,6 +24,7 @@ from segresmamba.engine.bench.synthetic import synthetic_batches, synthetic_labe
 from segresmamba.engine.bench.worker import Request
 from segresmamba.engine.runfolder import RunFolder
 from segresmamba.errors import ConfigError
+from segresmamba.tracking import sync
 from tests.engine.tiny import tiny_config
 
 SETTING = Setting("a processor", (64, 64, 64), 1, "fp32", 3, "sample.zarr", "Python, torch")
@@ -161,6 +162,7 @@ def test_each_network_is_a_run_of_its_own_in_mlflow(tmp_path: Path, tiny_store: 
         folder = RunFolder.of(config)
         folder.enter(config)
         hint = suite._track(config, folder, result, SETTING)
+        sync(folder.path)  # what a busy machine had no time to send
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     assert f"sqlite:///{tmp_path}/mlflow.db" in hint
     experiment = client.get_experiment_by_name("segresmamba-bench")

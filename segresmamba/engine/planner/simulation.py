@@ -70,10 +70,10 @@ def simulate(
         timeline.aside(sum(math.ceil(level.numel() * loss_bytes) for level in levels))
         backward(levels, [torch.empty_like(level) for level in levels])
         del outputs, levels
-        gradients = [p.grad for p in network.parameters() if p.grad is not None]
-        timeline.these_are_gradients(gradients)
+        # `states` has those.
+        timeline.leave_out(p.grad for p in network.parameters() if p.grad is not None)
     del label_BDHW
-    return Activations(weights_bytes, saved.total, timeline.peak_bytes(gradient_share=0.0))
+    return Activations(weights_bytes, saved.total, timeline.peak_bytes())
 
 
 def _loss_bytes_per_logit(config: Config, labels: Mapping[str, int], classes: Classes) -> float:

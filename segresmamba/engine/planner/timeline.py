@@ -2,21 +2,19 @@
 
 It works on real tensors and on fake ones, of which nothing is allocated; so a training step can be
 followed to its peak at any size and without a GPU. What a kernel takes and gives back inside one
-operator is not seen; `scratch` says how much that is.
+operator is not seen.
 """
 
 from __future__ import annotations
 
+import itertools
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-
-Scratch = Callable[[str, Sequence[Tensor], Sequence[Tensor]], int]
-"""Bytes that an operator takes beside its outputs, from its name, inputs and outputs."""
 
 
 class _Event(NamedTuple):
@@ -25,18 +23,13 @@ class _Event(NamedTuple):
 
 
 class Timeline(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Writes down what the code inside it allocates and releases, not what was there before.
+    """Writes down what the code inside it allocates and releases, not what was there before."""
 
-    Args:
-        scratch: What operators take beside their outputs; None leaves it out.
-    """
-
-    def __init__(self, scratch: Scratch | None = None) -> None:
+    def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._scratch = scratch
         self._events = list[_Event]()
         self._numbers = dict[int, int]()  # of living storages, by their address
-        self._gradients = frozenset[int]()
+        self._left_out = frozenset[int]()
 
     def __torch_dispatch__(
         self,
@@ -47,38 +40,28 @@ class Timeline(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Run an operator and note what it allocated."""
         result = func(*args, **(kwargs or {}))
-        inputs, outputs = _tensors((args, kwargs)), _tensors(result)
-        there_before = {_key(tensor) for tensor in inputs}
-        for tensor in outputs:
+        there_before = {_key(tensor) for tensor in _tensors((args, kwargs))}
+        for tensor in _tensors(result):
             if _key(tensor) not in there_before:
                 self._note(tensor)
-        if self._scratch and (taken := self._scratch(func.__name__, inputs, outputs)):
-            self.aside(taken)
         return result
 
-    def these_are_gradients(self, tensors: Iterable[Tensor]) -> None:
-        """Tell the gradients of parameters, while they live, from everything else."""
+    def leave_out(self, tensors: Iterable[Tensor]) -> None:
+        """Do not count these, which are alive now, from their allocation on."""
         keys = [_key(tensor) for tensor in tensors]
-        self._gradients |= {self._numbers[key] for key in keys if key in self._numbers}
+        self._left_out |= {self._numbers[key] for key in keys if key in self._numbers}
 
     def aside(self, size_bytes: int) -> None:
         """Something that was not followed takes this much at this moment, and gives it back."""
         number = len(self._events)
         self._events += [_Event(number, size_bytes), _Event(number, -size_bytes)]
 
-    def peak_bytes(self, gradient_share: float = 1.0) -> int:
-        """The most that was in use at once, if only this share of the gradients is kept."""
-        return max((int(a + gradient_share * g) for a, g in self._levels()), default=0)
-
-    def _levels(self) -> Iterator[tuple[int, int]]:
-        """Other memory and gradients after each event, in bytes."""
-        others = gradients = 0
-        for number, change_bytes in self._events:
-            if number in self._gradients:
-                gradients += change_bytes
-            else:
-                others += change_bytes
-            yield others, gradients
+    def peak_bytes(self) -> int:
+        """The most that was in use at once."""
+        changes = (
+            event.change_bytes for event in self._events if event.number not in self._left_out
+        )
+        return max(itertools.accumulate(changes), default=0)
 
     def _note(self, tensor: Tensor) -> None:
         key, storage = _key(tensor), tensor.untyped_storage()
