@@ -328,6 +328,12 @@ def run_in_allocation(executor: SlurmExecutor, work: Work) -> NoReturn:
     os.execvp("bash", ["bash", str(paths.submission_file)])
 
 
+def submitted_jobs(logs: Path) -> list[str]:
+    """The ids of all jobs whose logs are in this folder."""
+    pickles = sorted(logs.glob("*_submitted.pkl"))
+    return [path.name.removesuffix("_submitted.pkl") for path in pickles]
+
+
 def load_work(logs: Path, job_id: str) -> Any:
     """The job that was submitted under this id, as it was pickled.
 

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import typer
 
-from launch import executor, foreground
+from launch import executor, foreground, squeue
 from launch.failure import first_failure
 from launch.fit import require_fit
 from launch.follow import follow
@@ -17,6 +17,7 @@ from launch.job import Work
 from launch.report import report_failure
 from launch.squeue import INTERRUPTED_CODE
 from segresmamba.config import refuse_changes, run_folder
+from segresmamba.errors import LaunchError
 
 
 def start(job: Work, *, watch: bool = False) -> int:
@@ -61,11 +62,26 @@ def _queue(job: Work, *, watch: bool) -> int:
     from segresmamba.tracking import run_hint
 
     refuse_changes(job.config)
+    _refuse_second_job(run_folder(job.config))
     hint = run_hint(run_folder(job.config), job.config.tracking, job.config.run.root)
     queued = executor.submit(_slurm_executor(job), job)
     typer.echo(f"job {queued.job_id}, log {queued.paths.stdout}")
     typer.echo(f"watch and compare: {hint}")
     return follow(queued.job_id, queued.paths.stdout) if watch else 0
+
+
+def _refuse_second_job(folder: Path) -> None:
+    """Only one job may go on with a run; a preempted one is still there, in the queue."""
+    alive = squeue.living(executor.submitted_jobs(folder / "logs"))
+    if alive:
+        job_id = alive.partition(":")[0].removeprefix("job ")
+        raise LaunchError(
+            "the run has a job already",
+            where=folder,
+            got=alive,
+            remedy=f"leave it to that one; or to go on with other ranks or settings: scancel "
+            f"{job_id}, wait until squeue no longer shows it, then the same command",
+        )
 
 
 def _slurm_executor(job: Work) -> executor.SlurmExecutor:

@@ -96,6 +96,14 @@ def job_states(job_ids: Sequence[str]) -> dict[str, JobState]:
     return states
 
 
+def living(job_ids: Sequence[str]) -> str | None:
+    """One of these jobs that is queued or runs, with its state; None if none does."""
+    if not job_ids:
+        return None
+    jobs, fields = f"--jobs={','.join(job_ids)}", "--format=job %i: %T (%r)"
+    return next(iter(_ask("squeue", "--noheader", jobs, fields).splitlines()), None)
+
+
 def hopeless(job_id: str) -> str | None:
     """Why a job that was just queued will never start, and the setting; None if it may.
 

@@ -20,6 +20,7 @@ from tests.cluster.conftest import CHECKPOINT_EVERY, STEPS, Followed
 from tests.cluster.jobs import (
     Job,
     Queue,
+    launch,
     losses,
     mlflow_run,
     queue_stand_in,
@@ -84,7 +85,7 @@ def test_a_run_at_its_time_limit_saves_and_goes_on(reference: Followed, queue_ru
 
 
 def test_a_preempted_run_goes_on_with_other_ranks_at_another_stage(
-    reference: Followed, queue_run: Queue
+    reference: Followed, queue_run: Queue, words: tuple[str, ...], root: Path
 ) -> None:
     job = queue_run("elastic", "train.zero_stage=2")
     job.wait_for_step(3)
@@ -93,9 +94,13 @@ def test_a_preempted_run_goes_on_with_other_ranks_at_another_stage(
     job.wait_for_signal(signal.SIGTERM)
     job.go_on()
     wait_until(lambda: job.state.name == "PENDING", "its way back to the queue", lambda: job.log)
-    slurm("scancel", job.id)
 
-    fewer = queue_run("elastic", "cluster.nodes=1", "train.zero_stage=3", "train.accumulation=2")
+    changed = ("cluster.nodes=1", "train.zero_stage=3", "train.accumulation=2")
+    done = launch("train", *words, *changed, f"run.root={root}", "run.name=elastic")
+    assert done.returncode == 2
+    assert f"got:    job {job.id}: PENDING (BeginTime)" in done.stderr
+    slurm("scancel", job.id)
+    fewer = queue_run("elastic", *changed)
     assert fewer.end().exit_code == 0, fewer.log
     said = ", written by 2 rank(s) at ZeRO stage 2, on 1 rank(s) at ZeRO stage 3"
     assert said in fewer.log

@@ -11,7 +11,7 @@ from segresmamba.engine import request_stop, train
 from tests.engine.ranks import RankPool
 from tests.engine.tiny import journal_losses, tiny_config
 
-SETTINGS = ("train.batch_size=8", "data.patch=[16,16,16]", "train.max_steps=7")
+SETTINGS = ("train.batch_size=8", "data.patch=[16,16,16]", "train.max_steps=6")
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,9 @@ def test_losses_are_those_of_a_run_whose_ranks_and_stage_never_changed(
 ) -> None:
     train(tiny_config(tiny_store, tmp_path / "whole", *SETTINGS))
     whole = journal_losses(tmp_path / "whole" / "tiny")
-    for ranks, stage in [(4, 2), (2, 3), (8, 1), (2, 0), (4, 3), (8, 2)]:
+    for ranks, stage in [(4, 2), (2, 3), (8, 1), (2, 0), (4, 3)]:
         pools[ranks].run(one_step, tiny_store, tmp_path, f"train.zero_stage={stage}")
-    train(tiny_config(tiny_store, tmp_path, *SETTINGS, "train.accumulation=2"))
+    train(
+        tiny_config(tiny_store, tmp_path, *SETTINGS, "train.accumulation=2", "train.zero_stage=2")
+    )
     assert journal_losses(tmp_path / "tiny") == pytest.approx(whole, abs=1e-4)

@@ -113,6 +113,20 @@ def test_a_refused_job_leaves_earlier_jobs_of_the_run_alone(
     assert set((tmp_path / "mine" / "logs").iterdir()) == before
 
 
+def test_a_run_whose_job_waits_to_go_on_gets_no_second_one(
+    make_job: MakeJob, tmp_path: Path, fake_command: FakeCommand
+) -> None:
+    fake_command("sbatch", "echo Submitted batch job 4711")
+    launcher.start(make_job("mine", "cluster=slurm"))
+    fake_command("squeue", "echo 'job 4711: PENDING (BeginTime)'")
+    with pytest.raises(LaunchError, match="has a job already") as caught:
+        launcher.start(make_job("mine", "cluster=slurm", "cluster.tasks_per_node=1"))
+    assert caught.value.got == "job 4711: PENDING (BeginTime)"
+    assert "scancel 4711" in caught.value.remedy
+    fake_command("squeue", "exit 1")
+    assert launcher.start(make_job("mine", "cluster=slurm")) == 0
+
+
 def test_a_machine_without_sbatch_is_told_where_to_go(
     make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
