@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from launch.sweep import Sweep
-from launch.trial import FINISHED, OVER, UNDER_WAY
+from launch.trial import FINISHED, OVER
 from tests.cluster.jobs import REPOSITORY, Job, launch, losses, release, run, slurm, wait_until
 
 
@@ -41,10 +41,9 @@ def kill_the_controller_once_it_has_submitted(
 
 
 def watch(sweep: Sweep, most: int) -> None:
-    """Wait until no trial is under way; never may more than `most` of an array run at once."""
+    """Wait until all jobs have ended; never may more than `most` of an array run at once."""
 
     def ended() -> bool:
-        sweep.refresh()
         queue = slurm("squeue", "--noheader", "--array", "--format=%F %K %T %r").splitlines()
         arrays = Counter(line.split()[0] for line in queue if "RUNNING" in line)
         assert max(arrays.values(), default=0) <= most, queue
@@ -52,9 +51,10 @@ def watch(sweep: Sweep, most: int) -> None:
             array, task, _, reason = line.split(maxsplit=3)
             if reason == "BeginTime":
                 release(f"{array}_{task}")
-        return not any(trial.state in UNDER_WAY for trial in sweep.trials)
+        return not queue
 
     wait_until(ended, "the end of the sweep", lambda: str(sweep.trials))
+    sweep.refresh()
 
 
 def test_a_sweep_survives_its_controller_and_is_mended_by_the_same_command(
