@@ -94,6 +94,7 @@ def test_a_sweep_survives_its_controller_and_is_mended_by_the_same_command(
     watch(sweep, most=2)
     assert {trial.state for trial in sweep.trials} == {FINISHED}, launch("status").stdout
     # By the trial that was the last.
+    assert {trial.state for trial in Sweep.read(sweep.folder).trials} == {FINISHED}
     summary = json.loads((sweep.folder / "summary.json").read_text())
     assert summary["metrics"]["validation/dice/mean"]["n"] == 3
     runs = {Path(trial.run).name for trial in sweep.trials}
