@@ -30,11 +30,11 @@ class Pool:
         self.stopping = False
         self.waiting = [trial for trial in sweep.trials if trial.state not in OVER | UNDER_WAY]
 
-    def run(self) -> int:
+    def run(self) -> bool:
         """Run to the end; a first Ctrl-C or SIGTERM lets the trials save, and starts no more.
 
         Returns:
-            0 if no trial failed, 1 if one did, 130 if the pool was stopped.
+            Whether it was not stopped.
         """
         before = {signum: signal.signal(signum, self._stop) for signum in _STOP}
         try:
@@ -46,9 +46,7 @@ class Pool:
         finally:
             for signum, handler in before.items():
                 signal.signal(signum, handler)
-        if self.stopping:
-            return INTERRUPTED_CODE
-        return int(any(trial.state == FAILED for trial in self.sweep.trials))
+        return not self.stopping
 
     def _start(self, trial: Trial) -> None:
         lock = self.sweep.lock(trial)
@@ -86,7 +84,8 @@ class Pool:
                 Path(trial.run, REPORT).write_text(text, encoding="utf-8")
             self.sweep.write()
             dice = "" if trial.dice is None else f", Dice {trial.dice:.4f}"
-            typer.echo(f"trial {trial.number} {trial.state}{dice}")
+            why = f": {trial.failure.rstrip().splitlines()[-1].strip()}" if trial.failure else ""
+            typer.echo(f"trial {trial.number} {trial.state}{dice}{why}")
 
     def _log(self, trial: Trial) -> Path:
         return self.sweep.folder / f"trial-{trial.number:03d}.log"

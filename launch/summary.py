@@ -35,6 +35,7 @@ def write_summary(sweep: Sweep) -> None:
     temporary.write_text(content, encoding="utf-8")
     temporary.replace(path)
     if all(trial.state in OVER for trial in sweep.trials):
+        sweep.write()  # the states at the end; no command has anything left to queue
         _log(sweep, json.loads(content))
 
 

@@ -42,16 +42,18 @@ def run_sweep(sweep: Sweep, max_parallel: int | None) -> int:
         sweep.refresh()
         sweep.write()
         typer.echo(f"{sweep.folder}: {_counts(sweep)}")
-        code = 0
+        to_the_end = True
         if sweep.config(sweep.trials[0]).cluster.name == "slurm":
             if _queue(sweep, max_parallel or ON_SLURM):
                 return 0
         else:
-            code = Pool(sweep, max_parallel or HERE).run()
+            to_the_end = Pool(sweep, max_parallel or HERE).run()
         sweep.refresh()
         write_summary(sweep)
     show(sweep)
-    return code
+    if not to_the_end:
+        return squeue.INTERRUPTED_CODE
+    return int(any(trial.state == FAILED for trial in sweep.trials))
 
 
 def show(sweep: Sweep) -> None:

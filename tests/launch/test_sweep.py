@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from launch import sweeper
 from launch.__main__ import main
+from launch.folds import ALL, all_folds, fold_sweep_name
 from launch.grid import trials_of
 from launch.sweep import Sweep
 from launch.trial import FAILED, FINISHED, QUEUED, RUNNING, STOPPED, WAITING
@@ -55,6 +56,34 @@ def test_hydras_ranges_globs_and_lists_are_understood() -> None:
     assert ["model=segresnet"] in trials_of(["model=glob(segres*)"])
     with pytest.raises(ConfigError, match="the sweep is empty"):
         trials_of(["model=glob(nothing*)"])
+
+
+def test_all_folds_are_those_of_the_store_and_go_with_other_choices(
+    tmp_path: Path, tiny_store: Path
+) -> None:
+    place = ["data=custom", f"data.store={tiny_store}", f"run.root={tmp_path}"]
+    assert all_folds([*place, ALL, "seed=0,1"]) == [*place, "train.fold=0,1,2,3,4", "seed=0,1"]
+    folds = all_folds([*place, ALL])
+    sweep = Sweep.of(folds, fold_sweep_name(folds))
+    assert [sweep.settings(trial) for trial in sweep.trials] == [
+        f"train.fold={n}" for n in range(5)
+    ]
+    assert fold_sweep_name(folds) == fold_sweep_name(all_folds([ALL, *place]))
+    with pytest.raises(ConfigError, match="runs of their own"):
+        all_folds([*place, ALL, "run.name=mine"])
+
+
+def test_the_folds_do_not_share_one_allocation(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    granted = {"JOB_ID": "4711", "JOB_NUM_NODES": "1", "NTASKS_PER_NODE": "1"}
+    for name, value in granted.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setattr(sys, "argv", ["launch", "train", "--in-allocation", ALL])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "sbatch slurm/sweep.sh train.fold=all" in capsys.readouterr().err
 
 
 def test_a_bad_trial_is_refused_before_anything_is_written(tmp_path: Path) -> None:
