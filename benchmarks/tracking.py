@@ -33,7 +33,7 @@ from segresmamba.config import TrackingConfig
 from segresmamba.tracking import EmissionsMeter, SystemSampler, open_tracker
 
 STEP_S = 2e-3
-BLOCKS = 6
+BLOCKS = 4
 BLOCK_S = 20.0  # two measurements of the meter, and samples, fall into each
 VALUES = {f"train/value_{index}": 0.1 * index for index in range(30)}  # a record of two ranks
 
