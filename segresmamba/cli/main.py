@@ -301,7 +301,7 @@ def report(
         return tracking_uri(config.tracking, config.run.root)
 
     result = write_report(targets, out, uri=mlflow, baseline=baseline)
-    typer.echo(f"{result.runs} runs in {result.groups} groups")
+    typer.echo(f"runs:     {result.runs}, in groups: {result.groups}")
     typer.echo(f"page:     {result.page}")
     typer.echo(f"Markdown: {result.markdown}")
     for picture in result.pictures:

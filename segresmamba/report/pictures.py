@@ -88,7 +88,11 @@ def draw_tradeoff(groups: Sequence[Group], front: Sequence[Group]) -> bytes | No
     figure = _figure(7.2, 4.2, len(placed) + 2)
     axes = figure.subplots()
     ends = [(group.mean("memory_gib") or 0.0, group.mean("dice") or 0.0) for group in front]
-    axes.plot(*zip(*ends, strict=True), color=_FRONT, linestyle=(0, (4, 3)), linewidth=1, zorder=1)
+    line = Line2D(
+        *zip(*ends, strict=True), color=_FRONT, linestyle=(0, (4, 3)), linewidth=1, zorder=1,
+        label="Pareto front",
+    )  # fmt: skip
+    axes.add_line(line)
     handles = []
     for index, group in placed:
         colour = colours(len(groups))[index]
@@ -97,9 +101,8 @@ def draw_tradeoff(groups: Sequence[Group], front: Sequence[Group]) -> bytes | No
         handles.append(
             _handle(marker, group.label, colour, filled=group.mean("co2e_g") is not None)
         )
-    handles.append(
-        Line2D([], [], color=_FRONT, linestyle=(0, (4, 3)), linewidth=1, label="Pareto front")
-    )
+    if len(front) > 1:
+        handles.append(line)
     if most_g:
         text = f"area: CO₂e, the largest {number(most_g)} g; white: not measured"
         handles.append(_handle("o", text, _INK, filled=False))

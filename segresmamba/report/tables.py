@@ -88,7 +88,8 @@ def networks_table(
     measures = [_scaled_measure(measure, groups) for measure in _MEASURES]
     columns = [Column("Network", numeric=False), Column("Runs")]
     columns += [Column(measure.title, unit) for measure, unit, _ in measures]
-    columns += [Column("Pareto", numeric=False)]
+    if len(groups) > 1:
+        columns.append(Column("Pareto", numeric=False))
     if baseline:
         columns.append(Column("Per Dice point", "Wh"))
     rows = []
@@ -97,8 +98,9 @@ def networks_table(
             Cell(group.label, colour=colour),
             Cell(str(len(group.runs)), sort=len(group.runs)),
             *(_measured(group, groups, measure, scale) for measure, _, scale in measures),
-            Cell("●" if group in front else ""),
         ]
+        if len(groups) > 1:
+            row.append(Cell("●" if group in front else ""))
         if baseline:
             row.append(_plain(wh_per_dice_point(group, baseline)))
         rows.append(row)

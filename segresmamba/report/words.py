@@ -79,20 +79,19 @@ def differing(settings: dict[str, list[str]]) -> list[str]:
 
 
 def _networks_note(groups: Sequence[Group], baseline: Run | None) -> str:
-    text = "Means"
+    sentences = []
     if any(len(group.runs) > 1 for group in groups):
-        text += " ± standard deviations over seeds and folds"
+        sentences.append("Means ± standard deviations over seeds and folds.")
     if len(groups) > 1:
-        text += "; bold: best of the column; Pareto ●: on the front of Dice and memory"
+        sentences.append("Bold: best of the column. Pareto ●: on the front of Dice and memory.")
     if any(_lacks_values(group) for group in groups):
-        text += "; a run that lacks a figure is left out of its mean"
-    text += "."
+        sentences.append("A run that lacks a figure is left out of its mean.")
     if baseline:
-        text += (
-            f" Per Dice point: energy beyond that of {baseline.history.name} "
-            f"for each 0.01 of Dice gained over it; empty where nothing was gained."
+        sentences.append(
+            f"Per Dice point: energy beyond that of {baseline.history.name} "
+            "for each 0.01 of Dice gained over it; empty where nothing was gained."
         )
-    return text
+    return " ".join(sentences)
 
 
 def _significance_note(comparisons: Sequence[Comparison]) -> str:

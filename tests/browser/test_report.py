@@ -78,7 +78,7 @@ def test_sorting_works_from_the_keyboard_and_is_announced(opened: Page) -> None:
     assert column(opened, "runs", "Seed") == ["0", "0", "1", "1"]
 
 
-@pytest.mark.parametrize("width", [1280, 800])
+@pytest.mark.parametrize("width", [1280, 800, 390])
 def test_nothing_is_wider_than_the_window(opened: Page, width: int) -> None:
     opened.set_viewport_size({"width": width, "height": 900})
     assert opened.evaluate("document.documentElement.scrollWidth") <= width

@@ -11,7 +11,7 @@ from PIL import Image
 from segresmamba.config import TrackingConfig
 from segresmamba.errors import DataError
 from segresmamba.report import Report, ReportError, write_report
-from segresmamba.tracking import read_history, sync
+from segresmamba.tracking import TrackingError, read_history, sync
 from segresmamba.tracking.journal import JOURNAL_NAME, Journal
 from segresmamba.tracking.ledger import Ledger
 from segresmamba.tracking.upload_state import open_state
@@ -185,7 +185,7 @@ def test_bad_input_writes_nothing(tmp_path: Path) -> None:
     (folder / "results.json").write_text("{")
     with pytest.raises(DataError):
         report(folder, tmp_path / "out")
-    with pytest.raises(ReportError):
+    with pytest.raises(TrackingError):
         report(tmp_path / "one" / "overlays", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -67,6 +67,15 @@ def test_a_group_runs_as_long_as_one_of_its_runs(trial: Callable[..., Path]) -> 
     assert parents(folder)[0].info.status == "RUNNING"
 
 
+def test_a_deleted_parent_holds_no_trial_up(trial: Callable[..., Path]) -> None:
+    folder = trial("a", "running")
+    (parent,) = parents(folder)
+    client(folder).delete_run(parent.info.run_id)
+    trial("a", "finished")
+    assert client(folder).get_run(UploadState.load(folder).run_id).info.status == "FINISHED"
+    assert parents(folder) == []  # nobody asked for another
+
+
 def test_a_repeated_or_rebuilt_sync_makes_no_second_parent(trial: Callable[..., Path]) -> None:
     folder = trial("a", "finished")
     (folder / "mlflow.json").unlink()

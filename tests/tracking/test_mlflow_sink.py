@@ -19,6 +19,7 @@ from segresmamba.config import TrackingConfig, load_config, write_config
 from segresmamba.errors import ConfigError
 from segresmamba.tracking import TrackingError, sync
 from segresmamba.tracking.journal import JOURNAL_NAME, Journal, read_header
+from segresmamba.tracking.ledger import LEDGER_NAME, Ledger
 from segresmamba.tracking.upload_state import STATE_NAME, UploadState, open_state
 
 if TYPE_CHECKING:
@@ -189,6 +190,9 @@ def test_a_setting_changed_by_a_resume_becomes_a_tag(
     assert in_mlflow(run).data.params == {"nodes": "1", "lr": "2"}
     assert in_mlflow(run).data.tags["changed.nodes"] == "4"
     assert "nodes was 1 and is 4" in caplog.text
+    journal.append("params", values={"nodes": 1, "lr": 2})
+    sync(run)
+    assert in_mlflow(run).data.tags["changed.nodes"] == "1"
 
 
 def test_a_class_name_that_mlflow_forbids_is_spelled_otherwise(run: Path, journal: Journal) -> None:
@@ -217,6 +221,16 @@ def test_the_dataset_arrives_once_with_its_digest(run: Path, journal: Journal) -
     assert found.dataset.digest == digest[:36]
     assert '"s.zarr"' in found.dataset.source
     assert '"n": 9' in found.dataset.profile
+
+
+def test_the_energy_ledger_arrives_as_it_is_last(run: Path, journal: Journal) -> None:
+    ledger = Ledger(run)
+    key = ledger.claim({})
+    for energy_kwh in (1.0, 2.0):
+        ledger.update(key, {"energy_kwh": energy_kwh})
+        sync(run)
+    stored = in_mlflow(run).info.run_id, "artifacts", LEDGER_NAME
+    assert '"energy_kwh": 2.0' in (run.parent / "mlartifacts").joinpath(*stored).read_text()
 
 
 def record_model(journal: Journal, folder: Path, register: str | None) -> None:
@@ -331,6 +345,16 @@ def test_a_run_that_mlflow_has_lost_is_rebuilt(
     assert "rebuilding" in caplog.text
 
 
+def test_a_database_that_was_replaced_is_filled_though_nothing_is_new(
+    run: Path, journal: Journal, database: Path
+) -> None:
+    log(journal, range(3))
+    sync(run)
+    shutil.copy(database, run.parent / "mlflow.db")
+    sync(run)
+    assert [step for step, _ in history(run, "train/loss")] == list(range(3))
+
+
 def test_a_deleted_run_is_not_brought_back_behind_the_users_back(
     run: Path, journal: Journal
 ) -> None:
@@ -348,6 +372,8 @@ def test_a_deleted_run_refuses_more(run: Path, journal: Journal) -> None:
     log(journal, range(2))
     run_id = sync(run).run_id
     client(run).delete_run(run_id)
+    with pytest.raises(TrackingError, match="run was deleted"):
+        sync(run)  # nothing is new, but it is not true either that MLflow has everything
     log(journal, range(2, 4))
     with pytest.raises(TrackingError, match="run was deleted") as error:
         sync(run)

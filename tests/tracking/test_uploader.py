@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 import socket
@@ -115,7 +116,10 @@ def test_slurms_signals_do_not_stop_the_uploader(tmp_path: Path) -> None:
         "room.follow = lambda *_: [os.kill(os.getpid(), number) for number in room.SIGNALS]\n"
         "raise SystemExit(room.main())"
     )
-    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-c", code, str(tmp_path), "auto"], check=False).returncode
+        == 0
+    )
 
 
 @pytest.fixture
@@ -132,6 +136,16 @@ def nowhere(tmp_path: Path) -> Path:
         uri = f"http://127.0.0.1:{free.getsockname()[1]}"
     open_state(tmp_path, TrackingConfig(uri=uri), tmp_path).save(tmp_path)
     return tmp_path
+
+
+def test_a_log_in_json_is_json_throughout(nowhere: Path) -> None:
+    command = [sys.executable, "-m", "segresmamba.tracking", str(nowhere), "json"]
+    ended = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 1
+    (line,) = map(json.loads, ended.stderr.splitlines())
+    assert "cannot be reached" in line["message"]
 
 
 @pytest.mark.usefixtures("_no_waiting")
