@@ -87,7 +87,7 @@ def test_a_disk_that_fills_up_keeps_the_cases_before(
 def test_a_process_takes_at_most_twice_the_largest_case(
     tmp_path: Path, channels: int, dtype: type, policy: tuple[str, ...]
 ) -> None:
-    """Above what it has loaded; the case as float32, which takes most. Of three cases, as of one."""
+    """Above what it has loaded; a case as float32, which takes most. Of three cases, as of one."""
     shape = (150, 150, 120) if channels > 1 else (220, 200, 180)
     warm = write_raw(tmp_path / "a", shapes=[(20, 20, 20)] * 2, channels=channels, dtype=dtype)
     raw = write_raw(tmp_path / "b", shapes=[(20, 20, 20)], channels=channels, dtype=dtype)
