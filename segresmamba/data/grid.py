@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from segresmamba.data.blocks import block
 from segresmamba.data.policy import Record, Spacing
 
 if TYPE_CHECKING:  # a reader of crops needs no nibabel
@@ -132,7 +133,7 @@ def _offset(here: Sequence[int], there: Sequence[int], zoom: npt.ArrayLike) -> n
 def _interpolate(
     volume_DHW: npt.NDArray[Any], shape_DHW: Sequence[int], zoom: npt.ArrayLike
 ) -> npt.NDArray[np.float32]:
-    out_DHW = np.empty(tuple(shape_DHW), np.float32)
+    out_DHW = block(tuple(shape_DHW), np.float32)
     for slab_DHW, part_DHW, start in _slabs(volume_DHW, out_DHW, np.array(zoom)):
         slab_DHW[:] = _linear(part_DHW, slab_DHW.shape, zoom, start)
     return out_DHW
@@ -142,7 +143,7 @@ def _resample_label(
     label_DHW: npt.NDArray[Any], shape_DHW: Sequence[int], zoom: npt.ArrayLike
 ) -> npt.NDArray[Any]:
     """Each voxel gets the class with the largest share, interpolated linearly as nnU-Net does."""
-    out_DHW = np.empty(tuple(shape_DHW), label_DHW.dtype)
+    out_DHW = block(tuple(shape_DHW), label_DHW.dtype)
     for slab_DHW, part_DHW, start in _slabs(label_DHW, out_DHW, np.array(zoom)):
         values = np.unique(part_DHW)
         slab_DHW[:] = values[0]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from segresmamba.data.blocks import block
 from segresmamba.data.manifest import ChannelStatistics
 from segresmamba.data.policy import Policy
 from segresmamba.errors import DataError
@@ -48,7 +49,7 @@ def narrowed(
         _require_close(image_CDHW, stored_CDHW, (1.0,) * len(image_CDHW), statistics, policy, case)
         return stored_CDHW, ()
     scale = tuple(_scale(*pair) for pair in zip(image_CDHW, statistics, strict=True))
-    stored_CDHW = np.empty(image_CDHW.shape, np.int16)
+    stored_CDHW = block(image_CDHW.shape, np.int16)
     for stored_DHW, channel_DHW, unit in zip(stored_CDHW, image_CDHW, scale, strict=True):
         for plane, values in zip(stored_DHW, channel_DHW, strict=True):
             plane[:] = np.rint(values / unit)
@@ -57,8 +58,10 @@ def narrowed(
 
 
 def _cast(image_CDHW: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
+    stored_CDHW = block(image_CDHW.shape, dtype)
     with np.errstate(over="ignore"):  # becomes infinite, which is refused
-        return image_CDHW.astype(dtype)
+        stored_CDHW[...] = image_CDHW
+    return stored_CDHW
 
 
 def _scale(channel_DHW: npt.NDArray[Any], statistics: ChannelStatistics) -> float:

@@ -1,7 +1,7 @@
 """Write an array's shard chunk by chunk.
 
 Zarr writes a shard in one piece: it holds the voxels, their encoded bytes and the file's content at
-once, four times the size of the array. Here a few planes are encoded at a time and appended; what
+once, four times the size of the array. Here a row of chunks is encoded at a time and appended; what
 is left in memory is where each chunk lies. Encoding is Zarr's own, so is the format:
 
     encoded chunks, in any order | index: (offset, bytes) of each, uint64 | CRC-32C of the index
@@ -56,7 +56,9 @@ def write_array(
     index = np.full((*counts, 2), _ABSENT, np.uint64)
     path = layout.shard_file(folder / name, data.ndim)
     path.parent.mkdir(parents=True)
-    with path.open("wb") as file, layout.checking_pipeline():
+    # Encoding many chunks at once would take memory for each thread.
+    one_by_one = zarr.config.set({"async.concurrency": 1})
+    with path.open("wb") as file, layout.checking_pipeline(), one_by_one:
         for place, encoded in _encoded_chunks(data, chunk, array.compressors):
             index[place] = file.tell(), len(encoded)
             file.write(encoded)
@@ -70,12 +72,17 @@ def _encoded_chunks(
     data: npt.NDArray[Any], chunk: tuple[int, ...], compressors: tuple[Any, ...]
 ) -> Iterator[tuple[tuple[int, ...], bytes]]:
     """Each chunk's place in the grid of chunks and its bytes; none for chunks of zeros."""
-    axis = max(data.ndim - 3, 0)  # D of volumes, whose channels are in one chunk
-    for number, first in enumerate(range(0, data.shape[axis], chunk[axis])):
-        slab = data[(slice(None),) * axis + (slice(first, first + chunk[axis]),)]
-        for place, content in _encode(slab, chunk, compressors).items():
-            assert not place[axis]
-            yield (*place[:axis], number, *place[axis + 1 :]), content
+    # A row of chunks at a time: those along the last axis.
+    *steps, _ = chunk
+    for row in np.ndindex(
+        *(-(-size // step) for size, step in zip(data.shape, steps, strict=False))
+    ):
+        box = tuple(
+            slice(number * step, (number + 1) * step)
+            for number, step in zip(row, steps, strict=True)
+        )
+        for (*_, last), encoded in _encode(data[box], chunk, compressors).items():
+            yield (*row, last), encoded
 
 
 def _encode(

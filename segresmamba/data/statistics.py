@@ -78,7 +78,7 @@ def _every(
     """The voxels where the mask is not 0; if they are more than a million, so many of them."""
     step, skip, parts = max(1, count // _MOST_SORTED), 0, []
     for values in _planes_of(channel_DHW, mask_DHW):
-        parts.append(values[skip::step])
+        parts.append(values[skip::step].copy())  # a view would keep the others
         skip = (skip - values.size) % step
     return np.concatenate(parts)
 

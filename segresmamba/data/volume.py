@@ -16,6 +16,7 @@ from nibabel.orientations import io_orientation
 from nibabel.processing import resample_from_to
 
 from segresmamba.data import geometry
+from segresmamba.data.blocks import block
 from segresmamba.data.geometry import Affine, Original
 from segresmamba.data.grid import Refit, make_refit
 from segresmamba.data.manifest import ChannelStatistics
@@ -90,8 +91,8 @@ def read_volume(
     refit = make_refit(channels, geometry.spacing_mm(affine), wanted.spacing_mm, crop=wanted.crop)
     if refit is not None:
         affine = refit.affine(affine)
-        for number, channel_DHW in enumerate(channels):
-            channels[number] = refit.image(channel_DHW)
+        for number in range(len(channels)):
+            channels[number] = refit.image(channels[number])
             if not channels[number].any():
                 raise _nothing(images[min(number, len(images) - 1)])
     statistics = tuple(channel_statistics(channel_DHW) for channel_DHW in channels)
@@ -129,7 +130,7 @@ def read_label(
     highest = max(labels.values())
     dtype = np.uint8 if highest <= np.iinfo(np.uint8).max else np.int16
     shape_DHW, _ = geometry.ras_grid(label.shape_XYZ, label.affine)
-    label_DHW = np.empty(shape_DHW, dtype)
+    label_DHW = block(shape_DHW, dtype)
     label_XYZ = geometry.as_filed(label_DHW, label.affine)
     undeclared: set[float] = set()
     odd: list[float] = []
@@ -178,7 +179,7 @@ def _read_channel(file: VoxelFile, planes: Planes) -> npt.NDArray[Any]:
     """One channel: int16 if its voxels are integers that fit, else float32."""
     shape_DHW, _ = geometry.ras_grid(file.shape_XYZ, file.affine)
     narrow = file.integers and np.can_cast(file.dtype, np.int16)
-    channel_DHW = np.empty(shape_DHW, np.int16 if narrow else np.float32)
+    channel_DHW = block(shape_DHW, np.int16 if narrow else np.float32)
     channel_XYZ = geometry.as_filed(channel_DHW, file.affine)
     low, high, wrong = np.inf, -np.inf, 0
     for index, plane_XY in zip(range(file.shape[2]), planes, strict=False):
@@ -196,7 +197,11 @@ def _read_channel(file: VoxelFile, planes: Planes) -> npt.NDArray[Any]:
     if low == high == 0:
         raise _nothing(file.path)
     fits = file.integers and _INT16.min <= low and high <= _INT16.max
-    return channel_DHW.astype(np.int16 if fits else np.float32, copy=False)
+    if narrow or not fits:
+        return channel_DHW
+    narrow_DHW = block(shape_DHW, np.int16)
+    narrow_DHW[...] = channel_DHW
+    return narrow_DHW
 
 
 def _nothing(path: Path) -> DataError:
@@ -213,7 +218,7 @@ def _stack(channels: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
     if len(channels) == 1:
         return channels[0][None]
     # One float32 channel makes all of them float32.
-    image_CDHW = np.empty((len(channels), *channels[0].shape), np.result_type(*channels))
+    image_CDHW = block((len(channels), *channels[0].shape), np.result_type(*channels))
     for place_DHW in image_CDHW:
         place_DHW[:] = channels.pop(0)
     return image_CDHW
@@ -245,7 +250,7 @@ def _onto(file: VoxelFile, grid: Original, *, order: int) -> VoxelFile:
         logger.warning("%s is resampled: %s", file.path, mismatch.got)
     else:
         return file
-    data_XYZ = np.empty(file.shape_XYZ, np.float32)
+    data_XYZ = block(file.shape_XYZ, np.float32)
     for index, plane_XY in enumerate(file.planes()):
         data_XYZ[..., index] = plane_XY
     image = nib.Nifti1Image(data_XYZ, file.affine)

@@ -13,6 +13,7 @@ from rich.table import Table
 from torch import nn
 
 from segresmamba.config import Config, read_config
+from segresmamba.data.policy import Normalisation, Preprocessing
 from segresmamba.engine.checkpoint import load_weights, read_facts
 from segresmamba.engine.classes import Classes
 from segresmamba.engine.distributed import Ranks
@@ -51,6 +52,7 @@ def evaluate_run(run: Path) -> Evaluation:
     task = Task.of(config)
     device = Ranks.from_environment().device
     network, facts = _trained(folder, config, device)
+    _require_policy(facts, task)
     status = _last_status(folder)
     tracker = open_tracker(run, config.tracking, root=config.run.root, run_name=run.name)
     try:
@@ -107,6 +109,25 @@ def _trained(
     load_weights(folder.best, network)
     logger.info("weights of step %d, Dice %.4f in training", facts["step"], facts["dice"])
     return network.to(device), facts
+
+
+def _require_policy(facts: dict[str, Any], task: Task) -> None:
+    """Refuse a store whose cases are not what the network was trained on."""
+    trained = Preprocessing.model_validate(facts.get("preprocessing", {}))
+    stored = task.dataset.preprocessing
+    # Weights and stores of earlier versions do not list what each channel has: zscore.
+    zscore = (Normalisation(),) * len(task.dataset.channel_names)
+    before, now = (
+        one.model_copy(update={"normalisation": one.normalisation or zscore})
+        for one in (trained, stored)
+    )
+    if before != now:
+        raise DataError(
+            "the store was converted anew, under another policy than the network's",
+            where=task.config.data.store,
+            got=f"{now}, the network was trained on {before}",
+            remedy="convert with the policy that the network was trained on, or train anew",
+        )
 
 
 def _last_status(folder: RunFolder) -> Status:

@@ -1,0 +1,20 @@
+"""Memory for whole volumes."""
+
+from __future__ import annotations
+
+import mmap
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+def block(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """An array of zeros whose memory goes back to the system as soon as it is let go.
+
+    The C library keeps what it has freed of arrays up to 32 MiB for later ones, and a conversion,
+    which lets one volume go for the next, would take up to twice what it needs.
+    """
+    size = max(1, prod(shape)) * np.dtype(dtype).itemsize
+    return np.frombuffer(mmap.mmap(-1, size), dtype, prod(shape)).reshape(shape)
