@@ -34,7 +34,7 @@ def on_gpu(operands, dtype=None, halved=()):
 
 
 @pytest.mark.parametrize("length", [1, 127, 128, 129, 1000, 128 * 600 + 3])
-@pytest.mark.parametrize("matrix", ["BNL", "BGNL"])
+@pytest.mark.parametrize("matrix", ["BNL", "BGNL", "DN"])
 def test_scan_agrees_with_the_reference(length, matrix):
     o = on_gpu(scan_operands(2, 6, length, 16, matrix=matrix))
     y, last = selective_scan(**o, delta_softplus=True, return_last_state=True, backend="triton")
