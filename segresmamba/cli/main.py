@@ -218,6 +218,8 @@ def bench(
     for file in result.files:
         typer.echo(f"written: {file}")
     typer.echo(f"compare the runs: {result.ui_hint}")
+    # Out of memory is a finding, a failure is not.
+    raise typer.Exit(1 if any(row.status == "failed" for row in result.results) else 0)
 
 
 @app.command()

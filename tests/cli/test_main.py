@@ -5,8 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.table import Table
 
 from segresmamba.cli.main import _stopping, main
+from segresmamba.engine.bench import Bench
+from segresmamba.engine.bench.result import Result, Status
 from segresmamba.engine.pace import Pace
 from segresmamba.engine.trainer import Trainer
 from segresmamba.tracking import TrackingError
@@ -171,6 +174,18 @@ def test_bench_reports_a_network_that_runs_out_of_memory(
     assert "out of memory: RuntimeError: " in table
     assert "can't allocate memory" in table
     assert "| 1.97 | 0.00 |" in table  # what was counted before stays
+
+
+@pytest.mark.parametrize(
+    ("statuses", "code"), [(("ok", "out of memory"), 0), (("ok", "failed"), 1)]
+)
+def test_bench_fails_if_a_network_did_and_not_if_memory_ran_out(
+    monkeypatch: pytest.MonkeyPatch, statuses: tuple[Status, ...], code: int
+) -> None:
+    rows = [Result("unet", status) for status in statuses]
+    finished = Bench(rows, [], Table(), "")
+    monkeypatch.setattr("segresmamba.engine.bench.bench", lambda *_, **__: finished)
+    assert run(monkeypatch, "bench") == code
 
 
 def test_doctor_names_every_scan_backend(
