@@ -41,7 +41,7 @@ def restore_rank(
     """Take up what some number of ranks wrote (collective).
 
     The main rank reads, so that a large job does not open every file on every rank, and sends one
-    parameter after another; so no rank ever holds more than one in full.
+    parameter after another, so that a rank needs memory for what it holds and one parameter.
 
     Args:
         folder: A complete checkpoint.
