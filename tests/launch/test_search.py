@@ -223,6 +223,7 @@ def wait_for(condition: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_stopped_search_goes_on_with_its_trial_and_prunes_it_once_it_falls_behind(
     tmp_path: Path, real_words: list[str]
 ) -> None:
@@ -242,7 +243,7 @@ def test_a_stopped_search_goes_on_with_its_trial_and_prunes_it_once_it_falls_beh
     for number in range(1, count):
         record(sweep, number, *[0.99] * 500)
     command = [sys.executable, "-m", "launch", "resume", str(folder)]
-    resumed = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    resumed = subprocess.run(command, capture_output=True, text=True, check=False, timeout=400)
     assert resumed.returncode == 0, resumed.stderr
     assert "trial 0 pruned, Dice 0." in resumed.stdout
     found = Sweep.read(folder)
@@ -254,7 +255,6 @@ def test_a_stopped_search_goes_on_with_its_trial_and_prunes_it_once_it_falls_beh
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["best"][METRIC] == 0.99
 
-    again = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert again.returncode == 0
-    assert "started" not in again.stdout
+    assert run_sweep(found, None) == 0
+    assert len(list((trial / "logs").iterdir())) == 2  # no third start
     assert catch_up(found)._study.trials[0].state.name == "PRUNED"
