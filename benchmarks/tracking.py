@@ -1,6 +1,6 @@
 """What tracking costs a training step.
 
-    python benchmarks/tracking.py [--steps 2000] [--out benchmarks/results/tracking.csv]
+    python benchmarks/tracking.py [--steps 2000] [--out benchmarks/results/tracking_cpu.csv]
 
 1. How long a step is held up by its record in the journal, with a real uploader beside it: sending
    to SQLite; to a server that is not there; to one that takes a second for every answer; to one

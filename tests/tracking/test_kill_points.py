@@ -201,7 +201,7 @@ def test_the_run_has_all_that_can_be_sent_twice(world: World) -> None:
 @settings(
     deadline=None, max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(points=st.lists(st.integers(1, 50), min_size=1, max_size=3))
+@given(points=st.lists(st.integers(1, 160), min_size=1, max_size=3))
 def test_wherever_uploads_are_killed_everything_arrives_once(
     world: World, points: list[int]
 ) -> None:
