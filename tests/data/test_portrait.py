@@ -40,4 +40,5 @@ def test_a_dataset_of_many_classes_is_drawn(sound_store: Path, tmp_path: Path) -
         case["class_voxels"] = {str(n): 10 * n for n in range(1, 31)}
     (tmp_path / "dataset.json").write_text(json.dumps(content))
     _, picture = write_fingerprint(tmp_path, tmp_path)
-    assert Image.open(picture).size == (1320, 840)
+    with Image.open(picture) as drawn:
+        assert drawn.size == (1320, 840)
