@@ -23,7 +23,7 @@ from launch import executor, squeue
 from segresmamba.cli.counting import counting
 from segresmamba.config import ClusterConfig, load_config
 from segresmamba.data.conversion import convert_share, finish, prepare
-from segresmamba.data.plan import Request
+from segresmamba.data.plan import Plan, Request
 from segresmamba.errors import ConfigError, LaunchError, UserError
 
 # Of a preset that is made for training, what a conversion has no use for.
@@ -111,9 +111,17 @@ def run(request: Request, cluster: ClusterConfig, tasks: int) -> None:
     if not cases:
         typer.echo(str(finish(request.going_on())))
         return
-    shares = executor.submit_array(*_array(request, cluster, min(tasks, cases)))
+    try:
+        shares = executor.submit_array(*_array(request, cluster, min(tasks, cases)))
+    except LaunchError:
+        Plan.of(request.going_on()).folder().remove_if_without_cases()
+        raise
     job_id = shares[0].job_id.split("_")[0]
-    end = executor.submit(*_end(request, cluster, after=job_id))
+    try:
+        end = executor.submit(*_end(request, cluster, after=job_id))
+    except LaunchError:
+        squeue.cancel(job_id)
+        raise
     typer.echo(f"{cases} cases in {len(shares)} jobs: {job_id}, logs {logs}")
     typer.echo(f"then job {end.job_id} ends the store, log {end.paths.stdout}")
     typer.echo(f"stop: scancel {job_id} {end.job_id}; the same command goes on")

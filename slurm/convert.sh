@@ -4,6 +4,8 @@
 #   sbatch slurm/convert.sh /data/Dataset001 /data/mine.zarr
 #   sbatch --cpus-per-task=64 --partition=cpu slurm/convert.sh /data/Dataset001 /data/mine.zarr
 #
+# On many nodes:  python -m launch convert RAW STORE cluster=slurm --tasks 16
+#
 # One process per core. Finished cases are not redone: a job that was preempted or reached its time
 # limit goes on when the same line is submitted again. The values below are defaults; options of
 # sbatch win over them.

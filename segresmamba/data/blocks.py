@@ -17,4 +17,5 @@ def block(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     which lets one volume go for the next, would take up to twice what it needs.
     """
     size = max(1, prod(shape)) * np.dtype(dtype).itemsize
-    return np.frombuffer(mmap.mmap(-1, size), dtype, prod(shape)).reshape(shape)
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return np.frombuffer(pages, dtype, prod(shape)).reshape(shape)

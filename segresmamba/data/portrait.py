@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _AXES = ("D", "H", "W")
+_COLUMNS = 8  # whose names have room side by side
+_WIDTH_POINTS = 280  # of a panel
 
 
 def write_fingerprint(store: Path, out: Path) -> tuple[Path, Path]:
@@ -78,6 +80,7 @@ def _volumes_ml(record: CaseRecord, labels: dict[str, int]) -> dict[str, float]:
 
 def _draw(manifest: Manifest, path: Path) -> None:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
 
     records = list(manifest.cases.values())
     figure = Figure(figsize=(11, 7), layout="constrained")
@@ -89,8 +92,15 @@ def _draw(manifest: Manifest, path: Path) -> None:
     _intensities(intensity, manifest.channel_names, records)
     volumes = [_volumes_ml(record, manifest.labels) for record in records]
     present = {name: [v[name] for v in volumes if v[name]] for name in volumes[0]}
-    _dots(volume, {f"{name}\n{len(found)} cases": found for name, found in present.items()})
+    gap = " " if len(present) > _COLUMNS else "\n"
+    _dots(volume, {f"{name}{gap}{len(v)} cases": v for name, v in present.items()})
     volume.set(title="class volume where present", ylabel="ml", yscale="log")
+    # Plain numbers; some lie within a factor of four.
+    found = [value for values in present.values() for value in values]
+    volume.set_ylim(min(found) / 2, max(found) * 2)
+    volume.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    volume.yaxis.set_major_formatter("{x:g}")
+    volume.yaxis.set_minor_locator(NullLocator())
     figure.suptitle(f"{manifest.name}: {len(records)} cases")
     figure.savefig(path, format="png", dpi=120)
 
@@ -99,22 +109,32 @@ def _dots(axes: Axes, columns: dict[str, list[float]]) -> None:
     """A column of points, one per case, spread sideways; the bar is the median."""
     for number, values in enumerate(columns.values()):
         sideways = number + np.linspace(-0.25, 0.25, len(values)) if len(values) > 1 else number
-        axes.scatter(np.broadcast_to(sideways, len(values)), values, s=12, alpha=0.6)
-        axes.hlines(np.median(values), number - 0.35, number + 0.35, colors="black")
-    axes.set_xticks(range(len(columns)), list(columns))
+        size = float(np.clip(6 * _WIDTH_POINTS / len(columns) / max(len(values), 1), 4, 16))
+        axes.scatter(np.broadcast_to(sideways, len(values)), values, s=size, alpha=0.6, linewidth=0)
+        axes.hlines(np.median(values), number - 0.35, number + 0.35, colors="black", linewidth=1)
+    crowded = len(columns) > _COLUMNS
+    axes.set_xticks(range(len(columns)), list(columns), rotation=90 if crowded else 0)
+    axes.tick_params(axis="x", labelsize=6 if crowded else 10)
+    axes.set_xlim(-0.5, len(columns) - 0.5)
     axes.grid(axis="y", alpha=0.3)
 
 
 def _intensities(axes: Axes, names: tuple[str, ...], records: list[CaseRecord]) -> None:
     """A line per case from the 0.5th to the 99.5th percentile, a dot at the mean."""
+    spread = np.linspace(-0.3, 0.3, len(records)) if len(records) > 1 else np.zeros(1)
+    points = _WIDTH_POINTS / len(names) / len(records)  # what one case has of the width
     for number in range(len(names)):
-        offsets = np.linspace(-0.3, 0.3, len(records)) if len(records) > 1 else np.zeros(1)
-        for offset, record in zip(offsets, records, strict=True):
-            one = record.statistics[number]
-            axes.vlines(
-                number + offset, one.percentile_00_5, one.percentile_99_5, colors="C0", alpha=0.5
-            )
-            axes.plot(number + offset, one.mean, "o", color="black", markersize=3)
+        of_cases = [record.statistics[number] for record in records]
+        low, high, mean = (
+            [getattr(one, name) for one in of_cases]
+            for name in ("percentile_00_5", "percentile_99_5", "mean")
+        )
+        places = number + spread
+        axes.vlines(
+            places, low, high, colors="C0", alpha=0.4, linewidth=np.clip(points / 2, 0.4, 3)
+        )
+        axes.scatter(places, mean, color="black", s=np.clip(points, 1, 12), linewidth=0, zorder=3)
     axes.set_xticks(range(len(names)), names)
-    axes.set(title="intensity of non-zero voxels: 0.5 to 99.5 %, mean", ylabel="stored value")
+    axes.set_xlim(-0.5, len(names) - 0.5)
+    axes.set(title="intensity of non-zero voxels: 0.5 to 99.5 %, mean", ylabel="intensity")
     axes.grid(axis="y", alpha=0.3)

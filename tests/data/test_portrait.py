@@ -30,3 +30,15 @@ def test_a_folder_that_cannot_be_written_is_named(sound_store: Path) -> None:
     with pytest.raises(DataError, match="cannot be written") as caught:
         write_fingerprint(sound_store, Path("/proc/fingerprint"))
     assert caught.value.where == "/proc/fingerprint"
+
+
+def test_a_dataset_of_many_classes_is_drawn(sound_store: Path, tmp_path: Path) -> None:
+    path = sound_store / "dataset.json"
+    content = json.loads(path.read_text())
+    content["labels"] = {"background": 0} | {f"vertebra {n}": n for n in range(1, 31)}
+    for case in content["cases"].values():
+        case["class_voxels"] = {str(n): 10 * n for n in range(1, 31)}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    _, picture = write_fingerprint(tmp_path, tmp_path)
+    with Image.open(picture) as drawn:
+        assert drawn.size == (1320, 840)

@@ -16,6 +16,7 @@ from segresmamba.errors import DataError
 from tests.data.raw import SHAPES, describe, image_path, label_path, write_nifti
 
 CASE = "case_1"
+MOVED = [[1, 0, 0, 5], [0, 2, 0, 5], [0, 0, 1.5, 5], [0, 0, 0, 1]]
 
 
 def shard(store: Path, array: str, dimensions: int) -> Path:
@@ -79,6 +80,10 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "label dtype": (lambda s: edit_records(s, label_dtype="int16"), "the label is uint8"),
     "spacing": (lambda s: edit_records(s, spacing_mm=[1, 1, 1]), "is not that of the affine"),
     "affine": (lambda s: edit_records(s, affine=[[0] * 4] * 4), "does not place the voxels"),
+    "affine moved": (
+        lambda s: edit_records(s, affine=MOVED),
+        "does not follow from that of the files",
+    ),
     "record": (
         lambda s: edit_json(s / "dataset.json", lambda c: c["cases"][CASE].update(source=[])),
         "differs from the manifest's",

@@ -130,6 +130,25 @@ def test_a_conversion_that_is_queued_is_not_queued_again(
     assert not (tmp_path / "store").exists()
 
 
+def test_what_slurm_refuses_leaves_nothing_behind(
+    raw: Path, tmp_path: Path, fake_command: FakeCommand
+) -> None:
+    fake_command("srun", "exit 1")
+    fake_command("squeue", "exit 0")
+    cancelled = tmp_path / "cancelled"
+    fake_command("scancel", f"echo $1 > {cancelled}")
+    refused = "echo 'sbatch: error: no such partition' >&2; exit 1"
+    request, cluster = Request(raw, tmp_path / "store"), conversion.cluster_of(SLURM)
+    fake_command("sbatch", refused)
+    with pytest.raises(LaunchError, match="refused"):
+        conversion.run(request, cluster, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bin", "raw"]
+    fake_command("sbatch", f"grep -q -e --array $1 || {{ {refused}; }}; echo batch job 4711")
+    with pytest.raises(LaunchError, match="refused"):
+        conversion.run(request, cluster, 2)
+    assert cancelled.read_text() == "4711\n"
+
+
 def test_without_slurm_processes_here_convert(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
