@@ -26,6 +26,8 @@ _RETRIES = 8
 """Of a request, ever longer apart: some 25 s in all. A server that restarts costs no training."""
 _METADATA_PATHS = ("/latest/", "/computeMetadata/", "/metadata/identity/")
 """Of a cloud machine's own service, which the library asks for credentials when it found none."""
+_SETTINGS = ("AWS_", "GOOGLE_", "AZURE_")
+"""How names of environment variables begin that the library looks at."""
 _runtime_of = os.getpid()
 """The process whose threads carry out the requests: that which imported this module."""
 
@@ -33,22 +35,21 @@ _runtime_of = os.getpid()
 class RemoteFiles(Files):
     """What lies behind a URL. Requests are made by threads, so a forked process cannot read on."""
 
-    def __init__(self, url: str, store: Any = None) -> None:
+    def __init__(self, url: str) -> None:
         self.where = url
-        if store is None:
-            endpoint = os.environ.get("AWS_ENDPOINT_URL", os.environ.get("AWS_ENDPOINT", ""))
-            plain = url.startswith("http://") or endpoint.startswith("http://")
-            with self._explained(""):
-                store = from_url(
-                    url,
-                    client_options={"allow_http": plain, "connect_timeout": "5s"},
-                    retry_config={"max_retries": _RETRIES, "retry_timeout": timedelta(minutes=2)},
-                )
-        self._store = store
+        endpoint = os.environ.get("AWS_ENDPOINT_URL", os.environ.get("AWS_ENDPOINT", ""))
+        plain = url.startswith("http://") or endpoint.startswith("http://")
+        with self._explained(""):
+            self._store: Any = from_url(
+                url,
+                client_options={"allow_http": plain, "connect_timeout": "5s"},
+                retry_config={"max_retries": _RETRIES, "retry_timeout": timedelta(minutes=2)},
+            )
 
     def __reduce__(self) -> tuple[Any, ...]:
         # With the settings: the server that readers fork from keeps the environment of its start.
-        return RemoteFiles, (self.where, self._store)
+        settings = {name: os.environ[name] for name in os.environ if name.startswith(_SETTINGS)}
+        return _reopened, (self.where, settings)
 
     @override
     def read(self, name: str) -> bytes:
@@ -160,3 +161,8 @@ def _in_short(error: Exception) -> str:
     """What the library says, without its own inner workings and the server's XML."""
     said = re.sub(r"<[^>]*>", " ", str(error).split("Debug source")[0])
     return " ".join(said.split())[:300]
+
+
+def _reopened(url: str, settings: dict[str, str]) -> RemoteFiles:
+    os.environ.update(settings)
+    return RemoteFiles(url)
