@@ -12,15 +12,22 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
+import socket
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import zarr
 from streaming_readers import (
     PATCH,
     READERS,
@@ -34,6 +41,12 @@ from streaming_readers import (
     Start,
 )
 from streaming_volumes import CT_SHAPE_DHW, MR_SHAPE_DHW, Volume, ct, mr
+from zarr.codecs import BloscCodec, Crc32cCodec
+
+from segresmamba.config import DataConfig
+from segresmamba.data import layout, make_loader, open_dataset
+from segresmamba.data.files import LocalFiles
+from segresmamba.data.shard_reader import ShardedArray
 
 Row = dict[str, Any]
 CROPS, SLOW_CROPS, ROUNDS = 12, 2, 5
@@ -137,7 +150,152 @@ class _Lazy(list[Volume]):
         return super().__getitem__(index)
 
 
-PARTS: dict[str, Callable[[Path], list[Row]]] = {"mr": part_mr, "ct": part_ct}
+def part_workers(work: Path) -> list[Row]:
+    """Crops a second from 1, 2 and 4 reader processes, batches of one; the mr volumes."""
+    rows = []
+    for workers in (1, 2, 4):
+        for name, make in (("segresmamba", _our_loader), ("nnU-Net blosc2", _their_loader)):
+            rates = [_rate(make(work / "mr", workers)) for _ in range(3)]
+            rows.append({"workers": workers, "reader": name, "crops_per_s": max(rates),
+                         "crops_per_s_median": statistics.median(rates)})  # fmt: skip
+    return rows
+
+
+def part_remote(work: Path) -> list[Row]:
+    """The same store in a folder and behind S3's protocol with 20 ms added to every answer."""
+    rows = []
+    with _server(work, latency_ms=20) as url:
+        for workers in (1, 4, 8):
+            for step_s in (0.0, 0.15):
+                rates: dict[str, list[float]] = {"folder": [], "s3": []}
+                for _ in range(3):
+                    for kind, store in (("folder", work / "mr"), ("s3", f"{url}/mr")):
+                        rates[kind].append(_rate(_our_loader(store, workers), step_s))
+                best = {kind: max(found) for kind, found in rates.items()}
+                rows.append({"workers": workers, "step_ms": 1e3 * step_s,
+                             "folder_crops_per_s": best["folder"], "s3_crops_per_s": best["s3"],
+                             "of_folder": best["s3"] / best["folder"]})  # fmt: skip
+    return rows
+
+
+def part_sweep(work: Path) -> list[Row]:
+    """Inner chunk and codec, read as the loader does; the shard is the array in all cases."""
+    layouts = [
+        ((1, 32, 32, 32), "lz4", 5), ((1, 32, 32, 32), "lz4hc", 5), ((1, 32, 32, 32), "lz4hc", 9),
+        ((1, 32, 32, 32), "zstd", 1), ((4, 32, 32, 32), "lz4", 5), ((4, 16, 16, 16), "lz4hc", 5),
+        ((1, 16, 16, 16), "lz4hc", 5), ((1, 16, 32, 32), "lz4hc", 5), ((1, 32, 32, 64), "lz4hc", 5),
+        ((1, 64, 64, 64), "lz4hc", 5),
+    ]  # fmt: skip
+    volume, _ = mr(0)
+    arrays = [_written(work / "sweep", volume, *layout) for layout in layouts]
+    crops = [start for _, start in starts(MR_SHAPE_DHW, 1, CROPS)]
+    times: list[list[float]] = [[] for _ in layouts]
+    room = np.zeros((4, *PATCH), np.float32)
+    for _ in range(ROUNDS):
+        for (array, _, _), found in zip(arrays, times, strict=True):
+            started = time.perf_counter()
+            for start in crops:
+                room.fill(0)
+                array.read((0, *start), room)
+            found.append(1e3 * (time.perf_counter() - started) / len(crops))
+    return [
+        {"chunk": "x".join(map(str, chunk)), "codec": f"{codec} {level}", "ms": min(found),
+         "ms_median": statistics.median(found), "of_raw_size": size / volume.nbytes,
+         "write_s": write_s}
+        for (chunk, codec, level), found, (_, size, write_s) in zip(
+            layouts, times, arrays, strict=True
+        )
+    ]  # fmt: skip
+
+
+def _written(
+    folder: Path, volume: Any, chunk: tuple[int, ...], codec: str, level: int
+) -> tuple[ShardedArray, int, float]:
+    """An array in one layout, the bytes of its shard, and the seconds that writing took."""
+    name = f"{'x'.join(map(str, chunk))}_{codec}_{level}"
+    started = time.perf_counter()
+    with layout.checking_pipeline():
+        array = zarr.create_array(
+            folder / name,
+            shape=volume.shape,
+            dtype=volume.dtype,
+            chunks=chunk,
+            shards=tuple(-(-size // step) * step
+                         for size, step in zip(volume.shape, chunk, strict=True)),
+            compressors=[BloscCodec(cname=codec, clevel=level, shuffle="shuffle"), Crc32cCodec()],
+            overwrite=True,
+        )  # fmt: skip
+        array[...] = volume
+    seconds = time.perf_counter() - started
+    size = layout.shard_file(folder / name, 4).stat().st_size
+    return ShardedArray(LocalFiles(folder), name), size, seconds
+
+
+class _Crops(torch.utils.data.Dataset[Any]):
+    """Random crops of a reader, for torch's DataLoader."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._crops = starts(MR_SHAPE_DHW, 2, 1000)
+
+    def __len__(self) -> int:
+        return len(self._crops)
+
+    def __getitem__(self, index: int) -> Any:
+        torch.set_num_threads(1)
+        self._reader.open()
+        return self._reader.read(*self._crops[index])
+
+
+def _their_loader(folder: Path, workers: int) -> Iterator[Any]:
+    reader = NnUNet(_folder(folder, NnUNet), [])
+    loader = torch.utils.data.DataLoader(
+        _Crops(reader), batch_size=None, num_workers=workers, prefetch_factor=2
+    )
+    return iter(loader)
+
+
+def _our_loader(folder: Path | str, workers: int) -> Iterator[Any]:
+    dataset = open_dataset(f"{folder}/ours")
+    config = DataConfig(store=dataset.where, patch=PATCH, workers=workers, foreground_fraction=0)
+    return make_loader(
+        dataset, dataset.case_ids, config, 0, rank=0, world_size=1, micro_batch=1, start_index=0
+    )
+
+
+def _rate(batches: Iterator[Any], step_s: float = 0.0, count: int = 40) -> float:
+    """Crops a second in the steady state, for a trainer whose steps take so long."""
+    for _ in islice(batches, 16):
+        pass
+    started = time.perf_counter()
+    for _ in islice(batches, count):
+        time.sleep(step_s)
+    return count / (time.perf_counter() - started)
+
+
+@contextmanager
+def _server(folder: Path, latency_ms: float) -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [Path(__file__).with_name("streaming_server.py"), folder, port, latency_ms]
+    process = subprocess.Popen([sys.executable, *map(str, words)])
+    os.environ |= {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_SKIP_SIGNATURE": "true"}
+    try:
+        time.sleep(2)
+        yield "s3:/"
+    finally:
+        process.kill()
+        process.wait()
+
+
+PARTS: dict[str, Callable[[Path], list[Row]]] = {
+    "mr": part_mr,
+    "ct": part_ct,
+    "workers": part_workers,
+    "remote": part_remote,
+    "sweep": part_sweep,
+}
 
 
 def show(title: str, rows: list[Row]) -> None:

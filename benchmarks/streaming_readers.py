@@ -299,21 +299,5 @@ class Mapped(Reader):
 READERS = (Ours, NnUNet, NnUNetCropOnly, Nifti, Persistent, Mapped, PlainZarr, RustZarr)
 
 
-def layouts() -> dict[str, tuple[tuple[int, int, int], dict[str, Any]]]:
-    """Inner chunks and Blosc settings of the sweep, by name."""
-    codecs = {
-        "lz4 5": {"cname": "lz4", "clevel": 5},
-        "lz4hc 5": {"cname": "lz4hc", "clevel": 5},
-        "lz4hc 9": {"cname": "lz4hc", "clevel": 9},
-        "zstd 1": {"cname": "zstd", "clevel": 1},
-    }
-    chunks = [(16, 16, 16), (16, 32, 32), (32, 32, 32), (32, 32, 64), (64, 64, 64)]
-    return {
-        f"{'x'.join(map(str, chunk))} {name}": (chunk, codec)
-        for chunk in chunks
-        for name, codec in codecs.items()
-    }
-
-
 def _box(start: Start) -> tuple[slice, ...]:
     return tuple(slice(first, first + size) for first, size in zip(start, PATCH, strict=True))

@@ -107,7 +107,7 @@ def convert(
 
 @app.command()
 def verify(
-    store: Annotated[Path, typer.Argument(help="Converted dataset")],
+    store: Annotated[str, typer.Argument(help="Converted dataset: folder, .zip or URL")],
     fix: Annotated[bool, typer.Option("--fix", help="Convert the faulty cases anew")] = False,
     source: Annotated[
         Path | None, typer.Option(help="For --fix: where the source lies, if it has moved")
@@ -127,7 +127,7 @@ def verify(
 
 @app.command()
 def fingerprint(
-    store: Annotated[Path, typer.Argument(help="Converted dataset")],
+    store: Annotated[str, typer.Argument(help="Converted dataset: folder, .zip or URL")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to")] = Path(
         "fingerprint"
     ),

@@ -28,6 +28,7 @@ from segresmamba.errors import ConfigError
 # Where a run lives, is tracked and computed.
 _ELSEWHERE = ("run.", "tracking.", "cluster.", "validation.", "plan.")
 _FREE = {
+    "data.stage",
     "data.workers",
     "data.prefetch",
     "train.log_every",

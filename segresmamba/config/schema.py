@@ -36,7 +36,12 @@ class DataConfig(Section):
     """What is trained on and how it is read."""
 
     store: str = Field(min_length=1)
-    """Converted dataset: the folder that `segresmamba convert` wrote."""
+    """Converted dataset: the folder that `segresmamba convert` wrote, a .zip file of it, or a URL,
+    such as s3://bucket/store.zarr."""
+    stage: str | None = Field(default=None, min_length=1)
+    """Folder on each node to copy the job's cases to, once, before training; unset reads the store
+    where it lies. $NAME stands for an environment variable of the node: 'data.stage=$SLURM_TMPDIR',
+    in quotes, since the shell that submits does not know it."""
     patch: Size3
     """Size of a training crop in voxels, (D, H, W); also the sliding window of validation."""
     foreground_fraction: Fraction = 1 / 3
@@ -47,7 +52,8 @@ class DataConfig(Section):
     crops_per_case: PositiveInt = 1
     """Crops drawn from each case in one epoch."""
     workers: Annotated[int, Field(ge=0)] = 1
-    """Reader processes per rank; 0 reads in the training process."""
+    """Reader processes per rank; 0 reads in the training process. A store behind a URL wants 4 or
+    more: they wait for the server most of the time."""
     prefetch: PositiveInt = 2
     """Batches that each reader prepares ahead."""
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from segresmamba.data.portrait import write_fingerprint
     from segresmamba.data.sample import make_sample
     from segresmamba.data.sampler import PatchSampler
+    from segresmamba.data.staging import stage
     from segresmamba.data.store import Case, Dataset, open_dataset
     from segresmamba.data.verification import Problem, repair, verify
     from segresmamba.data.volume import Volume, read_volume
@@ -47,6 +48,7 @@ __all__ = [
     "open_dataset",
     "read_volume",
     "repair",
+    "stage",
     "verify",
     "write_fingerprint",
 ]
@@ -60,6 +62,7 @@ _MODULES = {
     "policy": ("Policy", "Preprocessing"),
     "portrait": ("write_fingerprint",),
     "sample": ("make_sample",),
+    "staging": ("stage",),
     "sampler": ("PatchSampler",),
     "store": ("Case", "Dataset", "open_dataset"),
     "verification": ("Problem", "repair", "verify"),

@@ -180,8 +180,9 @@ class ZippedFiles(Files):
 
     @override
     def read(self, name: str) -> bytes:
+        member = self._member(name)
         with zipfile.ZipFile(self._path) as archive:
-            return archive.read(self._member(name))
+            return archive.read(member)
 
     @override
     def blob(self, name: str) -> Blob:
@@ -208,9 +209,10 @@ class ZippedFiles(Files):
 
     @override
     def copy(self, name: str, target: Path) -> None:
+        member = self._member(name)
         with (
             zipfile.ZipFile(self._path) as archive,
-            archive.open(self._member(name)) as source,
+            archive.open(member) as source,
             target.open("wb") as file,
         ):
             shutil.copyfileobj(source, file)

@@ -51,6 +51,14 @@ class StoreFolder:
         Raises:
             DataError: If it cannot be written, is held, or has content of another origin.
         """
+        if ":/" in str(self.path):
+            raise DataError(
+                "a store is written to a folder",
+                where=self.path,
+                got="a URL",
+                remedy="convert to a folder, and copy that to the bucket with the provider's tool "
+                "(aws s3 cp --recursive STORE URL)",
+            )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:

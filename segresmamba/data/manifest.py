@@ -215,7 +215,8 @@ def read_manifest(store: Path | Files) -> Manifest:
     """Read a store's manifest.
 
     Raises:
-        DataError: If there is none, it is damaged, or written by a newer version.
+        DataError: If there is none, it is damaged, or written by a newer version; if the server of
+            a store cannot be reached, or refuses.
     """
     files = files_of(store) if isinstance(store, Path) else store
     path = files.join(MANIFEST)

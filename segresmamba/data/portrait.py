@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from segresmamba.data.files import files_of
 from segresmamba.data.manifest import CaseRecord, Manifest, read_manifest
 from segresmamba.errors import DataError
 
@@ -19,11 +20,11 @@ _COLUMNS = 8  # whose names have room side by side
 _WIDTH_POINTS = 280  # of a panel
 
 
-def write_fingerprint(store: Path, out: Path) -> tuple[Path, Path]:
+def write_fingerprint(store: str | Path, out: Path) -> tuple[Path, Path]:
     """Write fingerprint.json and fingerprint.png. No voxel is read.
 
     Args:
-        store: A converted dataset.
+        store: A converted dataset: its folder, zip file or URL.
         out: Folder to write to; made if it is not there.
 
     Returns:
@@ -32,7 +33,7 @@ def write_fingerprint(store: Path, out: Path) -> tuple[Path, Path]:
     Raises:
         DataError: If there is no manifest, or `out` cannot be written.
     """
-    manifest = read_manifest(store)
+    manifest = read_manifest(files_of(store))
     files = out / "fingerprint.json", out / "fingerprint.png"
     parts = [path.with_name(f".part-{path.name}") for path in files]
     try:

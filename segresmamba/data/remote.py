@@ -11,12 +11,11 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import obstore
-from obstore.exceptions import BaseError
+from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import from_url
 from typing_extensions import override
 
@@ -25,8 +24,10 @@ from segresmamba.errors import DataError
 
 _RETRIES = 8
 """Of a request, ever longer apart: some 25 s in all. A server that restarts costs no training."""
-_METADATA_HOST = "169.254.169.254"
-"""Where the library looks for credentials last: asking it means that there were none."""
+_METADATA_PATHS = ("/latest/", "/computeMetadata/", "/metadata/identity/")
+"""Of a cloud machine's own service, which the library asks for credentials when it found none."""
+_SETTINGS = ("AWS_", "GOOGLE_", "AZURE_")
+"""How names of environment variables begin that the library looks at."""
 _runtime_of = os.getpid()
 """The process whose threads carry out the requests: that which imported this module."""
 
@@ -36,20 +37,19 @@ class RemoteFiles(Files):
 
     def __init__(self, url: str) -> None:
         self.where = url
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return RemoteFiles, (self.where,)
-
-    @cached_property
-    def _store(self) -> Any:
         endpoint = os.environ.get("AWS_ENDPOINT_URL", os.environ.get("AWS_ENDPOINT", ""))
-        plain = self.where.startswith("http://") or endpoint.startswith("http://")
-        with self._explained(self.where):
-            return from_url(
-                self.where,
+        plain = url.startswith("http://") or endpoint.startswith("http://")
+        with self._explained(""):
+            self._store: Any = from_url(
+                url,
                 client_options={"allow_http": plain, "connect_timeout": "5s"},
                 retry_config={"max_retries": _RETRIES, "retry_timeout": timedelta(minutes=2)},
             )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # With the settings: the server that readers fork from keeps the environment of its start.
+        settings = {name: os.environ[name] for name in os.environ if name.startswith(_SETTINGS)}
+        return _reopened, (self.where, settings)
 
     @override
     def read(self, name: str) -> bytes:
@@ -127,13 +127,13 @@ class RemoteFiles(Files):
         remedy = "see that the URL is right and the server can be reached from here, then run again"
         if problem == "there is no such bucket":
             remedy = "correct the URL, or AWS_ENDPOINT_URL if the bucket is not Amazon's"
-        elif _METADATA_HOST in str(error):
+        elif any(path in str(error) for path in _METADATA_PATHS):
             problem, got = "a store needs credentials, and there are none", "no credentials found"
             remedy = (
                 "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (Google Cloud: "
                 "GOOGLE_APPLICATION_CREDENTIALS), or AWS_SKIP_SIGNATURE=true for a public bucket"
             )
-        elif "403" in got or "401" in got:
+        elif isinstance(error, PermissionDeniedError | UnauthenticatedError):
             problem = "the server of a store refuses access"
             remedy = "check the credentials in the environment and their right to read the bucket"
         elif "recognise URL" in str(error):
@@ -161,3 +161,8 @@ def _in_short(error: Exception) -> str:
     """What the library says, without its own inner workings and the server's XML."""
     said = re.sub(r"<[^>]*>", " ", str(error).split("Debug source")[0])
     return " ".join(said.split())[:300]
+
+
+def _reopened(url: str, settings: dict[str, str]) -> RemoteFiles:
+    os.environ.update(settings)
+    return RemoteFiles(url)

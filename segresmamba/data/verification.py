@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import zarr
+from pydantic import ValidationError
 
 from segresmamba.data import geometry, layout, ome
 from segresmamba.data.case_conversion import digest
 from segresmamba.data.conversion import convert
-from segresmamba.data.folder import StoreFolder
+from segresmamba.data.files import Files, files_of
 from segresmamba.data.geometry import Original
 from segresmamba.data.grid import Refit
 from segresmamba.data.manifest import CaseRecord, Manifest, read_manifest
@@ -31,7 +32,8 @@ class Problem:
     """One fault of a store."""
 
     case_id: str
-    path: Path
+    path: str
+    """File or URL."""
     message: str
 
     def __str__(self) -> str:
@@ -43,21 +45,33 @@ def verify(store: str | Path) -> list[Problem]:
 
     Voxels are read through Zarr's own pipeline, which checks the checksum of every chunk.
 
+    Args:
+        store: Its folder, zip file or URL.
+
     Returns:
         What is wrong, in the order of the cases; empty for a sound store.
 
     Raises:
-        DataError: If there is no manifest, or it is damaged or of a newer version.
+        DataError: If there is no manifest, or it is damaged or of a newer version; if the server of
+            a store cannot be reached, or refuses.
     """
-    root = Path(store)
-    manifest = read_manifest(root)
+    files = files_of(store)
+    manifest = read_manifest(files)
+    folders = files.folders()
     problems = []
     for case_id, record in manifest.cases.items():
-        path = root / case_id
-        found = _case_problems(path, record, manifest.labels)
-        problems += [Problem(case_id, path / name, message) for name, message in found]
-    problems += _duplicates(root, manifest)
-    problems += _strangers(root, manifest)
+        case = _Case(files, case_id)
+        if case_id not in folders:
+            problems.append(Problem(case_id, case.join(""), "the case is missing"))
+            continue
+        found = _case_problems(case, record, manifest.labels)
+        problems += [Problem(case_id, case.join(name), message) for name, message in found]
+    problems += _duplicates(files, manifest)
+    problems += [
+        Problem(folder, files.join(folder), "the folder is no case of the manifest")
+        for folder in folders
+        if folder not in manifest.cases
+    ]
     return problems
 
 
@@ -75,6 +89,13 @@ def repair(store: str | Path, *, source: Path | None = None, workers: int = 1) -
     Raises:
         DataError: If the store has no manifest, or the source cannot be converted.
     """
+    if not Path(store).is_dir():
+        raise DataError(
+            "only a store in a folder can be repaired",
+            where=store,
+            got="a zip file, a URL, or nothing",
+            remedy="repair the folder that it is a copy of, and copy that again",
+        )
     root = Path(store)
     problems = verify(root)
     manifest = read_manifest(root)
@@ -106,13 +127,51 @@ _Found = tuple[str, str]
 """The array or file at fault, relative to the case, and what is wrong with it."""
 
 
-def _case_problems(path: Path, record: CaseRecord, labels: dict[str, int]) -> Iterator[_Found]:
-    if not path.is_dir():
-        yield "", "the case is missing"
-        return
-    yield from _record_problems(path, record)
-    image_CDHW, image_fault = _read(path / layout.IMAGE)
-    label_DHW, label_fault = _read(path / layout.LABEL, may_be_empty=not record.class_voxels)
+@dataclass(frozen=True)
+class _Case:
+    """One case's files."""
+
+    files: Files
+    case_id: str
+
+    def join(self, name: str) -> str:
+        return self.files.join(f"{self.case_id}/{name}")
+
+    def attributes(self) -> dict[str, Any]:
+        """Of its group; empty if they cannot be read."""
+        try:
+            content = json.loads(self.files.read(f"{self.case_id}/zarr.json"))["attributes"]
+            return dict(content)
+        except DataError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+
+    def array(
+        self, name: str, *, may_be_empty: bool = False
+    ) -> tuple[npt.NDArray[Any] | None, str]:
+        """An array with every checksum checked, or None and why not."""
+        path = f"{self.case_id}/{name}"
+        try:
+            with layout.checking_pipeline():
+                array = zarr.open_array(self.files.zarr_store(), path=path, mode="r")
+                if not may_be_empty:
+                    try:  # Zarr would take a missing shard for zeros
+                        self.files.blob(f"{path}/{layout.shard_name(array.ndim)}").tail(1)
+                    except FileNotFoundError:
+                        return None, "the shard file is missing"
+                return np.asarray(array[...]), ""
+        except DataError:
+            raise
+        except Exception as error:  # codecs raise whatever they like on damaged bytes
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            return None, f"the array cannot be read: {reason}"
+
+
+def _case_problems(case: _Case, record: CaseRecord, labels: dict[str, int]) -> Iterator[_Found]:
+    yield from _record_problems(case, record)
+    image_CDHW, image_fault = case.array(layout.IMAGE)
+    label_DHW, label_fault = case.array(layout.LABEL, may_be_empty=not record.class_voxels)
     if image_CDHW is None:
         yield layout.IMAGE, image_fault
     else:
@@ -121,13 +180,14 @@ def _case_problems(path: Path, record: CaseRecord, labels: dict[str, int]) -> It
         yield layout.LABEL, label_fault
     else:
         yield from _label_problems(label_DHW, record, labels)
-        yield from _position_problems(path, label_DHW, record)
+        yield from _position_problems(case, label_DHW, record)
     if record.refit is not None:
-        yield from _reference_problems(path, record.refit, record)
+        yield from _reference_problems(case, record.refit, record)
 
 
-def _record_problems(path: Path, record: CaseRecord) -> Iterator[_Found]:
-    if StoreFolder.read_record(path) != record:
+def _record_problems(case: _Case, record: CaseRecord) -> Iterator[_Found]:
+    attributes = case.attributes()
+    if _record(attributes) != record:
         yield "zarr.json", "the case's record is damaged or differs from the manifest's"
     affine = np.array(record.affine)
     if affine.shape != (4, 4) or not geometry.is_usable(affine):
@@ -137,13 +197,15 @@ def _record_problems(path: Path, record: CaseRecord) -> Iterator[_Found]:
         yield "zarr.json", f"spacing {stored} is not that of the affine, {meant}"
     elif fault := _original_fault(record, affine):
         yield "zarr.json", fault
-    expected = ome.image_attributes(path.name, record)
-    try:
-        attributes = json.loads((path / "zarr.json").read_bytes())["attributes"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return  # reported above
-    if attributes.get("ome") != expected:
+    if attributes and attributes.get("ome") != ome.image_attributes(case.case_id, record):
         yield "zarr.json", "the OME metadata does not fit the case"
+
+
+def _record(attributes: dict[str, Any]) -> CaseRecord | None:
+    try:
+        return CaseRecord.model_validate(attributes.get(layout.RECORD))
+    except ValidationError:
+        return None
 
 
 def _original_fault(record: CaseRecord, affine: geometry.Affine) -> str:
@@ -157,19 +219,6 @@ def _original_fault(record: CaseRecord, affine: geometry.Affine) -> str:
     if geometry.corner_distance_voxels(record.shape_DHW[::-1], meant, affine) > _ROUNDING_VOXELS:
         return "the affine does not follow from that of the files"
     return ""
-
-
-def _read(path: Path, *, may_be_empty: bool = False) -> tuple[npt.NDArray[Any] | None, str]:
-    """An array with every checksum checked, or None and why not."""
-    try:
-        with layout.checking_pipeline():
-            array = zarr.open_array(path, mode="r")
-            if not (may_be_empty or layout.shard_file(path, array.ndim).exists()):
-                return None, "the shard file is missing"
-            return np.asarray(array[...]), ""
-    except Exception as error:  # codecs raise whatever they like on damaged bytes
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        return None, f"the array cannot be read: {reason}"
 
 
 def _image_problems(image_CDHW: npt.NDArray[Any], record: CaseRecord) -> Iterator[_Found]:
@@ -208,12 +257,12 @@ def _label_problems(
 
 
 def _position_problems(
-    path: Path, label_DHW: npt.NDArray[Any], record: CaseRecord
+    case: _Case, label_DHW: npt.NDArray[Any], record: CaseRecord
 ) -> Iterator[_Found]:
     expected = np.repeat(list(record.class_positions), list(record.class_positions.values()))
     if not len(expected):
         return
-    positions, fault = _read(path / layout.POSITIONS)
+    positions, fault = case.array(layout.POSITIONS)
     if positions is None:
         yield layout.POSITIONS, fault
     elif positions.shape != (len(expected), 3):
@@ -224,8 +273,8 @@ def _position_problems(
         yield layout.POSITIONS, f"{wrong} positions do not show the class they are listed under"
 
 
-def _reference_problems(path: Path, refit: Refit, record: CaseRecord) -> Iterator[_Found]:
-    reference_DHW, fault = _read(path / layout.REFERENCE, may_be_empty=not record.class_voxels)
+def _reference_problems(case: _Case, refit: Refit, record: CaseRecord) -> Iterator[_Found]:
+    reference_DHW, fault = case.array(layout.REFERENCE, may_be_empty=not record.class_voxels)
     if reference_DHW is None:
         yield layout.REFERENCE, fault
     elif reference_DHW.shape != refit.full_DHW:
@@ -234,15 +283,9 @@ def _reference_problems(path: Path, refit: Refit, record: CaseRecord) -> Iterato
         yield layout.REFERENCE, "the stored label does not follow from the files' label"
 
 
-def _duplicates(root: Path, manifest: Manifest) -> Iterator[Problem]:
+def _duplicates(files: Files, manifest: Manifest) -> Iterator[Problem]:
     first_with: dict[str, str] = {}
     for case_id, record in manifest.cases.items():
         first = first_with.setdefault(record.image_digest, case_id)
         if first != case_id:
-            yield Problem(case_id, root / case_id, f"the image is the same as that of {first}")
-
-
-def _strangers(root: Path, manifest: Manifest) -> Iterator[Problem]:
-    for entry in sorted(root.iterdir()):
-        if entry.is_dir() and entry.name not in manifest.cases:
-            yield Problem(entry.name, entry, "the folder is no case of the manifest")
+            yield Problem(case_id, files.join(case_id), f"the image is the same as that of {first}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,18 @@ class Task:
             config.data.crops_per_case,
         )
         return cls(config, dataset, split, Classes.of(config, dataset.labels))
+
+    def staged(self) -> Task:
+        """The task with its cases on storage of this node, if data.stage asks for it.
+
+        Raises:
+            UserError: As `data.stage`.
+        """
+        folder = self.config.data.stage
+        if folder is None:
+            return self
+        case_ids = sorted(set(self.split["train"]) | set(self.split["val"]))
+        return replace(self, dataset=data.stage(self.dataset, case_ids, folder))
 
     def network(self) -> nn.Module:
         """A new network, with weights that depend on the seed alone.

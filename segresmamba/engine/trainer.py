@@ -72,6 +72,7 @@ def train(config: Config) -> dict[str, Any]:
     network = task.network()
     backend = scan_backend(config, network, ranks.device)
     folder = RunFolder.of(config)
+    task = task.staged()
     join(ranks, config.train.threads)
     if ranks.is_main:
         folder.enter(config)

@@ -129,7 +129,7 @@ def test_duplicates_and_empty_labels_are_found(raw: Path, tmp_path: Path) -> Non
 def test_a_folder_that_is_no_case_is_found(store: Path) -> None:
     shutil.copytree(store / CASE, store / "copy")
     (problem,) = verify(store)
-    assert (problem.case_id, problem.path) == ("copy", store / "copy")
+    assert (problem.case_id, problem.path) == ("copy", str(store / "copy"))
 
 
 def test_without_a_manifest_there_is_nothing_to_verify(tmp_path: Path) -> None:

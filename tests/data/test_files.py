@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from segresmamba.config import DataConfig
+from segresmamba.data import make_loader, open_dataset, verify
+from segresmamba.errors import DataError
+
+BOX = ((3, 9, 4), (25, 30, 31))
+
+
+def zipped(store: Path, target: Path, compression: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(target, "w", compression) as archive:
+        for path in sorted(store.rglob("*")):
+            archive.write(path, path.relative_to(store))
+    return target
+
+
+def test_a_zip_file_made_as_the_documentation_says_reads_as_its_folder_does(
+    sound_store: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "store.zarr.zip"
+    (command,) = [
+        line.strip()
+        for line in Path("docs/data.md").read_text().splitlines()
+        if "zipfile" in line and "store.zarr.zip" in line
+    ]
+    words = command.replace("store.zarr.zip", str(target)).replace("python", sys.executable)
+    subprocess.run(words, shell=True, cwd=sound_store, check=True)
+    there, here = open_dataset(target), open_dataset(sound_store)
+    assert there.digest == here.digest
+    for one, other in zip(there["case_2"].read(), here["case_2"].read(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(there["case_1"].image[:, 3:9], here["case_1"].image[:, 3:9])
+    assert there["case_1"].class_position(2, 3) == here["case_1"].class_position(2, 3)
+    assert verify(target) == []
+
+
+def test_readers_of_a_zip_file_open_it_themselves(sound_store: Path, tmp_path: Path) -> None:
+    dataset = open_dataset(zipped(sound_store, tmp_path / "store.zip"))
+    config = DataConfig(store=dataset.where, patch=(32, 32, 32), workers=1)
+    batches = [
+        next(make_loader(
+            source, dataset.case_ids, config, 0,
+            rank=0, world_size=1, micro_batch=2, start_index=0,
+        ))
+        for source in (dataset, open_dataset(sound_store))
+    ]  # fmt: skip
+    np.testing.assert_array_equal(batches[0].image_BCDHW, batches[1].image_BCDHW)
+
+
+def test_a_compressed_zip_file_is_refused(sound_store: Path, tmp_path: Path) -> None:
+    packed = zipped(sound_store, tmp_path / "store.zip", zipfile.ZIP_DEFLATED)
+    with pytest.raises(DataError, match="must not be compressed") as caught:
+        open_dataset(packed)
+    assert "zip -0" in caught.value.remedy
+
+
+def test_a_truncated_zip_file_is_named(sound_store: Path, tmp_path: Path) -> None:
+    target = zipped(sound_store, tmp_path / "store.zip")
+    os.truncate(target, target.stat().st_size // 2)
+    with pytest.raises(DataError, match="no zip file, or a truncated one") as caught:
+        open_dataset(target)
+    assert caught.value.where == str(target)
+
+
+def test_a_zip_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no converted dataset") as caught:
+        open_dataset(tmp_path / "store.zip")
+    assert caught.value.where == f"{tmp_path}/store.zip/dataset.json"
+
+
+def test_a_zip_file_of_something_else_is_no_store(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "text").write_text("text")
+    with pytest.raises(DataError, match="there is no converted dataset"):
+        open_dataset(zipped(tmp_path / "folder", tmp_path / "store.zip"))
