@@ -1,4 +1,4 @@
-"""Where things lie in a store, and how Zarr opens them.
+"""Where things lie in a store, and how Zarr writes them.
 
     <store>/dataset.json                    manifest (see `manifest`)
     <store>/<case>/zarr.json                OME metadata and the case's record
@@ -8,19 +8,10 @@
     <store>/<case>/reference                label as its file has it, turned to RAS, where a policy
                                             changed the grid
 
-Every array is one shard file, so a case takes few inodes, with inner chunks of 32^3 voxels, so a
-crop reads little more than itself. Each chunk carries a CRC-32C. `verify` checks all of them; crops
-check only that of the shard's index (the zarrs library skips the others on partial reads), which
-finds truncation but not every flipped bit.
-
-The codec is measured: random 64^3 crops with one thread on two shared cores, milliseconds and share
-of the raw size on disk, for a 160 x 160 x 155 template head with noise:
-
-    inner chunks, codec          int16, 1 channel    float32, 4 channels
-    32^3 blosc lz4 5 shuffle      2.9 ms   58 %       10.9 ms   69 %
-    32^3 blosc zstd 5 shuffle     3.3 ms   39 %       17.7 ms   61 %
-    32^3 zstd 1                   3.1 ms   46 %       20.6 ms   65 %
-    64^3 blosc lz4 5 shuffle      3.6 ms   56 %       15.7 ms   70 %
+Every array is one shard file, so a case takes few inodes, with inner chunks of 32^3 voxels of one
+channel, so a crop reads little more than itself. Each chunk carries a CRC-32C, and so does the
+index of the shard. `verify` checks all of them; crops check that of the index, which finds
+truncation but not every flipped bit. Chunk and codec are chosen by docs/performance.md.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -9,8 +10,42 @@ from contextlib import contextmanager
 
 import torch
 
-from segresmamba.config import Config
+from segresmamba.config import Config, DataConfig
 from segresmamba.engine.distributed import Ranks, mean_over_ranks
+
+logger = logging.getLogger(__name__)
+
+
+_WAIT_SHARE = 0.1
+
+
+class WaitAdvice:
+    """Says once that the readers hold the training up, and what to do about it.
+
+    Args:
+        config: Of the readers.
+    """
+
+    def __init__(self, config: DataConfig) -> None:
+        self._config = config
+        self._records = 0
+        self._given = False
+
+    def record(self, step_s: float, wait_s: float) -> None:
+        """Take note of a step's mean duration and its wait for data, in seconds."""
+        self._records += 1
+        # The first steps wait for readers that have just been started.
+        if self._given or self._records == 1 or wait_s <= _WAIT_SHARE * step_s:
+            return
+        self._given = True
+        stage = "" if self._config.stage else ", or copy the cases to the nodes with data.stage"
+        logger.warning(
+            "%.0f %% of a step is waiting for data: raise data.workers (now %d; each takes a core "
+            "of cluster.cpus_per_task)%s",
+            100 * wait_s / step_s,
+            self._config.workers,
+            stage,
+        )
 
 
 class Pace:

@@ -35,7 +35,7 @@ from segresmamba.engine.observers import (
     open_run_tracker,
 )
 from segresmamba.engine.out_of_memory import out_of_memory, ran_out
-from segresmamba.engine.pace import Pace
+from segresmamba.engine.pace import Pace, WaitAdvice
 from segresmamba.engine.runfolder import RunFolder
 from segresmamba.engine.schedule import learning_rate
 from segresmamba.engine.setup import Task, scan_backend
@@ -142,6 +142,7 @@ class Trainer:
         self.step = self._resume()
         self.last_dice: float | None = None
         style, steps = config.tracking.logs, config.train.max_steps
+        self.wait_advice = WaitAdvice(config.data)
         self.step_log = StepLog(style, steps, speaks=ranks.is_main)
 
     @property
@@ -224,6 +225,8 @@ class Trainer:
         # Of all ranks the one that waits longest: it holds the others up.
         values[_WAIT] = max(wait_s for wait_s, _ in ranks)
         values |= memory_metrics([peaks for _, peaks in ranks])
+        if self.ranks.is_main:
+            self.wait_advice.record(values["time/step_s"], values[_WAIT])
         values["time/compute_s"] = values["time/step_s"] - values[_WAIT]
         self.tracker.metrics(values, step=self.step, epoch=self._epoch())
         shown = {

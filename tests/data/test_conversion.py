@@ -13,6 +13,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import zarr
+from ome_zarr.io import parse_url
+from ome_zarr.reader import Reader
 from ome_zarr_models.v05 import Image
 
 from segresmamba.data import convert, open_dataset, verify
@@ -81,6 +83,17 @@ def test_each_case_is_an_ome_zarr_image(sound_store: Path) -> None:
         assert [axis.name for axis in multiscale.axes] == ["c", "z", "y", "x"]
         transforms = multiscale.datasets[0].coordinateTransformations
         assert transforms[0].scale == [1.0, 1.5, 2.0, 1.0]
+
+
+def test_ome_zarr_opens_a_case_with_its_label(sound_store: Path) -> None:
+    location = parse_url(str(sound_store / "case_1"))
+    assert location is not None
+    image, _, label = Reader(location)()
+    case = open_dataset(sound_store)["case_1"]
+    np.testing.assert_array_equal(image.data[0], case.read()[0])
+    np.testing.assert_array_equal(label.data[0], case.read()[1])
+    assert label.metadata["properties"][2] == {"name": "box"}
+    assert image.metadata["coordinateTransformations"][0][0]["scale"] == [1.0, 1.5, 2.0, 1.0]
 
 
 def test_a_case_takes_few_files(sound_store: Path) -> None:
