@@ -101,7 +101,8 @@ def living(job_ids: Sequence[str]) -> str | None:
     if not job_ids:
         return None
     jobs, fields = f"--jobs={','.join(job_ids)}", "--format=job %i: %T (%r)"
-    return next(iter(_ask("squeue", "--noheader", jobs, fields).splitlines()), None)
+    shown = _ask("squeue", "--noheader", jobs, fields).splitlines()
+    return shown[0].removesuffix(" (None)") if shown else None
 
 
 def hopeless(job_id: str) -> str | None:

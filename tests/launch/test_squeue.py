@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.squeue import INTERRUPTED_CODE, JobState, job_state
+from launch.squeue import INTERRUPTED_CODE, JobState, job_state, living
 
 FakeCommand = Callable[[str, str], None]
 
@@ -52,3 +52,12 @@ def test_a_machine_without_slurm_knows_no_job(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert job_state("4711") is None
+
+
+def test_of_some_jobs_the_one_that_is_not_over_is_shown_with_its_state(
+    fake_command: FakeCommand,
+) -> None:
+    fake_command("squeue", "case $2 in --jobs=7,8) echo 'job 8: RUNNING (None)';; *) exit 1; esac")
+    assert living(["7", "8"]) == "job 8: RUNNING"
+    assert living(["7"]) is None
+    assert living([]) is None
