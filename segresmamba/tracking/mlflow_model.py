@@ -41,8 +41,11 @@ def _send(mlflow: Any, client: Any, record: Record, source: Path, state: UploadS
     ready = mlflow.entities.LoggedModelStatus.READY
     if str(model.status) != str(ready):
         _upload(mlflow, client, record, source, model)
-        output = mlflow.entities.LoggedModelOutput(model.model_id, step=step)
-        client.log_outputs(run_id, models=[output])
+        outputs = client.get_run(run_id).outputs
+        known = {output.model_id for output in outputs.model_outputs} if outputs else set()
+        if model.model_id not in known:  # MLflow refuses a second one
+            output = mlflow.entities.LoggedModelOutput(model.model_id, step=step)
+            client.log_outputs(run_id, models=[output])
         client.finalize_logged_model(model.model_id, ready)
     if record.body["register"]:
         _register(client, record.body["register"], model.model_id, run_id, step)

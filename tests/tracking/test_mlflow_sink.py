@@ -274,22 +274,25 @@ def test_a_model_is_not_registered_unless_asked(run: Path, journal: Journal) -> 
     assert len(client(run).search_registered_models()) == 0
 
 
+@pytest.mark.parametrize("where", ["log_model_artifacts", "finalize_logged_model"])
 def test_an_upload_of_a_model_that_was_cut_is_finished(
-    run: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch
+    run: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     from mlflow import MlflowClient
 
     def cut(*_: object) -> None:
         raise KeyboardInterrupt
 
-    record_model(journal, run, None)
+    record_model(journal, run, "spleen")
     with monkeypatch.context() as patch:
-        patch.setattr(MlflowClient, "log_model_artifacts", cut)
+        patch.setattr(MlflowClient, where, cut)
         with pytest.raises(KeyboardInterrupt):
             sync(run)
     state = sync(run)
     (model,) = client(run).search_logged_models([state.experiment_id])
     assert str(model.status) == "READY"
+    assert [output.model_id for output in in_mlflow(run).outputs.model_outputs] == [model.model_id]
+    assert len(client(run).search_model_versions("name = 'spleen'")) == 1
 
 
 @pytest.mark.parametrize(
