@@ -281,7 +281,7 @@ def test_a_repair_keeps_the_policy(ct_raw: Path, tmp_path: Path) -> None:
     before = resampled(ct_raw, store, spacing="2,2,2", crop=True)
     (store / "case_1" / "reference" / "c" / "0" / "0" / "0").unlink()
     (problem,) = verify(store)
-    assert (problem.case_id, problem.path) == ("case_1", store / "case_1" / "reference")
+    assert (problem.case_id, problem.path) == ("case_1", str(store / "case_1" / "reference"))
     assert repair(store) == []
     assert open_dataset(store).digest == before.digest
     assert open_dataset(store).manifest.storage.policy == before.manifest.storage.policy
