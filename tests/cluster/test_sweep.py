@@ -110,14 +110,14 @@ def test_a_search_needs_nobody_on_the_login_node(
     trial_words: tuple[str, ...], tmp_path: Path
 ) -> None:
     words = ("--search=optuna", "--name=s", "--trials=2", *trial_words)
-    done = launch("sweep", *words, "train.lr=tag(log,interval(1e-4,1e-2))")
+    done = launch("sweep", *words, "train.weight_decay=tag(log,interval(1e-6,1e-3))")
     assert done.returncode == 0, done.stderr
     sweep = Sweep.read(tmp_path / "runs" / "sweeps" / "s")
     assert not any(trial.words for trial in sweep.trials)
     watch(sweep, most=8)
     shown = launch("status", str(sweep.folder)).stdout
     assert {trial.state for trial in sweep.trials} <= OVER, shown
-    assert len({trial.values["train.lr"] for trial in sweep.trials}) == 2
+    assert len({trial.values["train.weight_decay"] for trial in sweep.trials}) == 2
     assert "best: trial" in shown
     assert children(tmp_path / "runs", "s", 3) == {"s-000", "s-001", "s-summary"}
 
