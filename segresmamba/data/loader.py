@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
 from collections.abc import Iterator, Sequence
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver, popen_forkserver, resource_tracker
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -123,7 +123,24 @@ class _Reader(TorchDataset["Parcel | DataError"]):
         )
 
 
-def _worker_context() -> Any:
+class _ReaderPopen(popen_forkserver.Popen):
+    """A reader's end is a kill: it holds SIGTERM back, and has nothing to tidy up."""
+
+    def terminate(self) -> None:
+        self.kill()
+
+
+class _ReaderProcess(ForkServerProcess):
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:
+        return _ReaderPopen(process_obj)
+
+
+class _ReaderContext(ForkServerContext):
+    Process = _ReaderProcess
+
+
+def _worker_context() -> ForkServerContext:
     """Readers fork from a server process that has only imported this module.
 
     A fork of this process would inherit the locks of its threads as they are, and the object
@@ -133,7 +150,7 @@ def _worker_context() -> Any:
     Slurm sends these to every process; a reader that died of one would take the training down
     before its last checkpoint. Readers end when the loader does.
     """
-    context = multiprocessing.get_context("forkserver")
+    context = _ReaderContext()
     context.set_forkserver_preload([__name__])
     resource_tracker.ensure_running()  # resets the mask if it is started later
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)

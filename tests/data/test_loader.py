@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import gc
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -81,6 +83,16 @@ def test_readers_outlive_a_stop_signal_and_end_with_the_loader(sound_store: Path
     gc.collect()
     _, alive = psutil.wait_procs(readers, timeout=20)
     assert alive == []
+
+
+def test_a_process_ends_whose_loader_is_still_there(sound_store: Path) -> None:
+    """As after an error, whose traceback holds the loader: readers ignore a polite signal."""
+    code = (
+        "import sys; from pathlib import Path; from tests.data.test_loader import batches\n"
+        "if __name__ == '__main__':\n"
+        "    loader = batches(Path(sys.argv[1]), workers=1); next(loader)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(sound_store)], check=True, timeout=60)
 
 
 def test_a_loader_begins_anywhere(sound_store: Path) -> None:
