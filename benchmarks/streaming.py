@@ -2,7 +2,7 @@
 
     python benchmarks/streaming.py [--part mr ct workers remote sweep] [--work FOLDER]
 
-It needs the extra `bench` (blosc2, moto). Volumes are written once to --work. Every part prints a
+It needs the extra `bench`. Volumes are written once to --work. Every part prints a
 table and writes CSV. Each reader is one thread that gives the same crops as torch tensors; readers
 take turns, crop files are in the page cache, and of all rounds the smallest and the median time of
 a crop are given. The ratio is of the smallest times.
