@@ -37,7 +37,8 @@ def requirements(*extras: str) -> list[Requirement]:
 
 
 def test_the_extras_are_the_documented_ones() -> None:
-    assert set(EXTRAS) == {"gpu", "postgresql", "rivals", "sample", "test", "dev", "docs"}
+    documented = {"bench", "gpu", "postgresql", "rivals", "sample", "test", "dev", "docs"}
+    assert set(EXTRAS) == documented
     assert PROJECT["requires-python"] == ">=3.11"
 
 
