@@ -23,8 +23,13 @@ def test_each_state_is_said_once_and_the_log_is_shown_as_it_grows(
     tmp_path: Path, fake_command: FakeCommand, capfd: pytest.CaptureFixture[str]
 ) -> None:
     log, turn = tmp_path / "log", tmp_path / "turn"
-    states = "PENDING 0 Resources\nPENDING 0 Resources\nRUNNING 0 None\nFAILED 512 NonZeroExitCode"
-    (tmp_path / "states").write_text(states + "\n")
+    states = [
+        "4711 PENDING 0 Resources",
+        "4711 PENDING 0 Resources",
+        "4711 RUNNING 0 None",
+        "4711 FAILED 512 NonZeroExitCode",
+    ]
+    (tmp_path / "states").write_text("\n".join(states) + "\n")
     fake_command(
         "squeue",
         f"echo x >> {turn}; n=$(wc -l < {turn}); echo line $n >> {log}; "
@@ -52,7 +57,7 @@ def test_a_job_that_nobody_knows_is_a_failure(
 def test_ctrl_c_ends_the_watching_and_not_the_job(
     tmp_path: Path, fake_command: FakeCommand
 ) -> None:
-    fake_command("squeue", "echo RUNNING 0 None")
+    fake_command("squeue", "echo 4711 RUNNING 0 None")
     fake_command("scancel", f"touch {tmp_path}/cancelled")
     code = (
         "import sys; from pathlib import Path; from launch.follow import follow;"
