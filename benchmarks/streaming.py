@@ -168,7 +168,7 @@ def part_remote(work: Path) -> list[Row]:
         for workers in (4, 8):
             for step_s in (0.0, 0.15):
                 rates: dict[str, list[float]] = {"folder": [], "s3": []}
-                for _ in range(3):
+                for _ in range(2):
                     for kind, store in (("folder", work / "mr"), ("s3", f"{url}/mr")):
                         rates[kind].append(_rate(_our_loader(store, workers), step_s))
                 best = {kind: max(found) for kind, found in rates.items()}

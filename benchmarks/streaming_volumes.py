@@ -1,4 +1,7 @@
-"""Volumes like those that are trained on, made from the MNI152 template of nilearn."""
+"""Volumes like those that are trained on, made from the MNI152 template of nilearn.
+
+Libraries are imported where volumes are made: reader processes import this module too.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-from nilearn.datasets import load_mni152_brain_mask, load_mni152_template
-from scipy.ndimage import gaussian_filter, zoom
 
 MR_SHAPE_DHW = (155, 240, 240)
 CT_SHAPE_DHW = (512, 512, 512)
@@ -24,6 +24,9 @@ def mr(seed: int) -> Volume:
 
     As after resampling and normalisation, values take all digits: what is hard to compress.
     """
+    from nilearn.datasets import load_mni152_brain_mask, load_mni152_template
+    from scipy.ndimage import gaussian_filter
+
     rng = np.random.default_rng(seed)
     template = _padded(np.asarray(load_mni152_template(resolution=1).dataobj, np.float32).T)
     brain = _padded(np.asarray(load_mni152_brain_mask(resolution=1).dataobj, np.float32).T) > 0
@@ -43,6 +46,9 @@ def mr(seed: int) -> Volume:
 
 def ct(seed: int) -> Volume:
     """One channel of int16, 512^3: a head in air, noise everywhere."""
+    from nilearn.datasets import load_mni152_template
+    from scipy.ndimage import zoom
+
     rng = np.random.default_rng(seed)
     template = np.asarray(load_mni152_template(resolution=2).dataobj, np.float32).T
     factors = [size / old for size, old in zip(CT_SHAPE_DHW, template.shape, strict=True)]
@@ -84,4 +90,6 @@ def _padded(volume: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def _write(path: Path, voxels: npt.NDArray[Any]) -> None:
+    import nibabel as nib
+
     nib.save(nib.Nifti1Image(voxels.T, np.eye(4)), path)
