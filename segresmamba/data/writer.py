@@ -14,7 +14,7 @@ import zarr
 
 from segresmamba.data import layout, ome
 from segresmamba.data.manifest import CaseRecord
-from segresmamba.data.shards import write_array
+from segresmamba.data.shard_writer import write_array
 
 
 def write_case(
