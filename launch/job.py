@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from launch import executor
 from launch.failure import USER_ERROR_CODE, Failure, failure_path, write_failure
+from launch.quick_exit import QuickExit
 from segresmamba.config import Config
 
 STOP_SIGNALS = (executor.REQUEUE_SIGNAL, signal.SIGTERM)
@@ -65,6 +66,7 @@ class TrainJob:
             SystemExit: With code 2 after a mistake of the user, whose screen is then in the log;
                 without an error when the job goes back to the queue.
         """
+        leaving = QuickExit()
         place = executor.place()
         logs, rank = place.paths.folder, place.global_rank
         failure_path(logs, place.job_id, rank).unlink(missing_ok=True)  # before a requeue
@@ -84,6 +86,7 @@ class TrainJob:
                 sys.stderr.write(failure.text + "\n")
                 sys.exit(USER_ERROR_CODE)
             raise
+        leaving.is_well = True
         if result["status"] == "preempted" and executor.goes_back_to_queue(signals.received):
             executor.requeue()
         return result
