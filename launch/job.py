@@ -86,9 +86,9 @@ class TrainJob:
                 sys.stderr.write(failure.text + "\n")
                 sys.exit(USER_ERROR_CODE)
             raise
-        leaving.is_well = True
         if result["status"] == "preempted" and executor.goes_back_to_queue(signals.received):
-            executor.requeue()
+            executor.requeue()  # which leaves with an exit code of its own
+        leaving.is_well = True
         return result
 
     def checkpoint(self) -> object:
