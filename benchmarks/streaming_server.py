@@ -18,6 +18,8 @@ from pathlib import Path
 
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # Or the end of an answer waits 40 ms for the client's acknowledgement of its beginning.
+    disable_nagle_algorithm = True
     folder: Path
     latency_s: float
 

@@ -24,6 +24,8 @@ from segresmamba.errors import DataError
 
 _RETRIES = 8
 """Of a request, ever longer apart: some 25 s in all. A server that restarts costs no training."""
+_GAP_BYTES = 1 << 19  # 512 KiB
+"""Parts of a file that lie closer are fetched together: a request costs the server as much."""
 _METADATA_PATHS = ("/latest/", "/computeMetadata/", "/metadata/identity/")
 """Of a cloud machine's own service, which the library asks for credentials when it found none."""
 _SETTINGS = ("AWS_", "GOOGLE_", "AZURE_")
@@ -99,7 +101,9 @@ class RemoteFiles(Files):
             return []
         starts, lengths = zip(*spans, strict=True)
         with self._explained(name):
-            parts = obstore.get_ranges(self._store, name, starts=starts, lengths=lengths)
+            parts = obstore.get_ranges(
+                self._store, name, starts=starts, lengths=lengths, coalesce=_GAP_BYTES
+            )
         if any(len(part) < length for part, length in zip(parts, lengths, strict=True)):
             raise OSError("too short for what its index names")
         return [memoryview(part) for part in parts]
