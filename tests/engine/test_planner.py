@@ -146,6 +146,20 @@ def test_the_cheapest_change_that_fits_is_proposed_as_words_that_train_takes(
     assert made.predict(config).needed_gib <= plan.gpu_memory_gib
 
 
+def test_a_small_network_on_several_ranks_is_not_given_up_for_the_buffers_of_zero(
+    tiny_store: Path,
+) -> None:
+    made = planner(tiny_store, "train.batch_size=8", "cluster.tasks_per_node=2")
+    asked = made.predict(made.config)
+    assert made.predict(_zero_3(made.config)).needed_gib > asked.needed_gib
+    assert made.plan(asked.needed_gib - 1e-4).words == ("train.accumulation=2",)
+
+
+def _zero_3(config: Config) -> Config:
+    train = config.train.model_copy(update={"zero_stage": 3, "accumulation": 4})
+    return config.model_copy(update={"train": train})
+
+
 def test_one_crop_is_computed_twice_before_its_size_shrinks(tiny_store: Path) -> None:
     made = planner(tiny_store, "train.batch_size=1", "data.patch=[36,36,36]")
     asked = made.predict(made.config)

@@ -114,7 +114,7 @@ class Planner:
         for patch in _patches(self.config.data.patch):
             options = list(_options(_changed(self.config, "data", patch=patch)))
             try:
-                leanest = self.predict(options[-1][-1])
+                leanest = self._leanest(options)
             except ConfigError:  # the network does not take a patch as small as this
                 break
             if leanest.needed_gib > gpu_memory_gib:
@@ -137,6 +137,15 @@ class Planner:
             remedy="take more or larger GPUs, fewer model channels, or another model",
         )
 
+    def _leanest(self, options: list[list[Config]]) -> Prediction:
+        """One crop at a time in the network that keeps least, under the best of the ZeRO stages.
+
+        A higher one is not always leaner: its buffers may take more than a small network's states.
+        """
+        network = options[-1][-1].model
+        fewest = [option[-1] for option in options if option[-1].model == network]
+        return min(map(self.predict, fewest), key=lambda prediction: prediction.needed_gib)
+
 
 def gpu_memory_gib(config: Config) -> float:
     """Of `plan.gpu_memory_gib`, else of the GPU at hand.
@@ -157,7 +166,7 @@ def gpu_memory_gib(config: Config) -> float:
 
 
 def _options(config: Config) -> Iterator[list[Config]]:
-    """The same step with less and less memory, cheapest change first; the leanest is last.
+    """The same step with less and less memory, cheapest change first; the leanest network is last.
 
     Each list has fewer and fewer crops at once, and all else the same.
     """
