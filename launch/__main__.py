@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from launch import executor, launcher, sweeper
+from launch import allocation, launcher, sweeper
 from launch.folds import ALL, all_folds, fold_sweep_name
 from launch.job import TrainJob
 from launch.search import Sampler, plan_search
@@ -63,7 +63,7 @@ def train(
     if allow_config_change:
         words += ["run.allow_config_change=true"]
     if in_allocation:
-        words += executor.allocation_overrides()
+        words += allocation.overrides()
     if ALL in words:
         if in_allocation:
             raise LaunchError(

@@ -18,7 +18,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from launch import executor, squeue
+from launch import allocation, executor, squeue
 from launch.failure import USER_ERROR_CODE, Failure, first_failure, forget_failures
 from launch.report import report_failure
 from segresmamba.config import Config, run_folder
@@ -45,7 +45,7 @@ class Setback:
 
 def aftermath(config: Config, logs: Path, code: int) -> int:
     """Deal with the failure of this job; return the batch script's exit code."""
-    job_id = executor.job_id()
+    job_id = allocation.job_id()
     if not squeue.is_running(job_id):
         return code
     failure = _find_failure(logs, job_id) or Failure(
@@ -136,5 +136,5 @@ if __name__ == "__main__":
     # Preemption may come just now; the decision is then Slurm's.
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     folder = Path(sys.argv[1])
-    work = executor.load_work(folder, executor.job_id())
+    work = executor.load_work(folder, allocation.job_id())
     sys.exit(aftermath(work.config, folder, int(sys.argv[2])))

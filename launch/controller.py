@@ -2,12 +2,14 @@
 
 Submitit's own controller waits until every rank has ended, so one that dies leaves the others
 waiting in a collective. This one ends them, passes signals on, starts the job again when it was
-requeued, and stops it when the launcher is gone. Ranks learn their place from the variables that
+requeued, and stops it when the launcher is gone. When it is killed itself, the ranks save and end.
+Ranks learn their place from the variables that
 submitit's LocalJobEnvironment reads.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shlex
@@ -26,6 +28,8 @@ REQUEUE_CODE = 144
 # A rank whose partner has failed gets this long to fail by itself.
 GRACE_S = 2.0
 POLL_S = 0.05
+# Of <linux/prctl.h>.
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,14 @@ class Controller:
             }
             with Path(plan.logs, f"{self.job_id}_{rank}_log.out").open("ab") as log:
                 command, environment = shlex.split(plan.command), os.environ | place
-                process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+                process = subprocess.Popen(
+                    command,
+                    env=environment,
+                    stdout=log,
+                    stderr=log,
+                    # Safe to run between fork and exec: there are no other threads here.
+                    preexec_fn=_save_when_controller_dies,  # noqa: PLW1509
+                )
             self.ranks.append(process)
 
     def _wait(self) -> int:
@@ -150,6 +161,12 @@ class Controller:
         for rank in self.ranks:
             rank.wait()
         self.ranks = []
+
+
+def _save_when_controller_dies() -> None:
+    """In a rank: let the kernel send SIGTERM, on which it saves, once its parent is gone."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Submitit, which nothing else here imports: executors, a rank's place in its job, the resqueue.
+"""Submitit, which nothing else here imports: executors, a rank's place in its job, the requeue.
 
 Whatever the cluster, submitit starts `python -m submitit.core._submit LOGS` once per rank; it
 unpickles the job, calls it and writes the result next to the logs:
@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import shlex
 import shutil
 import signal
 import subprocess
@@ -27,7 +26,7 @@ from typing import Any, NoReturn
 import submitit
 from submitit.core.utils import DelayedSubmission, FailedJobError, JobPaths, temporary_save_path
 
-from launch import squeue
+from launch import allocation, script, squeue
 from launch.controller import LocalPlan
 from launch.rendezvous import free_port
 from segresmamba.config import ClusterConfig
@@ -98,10 +97,10 @@ def slurm_executor(
         cluster,
         name,
         logs,
-        setup=_before_ranks(cluster, logs),
+        setup=script.before_ranks(cluster, logs),
         # Without it the ranks wait in a collective for one that has died.
         srun=("--kill-on-bad-exit=1", *cluster.srun),
-        teardown=_after_ranks(logs),
+        teardown=script.after_ranks(logs),
         comment=comment,
         array_parallelism=most,
     )
@@ -119,7 +118,7 @@ def share_executor(
         after: Wait until this job has ended, well or not.
     """
     dependency = f"afterany:{after}" if after else None
-    setup = _environment(cluster)
+    setup = script.environment(cluster)
     return _slurm_executor(
         cluster, name, logs, setup=setup, srun=cluster.srun, dependency=dependency
     )
@@ -159,26 +158,6 @@ def _slurm_executor(
         **parameters,
     )
     return executor
-
-
-def _before_ranks(cluster: ClusterConfig, logs: Path) -> list[str]:
-    """Shell lines: the environment, then the preflight, which says where the ranks are to meet."""
-    preflight = f"MASTER_PORT=$({_python('launch.preflight', logs)}) || exit"
-    return [*_environment(cluster), preflight, "export MASTER_PORT"]
-
-
-def _environment(cluster: ClusterConfig) -> list[str]:
-    exports = [f"export {name}={shlex.quote(value)}" for name, value in cluster.variables.items()]
-    return [*cluster.setup, *exports]
-
-
-def _after_ranks(logs: Path) -> list[str]:
-    """Shell lines that follow srun: nothing after success."""
-    return ["code=$?", f"[ $code = 0 ] || exec {_python('launch.aftermath', logs)} $code"]
-
-
-def _python(module: str, logs: Path) -> str:
-    return f"{shlex.quote(sys.executable)} -m {module} {shlex.quote(str(logs))}"
 
 
 def local_executor(cluster: ClusterConfig, logs: Path) -> LocalExecutor:
@@ -256,7 +235,7 @@ def submit_array(
             "Slurm refused the job",
             where="cluster.*",
             got=str(error).strip() or "no message",
-            remedy=f"{SINFO}; --dry-run shows the script",
+            remedy=_remedy(str(error), len(works)),
         ) from error
     note(jobs)
     if reason := squeue.hopeless(jobs[0].job_id):
@@ -271,6 +250,15 @@ def submit_array(
     return jobs
 
 
+def _remedy(refusal: str, jobs: int) -> str:
+    if "Invalid job array specification" in refusal:
+        return (
+            f"an array of this cluster takes fewer than {jobs} jobs (`scontrol show config | grep "
+            "MaxArraySize`): split the sweep into several, as by seed, each with a --name"
+        )
+    return f"{SINFO}; --dry-run shows the script"
+
+
 def _sweep_up(logs: Path, before: set[Path]) -> None:
     for path in set(logs.iterdir()) - before:
         path.unlink()
@@ -279,41 +267,13 @@ def _sweep_up(logs: Path, before: set[Path]) -> None:
         logs.parent.rmdir()
 
 
-def allocation_overrides() -> list[str]:
-    """What sbatch granted the job that this process runs in, as words of the configuration.
-
-    Raises:
-        LaunchError: If this is no Slurm job.
-    """
-    if "SLURM_JOB_ID" not in os.environ:
-        raise LaunchError(
-            "this is not the inside of a Slurm job",
-            where="SLURM_JOB_ID",
-            got="not set",
-            remedy="sbatch slurm/train.sh key=value ...",
-        )
-    granted = {
-        "nodes": os.environ["SLURM_JOB_NUM_NODES"],
-        "tasks_per_node": os.environ.get("SLURM_NTASKS_PER_NODE"),
-        "cpus_per_task": os.environ.get("SLURM_CPUS_PER_TASK"),
-        "gpus_per_node": os.environ.get("SLURM_GPUS_ON_NODE", "0"),
-        "partition": os.environ.get("SLURM_JOB_PARTITION"),
-        "account": os.environ.get("SLURM_JOB_ACCOUNT"),
-        "time_min": str(limit_min := squeue.limit_min(os.environ["SLURM_JOB_ID"])),
-    }
-    words = [f"cluster.{key}={value}" for key, value in granted.items() if value]
-    # The warning came with sbatch --signal; a preset's must not contradict a shorter limit.
-    warning = ["cluster.signal_delay_s=" + str(30 * limit_min)] if limit_min <= 2 else []
-    return ["cluster=slurm", *warning, *words]
-
-
 def run_in_allocation(executor: SlurmExecutor, work: Work) -> NoReturn:
     """Become the script that `submit` would have queued, inside the job that sbatch made.
 
     A requeued job comes here again and keeps the pickle that its last run left. From here on the
     job's output goes where that of a submitted one goes.
     """
-    paths = JobPaths(executor.folder, job_id=job_id())
+    paths = JobPaths(executor.folder, job_id=allocation.job_id())
     make_logs(paths.folder)
     if not paths.submitted_pickle.exists():
         delayed = DelayedSubmission(work)
@@ -348,14 +308,7 @@ def load_work(logs: Path, job_id: str) -> Any:
 
 def batch_log(logs: Path) -> Path:
     """The log of this job's script and first rank."""
-    return JobPaths(logs, job_id=job_id()).stdout
-
-
-def job_id() -> str:
-    """The id by which submitit knows the Slurm job that this process runs in."""
-    if "SLURM_ARRAY_JOB_ID" in os.environ:
-        return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    return os.environ["SLURM_JOB_ID"]
+    return JobPaths(logs, job_id=allocation.job_id()).stdout
 
 
 def place() -> submitit.JobEnvironment:

@@ -1,6 +1,6 @@
-"""Before a job waits in a queue: does its training step fit the GPUs?
+"""Does a training step fit the GPUs? Asked before a job waits in a queue, and again on its nodes.
 
-Asked of `segresmamba.engine.planner` in a process of its own, so that submitting imports no torch.
+`segresmamba.engine.planner` answers in a process of its own, so that submitting imports no torch.
 """
 
 from __future__ import annotations
@@ -17,8 +17,12 @@ from segresmamba.config import Config, write_config
 from segresmamba.errors import LaunchError
 
 
-def require_fit(config: Config) -> None:
+def require_fit(config: Config, where: str = "plan.gpu_memory_gib") -> None:
     """Warn, or with plan.strict refuse, if a step does not fit plan.gpu_memory_gib.
+
+    Args:
+        config: The run.
+        where: Who says how large the GPUs are.
 
     Raises:
         LaunchError: If it does not fit and `plan.strict` is set, or that cannot be found out.
@@ -32,8 +36,8 @@ def require_fit(config: Config) -> None:
         done = subprocess.run(asked, capture_output=True, text=True, check=False)
     if done.returncode:
         raise LaunchError(
-            "it cannot be predicted whether a training step fits",
-            where="plan.gpu_memory_gib",
+            "whether a training step fits cannot be told",
+            where=where,
             got=done.stderr.strip()[-1500:],
             remedy="correct that, or leave plan.gpu_memory_gib unset to submit without a plan",
         )
@@ -43,7 +47,7 @@ def require_fit(config: Config) -> None:
     if config.plan.strict:
         raise LaunchError(
             "a training step does not fit the GPUs",
-            where="plan.gpu_memory_gib",
+            where=where,
             got=f"it would take {answer['needed']}",
             remedy=answer["verdict"],
         )

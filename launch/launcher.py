@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import typer
 
-from launch import executor, foreground, squeue
+from launch import allocation, executor, foreground, squeue
 from launch.failure import first_failure
 from launch.fit import require_fit
 from launch.follow import follow
@@ -55,6 +55,7 @@ def describe(job: Work) -> str:
 
 def run_in_allocation(job: Work) -> NoReturn:
     """Go on as the ranks' srun, in the allocation that `sbatch slurm/train.sh` got."""
+    _refuse_second_job(run_folder(job.config), but=allocation.job_id())
     executor.run_in_allocation(_slurm_executor(job), job)
 
 
@@ -70,9 +71,10 @@ def _queue(job: Work, *, watch: bool) -> int:
     return follow(queued.job_id, queued.paths.stdout) if watch else 0
 
 
-def _refuse_second_job(folder: Path) -> None:
+def _refuse_second_job(folder: Path, but: str | None = None) -> None:
     """Only one job may go on with a run; a preempted one is still there, in the queue."""
-    alive = squeue.living(executor.submitted_jobs(folder / "logs"))
+    jobs = executor.submitted_jobs(folder / "logs")
+    alive = squeue.living([job_id for job_id in jobs if job_id != but])
     if alive:
         job_id = alive.partition(":")[0].removeprefix("job ")
         raise LaunchError(

@@ -16,8 +16,9 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from launch import executor, probe
+from launch import allocation, executor, probe
 from launch.failure import USER_ERROR_CODE
+from launch.fit import require_fit
 from launch.probe import Report
 from launch.rendezvous import free_port
 from segresmamba.config import Config
@@ -36,7 +37,7 @@ def check(config: Config, logs: Path) -> None:
     Raises:
         LaunchError: For the first thing that would not work, with the node at fault.
     """
-    nonce, content = logs / f".preflight-{executor.job_id()}", uuid.uuid4().hex
+    nonce, content = logs / f".preflight-{allocation.job_id()}", uuid.uuid4().hex
     before_s = time.time()
     try:
         nonce.write_text(content)
@@ -52,6 +53,7 @@ def check(config: Config, logs: Path) -> None:
         nonce.unlink(missing_ok=True)
     for problem in problems(config, reports, before_s, time.time()):
         raise problem
+    _hold_against_plan(config, reports)
 
 
 def _ask_nodes(config: Config, nonce: Path, content: str) -> list[Report]:
@@ -104,6 +106,25 @@ def problems(
                 got=f"{report.time_s - before_s:+.0f} s against the first node",
                 remedy=_avoid(report.host),
             )
+
+
+def _hold_against_plan(config: Config, reports: list[Report]) -> None:
+    """Warn, or with plan.strict refuse, if a training step does not fit the smallest GPU."""
+    smallest = min(
+        (report for report in reports if report.gpu_memory_gib),
+        key=lambda report: report.gpu_memory_gib,
+        default=None,
+    )
+    if smallest is None:
+        return
+    plan = config.plan.model_copy(update={"gpu_memory_gib": smallest.gpu_memory_gib})
+    try:
+        require_fit(config.model_copy(update={"plan": plan}), f"the GPUs of {smallest.host}")
+    except LaunchError as error:
+        if config.plan.strict:
+            raise
+        # Whatever stands in the way of a prediction, the ranks will meet it, or do without.
+        sys.stderr.write(f"warning: {error}\n")
 
 
 def _file_problems(config: Config, report: Report) -> Iterator[LaunchError]:
@@ -184,7 +205,7 @@ def _batches_gib(config: Config) -> float:
 
 def main() -> None:
     """Print the job's port; on standard error what is noteworthy, which is the job's log."""
-    logs, job_id = Path(sys.argv[1]), executor.job_id()
+    logs, job_id = Path(sys.argv[1]), allocation.job_id()
     start = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     when, nodes = time.strftime("%Y-%m-%d %H:%M:%S"), os.environ.get("SLURM_JOB_NODELIST")
     sys.stderr.write(f"job {job_id}, start {start + 1}, {when}, on {nodes}\n")

@@ -32,6 +32,8 @@ class Report:
     """GPUs that Slurm shows to a rank."""
     gpu_error: str
     """What nvidia-smi complains about; empty where it is content or absent."""
+    gpu_memory_gib: float
+    """Of the smallest GPU; 0 where nvidia-smi does not say."""
     memory_gib: float
     """Memory that this job can still take."""
     shm_gib: float
@@ -53,11 +55,15 @@ def probe(nonce: Path, content: str, store: str) -> Report:
         store: The dataset's folder; empty if it is none.
     """
     gpus = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
+    gpu_error, gpu_memory_gib = _ask_gpus() if gpus else ("", 0.0)
+    # Of a slice of a GPU, nvidia-smi tells the size of the whole.
+    is_sliced = any(gpu.startswith("MIG-") for gpu in gpus)
     return Report(
         host=os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
         time_s=time.time(),
         gpus=len(gpus),
-        gpu_error=_gpu_error() if gpus else "",
+        gpu_error=gpu_error,
+        gpu_memory_gib=0.0 if is_sliced else gpu_memory_gib,
         memory_gib=_memory_gib(),
         shm_gib=shutil.disk_usage("/dev/shm").free / 2**30 if Path("/dev/shm").is_dir() else 0.0,
         shared=_sees(nonce, content),
@@ -66,20 +72,25 @@ def probe(nonce: Path, content: str, store: str) -> Report:
     )
 
 
-def _gpu_error() -> str:
+def _ask_gpus() -> tuple[str, float]:
+    """nvidia-smi's complaint, and the memory of the smallest GPU."""
     if shutil.which("nvidia-smi") is None:
-        return ""
+        return "", 0.0
     try:
         done = subprocess.run(
-            ["nvidia-smi", "-L"],
+            ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"],
             capture_output=True,
             text=True,
             check=False,
             timeout=GPU_PATIENCE_S,
         )
     except subprocess.TimeoutExpired:
-        return f"nvidia-smi says nothing for {GPU_PATIENCE_S:.0f} s"
-    return (done.stdout + done.stderr).strip()[:200] if done.returncode else ""
+        return f"nvidia-smi says nothing for {GPU_PATIENCE_S:.0f} s", 0.0
+    if done.returncode:
+        return (done.stdout + done.stderr).strip()[:200], 0.0
+    # Where GPU and host share their memory, it says "[N/A]".
+    sizes_mib = [int(line) for line in done.stdout.split("\n") if line.strip().isdecimal()]
+    return "", min(sizes_mib, default=0) / 2**10
 
 
 def _memory_gib() -> float:

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from launch import squeue
 from launch.grid import trials_of
@@ -32,9 +32,6 @@ from launch.space import Point, Space
 from launch.trial import Trial
 from segresmamba.config import Config, config_digest, load_config, run_folder
 from segresmamba.errors import LaunchError
-
-if TYPE_CHECKING:
-    pass
 
 MANIFEST = "manifest.json"
 

@@ -248,9 +248,9 @@ class PlanConfig(Section):
 
     gpu_memory_gib: PositiveFloat | None = None
     """Memory of one GPU. Set, `python -m launch train` predicts before it submits whether a step
-    fits, and warns if not."""
+    fits, and warns if not. On Slurm each job asks that again of the GPUs that it got."""
     strict: bool = False
-    """Refuse to submit what does not fit."""
+    """Refuse to submit or start what does not fit."""
 
     @model_validator(mode="after")
     def _has_a_limit(self) -> PlanConfig:

@@ -66,6 +66,7 @@ AccountingStoragePass={root}/munge.socket
 AccountingStorageEnforce=associations
 JobCompType=jobcomp/none
 JobRequeue=1
+MaxArraySize=20
 KillWait=5
 PreemptMode=REQUEUE
 PreemptType=preempt/partition_prio

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 
+from segresmamba.config import load_config
+from segresmamba.engine.planner import Planner
+from segresmamba.engine.setup import Task
 from tests.cluster import cluster
 from tests.cluster.jobs import Queue, queue
 
@@ -29,6 +33,21 @@ def test_a_node_that_will_not_do_ends_the_job_in_seconds(
     assert time.monotonic() - started < SECONDS
     assert f"error: {said}\n  where:  {where}" in job.log
     assert job.log.splitlines()[-1].startswith("  remedy: ")
+    assert not (job.run / "journal.jsonl").exists()
+
+
+def test_a_step_that_the_gpus_cannot_hold_is_refused_before_it_starts(
+    queue_run: Queue, words: tuple[str, ...], tmp_path: Path
+) -> None:
+    config = load_config(list(words))
+    memory_mib = int(1024 * Planner(Task.of(config)).predict(config).needed_gib)
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho {memory_mib}\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    setup = f"cluster.setup=['export PATH={tmp_path}:$PATH']"
+    job = queue_run("small", setup, "plan.gpu_memory_gib=40", "plan.strict=true")
+    assert job.end().exit_code == 2, job.log
+    assert "error: a training step does not fit the GPUs\n  where:  the GPUs of n1" in job.log
+    assert job.log.splitlines()[-1].startswith("  remedy: does not fit; with these words it does:")
     assert not (job.run / "journal.jsonl").exists()
 
 

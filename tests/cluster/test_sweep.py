@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from launch.sweep import Sweep
-from launch.trial import FINISHED, OVER
+from launch.trial import FINISHED, OVER, STOPPED
+from segresmamba.data import convert
 from tests.cluster.jobs import REPOSITORY, Job, launch, losses, release, run, slurm, wait_until
+from tests.conftest import write_nnunet_dataset
 
 
 @pytest.fixture
@@ -27,17 +29,23 @@ def trial_words(words: tuple[str, ...], tmp_path: Path) -> tuple[str, ...]:
 
 
 def kill_the_controller_once_it_has_submitted(
-    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`kill -9` in the one moment in which Slurm knows of jobs that the manifest does not."""
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """`kill -9` in the one moment in which Slurm knows of jobs that the manifest does not.
+
+    Returns:
+        The array that nobody has written down.
+    """
     deadly = tmp_path / "bin"
     deadly.mkdir()
     (deadly / "sbatch").write_text('#!/bin/sh\n/usr/bin/sbatch "$@"\nkill -9 $PPID\n')
     (deadly / "sbatch").chmod(0o755)
     with monkeypatch.context() as patch:
         patch.setenv("PATH", f"{deadly}:{os.environ['PATH']}")
-        done = launch("sweep", *words)
+        done = launch(*command)
     assert done.returncode == -9
+    (forgotten,) = set(slurm("squeue", "--noheader", "--format=%F").split())
+    return forgotten
 
 
 def watch(sweep: Sweep, most: int) -> None:
@@ -61,8 +69,8 @@ def test_a_sweep_survives_its_controller_and_is_mended_by_the_same_command(
     trial_words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ("--name=s", "--max-parallel=2", *trial_words, "seed=range(0,3)")
-    kill_the_controller_once_it_has_submitted(words, tmp_path, monkeypatch)
-    (forgotten,) = set(slurm("squeue", "--noheader", "--format=%F").split())
+    command = ("sweep", *words)
+    forgotten = kill_the_controller_once_it_has_submitted(command, tmp_path, monkeypatch)
 
     # The same again, from a job of its own.
     script = str(REPOSITORY / "slurm" / "sweep.sh")
@@ -100,10 +108,51 @@ def test_a_sweep_survives_its_controller_and_is_mended_by_the_same_command(
     runs = {Path(trial.run).name for trial in sweep.trials}
     assert children(tmp_path / "runs", "s", 4) == {*runs, "s-summary"}
 
-    again = launch("sweep", *words)
+    again = launch(*command)
     assert again.returncode == 0
     assert "validation/dice/mean: " in again.stdout
     assert slurm("squeue", "--noheader") == ""
+
+
+def test_a_cross_validation_goes_on_with_the_folds_that_are_missing(
+    trial_words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert(write_nnunet_dataset(tmp_path / "raw", cases=3), tmp_path / "store")
+    words = (*trial_words, f"data.store={tmp_path}/store", "train.fold=all")
+    command = ("train", "--max-parallel=2", *words)
+    forgotten = kill_the_controller_once_it_has_submitted(command, tmp_path, monkeypatch)
+    done = launch(*command)
+    assert "3 trials, 2 at once" in done.stdout, done.stderr
+    assert slurm("squeue", "--noheader", f"--jobs={forgotten}") == ""
+    (folder,) = (tmp_path / "runs" / "sweeps").iterdir()
+    sweep = Sweep.read(folder)
+    slurm("scancel", str(sweep.trials[2].job))
+    watch(sweep, most=2)
+    assert [trial.state for trial in sweep.trials] == [FINISHED, FINISHED, STOPPED]
+    first = (Path(sweep.trials[0].run) / "journal.jsonl").read_bytes()
+
+    assert "1 trials, 1 at once" in launch(*command).stdout
+    sweep = Sweep.read(folder)
+    watch(sweep, most=2)
+    assert {trial.state for trial in sweep.trials} == {FINISHED}, launch("status").stdout
+    assert (Path(sweep.trials[0].run) / "journal.jsonl").read_bytes() == first
+    assert {sweep.config(trial).train.fold for trial in sweep.trials} == {0, 1, 2}
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["metrics"]["validation/dice/mean"]["n"] == 3
+    runs = {Path(trial.run).name for trial in sweep.trials}
+    assert children(tmp_path / "runs", folder.name, 4) == {*runs, f"{folder.name}-summary"}
+
+
+def test_an_array_that_the_cluster_does_not_take_is_refused_with_the_way_out(
+    trial_words: tuple[str, ...], tmp_path: Path
+) -> None:
+    done = launch("sweep", "--name=s", *trial_words, "seed=range(0,21)")
+    assert done.returncode == 2
+    assert "Invalid job array specification" in done.stderr
+    assert "takes fewer than 21 jobs" in done.stderr
+    assert slurm("squeue", "--noheader") == ""
+    few = launch("sweep", "--name=s-0", *trial_words, "seed=range(0,2)")
+    assert few.returncode == 0, few.stderr
 
 
 def test_a_search_needs_nobody_on_the_login_node(

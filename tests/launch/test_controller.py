@@ -7,6 +7,7 @@ import pytest
 
 from launch.controller import LocalPlan
 from launch.failure import first_failure
+from tests.launch.conftest import wait_for_file
 
 
 def run(tmp_path: Path, script: str, *, ranks: int = 2, limit_s: float = 60.0) -> int:
@@ -52,3 +53,13 @@ def test_ranks_that_ignore_the_warning_are_ended_at_the_limit(tmp_path: Path) ->
     assert run(tmp_path, "trap '' USR2; sleep 300", ranks=1, limit_s=2.0) == 1
     (record,) = tmp_path.glob("*_failure.json")
     assert "the time limit of 2 s was over" in record.read_text()
+
+
+def test_ranks_are_asked_to_save_and_stop_when_their_controller_is_killed(tmp_path: Path) -> None:
+    script = f"trap 'echo saved > {tmp_path}/saved; exit 0' TERM; echo > {tmp_path}/ready; "
+    command = f"bash -c {shlex.quote(script + 'while :; do sleep 0.1; done')}"
+    controller = LocalPlan(str(tmp_path), command, 1, limit_s=60.0, signal_delay_s=1.0).start()
+    wait_for_file(tmp_path / "ready")
+    controller.kill()
+    controller.wait()
+    assert wait_for_file(tmp_path / "saved") == "saved\n"

@@ -10,16 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from launch import probe
+from launch import preflight, probe
 from launch.preflight import problems
 from launch.probe import Report
 from segresmamba.config import Config, load_config
+from segresmamba.errors import LaunchError
 
 GOOD = Report(
     host="gpu07",
     time_s=1000.0,
     gpus=2,
     gpu_error="",
+    gpu_memory_gib=40.0,
     memory_gib=64.0,
     shm_gib=32.0,
     shared=True,
@@ -62,6 +64,70 @@ def test_each_problem_names_the_node_and_the_remedy(
     assert "gpu07" in found.screen()
 
 
+@pytest.fixture
+def good_nodes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """A function of hosts and the memory of their GPUs: the nodes of the job, which are well."""
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+
+    def answer(**gib: float) -> None:
+        now = dataclasses.replace(GOOD, time_s=time.time())
+        reports = [
+            dataclasses.replace(now, host=host, gpu_memory_gib=memory)
+            for host, memory in gib.items()
+        ]
+        monkeypatch.setattr(preflight, "_ask_nodes", lambda *_: reports)
+
+    return answer
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float | None, str]]:
+    """Memory and place of every question to the planner, which never knows."""
+    questions: list[tuple[float | None, str]] = []
+
+    def ask(config: Config, where: str) -> None:
+        questions.append((config.plan.gpu_memory_gib, where))
+        raise LaunchError("no plan", where=where, got="nothing", remedy="none")
+
+    monkeypatch.setattr(preflight, "require_fit", ask)
+    return questions
+
+
+def test_the_training_step_is_held_against_the_smallest_gpu_of_all_nodes(
+    good_nodes: Callable[..., None],
+    asked: list[tuple[float | None, str]],
+    config: Config,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    good_nodes(gpu08=24.0, gpu07=40.0, cpu01=0.0)
+    preflight.check(config, tmp_path)
+    assert asked == [(24.0, "the GPUs of gpu08")]
+    # What keeps the planner from answering need not keep the job from running.
+    assert "warning: no plan [the GPUs of gpu08: nothing]" in capsys.readouterr().err
+
+
+def test_a_job_whose_step_may_not_fit_does_not_start_if_told_so(
+    good_nodes: Callable[..., None], asked: list[tuple[float | None, str]], tmp_path: Path
+) -> None:
+    good_nodes(gpu07=24.0)
+    strict = load_config(["cluster=slurm", "plan.gpu_memory_gib=40", "plan.strict=true"])
+    with pytest.raises(LaunchError, match="no plan"):
+        preflight.check(strict, tmp_path)
+    assert asked == [(24.0, "the GPUs of gpu07")]
+
+
+def test_nothing_is_planned_for_gpus_of_unknown_size(
+    good_nodes: Callable[..., None],
+    asked: list[tuple[float | None, str]],
+    config: Config,
+    tmp_path: Path,
+) -> None:
+    good_nodes(gpu07=0.0)
+    preflight.check(config, tmp_path)
+    assert asked == []
+
+
 def test_the_probe_runs_without_the_projects_packages(tmp_path: Path) -> None:
     nonce = tmp_path / "nonce"
     nonce.write_text("4711")
@@ -96,3 +162,27 @@ def test_a_gpu_that_fell_off_the_bus_is_reported(
     monkeypatch.setattr(probe, "SHARED_PATIENCE_S", 0.0)
     report = probe.probe(tmp_path / "nonce", "", "")
     assert (report.gpus, report.gpu_error) == (2, "Unable to determine the device handle")
+
+
+@pytest.mark.parametrize(
+    ("visible", "said", "gib"),
+    [
+        ("0,1", "81559\\n40960\\n", 40.0),
+        ("0", "[N/A]\\n", 0.0),
+        ("MIG-41f5", "81559\\n", 0.0),
+        ("", "81559\\n", 0.0),
+    ],
+)
+def test_the_memory_of_the_smallest_gpu_is_reported_where_it_is_known(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fake_command: Callable[[str, str], None],
+    visible: str,
+    said: str,
+    gib: float,
+) -> None:
+    fake_command("nvidia-smi", f"printf '{said}'")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(probe, "SHARED_PATIENCE_S", 0.0)
+    report = probe.probe(tmp_path / "nonce", "", "")
+    assert (report.gpu_error, report.gpu_memory_gib) == ("", gib)

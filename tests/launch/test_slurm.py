@@ -4,10 +4,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
-from launch import executor, launcher, squeue
+from launch import allocation, executor, launcher, squeue
 from launch.__main__ import main
 from launch.job import TrainJob
 from segresmamba.config import load_config
@@ -127,6 +128,29 @@ def test_a_run_whose_job_waits_to_go_on_gets_no_second_one(
     assert launcher.start(make_job("mine", "cluster=slurm")) == 0
 
 
+def test_a_batch_job_on_a_run_that_another_job_holds_ends_at_once(
+    make_job: MakeJob,
+    tmp_path: Path,
+    fake_command: FakeCommand,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake_command("sbatch", "echo Submitted batch job 4711")
+    launcher.start(make_job("mine", "cluster=slurm"))
+    fake_command("squeue", "echo \"$*\" | grep -q 4711 && echo 'job 4711: RUNNING (None)'")
+    monkeypatch.setenv("SLURM_JOB_ID", "4712")
+    with pytest.raises(LaunchError, match="has a job already"):
+        launcher.run_in_allocation(make_job("mine", "cluster=slurm"))
+
+    def exec_bash(*_: object) -> NoReturn:
+        raise SystemExit
+
+    # Requeued, a job finds itself.
+    monkeypatch.setattr(executor, "run_in_allocation", exec_bash)
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    with pytest.raises(SystemExit):
+        launcher.run_in_allocation(make_job("mine", "cluster=slurm"))
+
+
 def test_a_machine_without_sbatch_is_told_where_to_go(
     make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,7 +211,7 @@ def test_what_was_granted_is_the_configurations(
         "SLURM_JOB_ACCOUNT": "a1",
     }.items():
         monkeypatch.setenv(name, value)
-    words = executor.allocation_overrides()
+    words = allocation.overrides()
     assert words == [
         "cluster=slurm",
         *delay,
