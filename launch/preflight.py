@@ -109,13 +109,13 @@ def problems(
 
 
 def _hold_against_plan(config: Config, reports: list[Report]) -> None:
-    """Warn, or with plan.strict refuse, if a training step does not fit the smallest GPU."""
+    """Ask of the smallest GPU that is there what was asked, if it was, of the one planned for."""
     smallest = min(
         (report for report in reports if report.gpu_memory_gib),
         key=lambda report: report.gpu_memory_gib,
         default=None,
     )
-    if smallest is None:
+    if smallest is None or config.plan.gpu_memory_gib is None:
         return
     plan = config.plan.model_copy(update={"gpu_memory_gib": smallest.gpu_memory_gib})
     try:

@@ -248,7 +248,7 @@ class PlanConfig(Section):
 
     gpu_memory_gib: PositiveFloat | None = None
     """Memory of one GPU. Set, `python -m launch train` predicts before it submits whether a step
-    fits, and warns if not. On Slurm each job asks that again of the GPUs that it got."""
+    fits, and warns if not. On Slurm each job, a sweep's trial too, asks it of the GPUs it got."""
     strict: bool = False
     """Refuse to submit or start what does not fit."""
 

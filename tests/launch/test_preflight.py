@@ -96,12 +96,11 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float | None, str]]:
 def test_the_training_step_is_held_against_the_smallest_gpu_of_all_nodes(
     good_nodes: Callable[..., None],
     asked: list[tuple[float | None, str]],
-    config: Config,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     good_nodes(gpu08=24.0, gpu07=40.0, cpu01=0.0)
-    preflight.check(config, tmp_path)
+    preflight.check(load_config(["cluster=slurm", "plan.gpu_memory_gib=40"]), tmp_path)
     assert asked == [(24.0, "the GPUs of gpu08")]
     # What keeps the planner from answering need not keep the job from running.
     assert "warning: no plan [the GPUs of gpu08: nothing]" in capsys.readouterr().err
@@ -117,14 +116,16 @@ def test_a_job_whose_step_may_not_fit_does_not_start_if_told_so(
     assert asked == [(24.0, "the GPUs of gpu07")]
 
 
-def test_nothing_is_planned_for_gpus_of_unknown_size(
+@pytest.mark.parametrize(("words", "gib"), [(["plan.gpu_memory_gib=40"], 0.0), ([], 24.0)])
+def test_nothing_is_planned_without_a_wish_or_for_gpus_of_unknown_size(
     good_nodes: Callable[..., None],
     asked: list[tuple[float | None, str]],
-    config: Config,
     tmp_path: Path,
+    words: list[str],
+    gib: float,
 ) -> None:
-    good_nodes(gpu07=0.0)
-    preflight.check(config, tmp_path)
+    good_nodes(gpu07=gib)
+    preflight.check(load_config(["cluster=slurm", *words]), tmp_path)
     assert asked == []
 
 
