@@ -11,6 +11,7 @@ import typer
 from launch import allocation, launcher, sweeper
 from launch.folds import ALL, all_folds, fold_sweep_name
 from launch.job import TrainJob
+from launch.runs import is_single, show_runs, single_runs
 from launch.search import Sampler, plan_search
 from launch.sweep import MANIFEST, Sweep
 from launch.trial_job import TrialJob
@@ -157,16 +158,26 @@ def sweep(
 
 @app.command()
 def status(
-    folder: Annotated[Path | None, typer.Argument(help="Default: every sweep.")] = None,
+    folder: Annotated[
+        Path | None, typer.Argument(help="Of a sweep or a run. Default: all of them.")
+    ] = None,
     root: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs"),
 ) -> None:
-    """Show where the trials of a sweep stand, and why those that failed did."""
+    """Show where sweeps and runs stand, and why what failed did."""
+    if folder is not None and not (folder / MANIFEST).exists() and is_single(folder):
+        show_runs([folder])
+        return
     found = [folder] if folder else sorted(p.parent for p in root.glob(f"sweeps/*/{MANIFEST}"))
-    for path in found:
-        typer.echo(f"{path}:")
-        sweeper.show(Sweep.read(path))
-    if not found:
-        typer.echo(f"no sweeps in {root / 'sweeps'}")
+    sweeps = [Sweep.read(path) for path in found]
+    for sweep in sweeps:
+        typer.echo(f"{sweep.folder}:")
+        sweeper.show(sweep)
+    runs = [] if folder else single_runs(root, sweeps)
+    if runs:
+        typer.echo(f"{root}:")
+        show_runs(runs)
+    if not sweeps and not runs:
+        typer.echo(f"no sweeps and no runs in {root}")
 
 
 @app.command()
