@@ -77,6 +77,7 @@ def convert_case(plan: Plan, case: SourceCase) -> CaseRecord:
         write_case(
             path,
             record,
+            plan.storage,
             labels=plan.dataset.labels,
             image_CDHW=image_CDHW,
             label_DHW=label_DHW,

@@ -63,19 +63,27 @@ class Plan:
         name = detect(source) if request.format == AUTO else request.format
         dataset = read_source(source, name)
         policy = request.policy.for_channels(dataset.channel_names)
+        begun = (not request.overwrite and StoreFolder.read_header(out)) or {}
         storage = Storage(
             converter=__version__,
-            codec=layout.CODEC,
-            chunk_DHW=layout.CHUNK_DHW,
+            codec=begun.get("codec", layout.CODEC),
+            chunk_DHW=begun.get("chunk_DHW", layout.CHUNK_DHW),
             source=str(source.absolute()),
             format=name,
             resample_mismatched=request.resample_mismatched,
             policy=policy,
         )
+        if not layout.is_known(storage.codec):
+            raise DataError(
+                "the store's codec is none that this version writes",
+                where=out,
+                got=storage.codec,
+                remedy="go on with the version that began it, or convert all cases anew with "
+                "`segresmamba convert --overwrite`",
+            )
         splits = _splits(dataset, request.splits)
         plan = cls(source, out, dataset, storage, splits)
-        begun = None if request.overwrite else StoreFolder.read_header(out)
-        return plan._with_spacing((begun or {}).get("spacing_mm"))
+        return plan._with_spacing(begun.get("spacing_mm"))
 
     @property
     def folder_header(self) -> dict[str, Any]:
