@@ -271,7 +271,7 @@ def _require_all_classes(plan: Plan, records: dict[str, CaseRecord]) -> None:
     if missing:
         raise DataError(
             "a declared class occurs in no case",
-            where=f"{plan.source / 'dataset.json'}: labels",
+            where=f"{plan.dataset.declared_in}: labels",
             got=", ".join(f"{name} ({value})" for name, value in missing.items()),
             remedy="remove it from labels (then convert with --overwrite), or add cases that show "
             "it: nothing could be learnt of it",
