@@ -17,7 +17,7 @@ from pathlib import Path
 from segresmamba.data.case_conversion import convert_case, source_files
 from segresmamba.data.folder import StoreFolder
 from segresmamba.data.formats import AUTO
-from segresmamba.data.manifest import CaseRecord, build_manifest, write_manifest
+from segresmamba.data.manifest import CaseRecord, build_manifest
 from segresmamba.data.plan import Plan, Request
 from segresmamba.data.policy import Policy
 from segresmamba.data.source import SourceCase
@@ -120,7 +120,7 @@ def finish(
             records,
             splits=plan.splits,
         )
-        write_manifest(manifest, plan.out)
+        folder.write_manifest(manifest)
     todo = tuple(case.case_id for case in work.todo)
     return Conversion(plan.out, todo, tuple(work.kept), manifest.digest)
 

@@ -63,7 +63,7 @@ class Plan:
         name = detect(source) if request.format == AUTO else request.format
         dataset = read_source(source, name)
         policy = request.policy.for_channels(dataset.channel_names)
-        begun = (not request.overwrite and StoreFolder.read_header(out)) or {}
+        begun = {} if request.overwrite else StoreFolder.begun(out)
         storage = Storage(
             converter=__version__,
             codec=begun.get("codec", layout.CODEC),
@@ -73,14 +73,6 @@ class Plan:
             resample_mismatched=request.resample_mismatched,
             policy=policy,
         )
-        if not layout.is_known(storage.codec):
-            raise DataError(
-                "the store's codec is none that this version writes",
-                where=out,
-                got=storage.codec,
-                remedy="go on with the version that began it, or convert all cases anew with "
-                "`segresmamba convert --overwrite`",
-            )
         splits = _splits(dataset, request.splits)
         plan = cls(source, out, dataset, storage, splits)
         return plan._with_spacing(begun.get("spacing_mm"))

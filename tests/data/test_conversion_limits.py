@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segresmamba.data import convert, open_dataset, verify, writer
+from segresmamba.data import convert, manifest, open_dataset, verify, writer
 from segresmamba.errors import DataError
 from tests.data.raw import AFFINE, describe, image_path, label_path, write_nifti, write_raw
 
@@ -133,3 +134,34 @@ def add_large_cases(raw: Path, of: Large) -> None:
         write_nifti(label_path(raw, case, of.ending), label, affine)
         for channel in range(of.channels):
             os.link(image, image_path(raw, case, channel, of.ending))
+
+
+def test_a_disk_that_is_full_before_the_start_is_one_error(raw: Path, tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(DataError, match="output folder cannot be written") as caught:
+            convert(raw, tmp_path / "store")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "disk space" in caught.value.remedy
+    assert not list((tmp_path / "store").iterdir())
+    assert convert(raw, tmp_path / "store").converted
+
+
+def test_a_disk_that_is_full_at_the_end_keeps_all_cases(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "store"
+
+    def full(descriptor: int) -> None:
+        if (store / "case_2").exists():
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as filled:
+        filled.setattr(manifest.os, "fsync", full)
+        with pytest.raises(DataError, match="output folder cannot be written") as caught:
+            convert(raw, store)
+    assert (caught.value.where, caught.value.got) == (str(store), "No space left on device")
+    assert not list(store.glob(".*"))
+    assert len(convert(raw, store).kept) == 3

@@ -269,7 +269,7 @@ def test_a_store_of_a_newer_version_is_not_written_to(raw: Path, tmp_path: Path)
     store = tmp_path / "store"
     convert(raw, store)
     root = json.loads((store / "zarr.json").read_text())
-    root["attributes"]["segresmamba"]["schema_version"] = 99
+    root["attributes"]["segresmamba"] |= {"schema_version": 99, "codec": "new", "chunk_DHW": "new"}
     (store / "zarr.json").write_text(json.dumps(root))
     with pytest.raises(DataError, match="newer version") as caught:
         convert(raw, store)
