@@ -52,7 +52,7 @@ def probe(nonce: Path, content: str, store: str) -> Report:
     Args:
         nonce: A file in the run folder, written by the first node just now.
         content: What it holds.
-        store: The dataset's folder; empty if it is none.
+        store: The dataset's folder or zip file; empty if it is none.
     """
     gpus = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
     gpu_error, gpu_memory_gib = _ask_gpus() if gpus else ("", 0.0)
@@ -128,7 +128,10 @@ def _store_error(store: str) -> str:
     if not store:
         return ""
     try:
-        next(Path(store).iterdir())
+        if Path(store).is_file():  # a zip file
+            Path(store).open("rb").close()
+        else:
+            next(Path(store).iterdir())
     except OSError as error:
         return error.strerror or str(error)
     except StopIteration:

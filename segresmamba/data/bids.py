@@ -70,7 +70,7 @@ def read_bids(source: Path) -> SourceDataset:
         for session, label in by_session.items()
     )
     declared = _declared(source, labels)
-    return SourceDataset(source.name, channels, declared, check_unique(cases, source))
+    return SourceDataset(source.name, channels, declared, check_unique(cases, source), source)
 
 
 def _labels(source: Path) -> list[Path]:

@@ -42,7 +42,7 @@ def read_brats(source: Path, year: int) -> SourceDataset:
     """
     cases = check_unique(tuple(_case(folder, year) for folder in _folders(source, year)), source)
     renumbered = {_FIRST_ENHANCING: LABELS["enhancing"]} if year == 2021 else {}
-    return SourceDataset(source.name, CHANNELS, dict(LABELS), cases, renumbered=renumbered)
+    return SourceDataset(source.name, CHANNELS, dict(LABELS), cases, source, renumbered=renumbered)
 
 
 def _folders(source: Path, year: int) -> list[Path]:

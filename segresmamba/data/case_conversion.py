@@ -54,6 +54,7 @@ def convert_case(plan: Plan, case: SourceCase) -> CaseRecord:
     voxels = class_voxels(label_DHW)
     if volume.refit:
         _say_what_is_lost(case.case_id, filed_DHW, voxels, volume)
+    foreground = _foreground(plan, volume, label_DHW, sum(voxels.values()))
     image_CDHW, scale = narrowed(volume.image_CDHW, volume.statistics, policy, path)
     affine = volume.affine.tolist()
     record = CaseRecord(
@@ -65,7 +66,7 @@ def convert_case(plan: Plan, case: SourceCase) -> CaseRecord:
         original_header=original.text,
         statistics=volume.statistics,
         scale=scale,
-        foreground=_foreground(plan, volume, label_DHW, sum(voxels.values())),
+        foreground=foreground,
         refit=volume.refit,
         class_voxels=voxels,
         class_positions={value: positions_kept(count) for value, count in voxels.items()},
@@ -77,6 +78,7 @@ def convert_case(plan: Plan, case: SourceCase) -> CaseRecord:
         write_case(
             path,
             record,
+            plan.storage,
             labels=plan.dataset.labels,
             image_CDHW=image_CDHW,
             label_DHW=label_DHW,

@@ -17,7 +17,7 @@ from pathlib import Path
 from segresmamba.data.case_conversion import convert_case, source_files
 from segresmamba.data.folder import StoreFolder
 from segresmamba.data.formats import AUTO
-from segresmamba.data.manifest import CaseRecord, build_manifest, write_manifest
+from segresmamba.data.manifest import CaseRecord, build_manifest
 from segresmamba.data.plan import Plan, Request
 from segresmamba.data.policy import Policy
 from segresmamba.data.source import SourceCase
@@ -120,7 +120,7 @@ def finish(
             records,
             splits=plan.splits,
         )
-        write_manifest(manifest, plan.out)
+        folder.write_manifest(manifest)
     todo = tuple(case.case_id for case in work.todo)
     return Conversion(plan.out, todo, tuple(work.kept), manifest.digest)
 
@@ -271,7 +271,7 @@ def _require_all_classes(plan: Plan, records: dict[str, CaseRecord]) -> None:
     if missing:
         raise DataError(
             "a declared class occurs in no case",
-            where=f"{plan.source / 'dataset.json'}: labels",
+            where=f"{plan.dataset.declared_in}: labels",
             got=", ".join(f"{name} ({value})" for name, value in missing.items()),
             remedy="remove it from labels (then convert with --overwrite), or add cases that show "
             "it: nothing could be learnt of it",

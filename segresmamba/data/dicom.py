@@ -71,7 +71,7 @@ def read_dicom(source: Path) -> SourceDataset:
     )
     labels = check_labels(described.labels, path)
     return SourceDataset(
-        described.name or source.name, channels, labels, check_unique(cases, source)
+        described.name or source.name, channels, labels, check_unique(cases, source), path
     )
 
 

@@ -60,6 +60,11 @@ class Files(ABC):
 
     where: str
 
+    @property
+    def _folder(self) -> str:
+        """What Zarr has to put before all names; it ends with a slash if it is not empty."""
+        return ""
+
     @abstractmethod
     def read(self, name: str) -> bytes:
         """A small file.
@@ -87,8 +92,14 @@ class Files(ABC):
         """Write a file to a local one."""
 
     @abstractmethod
-    def zarr_store(self) -> Any:
+    def _zarr_store(self) -> Any:
         """What Zarr opens arrays from, to read only."""
+
+    def zarr_array(self, name: str) -> Any:
+        """An array as Zarr opens it, to read only."""
+        import zarr
+
+        return zarr.open_array(self._zarr_store(), path=f"{self._folder}{name}", mode="r")
 
     def join(self, name: str) -> str:
         """Where a file lies, for messages."""
@@ -139,14 +150,17 @@ class LocalFiles(Files):
         shutil.copyfile(self._path / name, target)
 
     @override
-    def zarr_store(self) -> Any:
+    def _zarr_store(self) -> Any:
         from zarr.storage import LocalStore
 
         return LocalStore(self._path, read_only=True)
 
 
 class ZippedFiles(Files):
-    """A zip file whose members are stored, not compressed: parts of them can be read."""
+    """A zip file whose members are stored, not compressed: parts of them can be read.
+
+    It holds the content of the store's folder, or the folder itself.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -156,7 +170,7 @@ class ZippedFiles(Files):
         return ZippedFiles, (self._path,)
 
     @cached_property
-    def _members(self) -> dict[str, zipfile.ZipInfo]:
+    def _archived(self) -> list[zipfile.ZipInfo]:
         try:
             with zipfile.ZipFile(self._path) as archive:
                 members = [member for member in archive.infolist() if not member.is_dir()]
@@ -173,10 +187,21 @@ class ZippedFiles(Files):
                 "the members of a zipped store must not be compressed again",
                 where=self._path,
                 got=f"{packed[0]} is",
-                remedy="make it anew from inside the store's folder with compression 0: "
-                f"zip -0 -r {self._path.absolute()} .",
+                remedy="delete it and make it anew, from inside the store's folder, with "
+                f"compression 0: zip -0 -q -r {self._path.absolute()} .",
             )
-        return {member.filename: member for member in members}
+        return members
+
+    @cached_property
+    @override
+    def _folder(self) -> str:
+        tops = {PurePosixPath(member.filename).parts[0] for member in self._archived}
+        return f"{tops.pop()}/" if len(tops) == 1 else ""
+
+    @cached_property
+    def _members(self) -> dict[str, zipfile.ZipInfo]:
+        """By their name in the store."""
+        return {one.filename.removeprefix(self._folder): one for one in self._archived}
 
     @override
     def read(self, name: str) -> bytes:
@@ -218,7 +243,7 @@ class ZippedFiles(Files):
             shutil.copyfileobj(source, file)
 
     @override
-    def zarr_store(self) -> Any:
+    def _zarr_store(self) -> Any:
         from zarr.storage import ZipStore
 
         return ZipStore(self._path, read_only=True)

@@ -12,13 +12,21 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from pydantic import ValidationError
 
 from segresmamba.data import layout
-from segresmamba.data.manifest import MANIFEST, SCHEMA_VERSION, CaseRecord, newer_version
+from segresmamba.data.manifest import (
+    MANIFEST,
+    SCHEMA_VERSION,
+    CaseRecord,
+    Manifest,
+    newer_version,
+    write_whole,
+)
 from segresmamba.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -85,6 +93,17 @@ class StoreFolder:
         """Until the next one is written, the store counts as not converted."""
         (self.path / MANIFEST).unlink(missing_ok=True)
 
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Make the store complete.
+
+        Raises:
+            DataError: If it cannot be written.
+        """
+        try:
+            write_whole(self.path / MANIFEST, manifest.model_dump_json(indent=1))
+        except OSError as error:
+            raise self._unwritable(error) from error
+
     def remove_if_without_cases(self) -> None:
         """Leave nothing behind where nothing was achieved."""
         if not any(entry.is_dir() for entry in self.path.iterdir()):
@@ -111,26 +130,46 @@ class StoreFolder:
             return None
         return header
 
+    @classmethod
+    def begun(cls, path: Path) -> dict[str, Any]:
+        """The same of a store that is to go on; empty if there is none.
+
+        Raises:
+            DataError: If this version cannot go on with it.
+        """
+        header = cls.read_header(path) or {}
+        if (version := header.get("schema_version", 0)) > SCHEMA_VERSION:
+            raise newer_version(path / _ROOT, version)
+        if not layout.is_known(codec := header.get("codec", layout.CODEC)):
+            raise DataError(
+                "the store's codec is none that this version writes",
+                where=path / _ROOT,
+                got=codec,
+                remedy="go on with the version that began it, or convert all cases anew with "
+                "`segresmamba convert --overwrite`",
+            )
+        return header
+
     @contextmanager
     def _lock(self, kind: int) -> Iterator[None]:
         """Hold the lock file, which says who does."""
         try:
             # Locks of NFS want a file, and one that is open for writing.
-            file = (self.path / _LOCK).open("a+")
+            file = (self.path / _LOCK).open("ab+", buffering=0)
         except OSError as error:
             raise self._unwritable(error) from error
         with file:
             self._flock(file, kind)
-            file.truncate(0)
-            file.write(
+            holder = (
                 f"{getpass.getuser()} on {socket.gethostname()}, process {os.getpid()}, since "
                 f"{time.strftime('%Y-%m-%d %H:%M:%S')}"
             )
-            with suppress(OSError):  # a full disk: its first case will say so
-                file.flush()
+            with suppress(OSError):  # a full disk: what is written next will say so
+                file.truncate(0)
+                file.write(holder.encode())
             yield
 
-    def _flock(self, file: TextIO, kind: int) -> None:
+    def _flock(self, file: FileIO, kind: int) -> None:
         try:
             fcntl.flock(file, kind | fcntl.LOCK_NB)
             ours = os.path.samestat(os.fstat(file.fileno()), (self.path / _LOCK).stat())
@@ -146,7 +185,7 @@ class StoreFolder:
             raise DataError(
                 "another conversion is writing to this store",
                 where=self.path,
-                got=file.read() or "locked",
+                got=file.read().decode() or "locked",
                 remedy="wait for it to end, or end it; then the same command goes on",
             )
 
@@ -167,16 +206,11 @@ class StoreFolder:
                 "node_type": "group",
                 "attributes": {layout.RECORD: self._header},
             }
-            temporary = self.path / f".{_ROOT}"
-            temporary.write_text(json.dumps(root, indent=1))
-            temporary.replace(self.path / _ROOT)
+            write_whole(self.path / _ROOT, json.dumps(root, indent=1))
         except OSError as error:
             raise self._unwritable(error) from error
 
     def _require_same(self, found: dict[str, Any]) -> None:
-        version = found.get("schema_version", 0)
-        if version > SCHEMA_VERSION:
-            raise newer_version(self.path / _ROOT, version)
         channels = len(self._header["channel_names"])
         before = {**_EARLIER, "intensity": ["zscore"] * channels, **found}
         for key, wanted in self._header.items():
@@ -212,5 +246,6 @@ class StoreFolder:
             "the output folder cannot be written",
             where=self.path,
             got=error.strerror,
-            remedy="choose a folder that you may write to",
+            remedy="choose a folder that you may write to, or free disk space and run again; "
+            "finished cases are not redone",
         )

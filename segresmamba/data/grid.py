@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from segresmamba.data.blocks import block
+from segresmamba.data.blocks import block, free_before
 from segresmamba.data.policy import Record, Spacing
 
 if TYPE_CHECKING:  # a reader of crops needs no nibabel
@@ -16,8 +16,6 @@ if TYPE_CHECKING:  # a reader of crops needs no nibabel
 
 Size3 = tuple[int, int, int]
 Span = tuple[int, int]
-
-_SLAB = 16  # planes that are resampled at once
 
 
 class Refit(Record):
@@ -65,7 +63,10 @@ class Refit(Record):
         return volume_DHW[self._box]
 
     def image(self, channel_DHW: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """One channel on the stored grid: interpolated to float32, or a view of the box."""
+        """One channel on the stored grid: interpolated to float32, or a view of the box.
+
+        Interpolation uses up a channel that is a `block`: its memory is given back on the way.
+        """
         boxed = self.boxed(channel_DHW)
         if not self.resamples:
             return boxed
@@ -78,7 +79,7 @@ class Refit(Record):
 
     def undo(self, label_DHW: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """A label of the stored grid on the files' RAS grid; outside of the box it is 0."""
-        back = 1 / np.array(self.zoom_DHW)
+        back = [1 / zoom for zoom in self.zoom_DHW]
         if self.resamples:
             label_DHW = _resample_label(label_DHW, self._box_shape, back)
         full_DHW = np.zeros(self.full_DHW, label_DHW.dtype)
@@ -131,68 +132,74 @@ def _offset(here: Sequence[int], there: Sequence[int], zoom: npt.ArrayLike) -> n
 
 
 def _interpolate(
-    volume_DHW: npt.NDArray[Any], shape_DHW: Sequence[int], zoom: npt.ArrayLike
+    volume_DHW: npt.NDArray[Any], shape_DHW: Sequence[int], zoom: Sequence[float]
 ) -> npt.NDArray[np.float32]:
+    """Linear in each axis; what is done with of a volume in a `block` is given back on the way."""
     out_DHW = block(tuple(shape_DHW), np.float32)
-    for slab_DHW, part_DHW, start in _slabs(volume_DHW, out_DHW, np.array(zoom)):
-        slab_DHW[:] = _linear(part_DHW, slab_DHW.shape, zoom, start)
+    depth, height, width = _axes(volume_DHW.shape, shape_DHW, zoom)
+    for plane_HW, below, above, share in zip(out_DHW, *depth, strict=True):
+        free_before(volume_DHW[below])
+        plane_HW[:] = _plane(volume_DHW[below], volume_DHW[above], share, height, width)
     return out_DHW
 
 
 def _resample_label(
-    label_DHW: npt.NDArray[Any], shape_DHW: Sequence[int], zoom: npt.ArrayLike
+    label_DHW: npt.NDArray[Any], shape_DHW: Sequence[int], zoom: Sequence[float]
 ) -> npt.NDArray[Any]:
     """Each voxel gets the class with the largest share, interpolated linearly as nnU-Net does."""
     out_DHW = block(tuple(shape_DHW), label_DHW.dtype)
-    for slab_DHW, part_DHW, start in _slabs(label_DHW, out_DHW, np.array(zoom)):
-        values = np.unique(part_DHW)
-        slab_DHW[:] = values[0]
+    depth, height, width = _axes(label_DHW.shape, shape_DHW, zoom)
+    for plane_HW, below, above, share in zip(out_DHW, *depth, strict=True):
+        pair = label_DHW[below], label_DHW[above]
+        values = np.unique(np.concatenate(pair))
+        plane_HW[:] = values[0]
         if len(values) == 1:
             continue
-        most = np.full(slab_DHW.shape, -1, np.float32)
+        most = np.full(plane_HW.shape, -1, np.float32)
         for value in values:
-            share = _linear(part_DHW == value, slab_DHW.shape, zoom, start)
-            better = share >= most  # where two classes share a voxel, nnU-Net keeps the higher
-            slab_DHW[better], most[better] = value, share[better]
+            of_value = _plane(pair[0] == value, pair[1] == value, share, height, width)
+            better = of_value >= most  # where two classes share a voxel, nnU-Net keeps the higher
+            plane_HW[better], most[better] = value, of_value[better]
     return out_DHW
 
 
-def _slabs(
-    source_DHW: npt.NDArray[Any], out_DHW: npt.NDArray[Any], zoom: npt.NDArray[Any]
-) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]]:
-    """A few planes of the output, the planes that they depend on, and where its voxel 0 is there.
+class _Axis(NamedTuple):
+    """Between which voxels of a source each voxel along an axis lies, and how near the second."""
 
-    A few at a time, so that little memory is needed beside the two volumes.
-    """
-    offset = _offset(source_DHW.shape, out_DHW.shape, zoom)
-    last = len(source_DHW) - 1
-    for first in range(0, len(out_DHW), _SLAB):
-        slab_DHW = out_DHW[first : first + _SLAB]
-        low = offset[0] + zoom[0] * first
-        high = low + zoom[0] * (len(slab_DHW) - 1)
-        start = min(max(int(low), 0), last)
-        yield (
-            slab_DHW,
-            source_DHW[start : max(int(np.ceil(high)), start) + 1],
-            np.array([low - start, *offset[1:]]),
-        )
+    below: npt.NDArray[np.intp]
+    above: npt.NDArray[np.intp]
+    share: npt.NDArray[np.float32]
+
+    def interpolate(self, plane_HW: npt.NDArray[Any], axis: int) -> npt.NDArray[np.float32]:
+        lower = plane_HW.take(self.below, axis).astype(np.float32)
+        share = self.share if axis == 1 else self.share[:, None]
+        lower += (plane_HW.take(self.above, axis) - lower) * share
+        return lower
 
 
-def _linear(
-    volume: npt.NDArray[Any], shape: Sequence[int], zoom: npt.ArrayLike, start: npt.NDArray[Any]
-) -> npt.NDArray[np.float32]:
-    """Voxel o of the result is voxel `start + zoom * o`; the border goes on for ever.
-
-    Axis by axis: eight times as fast as scipy.ndimage, which does not use that axes stay axes.
-    """
-    out = volume
-    steps = np.array(zoom)
-    for axis, size in enumerate(shape):
-        last = volume.shape[axis] - 1
-        place = np.clip(start[axis] + steps[axis] * np.arange(size), 0, last)
+def _axes(here: Sequence[int], there: Sequence[int], zoom: Sequence[float]) -> list[_Axis]:
+    """Of a grid with the same middle and voxels larger by `zoom`; the border goes on for ever."""
+    axes = []
+    for first, step, size, count in zip(_offset(here, there, zoom), zoom, here, there, strict=True):
+        place = np.clip(first + step * np.arange(count), 0, size - 1)
         below = place.astype(np.intp)
-        share = (place - below).astype(np.float32).reshape([-1, *[1] * (2 - axis)])
-        lower = out.take(below, axis).astype(np.float32)
-        lower += (out.take(np.minimum(below + 1, last), axis) - lower) * share
-        out = lower
-    return out
+        share = (place - below).astype(np.float32)
+        axes.append(_Axis(below, np.minimum(below + 1, size - 1), share))
+    return axes
+
+
+def _plane(
+    below_HW: npt.NDArray[Any],
+    above_HW: npt.NDArray[Any],
+    share: np.float32,
+    height: _Axis,
+    width: _Axis,
+) -> npt.NDArray[np.float32]:
+    """One plane of the result.
+
+    Plane by plane, so that little memory is needed beside the two volumes; axis by axis, as that is
+    eight times as fast as scipy.ndimage, which does not use that axes stay axes.
+    """
+    out_HW = below_HW.astype(np.float32)
+    out_HW += (above_HW - out_HW) * share
+    return width.interpolate(height.interpolate(out_HW, axis=0), axis=1)

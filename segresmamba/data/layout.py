@@ -11,11 +11,13 @@
 Every array is one shard file, so a case takes few inodes, with inner chunks of 32^3 voxels of one
 channel, so a crop reads little more than itself. Each chunk carries a CRC-32C, and so does the
 index of the shard. `verify` checks all of them; crops check that of the index, which finds
-truncation but not every flipped bit. Chunk and codec are chosen by docs/performance.md.
+truncation but not every flipped bit. Chunk and codec are chosen by docs/performance.md; a store
+keeps those that it was begun with.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ RECORD = "segresmamba"
 CHUNK_DHW = (32, 32, 32)
 POSITIONS_CHUNK = 4096
 CODEC = "blosc-lz4hc-5-shuffle+crc32c"
+_BLOSC = re.compile(r"blosc-(lz4|lz4hc|zstd)-([1-9])-(shuffle|bitshuffle)\+crc32c")
 
 
 def shard_name(dimensions: int) -> str:
@@ -40,11 +43,20 @@ def shard_file(array: Path, dimensions: int) -> Path:
     return array / shard_name(dimensions)
 
 
-def compressors() -> list[Any]:
-    """The codecs that `CODEC` names."""
+def is_known(codec: str) -> bool:
+    """Whether arrays can be written with it; Blosc itself says which codec a chunk is read with."""
+    return _BLOSC.fullmatch(codec) is not None
+
+
+def compressors(codec: str) -> list[Any]:
+    """Those that a codec like `CODEC` names."""
     from zarr.codecs import BloscCodec, Crc32cCodec
 
-    return [BloscCodec(cname="lz4hc", clevel=5, shuffle="shuffle"), Crc32cCodec()]
+    known = _BLOSC.fullmatch(codec)
+    assert known is not None, codec
+    name, level, shuffle = known.groups()
+    settings: dict[str, Any] = {"cname": name, "clevel": int(level), "shuffle": shuffle}
+    return [BloscCodec(**settings), Crc32cCodec()]
 
 
 def checking_pipeline() -> Any:

@@ -144,6 +144,7 @@ def _read(path: Path, kind: str) -> SourceDataset:
         channels,
         check_labels(_labels(described, path), path),
         cases,
+        path,
         held_out=_held_out(described, path),
     )
 

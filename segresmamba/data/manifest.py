@@ -200,15 +200,21 @@ def fingerprint(
     }
 
 
-def write_manifest(manifest: Manifest, store: Path) -> None:
-    """Replace a store's manifest, in one step that also survives a power cut."""
-    path = store / MANIFEST
-    temporary = path.with_name(f".{MANIFEST}.tmp")
-    with temporary.open("w") as file:
-        file.write(manifest.model_dump_json(indent=1))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file in one step, that also survives a power cut; or leave it as it is.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_manifest(store: Path | Files) -> Manifest:

@@ -66,7 +66,7 @@ def read_nnunet(folder: Path) -> SourceDataset:
             got=f"{described.numTraining} declared, {len(cases)} found",
             remedy="restore the missing files, or correct numTraining",
         )
-    return SourceDataset(described.name or folder.name, channels, labels, cases)
+    return SourceDataset(described.name or folder.name, channels, labels, cases, path)
 
 
 def _read_json(path: Path) -> _DatasetJson:

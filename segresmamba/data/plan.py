@@ -63,10 +63,11 @@ class Plan:
         name = detect(source) if request.format == AUTO else request.format
         dataset = read_source(source, name)
         policy = request.policy.for_channels(dataset.channel_names)
+        begun = {} if request.overwrite else StoreFolder.begun(out)
         storage = Storage(
             converter=__version__,
-            codec=layout.CODEC,
-            chunk_DHW=layout.CHUNK_DHW,
+            codec=begun.get("codec", layout.CODEC),
+            chunk_DHW=begun.get("chunk_DHW", layout.CHUNK_DHW),
             source=str(source.absolute()),
             format=name,
             resample_mismatched=request.resample_mismatched,
@@ -74,8 +75,7 @@ class Plan:
         )
         splits = _splits(dataset, request.splits)
         plan = cls(source, out, dataset, storage, splits)
-        begun = None if request.overwrite else StoreFolder.read_header(out)
-        return plan._with_spacing((begun or {}).get("spacing_mm"))
+        return plan._with_spacing(begun.get("spacing_mm"))
 
     @property
     def folder_header(self) -> dict[str, Any]:

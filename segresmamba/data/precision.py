@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from segresmamba.data.blocks import block
+from segresmamba.data.blocks import block, free_before
 from segresmamba.data.manifest import ChannelStatistics
 from segresmamba.data.policy import Policy
 from segresmamba.errors import DataError
@@ -31,7 +31,7 @@ def narrowed(
     largest intensity becomes the largest int16.
 
     Args:
-        image_CDHW: int16 or float32.
+        image_CDHW: int16 or float32. It is used up if it is a `block`, unless it is returned.
         statistics: Of its channels.
         policy: What is asked for; auto leaves the image as it is.
         case: Named in errors.
@@ -44,24 +44,25 @@ def narrowed(
     """
     if policy.dtype in ("auto", image_CDHW.dtype.name):
         return image_CDHW, ()
-    if policy.dtype != "int16":
-        stored_CDHW = _cast(image_CDHW, policy.dtype)
-        _require_close(image_CDHW, stored_CDHW, (1.0,) * len(image_CDHW), statistics, policy, case)
-        return stored_CDHW, ()
-    scale = tuple(_scale(*pair) for pair in zip(image_CDHW, statistics, strict=True))
-    stored_CDHW = block(image_CDHW.shape, np.int16)
-    for stored_DHW, channel_DHW, unit in zip(stored_CDHW, image_CDHW, scale, strict=True):
-        for plane, values in zip(stored_DHW, channel_DHW, strict=True):
-            plane[:] = np.rint(values / unit)
-    _require_close(image_CDHW, stored_CDHW, scale, statistics, policy, case)
+    pairs = list(zip(image_CDHW, statistics, strict=True))
+    scale = tuple(_scale(*pair) if policy.dtype == "int16" else 1.0 for pair in pairs)
+    stored_CDHW = block(image_CDHW.shape, policy.dtype)
+    for number, ((channel_DHW, of_channel), unit) in enumerate(zip(pairs, scale, strict=True)):
+        change = _narrow(channel_DHW, stored_CDHW[number], unit)
+        _require_small(change, of_channel, policy, f"{case}: channel {number}")
     return stored_CDHW, scale if set(scale) != {1.0} else ()
 
 
-def _cast(image_CDHW: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
-    stored_CDHW = block(image_CDHW.shape, dtype)
-    with np.errstate(over="ignore"):  # becomes infinite, which is refused
-        stored_CDHW[...] = image_CDHW
-    return stored_CDHW
+def _narrow(channel_DHW: npt.NDArray[Any], stored_DHW: npt.NDArray[Any], unit: float) -> float:
+    """Fill a channel as it is stored, give up the other; the largest change of an intensity."""
+    change = 0.0
+    for plane_HW, values_HW in zip(stored_DHW, channel_DHW, strict=True):
+        free_before(values_HW)
+        scaled_HW = values_HW / unit
+        with np.errstate(over="ignore"):  # becomes infinite, which is refused
+            plane_HW[:] = np.rint(scaled_HW) if plane_HW.dtype.kind == "i" else scaled_HW
+        change = max(change, float(np.abs(plane_HW * np.float64(unit) - values_HW).max()))
+    return change
 
 
 def _scale(channel_DHW: npt.NDArray[Any], statistics: ChannelStatistics) -> float:
@@ -72,27 +73,15 @@ def _scale(channel_DHW: npt.NDArray[Any], statistics: ChannelStatistics) -> floa
     return max(abs(statistics.min), abs(statistics.max)) / limits.max
 
 
-def _require_close(
-    image_CDHW: npt.NDArray[Any],
-    stored_CDHW: npt.NDArray[Any],
-    scale: Sequence[float],
-    statistics: Sequence[ChannelStatistics],
-    policy: Policy,
-    case: Path,
+def _require_small(
+    change: float, statistics: ChannelStatistics, policy: Policy, channel: str
 ) -> None:
-    for number, (channel_DHW, stored_DHW, unit, of_channel) in enumerate(
-        zip(image_CDHW, stored_CDHW, scale, statistics, strict=True)
-    ):
-        change = max(
-            float(np.abs(plane * np.float64(unit) - values).max())
-            for plane, values in zip(stored_DHW, channel_DHW, strict=True)
+    low, high = statistics.percentile_00_5, statistics.percentile_99_5
+    if change > _TOLERANCE * (high - low):
+        raise DataError(
+            f"{policy.dtype} would change the intensities of a case",
+            where=channel,
+            got=f"by up to {change:.3g}; 99 % of its values lie between {low:.4g} and "
+            f"{high:.4g}, all between {statistics.min:.4g} and {statistics.max:.4g}",
+            remedy="convert with --dtype float32, or auto",
         )
-        low, high = of_channel.percentile_00_5, of_channel.percentile_99_5
-        if change > _TOLERANCE * (high - low):
-            raise DataError(
-                f"{policy.dtype} would change the intensities of a case",
-                where=f"{case}: channel {number}",
-                got=f"by up to {change:.3g}; 99 % of its values lie between {low:.4g} and "
-                f"{high:.4g}, all between {of_channel.min:.4g} and {of_channel.max:.4g}",
-                remedy="convert with --dtype float32, or auto",
-            )

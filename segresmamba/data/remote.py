@@ -80,7 +80,7 @@ class RemoteFiles(Files):
                 file.write(part)
 
     @override
-    def zarr_store(self) -> Any:
+    def _zarr_store(self) -> Any:
         from zarr.storage import ObjectStore
 
         return ObjectStore(self._store, read_only=True)

@@ -32,6 +32,7 @@ def write_array(
     data: npt.NDArray[Any],
     chunk: tuple[int, ...],
     axes: tuple[str, ...],
+    codec: str,
 ) -> None:
     """Add an array of one shard to a group in a local folder.
 
@@ -42,6 +43,7 @@ def write_array(
         data: Its content.
         chunk: Shape of the inner chunks.
         axes: Names of the dimensions.
+        codec: See `layout.CODEC`.
     """
     counts = tuple(-(-size // step) for size, step in zip(data.shape, chunk, strict=True))
     array = group.create_array(
@@ -50,7 +52,7 @@ def write_array(
         dtype=data.dtype,
         chunks=chunk,
         shards=tuple(count * step for count, step in zip(counts, chunk, strict=True)),
-        compressors=layout.compressors(),
+        compressors=layout.compressors(codec),
         dimension_names=axes,
     )
     index = np.full((*counts, 2), _ABSENT, np.uint64)

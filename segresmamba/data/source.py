@@ -37,6 +37,8 @@ class SourceDataset:
     """Name to value; background is 0, values run without gaps."""
     cases: tuple[SourceCase, ...]
     """Sorted by id."""
+    declared_in: Path
+    """The file that declares channels and labels; the folder, where the format does."""
     held_out: tuple[tuple[str, ...], ...] = ()
     """Case ids held out in each fold, where the format says so."""
     renumbered: dict[int, int] = field(default_factory=dict)

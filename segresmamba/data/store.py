@@ -178,14 +178,7 @@ class Case:
         return rows
 
     def _zarr_array(self, name: str) -> zarr.Array[Any]:
-        import zarr
-
-        return self._read(
-            name,
-            lambda: zarr.open_array(
-                self._files.zarr_store(), path=f"{self.case_id}/{name}", mode="r"
-            ),
-        )
+        return self._read(name, lambda: self._files.zarr_array(f"{self.case_id}/{name}"))
 
     def _open(self, name: str, *, may_be_empty: bool = False) -> ShardedArray:
         return ShardedArray(self._files, f"{self.case_id}/{name}", may_be_empty=may_be_empty)

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import zarr
 from pydantic import ValidationError
 
 from segresmamba.data import geometry, layout, ome
@@ -154,7 +153,7 @@ class _Case:
         path = f"{self.case_id}/{name}"
         try:
             with layout.checking_pipeline():
-                array = zarr.open_array(self.files.zarr_store(), path=path, mode="r")
+                array = self.files.zarr_array(path)
                 if not may_be_empty:
                     try:  # Zarr would take a missing shard for zeros
                         self.files.blob(f"{path}/{layout.shard_name(array.ndim)}").tail(1)

@@ -9,11 +9,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from nibabel.orientations import io_orientation
-from nibabel.processing import resample_from_to
+from scipy.ndimage import affine_transform
 
 from segresmamba.data import geometry
 from segresmamba.data.blocks import block
@@ -178,13 +177,13 @@ def _read_channels(file: VoxelFile) -> list[npt.NDArray[Any]]:
 def _read_channel(file: VoxelFile, planes: Planes) -> npt.NDArray[Any]:
     """One channel: int16 if its voxels are integers that fit, else float32."""
     shape_DHW, _ = geometry.ras_grid(file.shape_XYZ, file.affine)
-    narrow = file.integers and np.can_cast(file.dtype, np.int16)
-    channel_DHW = block(shape_DHW, np.int16 if narrow else np.float32)
-    channel_XYZ = geometry.as_filed(channel_DHW, file.affine)
+    channel_DHW = block(shape_DHW, np.int16 if file.integers else np.float32)
     low, high, wrong = np.inf, -np.inf, 0
     for index, plane_XY in zip(range(file.shape[2]), planes, strict=False):
-        channel_XYZ[..., index] = plane_XY
         low, high = min(low, plane_XY.min()), max(high, plane_XY.max())
+        if channel_DHW.dtype == np.int16 and not (low >= _INT16.min and high <= _INT16.max):
+            channel_DHW = _as_float(channel_DHW)
+        geometry.as_filed(channel_DHW, file.affine)[..., index] = plane_XY
         if plane_XY.dtype.kind == "f":
             wrong += plane_XY.size - int(np.isfinite(plane_XY).sum())
     if wrong:
@@ -196,12 +195,13 @@ def _read_channel(file: VoxelFile, planes: Planes) -> npt.NDArray[Any]:
         )
     if low == high == 0:
         raise _nothing(file.path)
-    fits = file.integers and _INT16.min <= low and high <= _INT16.max
-    if narrow or not fits:
-        return channel_DHW
-    narrow_DHW = block(shape_DHW, np.int16)
-    narrow_DHW[...] = channel_DHW
-    return narrow_DHW
+    return channel_DHW
+
+
+def _as_float(channel_DHW: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    wide_DHW = block(channel_DHW.shape, np.float32)
+    wide_DHW[...] = channel_DHW
+    return wide_DHW
 
 
 def _nothing(path: Path) -> DataError:
@@ -250,24 +250,27 @@ def _onto(file: VoxelFile, grid: Original, *, order: int) -> VoxelFile:
         logger.warning("%s is resampled: %s", file.path, mismatch.got)
     else:
         return file
-    data_XYZ = block(file.shape_XYZ, np.float32)
-    for index, plane_XY in enumerate(file.planes()):
-        data_XYZ[..., index] = plane_XY
-    image = nib.Nifti1Image(data_XYZ, file.affine)
-    there = resample_from_to(image, (grid.shape_XYZ, grid.affine), order=order)
-    resampled_XYZ = np.asarray(there.dataobj)
-    header = Original.of(grid.header, file.header.get_data_dtype()).header
+    dtype = np.dtype(np.float32) if order else file.dtype
+    to_file = np.linalg.inv(file.affine) @ grid.affine
+    matrix, offset = to_file[:3, :3], to_file[:3, 3]
 
     def planes() -> Planes:
-        yield from (resampled_XYZ[..., index] for index in range(grid.shape_XYZ[2]))
+        data_XYZ = block(file.shape_XYZ, dtype)
+        for index, plane_XY in enumerate(file.planes()):
+            data_XYZ[..., index] = plane_XY
+        *size_XY, size_Z = grid.shape_XYZ
+        for z in range(size_Z):  # one at a time, so that the result is not there twice
+            start = offset + matrix[:, 2] * z
+            there = affine_transform(data_XYZ, matrix, start, (*size_XY, 1), order=order)
+            yield there[..., 0]
 
     return replace(
         file,
-        header=header,
+        header=Original.of(grid.header, file.header.get_data_dtype()).header,
         affine=grid.affine,
         shape=grid.shape_XYZ,
         integers=file.integers and order == 0,
-        dtype=resampled_XYZ.dtype,
+        dtype=dtype,
         _read=planes,
     )
 

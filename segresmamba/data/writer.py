@@ -13,13 +13,14 @@ import numpy.typing as npt
 import zarr
 
 from segresmamba.data import layout, ome
-from segresmamba.data.manifest import CaseRecord
+from segresmamba.data.manifest import CaseRecord, Storage
 from segresmamba.data.shard_writer import write_array
 
 
 def write_case(
     path: Path,
     record: CaseRecord,
+    storage: Storage,
     *,
     labels: dict[str, int],
     image_CDHW: npt.NDArray[Any],
@@ -34,6 +35,7 @@ def write_case(
     Args:
         path: The case's folder.
         record: What is said about it.
+        storage: Codec and chunk.
         labels: Names and values of the dataset.
         image_CDHW: As stored.
         label_DHW: On the same grid.
@@ -53,16 +55,17 @@ def write_case(
         inner = {"ome": ome.label_attributes(layout.LABEL_NAME, record, labels)}
         group.create_group("labels", attributes=outer)
         group.create_group(f"labels/{layout.LABEL_NAME}", attributes=inner)
-        volumes = [(layout.LABEL, label_DHW)]
+        chunk_DHW = storage.chunk_DHW
+        arrays: list[tuple[str, npt.NDArray[Any], tuple[int, ...], tuple[str, ...]]] = [
+            (layout.IMAGE, image_CDHW, (1, *chunk_DHW), ome.IMAGE_AXES),
+            (layout.LABEL, label_DHW, chunk_DHW, ome.LABEL_AXES),
+        ]
         if reference_DHW is not None:
-            volumes.append((layout.REFERENCE, reference_DHW))
-        chunk_CDHW = (1, *layout.CHUNK_DHW)
-        write_array(group, temporary, layout.IMAGE, image_CDHW, chunk_CDHW, ome.IMAGE_AXES)
-        for name, volume_DHW in volumes:
-            write_array(group, temporary, name, volume_DHW, layout.CHUNK_DHW, ome.LABEL_AXES)
+            arrays.append((layout.REFERENCE, reference_DHW, chunk_DHW, ome.LABEL_AXES))
         if len(positions):
-            chunk = (layout.POSITIONS_CHUNK, 3)
-            write_array(group, temporary, layout.POSITIONS, positions, chunk, ("n", "axis"))
+            arrays.append((layout.POSITIONS, positions, (layout.POSITIONS_CHUNK, 3), ("n", "axis")))
+        for name, data, chunk, axes in arrays:
+            write_array(group, temporary, name, data, chunk, axes, storage.codec)
         if path.exists():
             shutil.rmtree(path)
         os.rename(temporary, path)

@@ -22,12 +22,12 @@ def write_nifti(path: Path, data: Any, affine: Any = AFFINE) -> Path:
     return path
 
 
-def image_path(folder: Path, case: str, channel: int = 0) -> Path:
-    return folder / "imagesTr" / f"{case}_{channel:04d}.nii.gz"
+def image_path(folder: Path, case: str, channel: int = 0, ending: str = ".nii.gz") -> Path:
+    return folder / "imagesTr" / f"{case}_{channel:04d}{ending}"
 
 
-def label_path(folder: Path, case: str) -> Path:
-    return folder / "labelsTr" / f"{case}.nii.gz"
+def label_path(folder: Path, case: str, ending: str = ".nii.gz") -> Path:
+    return folder / "labelsTr" / f"{case}{ending}"
 
 
 def describe(folder: Path, **changes: Any) -> Path:
@@ -44,6 +44,7 @@ def write_raw(
     shapes: Sequence[tuple[int, int, int]] = SHAPES,
     channels: int = 1,
     dtype: Any = np.int16,
+    ending: str = ".nii.gz",
 ) -> Path:
     """Cases case_0, case_1, ... with a ball (1) and, in all but the first, a box (2)."""
     for name in ("imagesTr", "labelsTr"):
@@ -56,16 +57,16 @@ def write_raw(
         if number:
             label[2:7, 3:9, 4:8] = 2
         case = f"case_{number}"
-        write_nifti(label_path(folder, case), label)
+        write_nifti(label_path(folder, case, ending), label)
         for channel in range(channels):
             image = rng.normal(100 + 50 * channel, 10, shape) + 80 * label
-            write_nifti(image_path(folder, case, channel), image.astype(dtype))
+            write_nifti(image_path(folder, case, channel, ending), image.astype(dtype))
     describe(
         folder,
         name="Balls",
         channel_names={str(channel): f"channel {channel}" for channel in range(channels)},
         labels={"background": 0, "ball": 1, "box": 2},
         numTraining=len(shapes),
-        file_ending=".nii.gz",
+        file_ending=ending,
     )
     return folder

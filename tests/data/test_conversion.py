@@ -17,7 +17,7 @@ from ome_zarr.io import parse_url
 from ome_zarr.reader import Reader
 from ome_zarr_models.v05 import Image
 
-from segresmamba.data import convert, open_dataset, verify
+from segresmamba.data import convert, manifest, open_dataset, verify
 from segresmamba.data.plan import Plan, Request
 from segresmamba.errors import DataError
 from tests.data.raw import SHAPES, describe, image_path, label_path, write_nifti, write_raw
@@ -265,10 +265,10 @@ def test_a_read_only_folder_is_named(
     store.chmod(0o555)
     if os.geteuid() == 0:  # root writes anyway: have the system refuse as it would others
 
-        def refuse(path: Path, *_: object) -> int:
-            raise PermissionError(13, "Permission denied", str(path))
+        def refuse(_: int) -> None:
+            raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr(Path, "write_text", refuse)
+        monkeypatch.setattr(manifest.os, "fsync", refuse)
     error = refused(raw, store)
     assert (error.where, error.got) == (str(store), "Permission denied")
     assert not any(store.iterdir())

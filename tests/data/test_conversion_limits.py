@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from segresmamba.data import convert, open_dataset, verify, writer
+from segresmamba.data import convert, manifest, open_dataset, verify, writer
 from segresmamba.errors import DataError
-from tests.data.raw import describe, image_path, label_path, write_nifti, write_raw
+from tests.data.raw import AFFINE, describe, image_path, label_path, write_nifti, write_raw
 
 CONVERT = """
 import sys
@@ -28,7 +30,7 @@ def kib(key):
 convert(warm, store.with_name("warm"), policy=policy)
 Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far, and the parent's
 before = kib("VmRSS")
-convert(raw, store, policy=policy)
+convert(raw, store, policy=policy, resample_mismatched=True)
 print(kib("VmHWM") - before)
 """
 
@@ -76,37 +78,95 @@ def test_a_disk_that_fills_up_keeps_the_cases_before(
     assert convert(raw, store).kept == ("case_0", "case_1")
 
 
-@pytest.mark.parametrize(
-    ("channels", "dtype", "policy"),
-    [
-        (1, np.float32, ("keep", "no", "auto", "auto")),
-        (3, np.float32, ("1.6,2.2,1.1", "yes", "auto", "int16")),
-    ],
-    ids=["as in the files", "every policy"],
-)
-def test_a_process_takes_at_most_twice_the_largest_case(
-    tmp_path: Path, channels: int, dtype: type, policy: tuple[str, ...]
-) -> None:
-    """Above what it has loaded; a case as float32, which takes most. Of three cases, as of one."""
-    shape = (150, 150, 120) if channels > 1 else (220, 200, 180)
-    warm = write_raw(tmp_path / "a", shapes=[(20, 20, 20)] * 2, channels=channels, dtype=dtype)
-    raw = write_raw(tmp_path / "b", shapes=[(20, 20, 20)], channels=channels, dtype=dtype)
-    describe(raw, numTraining=4)
-    rng = np.random.default_rng(0)
-    for number in range(1, 4):
-        noise = (rng.integers(1, 1000, shape, np.int16) // 4).astype(dtype)
-        case = f"case_{number}"
-        label = np.zeros(shape, np.uint8)
-        label[40:90, 30:80, 50:100], label[95:99, 95:99, 95:99] = 1, 2
-        write_nifti(label_path(raw, case), label)
-        for channel in range(channels):
-            first = raw / "imagesTr" / f"noise_{channel}.nii.gz"
-            if number == 1:
-                write_nifti(first, noise)
-            os.link(first, image_path(raw, case, channel))
-    for path in (raw / "imagesTr").glob("noise*"):
-        path.unlink()
-    command = [sys.executable, "-c", CONVERT, warm, raw, tmp_path / "store", *policy]
+KEEP = ("keep", "no", "auto", "auto")
+
+
+@dataclass(frozen=True)
+class Large:
+    """A dataset of one tiny case and some large ones, and how it is converted."""
+
+    shape: tuple[int, int, int] = (200, 200, 200)
+    cases: int = 1
+    channels: int = 1
+    dtype: type = np.float32
+    policy: tuple[str, ...] = KEEP
+    ending: str = ".nii.gz"
+    label_moved_mm: float = 0.0
+
+
+LARGE = {
+    "as in the files": Large((220, 200, 180), cases=3),
+    "every policy": Large((150, 150, 120), 3, 3, policy=("1.6,2.2,1.1", "yes", "auto", "int16")),
+    "resampled to more voxels": Large(policy=("1.45,1.95,0.99", *KEEP[1:])),
+    "resampled to fewer, not compressed": Large(policy=("3,4,2", *KEEP[1:]), ending=".nii"),
+    "integers, resampled and narrowed": Large(
+        (200, 256, 200), dtype=np.int16, policy=("1.2,1.9,0.9", "no", "ct", "int16")
+    ),
+    "unsigned integers": Large((220, 256, 256), dtype=np.uint16),
+    "label on another grid": Large(label_moved_mm=3.3),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_process_takes_at_most_twice_the_largest_case(tmp_path: Path, name: str) -> None:
+    """Above what it has loaded; a case being its image's voxels, in the files, as stored, or
+    resampled, which makes them float32."""
+    of = LARGE[name]
+    small = {"channels": of.channels, "dtype": of.dtype, "ending": of.ending}
+    warm = write_raw(tmp_path / "a", shapes=[(20, 20, 20)] * 2, **small)
+    raw = write_raw(tmp_path / "b", shapes=[(20, 20, 20)], **small)
+    describe(raw, numTraining=1 + of.cases)
+    add_large_cases(raw, of)
+    store = tmp_path / "store"
+    command = [sys.executable, "-c", CONVERT, warm, raw, store, *of.policy]
     grown_kib = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    case_kib = channels * np.prod(shape) * 4 >> 10
-    assert grown_kib < 2 * case_kib
+    record = open_dataset(store)["case_1"].record
+    filed = of.channels * np.prod(of.shape) * np.dtype(of.dtype).itemsize
+    dtype = np.float32 if record.refit and record.refit.resamples else record.image_dtype
+    stored = np.prod(record.shape_CDHW) * np.dtype(dtype).itemsize
+    assert grown_kib < 2 * max(filed, stored) >> 10
+
+
+def add_large_cases(raw: Path, of: Large) -> None:
+    noise = (np.random.default_rng(0).integers(1, 1000, of.shape, np.int16) // 4).astype(of.dtype)
+    label = np.zeros(of.shape, np.uint8)
+    label[40:90, 30:80, 50:100], label[95:99, 95:99, 95:99] = 1, 2
+    affine = AFFINE.copy()
+    affine[:3, 3] += of.label_moved_mm
+    image = write_nifti(raw / f"noise{of.ending}", noise)
+    for number in range(1, of.cases + 1):
+        case = f"case_{number}"
+        write_nifti(label_path(raw, case, of.ending), label, affine)
+        for channel in range(of.channels):
+            os.link(image, image_path(raw, case, channel, of.ending))
+
+
+def test_a_disk_that_is_full_before_the_start_is_one_error(raw: Path, tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(DataError, match="output folder cannot be written") as caught:
+            convert(raw, tmp_path / "store")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "disk space" in caught.value.remedy
+    assert not list((tmp_path / "store").iterdir())
+    assert convert(raw, tmp_path / "store").converted
+
+
+def test_a_disk_that_is_full_at_the_end_keeps_all_cases(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "store"
+
+    def full(descriptor: int) -> None:
+        if (store / "case_2").exists():
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as filled:
+        filled.setattr(manifest.os, "fsync", full)
+        with pytest.raises(DataError, match="output folder cannot be written") as caught:
+            convert(raw, store)
+    assert (caught.value.where, caught.value.got) == (str(store), "No space left on device")
+    assert not list(store.glob(".*"))
+    assert len(convert(raw, store).kept) == 3

@@ -300,3 +300,27 @@ def test_another_grid_is_refused_or_resampled(tmp_path: Path) -> None:
     label_XYZ = np.asarray(restored.restore_label(restored.read()[1]).dataobj)
     expected[:3] = 0
     np.testing.assert_array_equal(label_XYZ, expected)
+
+
+@pytest.mark.parametrize("given", ["the folder", "the file"])
+def test_a_class_that_occurs_in_no_case_is_named_with_the_datalist(
+    tmp_path: Path, given: str
+) -> None:
+    folder = tmp_path / "raw"
+    monai(folder)
+    path = folder / "folds.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"labels": {"background": 0, "hip": 1, "knee": 2}}))
+    with pytest.raises(DataError, match="occurs in no case") as caught:
+        convert(path if given == "the file" else folder, tmp_path / "store", format="monai")
+    assert caught.value.where == f"{path}: labels"
+    assert caught.value.got == "knee (2)"
+
+
+def test_a_class_that_brats_has_and_no_case_is_named_with_the_folder(tmp_path: Path) -> None:
+    source = brats(tmp_path / "raw", 2021)
+    for path in source.rglob("*_seg.nii.gz"):
+        put(path, label(1, 2))
+    with pytest.raises(DataError, match="occurs in no case") as caught:
+        convert(source, tmp_path / "store")
+    assert caught.value.where == f"{source}: labels"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -44,25 +45,42 @@ def to_ras(data_XYZ: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.nda
     return turned_DHW, ras_affine
 
 
+PLACED = ("qform_code", "sform_code", "pixdim", "quatern_b", "quatern_c", "quatern_d",
+          "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "dim", "datatype",
+          "xyzt_units")  # fmt: skip
+
+
 @settings(max_examples=100, deadline=None)
-@given(grid=grids(), seed=st.integers(0, 1000), nifti2=st.booleans())
-def test_a_label_comes_back_as_it_was(
-    grid: tuple[tuple[int, int, int], np.ndarray], seed: int, nifti2: bool
+@given(
+    grid=grids(),
+    seed=st.integers(0, 1000),
+    kind=st.sampled_from([nib.Nifti1Image, nib.Nifti2Image]),
+    codes=st.tuples(st.integers(0, 4), st.integers(0, 4)).filter(any),
+    dtype=st.sampled_from([np.uint8, np.int16, np.uint16, np.int32, np.float32, np.float64]),
+)
+def test_a_label_file_comes_back_as_it_was(
+    grid: tuple[tuple[int, int, int], np.ndarray],
+    seed: int,
+    kind: Any,
+    codes: tuple[int, int],
+    dtype: Any,
 ) -> None:
+    """Affine, codes, shape, dtype and voxels, from file to file."""
     shape, affine = grid
-    label = np.random.default_rng(seed).integers(0, 4, shape).astype(np.int16)
-    image = (nib.Nifti2Image if nifti2 else nib.Nifti1Image)(label, affine)
-    original = Original.from_text(Original.of(image.header, np.int16).text)
-    label_DHW, ras_affine = to_ras(label, image.affine)
-    restored = original.restore(label_DHW)
+    label = np.random.default_rng(seed).integers(0, 4, shape).astype(dtype)
+    made = kind(label, affine)
+    made.set_qform(affine, code=codes[0])
+    made.set_sform(affine, code=codes[1])
+    filed = kind.from_bytes(made.to_bytes())
+    original = Original.from_text(Original.of(filed.header, dtype).text)
+    label_DHW, ras_affine = to_ras(label.astype(np.uint8), filed.affine)
+    restored = kind.from_bytes(original.restore(label_DHW).to_bytes())
     assert nib.aff2axcodes(ras_affine) == ("R", "A", "S")
-    assert type(restored) is type(image)
     np.testing.assert_array_equal(np.asarray(restored.dataobj), label)
-    np.testing.assert_array_equal(restored.affine, image.affine)
-    assert nib.aff2axcodes(restored.affine) == nib.aff2axcodes(image.affine)
-    assert restored.get_data_dtype() == label.dtype
-    for key in ("qform_code", "sform_code", "pixdim"):
-        np.testing.assert_array_equal(restored.header[key], image.header[key])
+    np.testing.assert_array_equal(restored.affine, filed.affine)
+    assert restored.get_data_dtype() == dtype
+    for key in PLACED:
+        np.testing.assert_array_equal(restored.header[key], filed.header[key], key)
 
 
 @settings(max_examples=50, deadline=None)

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segresmamba.data.manifest import (
+    MANIFEST,
     SCHEMA_VERSION,
     build_manifest,
     read_manifest,
-    write_manifest,
+    write_whole,
 )
 from segresmamba.data.splits import make_splits
 from segresmamba.errors import DataError
@@ -40,7 +41,7 @@ def test_one_case_cannot_be_split() -> None:
 
 def test_a_manifest_is_read_as_written(sound_store: Path, tmp_path: Path) -> None:
     manifest = read_manifest(sound_store)
-    write_manifest(manifest, tmp_path)
+    write_whole(tmp_path / MANIFEST, manifest.model_dump_json())
     assert read_manifest(tmp_path) == manifest
     assert [path.name for path in tmp_path.iterdir()] == ["dataset.json"]
 

@@ -9,6 +9,9 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import zarr
+from ome_zarr_models.v05 import Image
+from ome_zarr_models.v05.image_label import ImageLabel
 
 from segresmamba.data import (
     Policy,
@@ -75,6 +78,12 @@ def test_every_case_gets_the_median_spacing(raw: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(changed.spacing_mm, (1.5, 2.0, 1.0))
     assert changed.shape_DHW == (40, 45, 66)
     assert changed.image.dtype == np.float32
+    group = zarr.open_group(tmp_path / "store" / "case_2", mode="r")
+    (multiscale,) = Image.from_zarr(group).ome_attributes.multiscales
+    scale = multiscale.datasets[0].coordinateTransformations[0].scale
+    np.testing.assert_allclose(scale, (1, 1.5, 2.0, 1.0))
+    label = ImageLabel.from_zarr(group["labels/segmentation"])
+    assert label.ome_attributes.image_label.source.image == "../../"
     original = nib.load(label_path(raw, "case_2"))
     np.testing.assert_array_equal(np.asarray(changed.reference().dataobj), original.dataobj)
     restored = changed.restore_label(changed.read()[1])
@@ -269,7 +278,7 @@ def test_a_store_of_a_newer_version_is_not_written_to(raw: Path, tmp_path: Path)
     store = tmp_path / "store"
     convert(raw, store)
     root = json.loads((store / "zarr.json").read_text())
-    root["attributes"]["segresmamba"]["schema_version"] = 99
+    root["attributes"]["segresmamba"] |= {"schema_version": 99, "codec": "new", "chunk_DHW": "new"}
     (store / "zarr.json").write_text(json.dumps(root))
     with pytest.raises(DataError, match="newer version") as caught:
         convert(raw, store)

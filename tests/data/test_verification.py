@@ -169,3 +169,56 @@ def test_repair_reports_again_what_the_source_has(raw: Path, tmp_path: Path) -> 
     convert(raw, tmp_path / "store")
     (problem,) = repair(tmp_path / "store")
     assert "the same as that of case_1" in problem.message
+
+
+OLDER = "blosc-lz4-5-shuffle+crc32c"
+
+
+@pytest.fixture
+def older_store(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store with the codec of earlier versions, and other chunks."""
+    with monkeypatch.context() as earlier:
+        earlier.setattr(layout, "CODEC", OLDER)
+        earlier.setattr(layout, "CHUNK_DHW", (16, 32, 8))
+        convert(raw, tmp_path / "store")
+    return tmp_path / "store"
+
+
+def test_repair_keeps_the_codec_and_chunks_that_a_store_was_begun_with(older_store: Path) -> None:
+    before = open_dataset(older_store)
+    crops = [before[case_id].read() for case_id in before.case_ids]
+    metadata = [(older_store / case / "0" / "zarr.json").read_bytes() for case in before.case_ids]
+    truncate(shard(older_store, layout.IMAGE, 4))
+    assert [problem.case_id for problem in verify(older_store)] == [CASE]
+    assert repair(older_store) == []
+    after = open_dataset(older_store)
+    assert (after.digest, after.codec, after.manifest.storage.chunk_DHW) == (
+        before.digest, OLDER, (16, 32, 8),
+    )  # fmt: skip
+    for case_id, (image_CDHW, label_DHW), content in zip(
+        after.case_ids, crops, metadata, strict=True
+    ):
+        np.testing.assert_array_equal(after[case_id].read()[0], image_CDHW)
+        np.testing.assert_array_equal(after[case_id].read()[1], label_DHW)
+        assert (older_store / case_id / "0" / "zarr.json").read_bytes() == content
+    assert b'"cname": "lz4"' in metadata[0]
+
+
+def test_a_conversion_goes_on_as_it_was_begun_and_overwriting_starts_anew(
+    raw: Path, older_store: Path
+) -> None:
+    shutil.rmtree(older_store / CASE)
+    assert convert(raw, older_store).converted == (CASE,)
+    assert open_dataset(older_store).codec == OLDER
+    assert len(convert(raw, older_store, overwrite=True).converted) == 3
+    assert open_dataset(older_store).codec == layout.CODEC
+
+
+def test_a_store_of_an_unknown_codec_is_not_repaired(older_store: Path) -> None:
+    for path in (older_store / "zarr.json", older_store / "dataset.json"):
+        path.write_text(path.read_text().replace(OLDER, "zstd-3"))
+    shutil.rmtree(older_store / CASE)
+    with pytest.raises(DataError, match="codec") as caught:
+        repair(older_store)
+    assert caught.value.got == "zstd-3"
+    assert "--overwrite" in caught.value.remedy

@@ -145,6 +145,15 @@ def test_the_probe_runs_without_the_projects_packages(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["nonce", "store"]
 
 
+def test_a_store_may_be_a_zip_file(tmp_path: Path) -> None:
+    store = tmp_path / "store.zip"
+    (tmp_path / "nonce").write_text("4711")
+    report = probe.probe(tmp_path / "nonce", "4711", str(store))
+    assert report.store_error == "No such file or directory"
+    store.write_bytes(b"PK")
+    assert probe.probe(tmp_path / "nonce", "4711", str(store)).store_error == ""
+
+
 def test_a_folder_with_another_nonce_is_another_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
