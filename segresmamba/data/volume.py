@@ -209,7 +209,7 @@ def _nothing(path: Path) -> DataError:
         "an image has no non-zero voxel",
         where=path,
         got="0 everywhere",
-        remedy="export it again, or remove the case and correct numTraining",
+        remedy="export it again, or remove the case",
     )
 
 

@@ -165,7 +165,7 @@ def _naming(path: Path) -> Iterator[None]:
             "a file is missing",
             where=path,
             got="no such file",
-            remedy="restore it, or remove the case's other files and correct numTraining",
+            remedy="restore it, or remove the case's other files",
         ) from error
     except _UNREADABLE as error:
         raise DataError(
