@@ -1,23 +1,43 @@
-"""DICOM series, NRRD and MetaImage through SimpleITK, as nibabel images."""
+"""DICOM series, NRRD and MetaImage through SimpleITK."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+import numpy.typing as npt
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _UNEVEN_MM = 0.05
 """Positions in DICOM are decimal text, often rounded to hundredths."""
+_SLICES = 8
+"""That are read at once."""
 
 
-def read_itk(path: Path) -> Any:
-    """Read a folder with one DICOM series, or a file.
+@dataclass(frozen=True)
+class ItkFile:
+    """A file or series, of which a series is read a few slices at a time."""
 
-    Returns:
-        A nibabel image with a header of its own, of the file's dtype.
+    affine: npt.NDArray[np.float64]
+    shape: tuple[int, ...]
+    """(X, Y, Z), or what a file has."""
+    dtype: np.dtype[Any]
+    planes: Callable[[], Iterator[npt.NDArray[Any]]]
+    """One (X, Y) plane after the other; an error while iterating, as from `open_itk`."""
+
+    @property
+    def header(self) -> Any:
+        """A NIfTI header made up for it."""
+        nothing = np.broadcast_to(np.zeros((), self.dtype), self.shape)
+        return nib.Nifti1Image(nothing, self.affine, dtype=self.dtype).header
+
+
+def open_itk(path: Path) -> ItkFile:
+    """Open a folder with one DICOM series, or a file, which is then read as a whole.
 
     Raises:
         FileNotFoundError: If there is nothing.
@@ -29,24 +49,65 @@ def read_itk(path: Path) -> Any:
     if not path.exists():
         raise FileNotFoundError(path)
     sitk.ProcessObject.GlobalWarningDisplayOff()
-    image = _read_series(path, sitk) if path.is_dir() else sitk.ReadImage(str(path))
+    if not path.is_dir():
+        return _whole(sitk.ReadImage(str(path)), sitk)
+    names = _slices(path, sitk)
+    # ITK takes the third axis and the distance of slices from the first and the last alone.
+    ends = _read(sorted({names[0], names[-1]}, key=names.index), sitk)
+    if ends.GetSize()[2:] != (2,):  # a single file, perhaps with all slices in it
+        return _whole(_read(names, sitk), sitk)
+    return _series(names, ends, sitk)
+
+
+def _whole(image: Any, sitk: Any) -> ItkFile:
+    data = sitk.GetArrayFromImage(image).T
+
+    def planes() -> Iterator[npt.NDArray[Any]]:
+        for index in np.ndindex(data.shape[2:][::-1]):
+            yield data[(..., *index[::-1])]
+
+    return ItkFile(_affine(image), data.shape, data.dtype, planes)
+
+
+def _series(names: Sequence[str], ends: Any, sitk: Any) -> ItkFile:
+    size_XY, affine = ends.GetSize()[:2], _affine(ends)
+    affine[:3, 2] /= len(names) - 1
+
+    def planes() -> Iterator[npt.NDArray[Any]]:
+        for first in range(0, len(names), _SLICES):
+            some = _read(names[first : first + _SLICES], sitk, ends.GetPixelID())
+            if some.GetSize()[:2] != size_XY:
+                raise ValueError(f"slices of {size_XY} and of {some.GetSize()[:2]} pixels")
+            for plane_YX in sitk.GetArrayFromImage(some):
+                yield plane_YX.T
+
+    return ItkFile(affine, (*size_XY, len(names)), sitk.GetArrayFromImage(ends).dtype, planes)
+
+
+def _affine(image: Any) -> npt.NDArray[np.float64]:
     affine = np.eye(4)
     axes = np.reshape(image.GetDirection(), (image.GetDimension(),) * 2)[:3, :3]
     affine[:3, :3] = axes * np.array(image.GetSpacing()[:3])
     affine[:3, 3] = image.GetOrigin()[:3]
-    data_XYZ = sitk.GetArrayFromImage(image).T
-    return nib.Nifti1Image(data_XYZ, _LPS_TO_RAS @ affine, dtype=data_XYZ.dtype)
+    return _LPS_TO_RAS @ affine
 
 
-def _read_series(folder: Path, sitk: Any) -> Any:
+def _read(names: Sequence[str], sitk: Any, pixel_type: int | None = None) -> Any:
+    """Slices as one volume; of the first one's type if none is given."""
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(names)
+    if pixel_type is not None:
+        reader.SetOutputPixelType(pixel_type)
+    return reader.Execute()
+
+
+def _slices(folder: Path, sitk: Any) -> Sequence[str]:
     series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     if len(series) != 1:
         raise ValueError(f"{len(series)} DICOM series in the folder, not one")
-    reader = sitk.ImageSeriesReader()
-    names = reader.GetGDCMSeriesFileNames(str(folder), series[0])
-    reader.SetFileNames(names)
+    names: Sequence[str] = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
     _require_even([_origin_mm(name, sitk) for name in names])
-    return reader.Execute()
+    return names
 
 
 def _origin_mm(name: str, sitk: Any) -> tuple[float, ...]:

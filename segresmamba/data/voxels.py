@@ -20,7 +20,7 @@ from nibabel.wrapstruct import WrapStructError
 
 from segresmamba.data import geometry
 from segresmamba.data.geometry import Affine
-from segresmamba.data.itk import read_itk
+from segresmamba.data.itk import open_itk
 from segresmamba.errors import DataError
 
 _UNREADABLE = (
@@ -134,17 +134,15 @@ def _scaled(
 
 
 def _of_itk(path: Path) -> VoxelFile:
-    image = read_itk(path)
-    data = np.asanyarray(image.dataobj)
-    _require_numbers(data.dtype, path)
-    whole = data.dtype.kind in "iu"
-    dtype = data.dtype if whole else np.dtype(np.float32)
+    file = open_itk(path)
+    _require_numbers(file.dtype, path)
+    whole = file.dtype.kind in "iu"
+    dtype = file.dtype if whole else np.dtype(np.float32)
 
     def planes() -> Planes:
-        for index in np.ndindex(data.shape[2:][::-1]):
-            yield _scaled(data[(..., *index[::-1])], (1, 0), dtype)
+        return (_scaled(plane_XY, (1, 0), dtype) for plane_XY in file.planes())
 
-    return VoxelFile(path, image.header, image.affine, data.shape, whole, dtype, planes)
+    return VoxelFile(path, file.header, file.affine, file.shape, whole, dtype, planes)
 
 
 @contextmanager

@@ -1,14 +1,16 @@
-"""Small nnU-Net raw datasets, one fault at a time."""
+"""Small nnU-Net raw datasets, one fault at a time, and DICOM series."""
 
 from __future__ import annotations
 
 import json
+import locale
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+import SimpleITK as sitk  # noqa: N813
 
 AFFINE = np.array(
     [[-1.0, 0.0, 0.0, 30.0], [0.0, 0.0, 2.0, -20.0], [0.0, 1.5, 0.0, 10.0], [0.0, 0.0, 0.0, 1.0]]
@@ -70,3 +72,30 @@ def write_raw(
         file_ending=ending,
     )
     return folder
+
+
+def write_series(folder: Path, data_XYZ: np.ndarray) -> None:
+    """One CT series, axes left, posterior, superior, 2 mm slices."""
+    folder.mkdir(parents=True)
+    before = locale.setlocale(locale.LC_ALL)
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    for z in range(data_XYZ.shape[2]):
+        image = sitk.GetImageFromArray(data_XYZ[:, :, z].T[None])
+        image.SetSpacing((1.0, 1.5, 2.0))
+        tags = {
+            "0008|0060": "CT",
+            "0008|0016": "1.2.840.10008.5.1.4.1.1.2",
+            "0020|000e": "1.2.3.4",
+            "0020|000d": "1.2.3",
+            "0008|0018": f"1.2.3.4.{z + 1}",
+            "0020|0013": str(z),
+            "0020|0032": f"-10\\-20\\{2.0 * z}",
+            "0020|0037": "1\\0\\0\\0\\1\\0",
+        }
+        for key, value in tags.items():
+            image.SetMetaData(key, value)
+        writer.SetFileName(str(folder / f"{z:03d}.dcm"))
+        writer.Execute(image)
+    # Writing DICOM leaves the whole process in the C locale, where files are read as ASCII.
+    locale.setlocale(locale.LC_ALL, before)

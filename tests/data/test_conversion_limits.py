@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
@@ -13,10 +14,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813
 
 from segresmamba.data import convert, manifest, open_dataset, verify, writer
 from segresmamba.errors import DataError
-from tests.data.raw import AFFINE, describe, image_path, label_path, write_nifti, write_raw
+from tests.data.raw import (
+    AFFINE,
+    describe,
+    image_path,
+    label_path,
+    write_nifti,
+    write_raw,
+    write_series,
+)
 
 CONVERT = """
 import sys
@@ -125,6 +135,25 @@ def test_a_process_takes_at_most_twice_the_largest_case(tmp_path: Path, name: st
     dtype = np.float32 if record.refit and record.refit.resamples else record.image_dtype
     stored = np.prod(record.shape_CDHW) * np.dtype(dtype).itemsize
     assert grown_kib < 2 * max(filed, stored) >> 10
+
+
+def test_a_series_is_not_read_as_a_whole(tmp_path: Path) -> None:
+    """Its voxels are held once, and those of a few slices."""
+    shape = (256, 256, 160)
+    for name, size in (("a", (20, 20, 20)), ("b", shape)):
+        case = tmp_path / name / "case"
+        write_series(case / "CT", np.random.default_rng(0).integers(1, 999, size, np.int16))
+        mask = np.zeros(size[::-1], np.uint8)
+        mask[5:9, 5:9, 5:9] = 1
+        image = sitk.GetImageFromArray(mask)
+        image.SetSpacing((1.0, 1.5, 2.0))
+        image.SetOrigin((-10.0, -20.0, 0.0))
+        sitk.WriteImage(image, str(case / "label.nii.gz"))
+        described = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "hip": 1}}
+        (tmp_path / name / "dataset.json").write_text(json.dumps(described))
+    command = [sys.executable, "-c", CONVERT, *(tmp_path / name for name in ("a", "b", "store"))]
+    done = subprocess.run([*command, *KEEP], check=True, capture_output=True, text=True)
+    assert int(done.stdout) < 2 * np.prod(shape) * 2 >> 10
 
 
 def add_large_cases(raw: Path, of: Large) -> None:

@@ -16,9 +16,9 @@ import SimpleITK as sitk  # noqa: N813
 
 from segresmamba.data import convert, open_dataset, verify
 from segresmamba.data.formats import FORMATS, read_source
-from segresmamba.data.itk import read_itk
+from segresmamba.data.itk import open_itk
 from segresmamba.errors import DataError
-from tests.data.raw import AFFINE, label_path, write_nifti, write_raw
+from tests.data.raw import AFFINE, label_path, write_nifti, write_raw, write_series
 
 SHAPE = (12, 14, 16)
 
@@ -101,37 +101,10 @@ def bids(folder: Path) -> Path:
     return folder
 
 
-def write_series(folder: Path, data_XYZ: np.ndarray) -> None:
-    """One CT series, axes left, posterior, superior, 2 mm slices."""
-    folder.mkdir(parents=True)
-    before = locale.setlocale(locale.LC_ALL)
-    writer = sitk.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
-    for z in range(data_XYZ.shape[2]):
-        image = sitk.GetImageFromArray(data_XYZ[:, :, z].T[None])
-        image.SetSpacing((1.0, 1.5, 2.0))
-        tags = {
-            "0008|0060": "CT",
-            "0008|0016": "1.2.840.10008.5.1.4.1.1.2",
-            "0020|000e": "1.2.3.4",
-            "0020|000d": "1.2.3",
-            "0008|0018": f"1.2.3.4.{z + 1}",
-            "0020|0013": str(z),
-            "0020|0032": f"-10\\-20\\{2.0 * z}",
-            "0020|0037": "1\\0\\0\\0\\1\\0",
-        }
-        for key, value in tags.items():
-            image.SetMetaData(key, value)
-        writer.SetFileName(str(folder / f"{z:03d}.dcm"))
-        writer.Execute(image)
-    # Writing DICOM leaves the whole process in the C locale, where files are read as ASCII.
-    locale.setlocale(locale.LC_ALL, before)
-
-
 def test_reading_dicom_leaves_the_locale_alone(tmp_path: Path) -> None:
     write_series(tmp_path / "series", volume(0))
     before = locale.setlocale(locale.LC_ALL)
-    read_itk(tmp_path / "series")
+    list(open_itk(tmp_path / "series").planes())
     assert locale.setlocale(locale.LC_ALL) == before
 
 
@@ -276,6 +249,14 @@ def test_a_missing_slice_of_a_series_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="CT") as caught:
         convert(source, tmp_path / "store")
     assert caught.value.where == str(source / "patient1" / "CT")
+
+
+def test_a_slice_of_another_size_is_refused(tmp_path: Path) -> None:
+    write_series(tmp_path / "CT", volume(0))
+    write_series(tmp_path / "smaller", volume(0)[:-1])
+    shutil.copy(tmp_path / "smaller" / "013.dcm", tmp_path / "CT")
+    with pytest.raises((ValueError, RuntimeError)):
+        list(open_itk(tmp_path / "CT").planes())
 
 
 def test_a_folder_without_a_series_is_refused(tmp_path: Path) -> None:
