@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import nibabel as nib
@@ -16,6 +17,12 @@ if not torch.cuda.is_available():
     # Triton's kernels run in its interpreter. It has to know before anything imports it, and
     # DeepSpeed does.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C reach what tests start: a script's background job begins with SIGINT ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
