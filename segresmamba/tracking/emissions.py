@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 MEASURE_S = 10.0
 MEASURES_PER_WRITE = 3
 """The ledger is written every 30 s: what a killed process loses at most."""
+STOP_PATIENCE_S = 5.0
+"""A driver that does not answer must not keep a run from ending."""
 
 
 class EmissionsMeter:
@@ -74,6 +77,7 @@ class EmissionsMeter:
     def stop(self) -> None:
         """Write the last totals of the segment."""
         if self._tracker is not None:
+            _end_timers(self._tracker)
             self._tracker.stop()
             self._tracker = None
 
@@ -138,6 +142,25 @@ class EmissionsMeter:
         if self._gpus is None:
             return _job_gpus(os.environ, _visible_gpus())
         return _indices_of(self._gpus, _gpus_of_machine())
+
+
+def _end_timers(tracker: OfflineEmissionsTracker) -> None:
+    """Wait for measurements under way, and let none follow.
+
+    A timer that fires while CodeCarbon 3.3 stops is set anew, and then fails time and again.
+    """
+    names = ("_scheduler", "_scheduler_monitor_power")
+    schedulers = [scheduler for name in names if (scheduler := getattr(tracker, name, None))]
+
+    def timers() -> list[threading.Timer]:
+        found = (thread for thread in threading.enumerate() if isinstance(thread, threading.Timer))
+        return [timer for timer in found if getattr(timer.function, "__self__", None) in schedulers]
+
+    deadline = time.monotonic() + STOP_PATIENCE_S
+    while (pending := timers()) and time.monotonic() < deadline:
+        for timer in pending:
+            timer.cancel()
+            timer.join(STOP_PATIENCE_S)
 
 
 class _LedgerOutput:

@@ -5,11 +5,13 @@ import logging
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from codecarbon.external.scheduler import PeriodicScheduler
 
 from segresmamba.config import TrackingConfig
 from segresmamba.errors import ConfigError
@@ -177,6 +179,22 @@ def test_the_intensity_of_ones_own_supplier_is_taken(tmp_path: Path) -> None:
     assert totals["emissions_kg"] == pytest.approx(totals["energy_kwh"] * 25 / 1000)
     assert segment["intensity_g_per_kwh"] == meter.facts["intensity_g_per_kwh"] == 25.0
     assert segment["intensity_source"] == "tracking.grid_g_per_kwh"
+
+
+def test_a_measurement_that_is_due_while_the_meter_stops_is_not_made_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = PeriodicScheduler.start
+
+    def late(scheduler: PeriodicScheduler, from_run: bool = False) -> None:
+        if from_run:
+            time.sleep(0.3)
+        start(scheduler, from_run)
+
+    monkeypatch.setattr(PeriodicScheduler, "start", late)
+    before = set(threading.enumerate())
+    measure(tmp_path)
+    assert set(threading.enumerate()) <= before
 
 
 def test_gpus_are_found_by_identity_however_they_are_numbered(
