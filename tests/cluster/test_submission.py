@@ -36,6 +36,9 @@ def test_a_followed_job_shows_its_progress_and_ends_with_its_exit_code(
     assert reference.err.endswith(f"job {job.id}: COMPLETED\n")
     assert [step for step, _ in losses(job.run)] == list(range(1, STEPS + 1))
     assert mlflow_run(root, "reference")[0] == "FINISHED"
+    shown = launch("status", str(job.run)).stdout
+    assert shown.split()[:3] == ["finished", "step", f"{STEPS}/{STEPS}"]
+    assert shown.endswith(f"{job.run}  job {job.id} COMPLETED\n")
 
 
 def test_submitting_takes_less_than_three_seconds(reference: Followed) -> None:
