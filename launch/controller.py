@@ -3,8 +3,7 @@
 Submitit's own controller waits until every rank has ended, so one that dies leaves the others
 waiting in a collective. This one ends them, passes signals on, starts the job again when it was
 requeued, and stops it when the launcher is gone. When it is killed itself, the ranks save and end.
-Ranks learn their place from the variables that
-submitit's LocalJobEnvironment reads.
+Ranks learn their place from the variables that submitit's LocalJobEnvironment reads.
 """
 
 from __future__ import annotations

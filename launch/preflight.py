@@ -109,7 +109,7 @@ def problems(
 
 
 def _hold_against_plan(config: Config, reports: list[Report]) -> None:
-    """Ask of the smallest GPU that is there what was asked, if it was, of the one planned for."""
+    """Ask the planner again, now of the smallest GPU that the job got; if the run has a plan."""
     smallest = min(
         (report for report in reports if report.gpu_memory_gib),
         key=lambda report: report.gpu_memory_gib,

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -14,26 +15,39 @@ from launch.squeue import JobState
 from launch.sweep import Sweep
 from launch.trial import FAILED, STOPPED, Trial
 
+if TYPE_CHECKING:
+    from segresmamba.tracking import History
+
 _CONFIG, _LOSS = "config.yaml", "train/loss"
+_LOG = "_0_log.out"
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run and the newest of its jobs on Slurm."""
+    """Where a run stands."""
 
     trial: Trial
     """It alone, as if it were a sweep's: where a run stands is found out in one place."""
     job: JobState | None
+    """The newest of its jobs on Slurm."""
+    history: History | None
+    heard: str
+    """How long ago it last recorded something."""
 
     @classmethod
     def all_of(cls, folders: Sequence[Path]) -> list[Run]:
         """Find out where the runs in these folders stand; Slurm is asked once."""
         trials = [Trial(0, [], "", str(folder), job=_newest_job(folder)) for folder in folders]
         jobs = squeue.job_states([trial.job for trial in trials if trial.job])
-        runs = [cls(trial, jobs.get(trial.job or "")) for trial in trials]
-        for run in runs:
-            run.trial.refresh(run.job, is_locked=_is_written(run.folder), must_measure=False)
-        return runs
+        return [cls._of(trial, jobs.get(trial.job or "")) for trial in trials]
+
+    @classmethod
+    def _of(cls, trial: Trial, job: JobState | None) -> Run:
+        from segresmamba.tracking import JOURNAL_NAME, is_locked
+
+        journal = Path(trial.run, JOURNAL_NAME)
+        history = trial.refresh(job, is_locked=is_locked(journal), must_measure=False)
+        return cls(trial, job, history, _ago(journal))
 
     @property
     def folder(self) -> Path:
@@ -42,14 +56,13 @@ class Run:
 
     def line(self) -> str:
         """State, step, Dice, the time since it was last heard of, folder, job."""
-        history = self.trial.history()
-        curve = history.curves.get(_LOSS) if history else None
-        most = history.settings.get("train.max_steps", "?") if history else "?"
+        curve = self.history.curves.get(_LOSS) if self.history else None
+        most = self.history.settings.get("train.max_steps", "?") if self.history else "?"
         step = f"step {curve[-1].step}/{most}" if curve else ""
         dice = "" if self.trial.dice is None else f"Dice {self.trial.dice:.4f}"
         job = f"job {self.trial.job} {self.job or 'unknown to Slurm'}" if self.trial.job else ""
-        heard = _ago(self.folder / "journal.jsonl")
-        return f"{self.trial.state:8s}  {step:18s}  {dice:11s}  {heard:10s}  {self.folder}  {job}"
+        cells = f"{self.trial.state:8s}  {step:18s}  {dice:11s}  {self.heard:10s}"
+        return f"{cells}  {self.folder}  {job}".rstrip()
 
 
 def single_runs(root: Path, sweeps: Sequence[Sweep]) -> list[Path]:
@@ -68,7 +81,7 @@ def show_runs(folders: Sequence[Path]) -> None:
     """One line a run, then why each that failed did, then what to type."""
     runs = Run.all_of(folders)
     for run in runs:
-        typer.echo(run.line().rstrip())
+        typer.echo(run.line())
     for run in runs:
         if run.trial.failure:
             typer.echo(f"\n{run.folder} failed: {run.trial.failure}")
@@ -78,14 +91,11 @@ def show_runs(folders: Sequence[Path]) -> None:
 
 
 def _newest_job(folder: Path) -> str | None:
-    jobs = executor.submitted_jobs(folder / "logs")
-    return max(jobs, key=lambda job_id: int(job_id.partition("_")[0])) if jobs else None
-
-
-def _is_written(folder: Path) -> bool:
-    from segresmamba.tracking import JOURNAL_NAME, is_locked
-
-    return is_locked(folder / JOURNAL_NAME)
+    logs = folder / "logs"
+    # A trial has no job of its own there, but links to its logs.
+    links = [path.name.removesuffix(_LOG) for path in logs.glob(f"*{_LOG}")]
+    jobs = [*executor.submitted_jobs(logs), *links]
+    return max(jobs, key=lambda job_id: int(job_id.partition("_")[0]), default=None)
 
 
 def _ago(path: Path) -> str:

@@ -177,15 +177,15 @@ class Sweep:
 
     def lock(self, trial: Trial) -> int | None:
         """Take a trial for a process of this machine: a descriptor to hand on, None if taken."""
+        from segresmamba.tracking import try_lock
+
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"trial-{trial.number:03d}.lock"
+        path = self._lock_file(trial)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
-        return descriptor
+        if try_lock(descriptor, path):
+            return descriptor
+        os.close(descriptor)
+        return None
 
     @contextmanager
     def controlled(self) -> Iterator[None]:
@@ -212,13 +212,13 @@ class Sweep:
         assert self.search is not None  # a grid's trials have their words from the beginning
         return self.search
 
+    def _lock_file(self, trial: Trial) -> Path:
+        return self.folder / f"trial-{trial.number:03d}.lock"
+
     def _is_locked(self, trial: Trial) -> bool:
-        if not (self.folder / f"trial-{trial.number:03d}.lock").exists():
-            return False
-        descriptor = self.lock(trial)
-        if descriptor is not None:
-            os.close(descriptor)
-        return descriptor is None
+        from segresmamba.tracking import is_locked
+
+        return is_locked(self._lock_file(trial))
 
     def remember(self) -> None:
         """Take over states from the manifest of the same trials."""

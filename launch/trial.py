@@ -65,13 +65,18 @@ class Trial:
                 return "\n".join(lines if path.name == REPORT else lines[-LOG_LINES:])
         return ""
 
-    def refresh(self, job: JobState | None, *, is_locked: bool, must_measure: bool) -> None:
+    def refresh(
+        self, job: JobState | None, *, is_locked: bool, must_measure: bool
+    ) -> History | None:
         """Find out where it stands.
 
         Args:
             job: Its job on Slurm, if it has one.
             is_locked: Whether a process of this machine runs it.
             must_measure: Whether it fails if it finishes without `METRIC`.
+
+        Returns:
+            As `history`, from which it was found out.
         """
         history = self.history()
         recorded = history.status if history else ""
@@ -88,6 +93,7 @@ class Trial:
             self.state = FAILED
         else:
             self.state = STOPPED if recorded or self.state in UNDER_WAY else WAITING
+        return history
 
 
 def is_measured(history: History) -> bool:

@@ -5,7 +5,7 @@ from segresmamba.tracking.gpus import gpu_uuid
 from segresmamba.tracking.history import History, is_run, read_history, run_folders
 from segresmamba.tracking.journal import JOURNAL_NAME, read_journal, read_records
 from segresmamba.tracking.ledger import node_name
-from segresmamba.tracking.locks import is_locked, locked
+from segresmamba.tracking.locks import is_locked, locked, try_lock
 from segresmamba.tracking.logs import StepLog, log_as
 from segresmamba.tracking.mapping import flatten
 from segresmamba.tracking.memory import PhaseMemory, memory_metrics, peak_memory
@@ -48,4 +48,5 @@ __all__ = [
     "run_hint",
     "sync",
     "tracking_uri",
+    "try_lock",
 ]

@@ -92,16 +92,23 @@ def test_a_queued_run_is_shown_with_its_newest_job_before_it_has_begun(
     assert status()[1] == f"waiting {tmp_path}/mine job 4711 unknown to Slurm"
 
 
-def test_a_trial_is_shown_with_its_sweep_alone(
-    tmp_path: Path, status: Callable[..., list[str]]
+def test_a_trial_is_shown_with_its_sweep_unless_it_is_asked_for(
+    tmp_path: Path, fake_command: FakeCommand, status: Callable[..., list[str]]
 ) -> None:
     words = ["data=custom", "data.store=x", f"run.root={tmp_path}", "seed=0"]
     sweep = Sweep.of(words, "s")
     sweep.write()
     begin(Path(sweep.trials[0].run)).close()
+    logs = Path(sweep.trials[0].run, "logs")
+    logs.mkdir()
+    (logs / "4711_0_0_log.out").touch()
     shown = status()
     assert shown[0] == f"{sweep.folder}:"
     assert sum(sweep.trials[0].run in line for line in shown) == 1
+    fake_command("squeue", "echo 4711_0 PENDING 0 BeginTime")
+    (line,) = status(sweep.trials[0].run)
+    assert line.startswith("queued 0 min ago")
+    assert line.endswith("job 4711_0 PENDING (BeginTime)")
 
 
 def test_a_folder_without_runs_says_so(tmp_path: Path, status: Callable[..., list[str]]) -> None:
