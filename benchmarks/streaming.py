@@ -1,6 +1,6 @@
 """Random 128^3 crops: the project's store and loader against other ways to read them.
 
-    python benchmarks/streaming.py [--part mr ct workers remote sweep] [--work FOLDER]
+    python benchmarks/streaming.py [--part mr ct workers remote gaps sweep] [--work FOLDER]
 
 It needs the extra `bench`. Volumes are written once to --work. Every part prints a
 table and writes CSV. Each reader is one thread that gives the same crops as torch tensors; readers
@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import psutil
@@ -45,7 +46,7 @@ from streaming_volumes import CT_SHAPE_DHW, MR_SHAPE_DHW, Volume, ct, mr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from segresmamba.config import DataConfig
-from segresmamba.data import layout, make_loader, open_dataset
+from segresmamba.data import layout, make_loader, open_dataset, remote
 from segresmamba.data.files import LocalFiles
 from segresmamba.data.shard_reader import ShardedArray
 
@@ -187,6 +188,40 @@ def part_remote(work: Path) -> list[Row]:
     return rows
 
 
+def part_gaps(work: Path) -> list[Row]:
+    """One reader of that server; parts of a shard closer than this are fetched by one request."""
+    Ours(_folder(work / "mr", Ours), _Lazy(lambda: [mr(seed) for seed in range(2)]))
+    crops = starts(MR_SHAPE_DHW, 2, CROPS)
+    rows = []
+    with _server(work, latency_ms=20) as (url, server):
+        dataset = open_dataset(f"{url}/mr/ours")
+        cases = [dataset[case_id] for case_id in dataset.case_ids]
+        image = np.zeros((cases[0].record.shape_CDHW[0], *PATCH), np.float32)
+        label = np.zeros(PATCH, cases[0].record.label_dtype)
+        for gap_kib in (1024, 512, 256, 128, 64):
+            found = []
+            with patch.object(remote, "_GAP_BYTES", gap_kib << 10):
+                for _ in range(ROUNDS):
+                    before = _spent(server)
+                    for number, start in crops:
+                        image.fill(0)
+                        label.fill(0)
+                        cases[number].crop_into(start, image, label)
+                    after = _spent(server)
+                    found.append([(now - then) / len(crops)
+                                  for now, then in zip(after, before, strict=True)])  # fmt: skip
+            wall_s, cpu_s, server_s, received = map(min, zip(*found, strict=True))
+            rows.append({"gap_kib": gap_kib, "ms": 1e3 * wall_s, "reader_cpu_ms": 1e3 * cpu_s,
+                         "server_cpu_ms": 1e3 * server_s, "mb": received / 1e6})  # fmt: skip
+    return rows
+
+
+def _spent(server: psutil.Process) -> tuple[float, float, float, int]:
+    """The clock, processor time here and of the server, and bytes over the network so far."""
+    received = psutil.net_io_counters(nowrap=True).bytes_recv
+    return time.perf_counter(), time.process_time(), sum(server.cpu_times()[:2]), received
+
+
 def part_sweep(work: Path) -> list[Row]:
     """Inner chunk and codec, read as the loader does; the shard is the array in all cases."""
     layouts = [
@@ -303,6 +338,7 @@ PARTS: dict[str, Callable[[Path], list[Row]]] = {
     "ct": part_ct,
     "workers": part_workers,
     "remote": part_remote,
+    "gaps": part_gaps,
     "sweep": part_sweep,
 }
 
