@@ -71,13 +71,12 @@ class Job:
     def ranks(self) -> dict[int, int]:
         """The process of each rank, by rank."""
         pids = {}
-        for pid, environment in _processes():
+        for pid, command, environment in _processes():
             array, task = (environment.get(f"SLURM_ARRAY_{n}_ID") for n in ("JOB", "TASK"))
             job_id = f"{array}_{task}" if array else environment.get("SLURM_JOB_ID")
-            if job_id == self.id and "SLURM_PROCID" in environment:
-                command = Path(f"/proc/{pid}/cmdline").read_bytes()
-                if b"submitit.core._submit" in command:
-                    pids[int(environment["SLURM_PROCID"])] = pid
+            is_rank = b"submitit.core._submit" in command and "SLURM_PROCID" in environment
+            if is_rank and job_id == self.id:
+                pids[int(environment["SLURM_PROCID"])] = pid
         return pids
 
     def hold(self) -> None:
@@ -195,14 +194,17 @@ def _journal(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
-def _processes() -> list[tuple[int, dict[str, str]]]:
+def _processes() -> list[tuple[int, bytes, dict[str, str]]]:
+    """Number, command line and environment; without those that end meanwhile."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
+                command = (entry / "cmdline").read_bytes()
                 words = (entry / "environ").read_bytes().decode(errors="replace").split("\0")
             except OSError:
                 continue
             pairs = (word.partition("=") for word in words)
-            found.append((int(entry.name), {name: value for name, _, value in pairs}))
+            environment = {name: value for name, _, value in pairs}
+            found.append((int(entry.name), command, environment))
     return found

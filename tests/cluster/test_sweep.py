@@ -40,12 +40,18 @@ def kill_the_controller_once_it_has_submitted(
     deadly.mkdir()
     (deadly / "sbatch").write_text('#!/bin/sh\n/usr/bin/sbatch "$@"\nkill -9 $PPID\n')
     (deadly / "sbatch").chmod(0o755)
+    before = arrays()
     with monkeypatch.context() as patch:
         patch.setenv("PATH", f"{deadly}:{os.environ['PATH']}")
         done = launch(*command)
     assert done.returncode == -9
-    (forgotten,) = set(slurm("squeue", "--noheader", "--format=%F").split())
+    (forgotten,) = arrays() - before
     return forgotten
+
+
+def arrays() -> set[str]:
+    """What is in the queue, by the number that the jobs of an array share."""
+    return set(slurm("squeue", "--noheader", "--format=%F").split())
 
 
 def watch(sweep: Sweep, most: int) -> None:
