@@ -27,8 +27,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from segresmamba.config import Config, load_config
 from segresmamba.engine.distributed import Ranks, join
-from segresmamba.engine.setup import build_network
 from segresmamba.engine.zero import ZeroEngine
+from segresmamba.task.task import build_network
 
 RESULTS = Path(__file__).parent / "results"
 WORLD_SIZES = (1, 2, 4, 8)

@@ -46,9 +46,10 @@ from streaming_volumes import CT_SHAPE_DHW, MR_SHAPE_DHW, Volume, ct, mr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from segresmamba.config import DataConfig
-from segresmamba.data import layout, make_loader, open_dataset, remote
-from segresmamba.data.files import LocalFiles
-from segresmamba.data.shard_reader import ShardedArray
+from segresmamba.data import make_loader, open_dataset
+from segresmamba.data.store import layout, remote_files
+from segresmamba.data.store.files import LocalFiles
+from segresmamba.data.store.shard import ShardedArray
 
 Row = dict[str, Any]
 CROPS, SLOW_CROPS, ROUNDS = 12, 2, 5
@@ -200,7 +201,7 @@ def part_gaps(work: Path) -> list[Row]:
         label = np.zeros(PATCH, cases[0].record.label_dtype)
         for gap_kib in (1024, 512, 256, 128, 64):
             found = []
-            with patch.object(remote, "_GAP_BYTES", gap_kib << 10):
+            with patch.object(remote_files, "_GAP_BYTES", gap_kib << 10):
                 for _ in range(ROUNDS):
                     before = _spent(server)
                     for number, start in crops:

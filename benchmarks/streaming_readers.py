@@ -17,8 +17,9 @@ import torch
 from streaming_volumes import Volume, write_raw
 from torch import Tensor
 
-from segresmamba.data import convert, layout, open_dataset
-from segresmamba.data.batch import Memory, Room
+from segresmamba.data import convert, open_dataset
+from segresmamba.data.store import layout
+from segresmamba.data.stream.batch import Memory, Room
 
 Start = tuple[int, int, int]
 Crop = tuple[Tensor, Tensor]

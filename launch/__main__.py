@@ -8,13 +8,15 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from launch import allocation, launcher, sweeper
-from launch.folds import ALL, all_folds, fold_sweep_name
-from launch.job import TrainJob
-from launch.runs import is_single, show_runs, single_runs
-from launch.search import Sampler, plan_search
-from launch.sweep import MANIFEST, Sweep
-from launch.trial_job import TrialJob
+from launch.jobs import start
+from launch.jobs.train_job import TrainJob
+from launch.slurm import allocation
+from launch.status import is_single, show_runs, single_runs
+from launch.sweeps import run
+from launch.sweeps.folds import ALL, all_folds, fold_sweep_name
+from launch.sweeps.plan_search import Sampler, plan_search
+from launch.sweeps.sweep import MANIFEST, Sweep
+from launch.sweeps.trial_job import TrialJob
 from segresmamba.cli.options import (
     CropPolicy,
     DtypePolicy,
@@ -77,11 +79,11 @@ def train(
         _run_sweep(Sweep.of(folds, fold_sweep_name(folds)), max_parallel, dry_run=dry_run)
     job = TrainJob(load_config(words))
     if dry_run:
-        typer.echo(launcher.describe(job), nl=False)
+        typer.echo(start.describe(job), nl=False)
     elif in_allocation:
-        launcher.run_in_allocation(job)
+        start.run_in_allocation(job)
     else:
-        sys.exit(launcher.start(job, watch=watch))
+        sys.exit(start.start(job, watch=watch))
 
 
 @app.command()
@@ -108,17 +110,17 @@ def convert(
     ] = False,
 ) -> None:
     """Convert a dataset, on Slurm as an array; the same command goes on with what is missing."""
-    from launch import conversion
+    from launch import convert_job
     from segresmamba.data import Policy
-    from segresmamba.data.plan import Request
+    from segresmamba.data.conversion.plan import Request
 
     policy = Policy.of_words(spacing=spacing, crop=crop, intensity=intensity, dtype=dtype)
     request = Request(source, out, kind, resample_mismatched, policy, splits, overwrite)
-    cluster = conversion.cluster_of(words or [])
+    cluster = convert_job.cluster_of(words or [])
     if dry_run:
-        typer.echo(conversion.describe(request, cluster, tasks), nl=False)
+        typer.echo(convert_job.describe(request, cluster, tasks), nl=False)
     else:
-        conversion.run(request, cluster, tasks)
+        convert_job.run(request, cluster, tasks)
 
 
 @app.command()
@@ -171,7 +173,7 @@ def status(
     sweeps = [Sweep.read(path) for path in found]
     for sweep in sweeps:
         typer.echo(f"{sweep.folder}:")
-        sweeper.show(sweep)
+        run.show(sweep)
     runs = [] if folder else single_runs(root, sweeps)
     if runs:
         typer.echo(f"{root}:")
@@ -187,23 +189,23 @@ def resume(
 ) -> None:
     """Run what is missing of a sweep, or go on with a run."""
     if (folder / MANIFEST).exists():
-        sys.exit(sweeper.run_sweep(Sweep.read(folder), max_parallel))
+        sys.exit(run.run_sweep(Sweep.read(folder), max_parallel))
     config = read_config(folder / "config.yaml")
     where = config.run.model_copy(update={"root": folder.parent, "name": folder.resolve().name})
-    sys.exit(launcher.start(TrainJob(config.model_copy(update={"run": where}))))
+    sys.exit(start.start(TrainJob(config.model_copy(update={"run": where}))))
 
 
 @app.command(hidden=True)
 def trial(folder: Path, number: int) -> None:
     """Run one trial of a sweep here."""
-    sys.exit(launcher.start(TrialJob(folder, number)))
+    sys.exit(start.start(TrialJob(folder, number)))
 
 
 def _run_sweep(planned: Sweep, max_parallel: int | None, *, dry_run: bool) -> NoReturn:
     if dry_run:
-        sweeper.show(planned)
+        run.show(planned)
         sys.exit(0)
-    sys.exit(sweeper.run_sweep(planned, max_parallel))
+    sys.exit(run.run_sweep(planned, max_parallel))
 
 
 def main() -> None:

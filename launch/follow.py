@@ -6,8 +6,8 @@ import sys
 import time
 from pathlib import Path
 
-from launch.foreground import show
-from launch.squeue import INTERRUPTED_CODE, job_state
+from launch.slurm.squeue import INTERRUPTED_CODE, job_state
+from launch.watch import show
 
 # Often enough to watch; the queue's server answers everybody.
 POLL_S = 2.0

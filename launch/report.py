@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.failure import Failure
+from launch.failures import Failure
 from segresmamba.config import Config, run_folder
 from segresmamba.errors import UserError
 

@@ -28,7 +28,7 @@ root=$(realpath --canonicalize-missing "${1:-runs}")
 mkdir -p "$root"
 address=$root/mlflow-server.json
 node=${SLURMD_NODENAME:-$(hostname)}
-port=$("$python" -c 'import sys; from launch.rendezvous import free_port; print(free_port(sys.argv[1]))' "$SLURM_JOB_ID")
+port=$("$python" -c 'import sys; from launch.ports import free_port; print(free_port(sys.argv[1]))' "$SLURM_JOB_ID")
 
 # No --serve-artifacts: server and runs share ROOT, and files go there directly.
 "$python" -m mlflow server --host 0.0.0.0 --port "$port" --workers 1 \

@@ -78,7 +78,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from segresmamba.config import TrackingConfig
     from segresmamba.tracking import sync
     from segresmamba.tracking.journal import JOURNAL_NAME, Journal
-    from segresmamba.tracking.upload_state import open_state
+    from segresmamba.tracking.mlflow.state import open_state
 
     root = tmp_path_factory.mktemp("database")
     folder = root / "run"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import folds
+from launch.sweeps import folds
 from segresmamba.config import load_config
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()

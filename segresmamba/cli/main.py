@@ -202,8 +202,8 @@ def bench(
     ] = None,
 ) -> None:
     """Compare networks: parameters, operations, memory, time and energy of a training step."""
-    from segresmamba.engine.bench import bench as run
-    from segresmamba.engine.bench import default_models
+    from segresmamba.bench import bench as run
+    from segresmamba.bench import default_models
 
     named = [name.strip() for name in (models or "").split(",") if name.strip()]
     # As Ctrl-C does, it is to end the process of the network too, and to keep the finished rows.
@@ -228,8 +228,8 @@ def plan(overrides: Overrides = None) -> None:
     from segresmamba.config import load_config
 
     config = load_config(overrides or [])
-    from segresmamba.engine.planner import Planner, gpu_memory_gib, table, verdict
-    from segresmamba.engine.setup import Task
+    from segresmamba.planner import Planner, gpu_memory_gib, table, verdict
+    from segresmamba.task.task import Task
 
     logging.getLogger("segresmamba.ops").setLevel(logging.WARNING)  # nothing is computed
     memory_gib = gpu_memory_gib(config)

@@ -15,19 +15,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from segresmamba.data.augmentation import augment, normalise
-    from segresmamba.data.batch import Batch
-    from segresmamba.data.conversion import Conversion, convert
-    from segresmamba.data.geometry import Original
-    from segresmamba.data.loader import make_loader
-    from segresmamba.data.policy import Policy, Preprocessing
-    from segresmamba.data.portrait import write_fingerprint
-    from segresmamba.data.sample import make_sample
-    from segresmamba.data.sampler import PatchSampler
-    from segresmamba.data.staging import stage
-    from segresmamba.data.store import Case, Dataset, open_dataset
-    from segresmamba.data.verification import Problem, repair, verify
-    from segresmamba.data.volume import Volume, read_volume
+    from segresmamba.data.conversion.convert import Conversion, convert
+    from segresmamba.data.conversion.verify import Problem, repair, verify
+    from segresmamba.data.formats.sample import make_sample
+    from segresmamba.data.preprocessing import Policy, Preprocessing
+    from segresmamba.data.store.dataset import Case, Dataset, open_dataset
+    from segresmamba.data.store.fingerprint import write_fingerprint
+    from segresmamba.data.stream.augmentation import augment, normalise
+    from segresmamba.data.stream.batch import Batch
+    from segresmamba.data.stream.loader import make_loader
+    from segresmamba.data.stream.sampler import PatchSampler
+    from segresmamba.data.stream.staging import stage
+    from segresmamba.data.volumes.geometry import Original
+    from segresmamba.data.volumes.volume import Volume, read_volume
 
 __all__ = [
     "Batch",

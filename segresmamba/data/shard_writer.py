@@ -20,7 +20,7 @@ from zarr.abc.buffer import Buffer
 from zarr.codecs import Crc32cCodec
 from zarr.storage import MemoryStore
 
-from segresmamba.data import layout
+from segresmamba.data.store import layout
 
 _ABSENT = np.iinfo(np.uint64).max  # of a chunk that holds nothing but zeros
 

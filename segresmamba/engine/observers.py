@@ -7,10 +7,10 @@ import logging
 import shutil
 
 from segresmamba.config import Config
-from segresmamba.engine.checkpoint import read_facts
+from segresmamba.engine.checkpoints.checkpoint import read_facts
 from segresmamba.engine.distributed import Ranks, gather, wait_for_all
-from segresmamba.engine.runfolder import RunFolder
-from segresmamba.engine.setup import Task
+from segresmamba.storage.run_folder import RunFolder
+from segresmamba.task.task import Task
 from segresmamba.tracking import (
     EmissionsMeter,
     NullTracker,
@@ -28,7 +28,7 @@ from segresmamba.tracking import (
 logger = logging.getLogger(__name__)
 
 WH_PER_KWH = 1000
-SERVED = "segresmamba.engine.served"
+SERVED = "segresmamba.inference.model"
 
 
 class NodeObservers:

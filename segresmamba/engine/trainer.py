@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from segresmamba import data
 from segresmamba.config import Config
-from segresmamba.engine import checkpoint
+from segresmamba.engine.checkpoints import checkpoint
 from segresmamba.engine.distributed import (
     Ranks,
     from_main,
@@ -26,22 +26,22 @@ from segresmamba.engine.distributed import (
     micro_batch,
     wait_for_all,
 )
-from segresmamba.engine.evaluation import CaseResult, Summary, evaluate_cases
-from segresmamba.engine.losses import build_loss
 from segresmamba.engine.observers import (
     NodeObservers,
     log_best_model,
     log_memory,
     open_run_tracker,
 )
-from segresmamba.engine.out_of_memory import out_of_memory, ran_out
-from segresmamba.engine.pace import Pace, WaitAdvice
-from segresmamba.engine.runfolder import RunFolder
 from segresmamba.engine.schedule import learning_rate
-from segresmamba.engine.setup import Task, scan_backend
 from segresmamba.engine.stop import forget_request, stop_requested
+from segresmamba.engine.timing import Pace, WaitAdvice
 from segresmamba.engine.zero import ZeroEngine
 from segresmamba.errors import UserError
+from segresmamba.evaluation.score_cases import CaseResult, Summary, evaluate_cases
+from segresmamba.planner.out_of_memory import out_of_memory, ran_out
+from segresmamba.storage.run_folder import RunFolder
+from segresmamba.task.losses import build_loss
+from segresmamba.task.task import Task, scan_backend
 from segresmamba.tracking import PhaseMemory, Status, StepLog, Tracker, log_as, memory_metrics
 
 logger = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from segresmamba.config import Config
 from segresmamba.engine.distributed import Ranks, micro_batch
-from segresmamba.engine.precision import Autocast, LossScaler
 from segresmamba.engine.sharding import ShardedState
+from segresmamba.task.precision import Autocast, LossScaler
 
 # Norms, biases, and the scan's A_log, D and step bias have dynamics of their own that a pull
 # towards zero would change; Mamba's reference code marks the latter the same way.

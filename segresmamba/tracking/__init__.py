@@ -1,21 +1,21 @@
 """Tracking: the journal of a run is the truth; MLflow is built from it, as often as need be."""
 
-from segresmamba.tracking.emissions import EmissionsMeter
-from segresmamba.tracking.gpus import gpu_uuid
+from segresmamba.storage.locks import is_locked, locked, try_lock
+from segresmamba.tracking.energy.emissions import EmissionsMeter
+from segresmamba.tracking.energy.gpus import gpu_uuid
+from segresmamba.tracking.energy.ledger import node_name
+from segresmamba.tracking.energy.system import SystemSampler
 from segresmamba.tracking.history import History, is_run, read_history, run_folders
 from segresmamba.tracking.journal import JOURNAL_NAME, read_journal, read_records
-from segresmamba.tracking.ledger import node_name
-from segresmamba.tracking.locks import is_locked, locked, try_lock
 from segresmamba.tracking.logs import StepLog, log_as
 from segresmamba.tracking.mapping import flatten
 from segresmamba.tracking.memory import PhaseMemory, memory_metrics, peak_memory
-from segresmamba.tracking.mlflow_sink import sync
-from segresmamba.tracking.mlflow_source import MlflowSource
+from segresmamba.tracking.mlflow.sink import sync
+from segresmamba.tracking.mlflow.source import MlflowSource
+from segresmamba.tracking.mlflow.state import run_hint, tracking_uri
 from segresmamba.tracking.protocol import NullTracker, Status, Tracker, TrackingError
 from segresmamba.tracking.provenance import environment, provenance
 from segresmamba.tracking.run_tracker import open_tracker
-from segresmamba.tracking.system import SystemSampler
-from segresmamba.tracking.upload_state import run_hint, tracking_uri
 
 __all__ = [
     "JOURNAL_NAME",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import cast
 
 from segresmamba.tracking.logs import Style, log_as
-from segresmamba.tracking.uploader import follow
+from segresmamba.tracking.mlflow.uploader import follow
 
 # Slurm sends these to every process of a job; what they mean is training's business.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from segresmamba.tracking.locks import locked
+from segresmamba.storage.locks import locked
 
 GROUP_TAG = "segresmamba.group"
 PARENT_TAG = "mlflow.parentRunId"

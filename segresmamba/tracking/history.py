@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from segresmamba.tracking.energy.ledger import LEDGER_NAME, Ledger, power_line
 from segresmamba.tracking.journal import JOURNAL_NAME, Record, read_header, read_journal
-from segresmamba.tracking.ledger import LEDGER_NAME, Ledger, power_line
 from segresmamba.tracking.mapping import Point, flatten, new_points
 from segresmamba.tracking.protocol import TrackingError
 

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segresmamba.tracking.locks import try_lock
+from segresmamba.storage.locks import try_lock
 from segresmamba.tracking.protocol import TrackingError
 
 logger = logging.getLogger(__name__)

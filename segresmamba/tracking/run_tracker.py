@@ -13,9 +13,9 @@ from typing import Any
 from segresmamba import __version__
 from segresmamba.config import TrackingConfig
 from segresmamba.tracking.journal import JOURNAL_NAME, Journal
+from segresmamba.tracking.mlflow.state import UploadState, open_state
+from segresmamba.tracking.mlflow.uploader import Uploader
 from segresmamba.tracking.protocol import Status, Tracker, TrackingError
-from segresmamba.tracking.upload_state import UploadState, open_state
-from segresmamba.tracking.uploader import Uploader
 
 logger = logging.getLogger(__name__)
 

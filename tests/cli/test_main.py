@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
+from segresmamba.bench import Bench
+from segresmamba.bench.result import Result, Status
 from segresmamba.cli.main import _stopping, main
-from segresmamba.engine.bench import Bench
-from segresmamba.engine.bench.result import Result, Status
-from segresmamba.engine.pace import Pace
+from segresmamba.engine.timing import Pace
 from segresmamba.engine.trainer import Trainer
 from segresmamba.tracking import TrackingError
 from tests.conftest import write_nnunet_dataset
@@ -184,7 +184,7 @@ def test_bench_fails_if_a_network_did_and_not_if_memory_ran_out(
 ) -> None:
     rows = [Result("unet", status) for status in statuses]
     finished = Bench(rows, [], Table(), "")
-    monkeypatch.setattr("segresmamba.engine.bench.bench", lambda *_, **__: finished)
+    monkeypatch.setattr("segresmamba.bench.bench", lambda *_, **__: finished)
     assert run(monkeypatch, "bench") == code
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from launch.launcher import INTERRUPTED_CODE
+from launch.jobs.start import INTERRUPTED_CODE
 from segresmamba.data import open_dataset
 from tests.cli.test_main import run
 from tests.data.server import KEYS, s3_server, upload
-from tests.data.test_files import zipped
+from tests.data.store.test_files import zipped
 from tests.engine.tiny import MODEL, journal_losses
 
 _STEPS = 60

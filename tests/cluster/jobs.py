@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.squeue import JobState, job_state
+from launch.slurm.squeue import JobState, job_state
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PATIENCE_S = 240.0
@@ -122,7 +122,7 @@ def queue_stand_in(behaviour: str, root: Path, *words: str) -> Job:
     """Queue a job with a stand-in engine (see `tests.launch.engines`): it starts in a second."""
     words = (*words, f"run.root={root}", f"run.name={behaviour}")
     code = (
-        "from launch import launcher; from launch.job import TrainJob;"
+        "from launch import launcher; from launch.jobs.train_job import TrainJob;"
         "from segresmamba.config import load_config;"
         f"launcher.start(TrainJob(load_config({words}), engine='tests.launch.engines'))"
     )

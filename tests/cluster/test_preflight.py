@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from segresmamba.config import load_config
-from segresmamba.engine.planner import Planner
-from segresmamba.engine.setup import Task
+from segresmamba.planner import Planner
+from segresmamba.task.task import Task
 from tests.cluster import cluster
 from tests.cluster.jobs import Queue, queue
 

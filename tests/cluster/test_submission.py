@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.squeue import job_state
+from launch.slurm.squeue import job_state
 from segresmamba.config import read_config
 from tests.cluster.conftest import STEPS, Followed
 from tests.cluster.jobs import (

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.sweep import Sweep
-from launch.trial import FINISHED, OVER, STOPPED
+from launch.sweeps.sweep import Sweep
+from launch.sweeps.trial import FINISHED, OVER, STOPPED
 from segresmamba.data import convert
 from tests.cluster.jobs import REPOSITORY, Job, launch, losses, release, run, slurm, wait_until
 from tests.conftest import write_nnunet_dataset

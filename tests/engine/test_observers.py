@@ -24,7 +24,7 @@ def run(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("observed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "device_count", lambda: 0)
-        patch.setattr("segresmamba.tracking.system.SAMPLE_S", 0.05)
+        patch.setattr("segresmamba.tracking.energy.system.SAMPLE_S", 0.05)
         options = ("train.max_steps=2", "tracking.emissions=true", "tracking.system_metrics=true")
         train(tiny_config(tiny_store, root, *options, "tracking.register_model=tiny"))
     return root / "tiny"

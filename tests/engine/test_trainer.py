@@ -11,10 +11,10 @@ import pytest
 
 from segresmamba.config import load_config, read_config
 from segresmamba.engine import request_stop, train
-from segresmamba.engine.checkpoint import latest_step
-from segresmamba.engine.runfolder import RunFolder
+from segresmamba.engine.checkpoints.checkpoint import latest_step
 from segresmamba.engine.zero import ZeroEngine
 from segresmamba.errors import BackendMissingError, CheckpointError, ConfigError, UserError
+from segresmamba.storage.run_folder import RunFolder
 from tests.engine.ranks import RankPool
 from tests.engine.tiny import journal_losses, tiny_config
 
@@ -214,7 +214,7 @@ def test_a_stop_before_validation_is_heeded_and_the_validation_done_later(
 def test_a_loss_that_is_not_finite_ends_the_run_and_spares_the_last_checkpoint(
     tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from segresmamba.engine.losses import SegmentationLoss
+    from segresmamba.task.losses import SegmentationLoss
 
     forward, calls = SegmentationLoss.forward, itertools.count(1)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.job import TrainJob
+from launch.jobs.train_job import TrainJob
 from segresmamba.config import load_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.failure import Failure
+from launch.failures import Failure
 from launch.report import report_failure
 from segresmamba.config import load_config, run_folder
 from segresmamba.tracking import open_tracker

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from segresmamba.config import load_config
-from segresmamba.engine.measure import SavedBytes
 from segresmamba.models import ArgumentError, SegResMamba, TriOrientedMamba, build
+from segresmamba.planner.footprint import SavedBytes
 
 TINY: dict[str, Any] = {"dims": (8, 8, 16, 16), "d_state": 4}
 FAMILY = ("segresmamba", "segresmamba_released", "segresmamba_paper", "segresmamba_nomamba")

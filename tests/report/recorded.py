@@ -10,8 +10,8 @@ from typing import Any
 
 from PIL import Image
 
+from segresmamba.tracking.energy.ledger import Ledger
 from segresmamba.tracking.journal import JOURNAL_NAME, Journal
-from segresmamba.tracking.ledger import Ledger
 
 STEPS, STEPS_PER_EPOCH, BATCH = 4, 2, 5
 FACTS = {

@@ -12,9 +12,9 @@ from segresmamba.config import TrackingConfig
 from segresmamba.errors import DataError
 from segresmamba.report import Report, ReportError, write_report
 from segresmamba.tracking import TrackingError, read_history, sync
+from segresmamba.tracking.energy.ledger import Ledger
 from segresmamba.tracking.journal import JOURNAL_NAME, Journal
-from segresmamba.tracking.ledger import Ledger
-from segresmamba.tracking.upload_state import open_state
+from segresmamba.tracking.mlflow.state import open_state
 from tests.report.recorded import FACTS, record_run
 
 

@@ -8,7 +8,7 @@ import pytest
 from segresmamba.config import TrackingConfig
 from segresmamba.report.sources import ReportError, find_baseline, find_runs
 from segresmamba.tracking import TrackingError, sync
-from segresmamba.tracking.upload_state import open_state
+from segresmamba.tracking.mlflow.state import open_state
 from tests.report.recorded import record_run
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from segresmamba.config import TrackingConfig
 from segresmamba.tracking.journal import JOURNAL_NAME, Journal
-from segresmamba.tracking.upload_state import open_state
+from segresmamba.tracking.mlflow.state import open_state
 from tests.tracking.server import Server
 
 

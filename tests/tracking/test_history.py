@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from segresmamba.tracking import TrackingError, is_run, read_history
+from segresmamba.tracking.energy.ledger import LEDGER_NAME
 from segresmamba.tracking.journal import JOURNAL_NAME, Journal
-from segresmamba.tracking.ledger import LEDGER_NAME
 from tests.report.recorded import record_run
 
 

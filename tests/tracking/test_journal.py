@@ -178,7 +178,7 @@ def test_a_file_system_without_locks_is_used_with_a_warning(
     def flock(fd: int, operation: int) -> None:
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr("segresmamba.tracking.locks.fcntl.flock", flock)
+    monkeypatch.setattr("segresmamba.storage.locks.fcntl.flock", flock)
     with caplog.at_level(logging.WARNING):
         write(path, 1)
     assert "cannot be locked" in caplog.text

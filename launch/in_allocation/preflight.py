@@ -1,0 +1,222 @@
+"""Before the ranks of a Slurm job start: are its nodes what the run needs?
+
+The batch script runs this on the first node. It looks at every node with one srun (`probe`),
+refuses the job within seconds where training would fail after minutes or an hour, and prints the
+port at which the ranks are to meet.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from launch.failures import USER_ERROR_CODE
+from launch.jobs import submission
+from launch.jobs.memory_check import require_fit
+from launch.ports import free_port
+from launch.slurm import allocation, probe
+from launch.slurm.probe import Report
+from segresmamba.config import Config
+from segresmamba.errors import LaunchError, UserError
+
+# Failures are put in order by the nodes' clocks; the ranks' own checks are minutes.
+CLOCK_TOLERANCE_S = 10.0
+# Measured: a rank takes 0.6 GiB before it has a network, a reader process 0.2 GiB.
+RANK_GIB, READER_GIB = 0.6, 0.2
+_TALLY = ("SLURM_NTASKS", "SLURM_NPROCS", "SLURM_NTASKS_PER_NODE", "SLURM_DISTRIBUTION")
+
+
+def check(config: Config, logs: Path) -> None:
+    """Look at the nodes of this job.
+
+    Raises:
+        LaunchError: For the first thing that would not work, with the node at fault.
+    """
+    nonce, content = logs / f".preflight-{allocation.job_id()}", uuid.uuid4().hex
+    before_s = time.time()
+    try:
+        nonce.write_text(content)
+        reports = _ask_nodes(config, nonce, content)
+    except OSError as error:
+        raise LaunchError(
+            "the run folder cannot be written",
+            where=logs,
+            got=error.strerror,
+            remedy="choose a writable folder that all nodes share: run.root=FOLDER",
+        ) from error
+    finally:
+        nonce.unlink(missing_ok=True)
+    for problem in problems(config, reports, before_s, time.time()):
+        raise problem
+    _hold_against_plan(config, reports)
+
+
+def _ask_nodes(config: Config, nonce: Path, content: str) -> list[Report]:
+    nodes = config.cluster.nodes
+    store = config.data.store
+    folder = "" if "://" in store else str(Path(store).resolve())
+    # By its path, so that importing the package is not needed; see there.
+    words = [sys.executable, "-I", probe.__file__, str(nonce.resolve()), content, folder]
+    one_each = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--cpus-per-task=1"]
+    environment = {name: value for name, value in os.environ.items() if name not in _TALLY}
+    done = subprocess.run(
+        ["srun", *one_each, *words],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode or len(lines) != nodes:
+        raise LaunchError(
+            "a node of the job cannot start a process",
+            where=os.environ.get("SLURM_JOB_NODELIST", "srun"),
+            got=done.stderr.strip() or f"{len(lines)} answers from {nodes} nodes",
+            remedy=f"see that all nodes have {sys.executable}; leave a broken node out with "
+            "cluster.exclude=NODE (sbatch --exclude=NODE) and tell the administrators",
+        )
+    return sorted((Report(**json.loads(line)) for line in lines), key=lambda report: report.host)
+
+
+def problems(
+    config: Config, reports: list[Report], before_s: float, after_s: float
+) -> Iterator[LaunchError]:
+    """What is wrong with the nodes, the worst first.
+
+    Args:
+        config: The run.
+        reports: One per node.
+        before_s: The clock here before they were asked, in seconds since the epoch.
+        after_s: And afterwards.
+    """
+    for report in reports:
+        yield from _file_problems(config, report)
+    for report in reports:
+        yield from _resource_problems(config, report)
+        if not before_s - CLOCK_TOLERANCE_S < report.time_s < after_s + CLOCK_TOLERANCE_S:
+            yield LaunchError(
+                "the clocks of the nodes disagree",
+                where=report.host,
+                got=f"{report.time_s - before_s:+.0f} s against the first node",
+                remedy=_avoid(report.host),
+            )
+
+
+def _hold_against_plan(config: Config, reports: list[Report]) -> None:
+    """Ask the planner again, now of the smallest GPU that the job got; if the run has a plan."""
+    smallest = min(
+        (report for report in reports if report.gpu_memory_gib),
+        key=lambda report: report.gpu_memory_gib,
+        default=None,
+    )
+    if smallest is None or config.plan.gpu_memory_gib is None:
+        return
+    plan = config.plan.model_copy(update={"gpu_memory_gib": smallest.gpu_memory_gib})
+    try:
+        require_fit(config.model_copy(update={"plan": plan}), f"the GPUs of {smallest.host}")
+    except LaunchError as error:
+        if config.plan.strict:
+            raise
+        # Whatever stands in the way of a prediction, the ranks will meet it, or do without.
+        sys.stderr.write(f"warning: {error}\n")
+
+
+def _file_problems(config: Config, report: Report) -> Iterator[LaunchError]:
+    if not report.shared:
+        yield LaunchError(
+            "the run folder is not shared between the nodes",
+            where="run.root",
+            got=f"{config.run.root}: {report.host} does not see what the first node wrote there",
+            remedy="choose a folder on a file system that all nodes share: run.root=FOLDER",
+        )
+    if report.write_error:
+        yield LaunchError(
+            "the run folder cannot be written",
+            where=f"run.root on {report.host}",
+            got=f"{config.run.root}: {report.write_error}",
+            remedy="choose a writable folder on a file system that all nodes share",
+        )
+    if report.store_error:
+        yield LaunchError(
+            "the store cannot be read",
+            where=f"data.store on {report.host}",
+            got=f"{config.data.store}: {report.store_error}",
+            remedy="give its full path on a file system that all nodes share",
+        )
+
+
+def _resource_problems(config: Config, report: Report) -> Iterator[LaunchError]:
+    cluster, shm_gib = config.cluster, _batches_gib(config)
+    memory_gib = cluster.tasks_per_node * (RANK_GIB + READER_GIB * config.data.workers)
+    if report.gpu_error:
+        yield LaunchError(
+            "the GPUs of a node do not answer",
+            where=report.host,
+            got=report.gpu_error,
+            remedy=_avoid(report.host),
+        )
+    if cluster.gpus_per_node and report.gpus < cluster.tasks_per_node:
+        yield LaunchError(
+            "there are more ranks than GPUs on a node",
+            where=report.host,
+            got=f"{cluster.tasks_per_node} ranks, {report.gpus} GPUs",
+            remedy="ask for one GPU per rank: cluster.gpus_per_node=N cluster.tasks_per_node=N "
+            "(sbatch --gpus-per-node=N --ntasks-per-node=N)",
+        )
+    if report.memory_gib < memory_gib:
+        yield LaunchError(
+            "a node has too little memory for its ranks and their readers",
+            where=report.host,
+            got=f"{report.memory_gib:.1f} GiB, at least {memory_gib:.1f} GiB are needed",
+            remedy="ask for more with cluster.memory_gib (sbatch --mem), or lower data.workers",
+        )
+    if report.shm_gib < shm_gib:
+        yield LaunchError(
+            "/dev/shm is too small for the batches that readers hand over",
+            where=report.host,
+            got=f"{report.shm_gib:.2f} GiB free, at least {shm_gib:.2f} GiB are needed",
+            remedy="lower data.workers or data.prefetch, or data.workers=0; in a container "
+            "give it more, as in docker --shm-size",
+        )
+
+
+def _avoid(host: str) -> str:
+    return (
+        f"leave the node out with cluster.exclude={host} (sbatch --exclude={host}) and tell the "
+        "administrators"
+    )
+
+
+def _batches_gib(config: Config) -> float:
+    """What the readers of a node keep ready, one channel counted; more channels take more."""
+    if not config.data.workers:
+        return 0.0
+    crops = config.data.workers * config.data.prefetch * config.train.batch_size
+    share = crops / config.cluster.nodes / config.train.accumulation
+    depth, height, width = config.data.patch
+    return float(share * depth * height * width * 4 / 2**30)
+
+
+def main() -> None:
+    """Print the job's port; on standard error what is noteworthy, which is the job's log."""
+    logs, job_id = Path(sys.argv[1]), allocation.job_id()
+    start = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    when, nodes = time.strftime("%Y-%m-%d %H:%M:%S"), os.environ.get("SLURM_JOB_NODELIST")
+    sys.stderr.write(f"job {job_id}, start {start + 1}, {when}, on {nodes}\n")
+    try:
+        check(submission.load_work(logs, job_id).config, logs)
+    except UserError as error:
+        sys.stderr.write(error.screen() + "\n")
+        sys.exit(USER_ERROR_CODE)
+    print(free_port(job_id))
+
+
+if __name__ == "__main__":
+    main()

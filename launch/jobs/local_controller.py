@@ -1,0 +1,175 @@
+"""The process that owns the ranks of a job on this machine.
+
+Submitit's own controller waits until every rank has ended, so one that dies leaves the others
+waiting in a collective. This one ends them, passes signals on, starts the job again when it was
+requeued, and stops it when the launcher is gone. When it is killed itself, the ranks save and end.
+Ranks learn their place from the variables that submitit's LocalJobEnvironment reads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from launch.failures import Failure, failure_path, write_failure
+from launch.ports import free_port
+
+# The exit code by which submitit's local rank 0 asks to be started again.
+REQUEUE_CODE = 144
+# A rank whose partner has failed gets this long to fail by itself.
+GRACE_S = 2.0
+POLL_S = 0.05
+# Of <linux/prctl.h>.
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class LocalPlan:
+    """What a controller is told."""
+
+    logs: str
+    """Submitit's folder of the job."""
+    command: str
+    """The shell words that start a rank."""
+    ranks: int
+    """Processes to start."""
+    limit_s: float
+    """Time limit of one start."""
+    signal_delay_s: float
+    """Seconds before the limit at which the ranks are warned."""
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """Start a controller, whose process number is the job's id.
+
+        It gets a session of its own: Ctrl-C reaches the launcher alone, which then decides.
+        """
+        command = [sys.executable, "-m", "launch.jobs.local_controller", json.dumps(asdict(self))]
+        return subprocess.Popen(command, start_new_session=True)
+
+
+class Controller:
+    """Runs one job to its end, as often as it is requeued."""
+
+    def __init__(self, plan: LocalPlan) -> None:
+        self.plan = plan
+        self.job_id = str(os.getpid())
+        self.launcher = os.getppid()
+        self.ranks: list[subprocess.Popen[bytes]] = []
+
+    def run(self) -> int:
+        """Start the ranks and wait, again after each requeue.
+
+        Returns:
+            0 if all ranks ended well, 1 if not.
+        """
+        # A shell starts what it runs in the background with SIGINT ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for signum in (signal.SIGTERM, signal.SIGUSR2):
+            signal.signal(signum, lambda signum, _frame: self._send(signum))
+        code = REQUEUE_CODE
+        while code == REQUEUE_CODE:
+            try:
+                self._start_ranks()
+                code = self._wait()
+            finally:
+                self._kill_ranks()
+        return code
+
+    def _start_ranks(self) -> None:
+        plan = self.plan
+        port = str(free_port(self.job_id))
+        for rank in range(plan.ranks):
+            place = {
+                "SUBMITIT_LOG_LEVEL": os.environ.get("SUBMITIT_LOG_LEVEL", "WARNING"),
+                "SUBMITIT_EXECUTOR": "local",
+                "MASTER_PORT": port,
+                "SUBMITIT_LOCAL_JOB_ID": self.job_id,
+                "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
+                "SUBMITIT_LOCAL_NODEID": "0",
+                "SUBMITIT_LOCAL_NTASKS": str(plan.ranks),
+                "SUBMITIT_LOCAL_GLOBALID": str(rank),
+                "SUBMITIT_LOCAL_LOCALID": str(rank),
+            }
+            with Path(plan.logs, f"{self.job_id}_{rank}_log.out").open("ab") as log:
+                command, environment = shlex.split(plan.command), os.environ | place
+                process = subprocess.Popen(
+                    command,
+                    env=environment,
+                    stdout=log,
+                    stderr=log,
+                    # Safe to run between fork and exec: there are no other threads here.
+                    preexec_fn=_save_when_controller_dies,  # noqa: PLW1509
+                )
+            self.ranks.append(process)
+
+    def _wait(self) -> int:
+        """Wait for the ranks: until all have ended, or one has failed, or time is up."""
+        start_s = time.monotonic()
+        limit_s = self.plan.limit_s
+        warning_s, grace_ends_s = limit_s - self.plan.signal_delay_s, float("inf")
+        while None in (codes := [rank.poll() for rank in self.ranks]):
+            elapsed_s = time.monotonic() - start_s
+            if elapsed_s > limit_s:
+                self._blame(0, f"the time limit of {limit_s:.0f} s was over before rank 0 ended")
+                return 1
+            if elapsed_s > grace_ends_s:
+                return 1
+            if elapsed_s > warning_s:
+                warning_s = float("inf")
+                self._send(signal.SIGUSR2)
+            if grace_ends_s == float("inf") and self._blame_first(codes):
+                grace_ends_s = elapsed_s + GRACE_S
+            if os.getppid() != self.launcher:
+                self.launcher = os.getppid()
+                self._send(signal.SIGTERM)
+            time.sleep(POLL_S)
+        if REQUEUE_CODE in codes:
+            return REQUEUE_CODE
+        return 1 if self._blame_first(codes) else 0
+
+    def _blame_first(self, codes: list[int | None]) -> bool:
+        """Whether a rank failed; one that could not say why gets its failure written here."""
+        failed = [rank for rank, code in enumerate(codes) if code not in {None, 0, REQUEUE_CODE}]
+        for rank in failed:
+            code = codes[rank] or 0
+            how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            hint = "; the kernel does so when memory runs out" if code == -signal.SIGKILL else ""
+            self._blame(rank, f"rank {rank} ended without a word, by {how}{hint}")
+        return bool(failed)
+
+    def _blame(self, rank: int, text: str) -> None:
+        folder = Path(self.plan.logs)
+        if not failure_path(folder, self.job_id, rank).exists():
+            write_failure(Failure(rank, time.time(), 1, text), folder, self.job_id)
+
+    def _send(self, signum: int) -> None:
+        for rank in self.ranks:
+            rank.send_signal(signum)
+
+    def _kill_ranks(self) -> None:
+        for rank in self.ranks:
+            rank.kill()
+        for rank in self.ranks:
+            rank.wait()
+        self.ranks = []
+
+
+def _save_when_controller_dies() -> None:
+    """In a rank: let the kernel send SIGTERM, on which it saves, once its parent is gone."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(Controller(LocalPlan(**json.loads(sys.argv[1]))).run())
+    except KeyboardInterrupt:  # submitit's LocalJob.cancel()
+        sys.exit(130)

@@ -1,0 +1,55 @@
+"""Does a training step fit the GPUs? Asked before a job waits in a queue, and again on its nodes.
+
+`segresmamba.planner` answers in a process of its own, so that submitting imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import typer
+
+from segresmamba.config import Config, write_config
+from segresmamba.errors import LaunchError
+
+
+def require_fit(config: Config, where: str = "plan.gpu_memory_gib") -> None:
+    """Warn, or with plan.strict refuse, if a step does not fit plan.gpu_memory_gib.
+
+    Args:
+        config: The run.
+        where: Who says how large the GPUs are.
+
+    Raises:
+        LaunchError: If it does not fit and `plan.strict` is set, or that cannot be found out.
+    """
+    if config.plan.gpu_memory_gib is None:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.yaml"
+        write_config(config, path)
+        asked = [sys.executable, "-m", "segresmamba.planner", str(path)]
+        done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise LaunchError(
+            "whether a training step fits cannot be told",
+            where=where,
+            got=done.stderr.strip()[-1500:],
+            remedy="correct that, or leave plan.gpu_memory_gib unset to submit without a plan",
+        )
+    answer = json.loads(done.stdout.splitlines()[-1])
+    if answer["fits"]:
+        return
+    if config.plan.strict:
+        raise LaunchError(
+            "a training step does not fit the GPUs",
+            where=where,
+            got=f"it would take {answer['needed']}",
+            remedy=answer["verdict"],
+        )
+    typer.secho(f"warning: a step would take {answer['needed']}; {answer['verdict']}", fg="yellow",
+                err=True)  # fmt: skip

@@ -1,0 +1,43 @@
+"""The Slurm job that this process runs in, as its environment tells it."""
+
+from __future__ import annotations
+
+import os
+
+from launch.slurm import squeue
+from segresmamba.errors import LaunchError
+
+
+def job_id() -> str:
+    """The id by which submitit knows the Slurm job that this process runs in."""
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ["SLURM_JOB_ID"]
+
+
+def overrides() -> list[str]:
+    """What sbatch granted the job that this process runs in, as words of the configuration.
+
+    Raises:
+        LaunchError: If this is no Slurm job.
+    """
+    if "SLURM_JOB_ID" not in os.environ:
+        raise LaunchError(
+            "this is not the inside of a Slurm job",
+            where="SLURM_JOB_ID",
+            got="not set",
+            remedy="sbatch slurm/train.sh key=value ...",
+        )
+    granted = {
+        "nodes": os.environ["SLURM_JOB_NUM_NODES"],
+        "tasks_per_node": os.environ.get("SLURM_NTASKS_PER_NODE"),
+        "cpus_per_task": os.environ.get("SLURM_CPUS_PER_TASK"),
+        "gpus_per_node": os.environ.get("SLURM_GPUS_ON_NODE", "0"),
+        "partition": os.environ.get("SLURM_JOB_PARTITION"),
+        "account": os.environ.get("SLURM_JOB_ACCOUNT"),
+        "time_min": str(limit_min := squeue.limit_min(os.environ["SLURM_JOB_ID"])),
+    }
+    words = [f"cluster.{key}={value}" for key, value in granted.items() if value]
+    # The warning came with sbatch --signal; a preset's must not contradict a shorter limit.
+    warning = ["cluster.signal_delay_s=" + str(30 * limit_min)] if limit_min <= 2 else []
+    return ["cluster=slurm", *warning, *words]

@@ -1,0 +1,33 @@
+"""What a job's batch script does before and after the srun of its ranks, as lines of shell."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+from segresmamba.config import ClusterConfig
+
+
+def before_ranks(cluster: ClusterConfig, logs: Path) -> list[str]:
+    """The environment, then the preflight, which says where the ranks are to meet."""
+    preflight = f"MASTER_PORT=$({_python('launch.in_allocation.preflight', logs)}) || exit"
+    return [*environment(cluster), preflight, "export MASTER_PORT"]
+
+
+def environment(cluster: ClusterConfig) -> list[str]:
+    """The user's own lines, and the variables of the configuration."""
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in cluster.variables.items()]
+    return [*cluster.setup, *exports]
+
+
+def after_ranks(logs: Path) -> list[str]:
+    """What follows srun: nothing after success."""
+    return [
+        "code=$?",
+        f"[ $code = 0 ] || exec {_python('launch.in_allocation.on_failure', logs)} $code",
+    ]
+
+
+def _python(module: str, logs: Path) -> str:
+    return f"{shlex.quote(sys.executable)} -m {module} {shlex.quote(str(logs))}"

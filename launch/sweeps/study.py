@@ -1,0 +1,224 @@
+"""Optuna, which nothing else here imports: what a search tries next, and what it gives up.
+
+Optuna's study follows the trials' own records and journals, never the other way: what it has
+missed, because a process was killed or its storage was lost, it is told at the next occasion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
+
+from launch.sweeps.search_space import Choice, Number, Point, Space
+from segresmamba.errors import LaunchError
+
+FILE = "study.journal"
+# Random draws before the sampler models what it has seen, and finished trials before any is pruned.
+STARTUP_TRIALS, STARTUP_PRUNING = 10, 5
+# How often the sampler may come with a point that was tried before.
+PATIENCE = 20
+_TRIAL, _FOLDER, _SPACE = "trial", "folder", "space"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What a trial that has begun has reached."""
+
+    number: int
+    values: Point
+    """What was chosen for it."""
+    curve: Mapping[int, float] = field(default_factory=dict)
+    """Its validations: of each step the metric."""
+    outcome: str = ""
+    """finished or pruned; empty while neither is the case."""
+
+
+class Study:
+    """Optuna's view of one search.
+
+    Args:
+        name: Of the sweep.
+        folder: Of the sweep, which holds the study's file unless a database does.
+        space: What may be tried.
+        storage: URL of a database, or None for the file.
+
+    Raises:
+        LaunchError: If the storage cannot be used, or holds another search of that name.
+    """
+
+    def __init__(self, name: str, folder: Path, space: Space, storage: str | None) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._where = storage or str(folder / FILE)
+        self._distributions = {d.key: _distribution(d) for d in space.dimensions}
+        self._space = space
+        pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP_PRUNING)
+        with self._reachable():
+            self._study = optuna.create_study(
+                study_name=name,
+                storage=_open(storage, folder),
+                pruner=pruner,
+                direction="maximize",
+                load_if_exists=True,
+            )
+            owner = {_FOLDER: str(folder.resolve())} if storage else {}
+            self._claim({_SPACE: repr(space.dimensions)} | owner)
+
+    def propose(self, number: int, fits: Callable[[Point], bool]) -> Point:
+        """Choose a point for a trial; one process at a time may do so.
+
+        Args:
+            number: Of the trial. The same history and number give the same point.
+            fits: Whether a point may be taken: no other trial has it, and its settings are some.
+
+        Raises:
+            LaunchError: If there is none.
+        """
+        with self._reachable():
+            for attempt in range(PATIENCE):
+                # Of its own in each attempt: a sampler that begins anew repeats itself.
+                self._study.sampler = optuna.samplers.TPESampler(
+                    n_startup_trials=STARTUP_TRIALS,
+                    multivariate=True,
+                    constant_liar=True,
+                    seed=number * PATIENCE + attempt,
+                )
+                trial = self._study.ask(self._distributions)
+                if fits(trial.params):
+                    trial.set_user_attr(_TRIAL, number)
+                    return trial.params
+                self._study.tell(trial, state=TrialState.FAIL)
+            for values in self._space.points() or []:
+                if fits(values):
+                    self._add(Standing(number, values))
+                    return values
+        raise LaunchError(
+            "there is no point left that the search could try",
+            where=f"trial {number}",
+            got=f"{PATIENCE} that were tried before or whose settings contradict each other",
+            remedy="widen the space, or mend the words, under another --name",
+        )
+
+    def catch_up(self, standings: Sequence[Standing]) -> None:
+        """Tell the study what it does not know yet; one process at a time may do so.
+
+        Args:
+            standings: Of all trials for which a point was chosen.
+        """
+        with self._reachable():
+            entries, known = self._entries(), {standing.number for standing in standings}
+            for open_trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                # Chosen by a process that was killed before it wrote the trial's record.
+                if open_trial.user_attrs.get(_TRIAL) not in known:
+                    self._study.tell(open_trial.number, state=TrialState.FAIL)
+            for standing in standings:
+                if (entry := entries.get(standing.number)) is None:
+                    self._add(standing)
+                elif standing.outcome and not entry.state.is_finished():
+                    self._report(entry, standing.curve)
+                    self._tell(entry.number, standing)
+
+    def should_prune(self, number: int, curve: Mapping[int, float]) -> bool:
+        """Whether a running trial falls behind.
+
+        So it does if its best validation is below the median of those that finished trials had at
+        its last step.
+        """
+        with self._reachable():
+            return self._report(self._entries()[number], curve).should_prune()
+
+    def _entries(self) -> dict[int, FrozenTrial]:
+        """Optuna's trials by the numbers of this search's."""
+        return {
+            trial.user_attrs[_TRIAL]: trial
+            for trial in self._study.get_trials(deepcopy=False)
+            if _TRIAL in trial.user_attrs and trial.state is not TrialState.FAIL
+        }
+
+    def _report(self, entry: FrozenTrial, curve: Mapping[int, float]) -> optuna.Trial:
+        trial = optuna.Trial(self._study, entry._trial_id)
+        for step, value in curve.items():
+            if step not in entry.intermediate_values:
+                trial.report(value, step)
+        return trial
+
+    def _tell(self, number: int, standing: Standing) -> None:
+        if standing.outcome == "pruned":
+            self._study.tell(number, state=TrialState.PRUNED)
+        else:
+            self._study.tell(number, standing.curve[max(standing.curve)])
+
+    def _add(self, standing: Standing) -> None:
+        states = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
+        last = standing.curve[max(standing.curve)] if standing.curve else None
+        trial = optuna.trial.create_trial(
+            state=states.get(standing.outcome, TrialState.RUNNING),
+            value=last if standing.outcome == "finished" else None,
+            params=dict(standing.values),
+            distributions=self._distributions,
+            user_attrs={_TRIAL: standing.number},
+            intermediate_values=dict(standing.curve),
+        )
+        self._study.add_trial(trial)
+
+    def _claim(self, facts: Mapping[str, str]) -> None:
+        """Write down whose study this is, or find that it is another's."""
+        found = self._study.user_attrs
+        for key, value in facts.items():
+            if key not in found:
+                self._study.set_user_attr(key, value)
+            elif found[key] != value:
+                raise LaunchError(
+                    f"the storage has a study of this name with another {key}",
+                    where=f"{self._where}, study {self._study.study_name}",
+                    got=f"{value}, there {found[key]}",
+                    remedy="give another --name",
+                )
+
+    @contextmanager
+    def _reachable(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ImportError, SQLAlchemyError, optuna.exceptions.OptunaError) as error:
+            raise LaunchError(
+                "the storage of the search cannot be used",
+                where=self._where,
+                got=(str(error).strip() or type(error).__name__).splitlines()[0],
+                remedy="see that the server is up and lets you in (PostgreSQL: a password from "
+                "PGPASSWORD or ~/.pgpass, the driver from pip install 'segresmamba[postgresql]'), "
+                "or leave --storage out: a file in the sweep's folder",
+            ) from error
+
+
+def _open(storage: str | None, folder: Path) -> BaseStorage:
+    if storage is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        return JournalStorage(JournalFileBackend(str(folder / FILE)))
+    # psycopg is the driver that the extra `postgresql` installs.
+    scheme, _, rest = storage.partition("://")
+    driver = "postgresql+psycopg" if scheme == "postgresql" else scheme
+    # A trial trains for hours between two questions: it holds no connection meanwhile.
+    return RDBStorage(f"{driver}://{rest}", engine_kwargs={"poolclass": NullPool})
+
+
+def _distribution(dimension: Choice | Number) -> BaseDistribution:
+    if isinstance(dimension, Choice):
+        return CategoricalDistribution(dimension.values)
+    low, high, step = dimension.low, dimension.high, dimension.step
+    if isinstance(low, int) and isinstance(high, int):
+        return IntDistribution(low, high, log=dimension.log, step=int(step or 1))
+    return FloatDistribution(low, high, log=dimension.log, step=step)

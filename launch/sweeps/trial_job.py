@@ -1,0 +1,248 @@
+"""A trial of a sweep as a job; in a search its settings are chosen when it starts, by itself.
+
+Nobody has to stay: each trial of a search asks Optuna's study what to try, reports its
+validations, stops when it falls behind, and tells the study how it ended. Study and records of the
+trials are files on the file system that the jobs share; the study may be in a database.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event, Thread
+from typing import TYPE_CHECKING, Any
+
+from launch.jobs import submission
+from launch.jobs.train_job import TrainJob
+from launch.report import tell_mlflow
+from launch.sweeps.search_space import Point
+from launch.sweeps.summary import write_summary
+from launch.sweeps.sweep import Sweep
+from launch.sweeps.trial import METRIC, Trial, is_measured
+from segresmamba.config import Config, config_digest, load_config
+from segresmamba.errors import ConfigError, LaunchError, UserError
+
+if TYPE_CHECKING:
+    from launch.sweeps.study import Standing, Study
+
+POLL_S = 2.0
+TAG = "pruned"
+# Held while a study is asked or told.
+LOCK = ".study.lock"
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrialJob:
+    """A trial as a picklable, stateless callable."""
+
+    sweep: Path
+    """Folder of the sweep."""
+    number: int
+    """Of the trial."""
+    engine: str = "segresmamba.engine"
+    """See `TrainJob`."""
+
+    @property
+    def config(self) -> Config:
+        """The run; asked for the first time in a search, this chooses it."""
+        return load_config(chosen(self.sweep, self.number).words)
+
+    def __call__(self) -> dict[str, Any]:
+        """Train as one rank.
+
+        Raises:
+            SystemExit: See `TrainJob.run`.
+        """
+        trial = chosen(self.sweep, self.number)
+        if trial.pruned_at is not None:  # and preempted while it stopped, so that Slurm came again
+            return {"status": "pruned", "step": trial.pruned_at, "folder": trial.run, "ui_hint": ""}
+        job = TrainJob(load_config(trial.words), self.engine)
+        return job.run(lambda engine: self._train(engine, job.config))
+
+    def checkpoint(self) -> object:
+        """Submitit asks for this after a requeue: the same job again, which resumes by itself."""
+        return submission.resubmission(self)
+
+    def _train(self, engine: Any, config: Config) -> dict[str, Any]:
+        is_main = os.environ["RANK"] == "0"
+        sweep = Sweep.read(self.sweep)
+        watched = is_main and sweep.search is not None
+        with Watch(sweep, self.number, config, engine.request_stop) if watched else nullcontext():
+            result: dict[str, Any] = engine.train(config)
+        if result["status"] == "preempted":
+            if Sweep.read(self.sweep).trials[self.number].pruned_at is None:
+                return result
+            result["status"] = "pruned"
+        if is_main:
+            self._conclude(config, result)
+        return result
+
+    def _conclude(self, config: Config, result: dict[str, Any]) -> None:
+        """Tell everybody how the trial ended."""
+        sweep = Sweep.read(self.sweep)
+        trial = sweep.trials[self.number]
+        if sweep.search is not None and result["status"] == "finished":
+            self._refuse_unmeasured(trial)
+        try:
+            if result["status"] == "pruned":
+                tell_mlflow(config, {TAG: f"at step {trial.pruned_at}"}, "preempted")
+            if sweep.search is not None:
+                catch_up(sweep)
+            sweep.refresh()
+            write_summary(sweep)
+        except (OSError, UserError) as error:  # the next trial or command makes up for it
+            logger.warning("the sweep's study and summary are not up to date: %s", error)
+
+    def _refuse_unmeasured(self, trial: Trial) -> None:
+        history = trial.history()
+        if history is None or not is_measured(history):
+            raise LaunchError(
+                "the trial has finished without the number that the search compares",
+                where=f"{METRIC} in {trial.run}/journal.jsonl",
+                got=history.last(METRIC) if history else "no journal",
+                remedy="see that the held-out fold (train.fold) has cases, and that they are "
+                "labelled: segresmamba verify STORE",
+            )
+
+
+class Watch:
+    """Follows the journal of a running trial, and stops it once it falls behind the others.
+
+    Args:
+        sweep: A search.
+        number: Of the trial.
+        config: Its settings.
+        stop: Asks the trial to save and stop.
+    """
+
+    def __init__(self, sweep: Sweep, number: int, config: Config, stop: Callable[[], None]) -> None:
+        self._sweep, self._trial, self._stop = sweep, sweep.trials[number], stop
+        self._last_step = config.train.max_steps
+        self._curve: dict[int, float] = {}
+        self._read = 0
+        self._ended = Event()
+        self._study: Study | None = None
+        self._thread = Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._ended.wait(POLL_S):
+            try:
+                if self._falls_behind():
+                    break
+            except (OSError, UserError) as error:  # never the trial's trouble
+                logger.warning("this trial cannot be compared with the others now: %s", error)
+        else:
+            return
+        self._trial.pruned_at = max(self._curve)
+        self._sweep.record(self._trial)
+        logger.warning("pruned after the validation of step %d", self._trial.pruned_at)
+        self._stop()
+
+    def _falls_behind(self) -> bool:
+        known = len(self._curve)
+        self._follow()
+        # With its last step a trial is done: stopping it would save nothing.
+        if len(self._curve) == known or max(self._curve) >= self._last_step:
+            return False
+        if self._study is None:
+            self._study = catch_up(self._sweep)
+        return self._study.should_prune(self._trial.number, self._curve)
+
+    def _follow(self) -> None:
+        """Read on in the journal; of a step that was validated twice, the first value counts."""
+        from segresmamba.tracking import JOURNAL_NAME, read_records
+
+        journal = Path(self._trial.run, JOURNAL_NAME)
+        for record in read_records(journal, self._read) if journal.exists() else ():
+            self._read = record.end
+            if METRIC in record.body.get("values", ()) and record.kind == "metrics":
+                self._curve.setdefault(record.body["step"], float(record.body["values"][METRIC]))
+
+
+def chosen(folder: Path, number: int) -> Trial:
+    """A trial that has its settings: in a search they are chosen now, unless they were before.
+
+    Raises:
+        LaunchError: If the storage of the search cannot be used, or every point has been tried.
+        ConfigError: If the settings contradict each other.
+    """
+    from segresmamba.tracking import locked
+
+    trial = Sweep.read(folder).trials[number]
+    if trial.words:
+        return trial
+    with locked(folder / LOCK):
+        sweep = Sweep.read(folder)
+        trial = sweep.trials[number]
+        if trial.words:
+            return trial
+        study = _study(sweep)
+        study.catch_up(_standings(sweep))
+        trial.values = study.propose(number, lambda values: _is_new(sweep, trial, values))
+        trial.words = sweep.words(trial, trial.values)
+        trial.digest = config_digest(load_config(trial.words))
+        sweep.record(trial)
+    return trial
+
+
+def _is_new(sweep: Sweep, trial: Trial, values: Point) -> bool:
+    """Whether no other trial has these settings, and they do not contradict each other."""
+    if any(other.values == values for other in sweep.trials):
+        return False
+    try:
+        load_config(sweep.words(trial, values))
+    except ConfigError as error:
+        logger.warning("left out: %s", error)
+        return False
+    return True
+
+
+def catch_up(sweep: Sweep) -> Study:
+    """Tell the study of a search what it has missed.
+
+    Raises:
+        LaunchError: If its storage cannot be used.
+    """
+    from segresmamba.tracking import locked
+
+    study = _study(sweep)
+    with locked(sweep.folder / LOCK):
+        # Read under the lock: a trial that is choosing must not be taken for one that died of it.
+        sweep.recall()
+        study.catch_up(_standings(sweep))
+    return study
+
+
+def _study(sweep: Sweep) -> Study:
+    from launch.sweeps.study import Study
+
+    assert sweep.search is not None
+    return Study(sweep.name, sweep.folder, sweep.search.space, sweep.search.storage)
+
+
+def _standings(sweep: Sweep) -> list[Standing]:
+    from launch.sweeps.study import Standing
+
+    standings = []
+    for trial in sweep.trials:
+        if trial.values:
+            history = trial.history()
+            points = history.curves.get(METRIC, ()) if history else ()
+            curve = {point.step: point.value for point in points}
+            outcome = "" if trial.pruned_at is None else "pruned"
+            if history and history.status == "finished":
+                outcome = "finished" if is_measured(history) else ""
+            standings.append(Standing(trial.number, trial.values, curve, outcome))
+    return standings

@@ -1,0 +1,219 @@
+"""What is measured of one network, in the process that `suite` starts for it.
+
+    python -m segresmamba.bench.worker RUN_FOLDER REQUEST_AS_JSON
+
+The configuration lies in the run folder; result.json is written there anew after each stage, so
+that whatever ends this process leaves what was found before.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from segresmamba import data
+from segresmamba.bench.memory import (
+    BYTES_PER_GIB,
+    PeakMemory,
+    lift_limit,
+    limit_memory,
+)
+from segresmamba.bench.result import (
+    REFERENCE_CHANNELS,
+    REFERENCE_CLASSES,
+    REFERENCE_PATCH,
+    REFERENCE_PRECISION,
+    Result,
+)
+from segresmamba.bench.synthetic import synthetic_batches, synthetic_labels
+from segresmamba.config import Config, read_config
+from segresmamba.engine.distributed import Ranks, join
+from segresmamba.engine.zero import ZeroEngine, import_deepspeed
+from segresmamba.models import TriOrientedMamba
+from segresmamba.planner.footprint import SavedBytes, fake_footprint
+from segresmamba.planner.out_of_memory import ran_out
+from segresmamba.storage.run_folder import RunFolder
+from segresmamba.task.classes import Classes
+from segresmamba.task.losses import build_loss
+from segresmamba.task.precision import Autocast
+from segresmamba.task.task import Task, build_network, scan_backend
+from segresmamba.tracking import EmissionsMeter
+
+RESULT_NAME = "result.json"
+WARM_UP_STEPS = {"cpu": 1, "cuda": 5}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the process is asked for besides the configuration."""
+
+    model: str
+    """Name of the preset."""
+    steps: int
+    """Steps to time, after some that warm up."""
+    memory_gib: float | None
+    """Above this, memory has run out."""
+    with_store: bool
+    """Also train from data.store."""
+
+
+def main() -> None:
+    """Measure; the exit code is 0 if a result was written, good or bad."""
+    folder, request = RunFolder(Path(sys.argv[1])), Request(**json.loads(sys.argv[2]))
+    result = Result(request.model)
+    try:
+        measure(read_config(folder.config), request, folder, result)
+    except Exception as error:
+        lift_limit()
+        traceback.print_exc()
+        result.status = "out of memory" if ran_out(error) else "failed"
+        result.note = describe(error)
+    result.save(folder.path / RESULT_NAME)
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+def describe(error: BaseException) -> str:
+    """An exception in one line."""
+    lines = str(error).strip().splitlines()
+    text = lines[0] if lines else "no message"
+    return f"{type(error).__name__}: {text[:300]}"
+
+
+def measure(config: Config, request: Request, folder: RunFolder, result: Result) -> None:
+    """Fill in a result, stage by stage; the cheap ones, which cannot run out of memory, first."""
+    ranks = Ranks.from_environment()
+    join(ranks, config.train.threads)
+    path = folder.path / RESULT_NAME
+    _count(config, ranks.device, result)
+    result.save(path)
+    trial = Trial(config, ranks, request)
+    _train_on_noise(trial, EmissionsMeter(folder.path, config.tracking), result)
+    result.save(path)
+    if trial.task is not None:
+        _train_from_store(trial, trial.task, result)
+
+
+class Trial:
+    """A network in training, by the engine, loss and augmentation that `train` uses.
+
+    Args:
+        config: The run's configuration.
+        ranks: This process.
+        request: How many steps, and whether from the store.
+    """
+
+    def __init__(self, config: Config, ranks: Ranks, request: Request) -> None:
+        self.config, self.steps, self.device = config, request.steps, ranks.device
+        self.task = Task.of(config) if request.with_store else None
+        self.labels: Mapping[str, int] = (
+            self.task.dataset.labels if self.task else synthetic_labels(config)
+        )
+        self.channels = len(self.task.dataset.channel_names) if self.task else REFERENCE_CHANNELS
+        self.warm_up = WARM_UP_STEPS[self.device.type]
+        self._loss = build_loss(config, self.labels)
+        import_deepspeed(ranks)
+        _load_kernels(config, self.device)
+        limit_memory(request.memory_gib, self.device)
+        self.memory = PeakMemory(self.device)
+        network = build_network(config, self.channels, Classes.of(config, self.labels).channels)
+        self._engine = ZeroEngine(network, config, ranks)
+
+    def step(self, batch: data.Batch) -> None:
+        """Train one step, as `engine.trainer` does, and wait for the device."""
+        x_BCDHW, label_BDHW = data.augment(
+            batch.to(self.device), self.config.augment, self.config.seed
+        )
+        loss = self._loss(self._engine.forward(x_BCDHW), label_BDHW)
+        self._engine.backward(loss, self.config.train.lr)
+        float(loss.detach())
+
+    def saved_gib(self, batch: data.Batch) -> float:
+        """What a forward pass keeps for the backward pass."""
+        x_BCDHW = batch.to(self.device).image_BCDHW
+        network = self._engine.network.train()
+        with SavedBytes([*network.parameters(), *network.buffers(), x_BCDHW]) as saved:
+            Autocast(network, self.config.train.precision)(x_BCDHW)
+        return saved.total / BYTES_PER_GIB
+
+    def timed(self, batches: Iterator[data.Batch]) -> tuple[float, float]:
+        """Mean time of a step in s, and of waiting for its batch."""
+        started, wait_s = time.perf_counter(), 0.0
+        for _ in range(self.steps):
+            asked = time.perf_counter()
+            batch = next(batches)
+            wait_s += time.perf_counter() - asked
+            self.step(batch)
+        return (time.perf_counter() - started) / self.steps, wait_s / self.steps
+
+
+def _count(config: Config, device: torch.device, result: Result) -> None:
+    """What is the same on every machine."""
+    reference = config.model_copy(
+        update={"data": config.data.model_copy(update={"patch": REFERENCE_PATCH})}
+    )
+    network = build_network(reference, REFERENCE_CHANNELS, REFERENCE_CLASSES)
+    result.scan_backend = scan_backend(config, network, device)
+    shape = (1, REFERENCE_CHANNELS, *REFERENCE_PATCH)
+    counted = fake_footprint(network, shape, REFERENCE_PRECISION)
+    on_cuda = fake_footprint(network, shape, REFERENCE_PRECISION, "cuda")
+    result.trained_parameters = counted.trained_parameters
+    result.dead_parameters = counted.dead_parameters
+    result.reference_gmacs = counted.macs / 1e9
+    result.reference_saved_gib = counted.saved_bytes / BYTES_PER_GIB
+    result.reference_saved_cuda_gib = on_cuda.saved_bytes / BYTES_PER_GIB
+
+
+def _train_on_noise(trial: Trial, meter: EmissionsMeter, result: Result) -> None:
+    batches = synthetic_batches(trial.config, trial.channels, len(trial.labels))
+    result.saved_gib = trial.saved_gib(next(batches))
+    for batch in itertools.islice(batches, trial.warm_up):
+        trial.step(batch)
+    trial.memory.forget()  # compiling and tuning kernels may have taken more than training does
+    meter.start()
+    result.step_s, _ = trial.timed(batches)
+    meter.stop()
+    result.peak_gib = trial.memory.gib()
+    totals = meter.totals()
+    if totals.get("duration_s"):
+        # The meter also ran before and after the steps: what it gives is power.
+        share = 1000 * result.step_s / totals["duration_s"]
+        result.wh_per_1000_steps = 1e3 * totals["energy_kwh"] * share
+        result.co2e_g_per_1000_steps = 1e3 * totals["emissions_kg"] * share
+        result.power = meter.power
+
+
+def _train_from_store(trial: Trial, task: Task, result: Result) -> None:
+    batches = data.make_loader(
+        task.dataset,
+        task.split["train"],
+        trial.config.data,
+        trial.config.seed,
+        rank=0,
+        world_size=1,
+        micro_batch=trial.config.train.batch_size,
+        start_index=0,
+    )
+    for batch in itertools.islice(batches, trial.warm_up):
+        trial.step(batch)
+    result.loaded_step_s, result.data_wait_s = trial.timed(batches)
+
+
+def _load_kernels(config: Config, device: torch.device) -> None:
+    """Compile the scan now: the compiler's memory is not the network's."""
+    if device.type == "cpu":
+        layer = Autocast(TriOrientedMamba(8), config.train.precision)
+        output = layer(torch.randn(1, 8, 4, 4, 4))
+        torch.autograd.backward([output.sum()])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Copy what a job reads to storage of its node, once.
+
+    <folder>/<dataset>-<digest>.lock
+    <folder>/<dataset>-<digest>/dataset.json, <case>/...    a store with the cases copied so far
+
+The name carries the digest of the content, so another job finds and completes what is there. A
+case appears under its name when all of it is copied. All ranks of a node call this: the first to
+hold the lock copies, the others wait for it and find the work done.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from segresmamba.data.store.dataset import Dataset
+from segresmamba.data.store.files import LocalFiles
+from segresmamba.data.store.manifest import MANIFEST
+from segresmamba.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
+
+_GIB = 2**30
+_MARGIN = 1.02  # of the size: blocks and folders
+
+
+def stage(dataset: Dataset, case_ids: Sequence[str], folder: str) -> Dataset:
+    """The dataset with those cases on storage of this node.
+
+    Args:
+        dataset: An opened store, of any kind.
+        case_ids: Cases that the job reads; others cannot be read afterwards.
+        folder: To copy to; $NAME stands for an environment variable of this node.
+
+    Raises:
+        ConfigError: If an environment variable is not set here.
+        DataError: If the cases do not fit, or the folder cannot be written.
+    """
+    root = _expanded(folder)
+    name = f"{dataset.name}-{dataset.digest[:16]}".replace(os.sep, "_")
+    target = root / name
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with _locked(root / f"{name}.lock"):
+            _complete(dataset, case_ids, target)
+    except OSError as error:
+        raise DataError(
+            "the store cannot be copied to this node",
+            where=f"data.stage: {error.filename or target}",
+            got=error.strerror or error,
+            remedy="choose another folder with data.stage, or data.stage=null to read the store "
+            "where it lies",
+        ) from error
+    return Dataset(LocalFiles(target), dataset.manifest)
+
+
+def _complete(dataset: Dataset, case_ids: Sequence[str], target: Path) -> None:
+    for left in target.glob(".*.part"):  # of a job that was killed: we hold the lock
+        shutil.rmtree(left, ignore_errors=True)
+        left.unlink(missing_ok=True)
+    missing = [case_id for case_id in case_ids if not (target / case_id).exists()]
+    sizes = {case_id: dataset.files.sizes(case_id) for case_id in missing}
+    _require_room(sum(sum(files.values()) for files in sizes.values()), target)
+    if missing:
+        logger.info("copying %d cases to %s", len(missing), target)
+    for case_id, files in sizes.items():
+        part = target / f".{case_id}.part"
+        for name in files:
+            path = part / Path(name).relative_to(case_id)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            dataset.files.copy(name, path)
+        part.rename(target / case_id)
+    if not (target / MANIFEST).exists():
+        part = target / f".{MANIFEST}.part"
+        dataset.files.copy(MANIFEST, part)
+        part.rename(target / MANIFEST)
+
+
+def _require_room(needed: int, target: Path) -> None:
+    free = shutil.disk_usage(target).free
+    if needed * _MARGIN > free:
+        raise DataError(
+            "the cases of the job do not fit on this node",
+            where=f"data.stage: {target}",
+            got=f"{needed / _GIB:.2f} GiB to copy, {free / _GIB:.2f} GiB free",
+            remedy="ask for a node with more local storage (sbatch --tmp=SIZE), choose another "
+            "folder with data.stage, or data.stage=null to read the store where it lies",
+        )
+
+
+def _expanded(folder: str) -> Path:
+    path = os.path.expanduser(os.path.expandvars(folder))
+    if "$" in path:
+        raise ConfigError(
+            "data.stage names an environment variable that is not set on this node",
+            where="data.stage",
+            got=folder,
+            remedy="name one that Slurm sets there (often SLURM_TMPDIR or TMPDIR), or a folder",
+        )
+    return Path(path).absolute()
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

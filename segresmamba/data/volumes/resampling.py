@@ -1,0 +1,205 @@
+"""The grid that a case is stored on where a policy crops or resamples it, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from segresmamba.data.preprocessing import Record, Spacing
+from segresmamba.data.volumes.mapped_arrays import block, free_before
+
+if TYPE_CHECKING:  # a reader of crops needs no nibabel
+    from segresmamba.data.volumes.geometry import Affine
+
+Size3 = tuple[int, int, int]
+Span = tuple[int, int]
+
+
+class Refit(Record):
+    """How a stored grid lies in the RAS grid of the files: a box of it, then other voxels.
+
+    The stored voxels have exactly the size that was asked for, and the middle of the box is the
+    middle of the stored grid; so its edges move by less than half a voxel.
+    """
+
+    full_DHW: Size3
+    """Shape of the files' RAS grid."""
+    box_DHW: tuple[Span, Span, Span]
+    """First voxel of the box, and the one behind its last."""
+    shape_DHW: Size3
+    """Of the stored grid."""
+    zoom_DHW: tuple[float, float, float]
+    """Size of a stored voxel over that of a file's."""
+
+    @property
+    def _box(self) -> tuple[slice, ...]:
+        return tuple(slice(*span) for span in self.box_DHW)
+
+    @property
+    def _box_shape(self) -> Size3:
+        depth, height, width = (end - start for start, end in self.box_DHW)
+        return depth, height, width
+
+    @property
+    def resamples(self) -> bool:
+        """Whether voxels change their size, so that not every label comes back as it was."""
+        return self.zoom_DHW != (1.0, 1.0, 1.0)
+
+    def affine(self, full: Affine) -> Affine:
+        """Of the stored grid, given that of the files' RAS grid (both of (x, y, z) order)."""
+        zoom = np.array(self.zoom_DHW)
+        start = np.array([first for first, _ in self.box_DHW])
+        offset = start + _offset(self._box_shape, self.shape_DHW, zoom)
+        inner = np.eye(4)
+        inner[:3, :3] = np.diag(zoom[::-1])
+        inner[:3, 3] = offset[::-1]
+        return full @ inner
+
+    def boxed(self, volume_DHW: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """What lies in the box: a view."""
+        return volume_DHW[self._box]
+
+    def image(self, channel_DHW: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """One channel on the stored grid: interpolated to float32, or a view of the box.
+
+        Interpolation uses up a channel that is a `block`: its memory is given back on the way.
+        """
+        boxed = self.boxed(channel_DHW)
+        if not self.resamples:
+            return boxed
+        return _interpolate(boxed, self.shape_DHW, self.zoom_DHW)
+
+    def label(self, label_DHW: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """A label on the stored grid."""
+        boxed = self.boxed(label_DHW)
+        return _resample_label(boxed, self.shape_DHW, self.zoom_DHW) if self.resamples else boxed
+
+    def undo(self, label_DHW: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """A label of the stored grid on the files' RAS grid; outside of the box it is 0."""
+        back = [1 / zoom for zoom in self.zoom_DHW]
+        if self.resamples:
+            label_DHW = _resample_label(label_DHW, self._box_shape, back)
+        full_DHW = np.zeros(self.full_DHW, label_DHW.dtype)
+        full_DHW[self._box] = label_DHW
+        return full_DHW
+
+
+def make_refit(
+    channels: Sequence[npt.NDArray[Any]],
+    spacing_mm: Spacing,
+    wanted_mm: Spacing | None,
+    *,
+    crop: bool,
+) -> Refit | None:
+    """What a policy does to the grid of a case; None if it leaves it alone.
+
+    Args:
+        channels: Of the image, (D, H, W) each, on its RAS grid.
+        spacing_mm: Voxel size of that grid along (D, H, W).
+        wanted_mm: Voxel size to resample to, or None.
+        crop: Whether to cut to the box around the voxels that are not zero in some channel.
+    """
+    depth, height, width = full = channels[0].shape
+    box = nonzero_box(channels) if crop else ((0, depth), (0, height), (0, width))
+    sizes = np.subtract(*np.transpose(box)[::-1])
+    zoom = np.ones(3) if wanted_mm is None else np.array(wanted_mm) / spacing_mm
+    zoom[np.isclose(zoom, 1, rtol=1e-4)] = 1  # headers are float32
+    shape = np.maximum(1, np.rint(sizes / zoom)).astype(int)
+    if tuple(shape) == full and (zoom == 1).all():
+        return None
+    return Refit(full_DHW=full, box_DHW=box, shape_DHW=shape.tolist(), zoom_DHW=zoom.tolist())
+
+
+def nonzero_box(channels: Sequence[npt.NDArray[Any]]) -> tuple[Span, Span, Span]:
+    """The smallest box that holds the non-zero voxels of all channels."""
+    spans = []
+    for axis in range(3):
+        others = tuple({0, 1, 2} - {axis})
+        used = np.any([channel.any(axis=others) for channel in channels], axis=0)
+        (places,) = used.nonzero()
+        spans.append((int(places[0]), int(places[-1]) + 1))
+    depth, height, width = spans
+    return depth, height, width
+
+
+def _offset(here: Sequence[int], there: Sequence[int], zoom: npt.ArrayLike) -> npt.NDArray[Any]:
+    """Where voxel 0 of a grid lies in another with the same middle and smaller voxels by `zoom`."""
+    offset: npt.NDArray[Any] = (np.array(here) - np.array(zoom) * (np.array(there) - 1) - 1) / 2
+    return offset
+
+
+def _interpolate(
+    volume_DHW: npt.NDArray[Any], shape_DHW: Sequence[int], zoom: Sequence[float]
+) -> npt.NDArray[np.float32]:
+    """Linear in each axis; what is done with of a volume in a `block` is given back on the way."""
+    out_DHW = block(tuple(shape_DHW), np.float32)
+    depth, height, width = _axes(volume_DHW.shape, shape_DHW, zoom)
+    for plane_HW, below, above, share in zip(out_DHW, *depth, strict=True):
+        free_before(volume_DHW[below])
+        plane_HW[:] = _plane(volume_DHW[below], volume_DHW[above], share, height, width)
+    return out_DHW
+
+
+def _resample_label(
+    label_DHW: npt.NDArray[Any], shape_DHW: Sequence[int], zoom: Sequence[float]
+) -> npt.NDArray[Any]:
+    """Each voxel gets the class with the largest share, interpolated linearly as nnU-Net does."""
+    out_DHW = block(tuple(shape_DHW), label_DHW.dtype)
+    depth, height, width = _axes(label_DHW.shape, shape_DHW, zoom)
+    for plane_HW, below, above, share in zip(out_DHW, *depth, strict=True):
+        pair = label_DHW[below], label_DHW[above]
+        values = np.unique(np.concatenate(pair))
+        plane_HW[:] = values[0]
+        if len(values) == 1:
+            continue
+        most = np.full(plane_HW.shape, -1, np.float32)
+        for value in values:
+            of_value = _plane(pair[0] == value, pair[1] == value, share, height, width)
+            better = of_value >= most  # where two classes share a voxel, nnU-Net keeps the higher
+            plane_HW[better], most[better] = value, of_value[better]
+    return out_DHW
+
+
+class _Axis(NamedTuple):
+    """Between which voxels of a source each voxel along an axis lies, and how near the second."""
+
+    below: npt.NDArray[np.intp]
+    above: npt.NDArray[np.intp]
+    share: npt.NDArray[np.float32]
+
+    def interpolate(self, plane_HW: npt.NDArray[Any], axis: int) -> npt.NDArray[np.float32]:
+        lower = plane_HW.take(self.below, axis).astype(np.float32)
+        share = self.share if axis == 1 else self.share[:, None]
+        lower += (plane_HW.take(self.above, axis) - lower) * share
+        return lower
+
+
+def _axes(here: Sequence[int], there: Sequence[int], zoom: Sequence[float]) -> list[_Axis]:
+    """Of a grid with the same middle and voxels larger by `zoom`; the border goes on for ever."""
+    axes = []
+    for first, step, size, count in zip(_offset(here, there, zoom), zoom, here, there, strict=True):
+        place = np.clip(first + step * np.arange(count), 0, size - 1)
+        below = place.astype(np.intp)
+        share = (place - below).astype(np.float32)
+        axes.append(_Axis(below, np.minimum(below + 1, size - 1), share))
+    return axes
+
+
+def _plane(
+    below_HW: npt.NDArray[Any],
+    above_HW: npt.NDArray[Any],
+    share: np.float32,
+    height: _Axis,
+    width: _Axis,
+) -> npt.NDArray[np.float32]:
+    """One plane of the result.
+
+    Plane by plane, so that little memory is needed beside the two volumes; axis by axis, as that is
+    eight times as fast as scipy.ndimage, which does not use that axes stay axes.
+    """
+    out_HW = below_HW.astype(np.float32)
+    out_HW += (above_HW - out_HW) * share
+    return width.interpolate(height.interpolate(out_HW, axis=0), axis=1)

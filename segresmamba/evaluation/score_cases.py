@@ -1,0 +1,233 @@
+"""Whole cases predicted and scored in the geometry of their original images.
+
+`evaluate_cases` works on the cases it is given, so ranks share a fold by taking a part each; their
+results are concatenated before they are summarised, written or printed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from heapq import nsmallest
+from operator import itemgetter
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from nibabel.affines import voxel_sizes
+from rich.table import Table
+from torch import nn
+
+from segresmamba import data
+from segresmamba.config import Config
+from segresmamba.evaluation.metrics import Score, score
+from segresmamba.evaluation.overlays import draw_overlay
+from segresmamba.inference.sliding_window import predict_volume
+from segresmamba.task.classes import Classes
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """The scores of one case."""
+
+    case_id: str
+    scores: Mapping[str, Score]
+    """By class, in the order of the report."""
+
+    @property
+    def dice(self) -> float:
+        """Mean over the classes."""
+        return fmean(score.dice for score in self.scores.values())
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Scores of one class averaged over cases, or of all classes averaged over them."""
+
+    dice: float
+    hd95_mm: float
+    one_sided: int
+    """Comparisons in which reference or prediction alone held the class: Dice 0, and HD95 the
+    diagonal of the volume (see `metrics`)."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Means over cases for each foreground class, and the mean of those."""
+
+    classes: Mapping[str, Mean]
+    mean: Mean
+
+    @classmethod
+    def of(cls, results: Sequence[CaseResult]) -> Summary:
+        """Summarise at least one result; all have the same classes."""
+        classes = {}
+        for name in results[0].scores:
+            scores = [result.scores[name] for result in results]
+            classes[name] = Mean(
+                dice=fmean(score.dice for score in scores),
+                hd95_mm=fmean(score.hd95_mm for score in scores),
+                one_sided=sum(score.one_sided for score in scores),
+            )
+        mean = Mean(
+            dice=fmean(row.dice for row in classes.values()),
+            hd95_mm=fmean(row.hd95_mm for row in classes.values()),
+            one_sided=sum(row.one_sided for row in classes.values()),
+        )
+        return cls(classes, mean)
+
+    def metrics(self) -> dict[str, float]:
+        """Flat names for a tracker: `dice/mean`, `dice/<class>`, `hd95_mm/mean` ..."""
+        rows = {"mean": self.mean, **self.classes}
+        return {f"dice/{name}": row.dice for name, row in rows.items()} | {
+            f"hd95_mm/{name}": row.hd95_mm for name, row in rows.items()
+        }
+
+
+def evaluate_cases(
+    network: nn.Module,
+    dataset: data.Dataset,
+    case_ids: Sequence[str],
+    config: Config,
+    device: torch.device,
+    *,
+    overlays: Path | None = None,
+) -> list[CaseResult]:
+    """Predict and score cases, one after the other.
+
+    Args:
+        network: The network, on `device`, in any mode; the mode is put back.
+        dataset: Where the cases lie.
+        case_ids: The cases.
+        config: The run's configuration: classes, window, precision, number of pictures.
+        device: Where the network computes.
+        overlays: Folder for pictures of the `validation.overlays` cases of the lowest Dice;
+            created, and emptied of the pictures of an earlier evaluation.
+
+    Returns:
+        The results in the order of `case_ids`.
+    """
+    classes = Classes.of(config, dataset.labels)
+    results, worst = [], list[tuple[float, Callable[[Path], None]]]()
+    for case_id in case_ids:
+        case = dataset[case_id]
+        image_CDHW, reference_DHW = case.crop((0, 0, 0), case.shape_DHW)
+        logits_KDHW = predict_volume(
+            network,
+            image_CDHW,
+            case.normalisation_C4,
+            patch=config.data.patch,
+            validation=config.validation,
+            device=device,
+            precision=config.train.precision,
+        )
+        prediction_DHW = classes.decode(logits_KDHW).cpu().numpy().astype(reference_DHW.dtype)
+        result = CaseResult(case_id, _score_original(case, prediction_DHW, classes))
+        logger.info("case %s: Dice %.4f", case_id, result.dice)
+        results.append(result)
+        if overlays is not None:
+            picture = partial(
+                _draw, case, result, image_CDHW[0].copy(), reference_DHW, prediction_DHW, classes
+            )
+            # Only the worst are kept in memory.
+            worst = nsmallest(
+                config.validation.overlays, [*worst, (result.dice, picture)], key=itemgetter(0)
+            )
+    if overlays is not None:
+        overlays.mkdir(parents=True, exist_ok=True)
+        for stale in overlays.glob("*.png"):
+            stale.unlink()
+        for _, draw in worst:
+            draw(overlays)
+    return results
+
+
+def _draw(
+    case: data.Case,
+    result: CaseResult,
+    image_DHW: np.ndarray[Any, Any],
+    reference_DHW: np.ndarray[Any, Any],
+    prediction_DHW: np.ndarray[Any, Any],
+    classes: Classes,
+    overlays: Path,
+) -> None:
+    draw_overlay(
+        overlays / f"{result.case_id}.png",
+        image_DHW,
+        reference_DHW,
+        prediction_DHW,
+        spacing_mm=case.spacing_mm,
+        members=classes.members,
+        dice={name: score.dice for name, score in result.scores.items()},
+        title=f"{result.case_id}   mean Dice {result.dice:.3f}",
+    )
+
+
+def write_results(path: Path, results: Sequence[CaseResult], *, checkpoint: str) -> None:
+    """Write results.json: the summary, every case, and the weights that they belong to.
+
+    Args:
+        path: The file; it appears whole or not at all.
+        results: At least one result.
+        checkpoint: What was evaluated.
+    """
+    summary = Summary.of(results)
+    content = {
+        "checkpoint": checkpoint,
+        "mean": asdict(summary.mean),
+        "classes": {name: asdict(row) for name, row in summary.classes.items()},
+        "cases": {
+            result.case_id: {name: asdict(score) for name, score in result.scores.items()}
+            for result in results
+        },
+    }
+    part = path.with_name(f".part-{path.name}")
+    part.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    part.replace(path)
+
+
+def results_table(results: Sequence[CaseResult]) -> Table:
+    """The summary for a terminal, with the worst case of each class to look at first."""
+    summary = Summary.of(results)
+    table = Table(title=f"{len(results)} cases, whole volumes, original geometry")
+    table.add_column("class")
+    table.add_column("Dice", justify="right")
+    table.add_column("HD95 (mm)", justify="right")
+    table.add_column("worst case")
+    for name, row in summary.classes.items():
+        worst = min(results, key=lambda result: result.scores[name].dice)
+        found = f"{worst.case_id} ({worst.scores[name].dice:.3f})"
+        table.add_row(name, f"{row.dice:.3f}", f"{row.hd95_mm:.2f}", found)
+    table.add_section()
+    worst = min(results, key=lambda result: result.dice)
+    table.add_row(
+        "mean",
+        f"{summary.mean.dice:.3f}",
+        f"{summary.mean.hd95_mm:.2f}",
+        f"{worst.case_id} ({worst.dice:.3f})",
+    )
+    if summary.mean.one_sided:
+        table.caption = (
+            f"a class was missed or invented in {summary.mean.one_sided} comparisons: "
+            "Dice 0, HD95 the diagonal of the volume"
+        )
+    return table
+
+
+def _score_original(
+    case: data.Case, prediction_DHW: np.ndarray[Any, Any], classes: Classes
+) -> dict[str, Score]:
+    """The prediction is put back into the original grid, and compared with what its file holds."""
+    return score(
+        np.asanyarray(case.restore_label(prediction_DHW).dataobj),
+        np.asanyarray(case.reference().dataobj),
+        classes.members,
+        voxel_sizes(case.original.affine),
+    )

@@ -1,0 +1,163 @@
+"""What a run works on: a dataset, its split, the classes, and a network for them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from segresmamba import data, models
+from segresmamba.config import Config
+from segresmamba.errors import BackendMissingError, ConfigError, DataError
+from segresmamba.task.classes import Classes
+
+
+@dataclass(frozen=True)
+class Task:
+    """A configuration's segmentation task. Nothing is written to find it out."""
+
+    config: Config
+    dataset: data.Dataset
+    split: Mapping[str, Sequence[str]]
+    """Case ids to train on ("train") and held out ("val")."""
+    classes: Classes
+
+    @classmethod
+    def of(cls, config: Config) -> Task:
+        """Open the dataset and see that the configuration fits it.
+
+        Raises:
+            UserError: For a missing store, a fold or label that it lacks, a patch that its cases
+                cannot hold.
+        """
+        dataset = data.open_dataset(config.data.store)
+        split = _split(config, dataset)
+        data.PatchSampler(
+            dataset,
+            split["train"],
+            config.data.patch,
+            config.seed,
+            config.data.foreground_fraction,
+            config.data.crops_per_case,
+        )
+        return cls(config, dataset, split, Classes.of(config, dataset.labels))
+
+    def staged(self) -> Task:
+        """The task with its cases on storage of this node, if data.stage asks for it.
+
+        Raises:
+            UserError: As `data.stage`.
+        """
+        folder = self.config.data.stage
+        if folder is None:
+            return self
+        case_ids = sorted(set(self.split["train"]) | set(self.split["val"]))
+        return replace(self, dataset=data.stage(self.dataset, case_ids, folder))
+
+    def network(self) -> nn.Module:
+        """A new network, with weights that depend on the seed alone.
+
+        Raises:
+            ConfigError: As `build_network`, or if it should be compiled and there is no compiler.
+        """
+        _refuse_compiling_without_compiler(self.config)
+        return build_network(self.config, len(self.dataset.channel_names), self.classes.channels)
+
+
+def build_network(config: Config, in_channels: int, out_channels: int) -> nn.Module:
+    """The configured network, with weights that depend on the seed alone.
+
+    Raises:
+        ConfigError: If the model's settings do not fit together, or the patch is not worth training
+            on; it names the key.
+        BackendMissingError: If the network's library is not installed.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        try:
+            network = models.build(
+                config.model.name,
+                in_channels=in_channels,
+                out_channels=out_channels,
+                patch=config.data.patch,
+                **config.model.model_dump(exclude={"name"}),
+            )
+        except models.ArgumentError as error:
+            raise ConfigError(
+                f"{config.model.name} cannot be built or trained like this",
+                where="data.patch" if error.name == "patch" else f"model.{error.name}",
+                got=error.got,
+                remedy=f"{error.name} {error.rule}",
+            ) from error
+    if config.train.channels_last:
+        _use_channels_last(network)
+    return network
+
+
+def _refuse_compiling_without_compiler(config: Config) -> None:
+    name = os.environ.get("CXX", "g++")
+    if config.train.compile and shutil.which(name) is None:
+        raise ConfigError(
+            "compiling the network needs a C++ compiler",
+            where="train.compile",
+            got=f"true, without {name}",
+            remedy="install g++, name another compiler in CXX, or give train.compile=false",
+        )
+
+
+def _use_channels_last(network: nn.Module) -> None:
+    """Give every convolution its input with the channels of a voxel together.
+
+    The layout of the weights would do the same, but DeepSpeed cannot take them so, and ZeRO lays
+    them out anew. A norm between two convolutions may go back to the usual layout.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+            module.register_forward_pre_hook(_channels_last)
+
+
+def _channels_last(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (inputs[0].contiguous(memory_format=torch.channels_last_3d), *inputs[1:])
+
+
+def scan_backend(config: Config, network: nn.Module, device: torch.device) -> str:
+    """The scan implementation that a network will run, see `models.scan_backend`.
+
+    Raises:
+        ConfigError: If the one asked for does not run on this device.
+        BackendMissingError: If the one asked for is not installed.
+    """
+    try:
+        return models.scan_backend(network, device)
+    except BackendMissingError:
+        raise
+    except ValueError as error:
+        raise ConfigError(
+            "the scan backend does not run here",
+            where="model.scan_backend",
+            got=f"{config.model.model_dump().get('scan_backend')} on {device.type}",
+            remedy=str(error),
+        ) from error
+
+
+def _split(config: Config, dataset: data.Dataset) -> Mapping[str, Sequence[str]]:
+    if not dataset.splits:
+        raise DataError(
+            "there is nothing to hold out: the dataset has a single case",
+            where=config.data.store,
+            got=f"{len(dataset.case_ids)} cases",
+            remedy="convert at least two cases",
+        )
+    if config.train.fold >= len(dataset.splits):
+        raise ConfigError(
+            "the store has no such fold",
+            where="train.fold",
+            got=config.train.fold,
+            remedy=f"choose 0 to {len(dataset.splits) - 1}",
+        )
+    split: Mapping[str, Sequence[str]] = dataset.splits[config.train.fold]
+    return split

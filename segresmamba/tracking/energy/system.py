@@ -1,0 +1,114 @@
+"""What a node does while a run is on it: processors, memory, disk, network, GPUs.
+
+Each node writes a journal of its own, system/<node>.jsonl in the run folder, in the format of
+`journal`: no rank waits for another, a hang is recorded while it lasts, and what was sampled before
+a kill is there. The uploader sends these journals too. The step of a sample is its number on that
+node, so a resumed run goes on where the samples before it end.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from segresmamba.tracking.energy.gpus import BYTES_PER_MB, GpuReader
+from segresmamba.tracking.energy.ledger import node_name
+from segresmamba.tracking.journal import Journal, read_records
+
+logger = logging.getLogger(__name__)
+
+FOLDER_NAME = "system"
+SAMPLE_S = 10.0
+
+
+class SystemSampler:
+    """Samples this node in a thread until it is stopped. Nothing it does reaches training.
+
+    Args:
+        folder: The run folder.
+        gpu_uuids: The job's GPUs on this node.
+    """
+
+    def __init__(self, folder: Path, gpu_uuids: Sequence[str] = ()) -> None:
+        self._folder = folder
+        self._node = node_name()
+        self._gpu_uuids = gpu_uuids
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="system-sampler", daemon=True)
+
+    def start(self) -> None:
+        """Begin to sample."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Take no more samples."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            path = node_journal(self._folder, self._node)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            journal = Journal(path, name=self._node)
+        except (OSError, ValueError) as error:
+            logger.warning("this node is not sampled: %s", error)
+            return
+        try:
+            self._sample(journal, path)
+        except Exception as error:
+            logger.warning("this node is no longer sampled: %s", error)
+        finally:
+            journal.close()
+
+    def _sample(self, journal: Journal, path: Path) -> None:
+        step = sum(record.kind == "metrics" for record in read_records(path))
+        gpus, meter = GpuReader(self._gpu_uuids), _HostMeter(self._folder)
+        ended = False
+        while not ended:
+            ended = self._stop.wait(SAMPLE_S)  # a short run has at least the sample at its end
+            values = meter.read() | gpus.read()
+            named = {f"system/{self._node}/{name}": value for name, value in values.items()}
+            journal.append("metrics", step=step, epoch=None, values=named)
+            step += 1
+
+
+def node_journal(folder: Path, node: str) -> Path:
+    """Where a node's samples lie."""
+    return folder / FOLDER_NAME / f"{node}.jsonl"
+
+
+class _HostMeter:
+    """The host's side, in the names of MLflow's own monitor; traffic is counted from the start."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = str(folder)
+        self._network, self._disk = psutil.net_io_counters(), psutil.disk_io_counters()
+        psutil.cpu_percent()  # the first call only starts the clock
+
+    def read(self) -> dict[str, float]:
+        memory, disk = psutil.virtual_memory(), psutil.disk_usage(self._folder)
+        values = {
+            "cpu_utilization_percentage": psutil.cpu_percent(),
+            "system_memory_usage_megabytes": memory.used / BYTES_PER_MB,
+            "system_memory_usage_percentage": memory.percent,
+            "disk_usage_percentage": disk.percent,
+            "disk_usage_megabytes": disk.used / BYTES_PER_MB,
+            "disk_available_megabytes": disk.free / BYTES_PER_MB,
+        }
+        network, io = psutil.net_io_counters(), psutil.disk_io_counters()
+        if network and self._network:
+            received = network.bytes_recv - self._network.bytes_recv
+            sent = network.bytes_sent - self._network.bytes_sent
+            values["network_receive_megabytes"] = received / BYTES_PER_MB
+            values["network_transmit_megabytes"] = sent / BYTES_PER_MB
+        if io and self._disk:  # containers may hide them
+            read = io.read_bytes - self._disk.read_bytes
+            values["disk_read_megabytes"] = read / BYTES_PER_MB
+            written = io.write_bytes - self._disk.write_bytes
+            values["disk_write_megabytes"] = written / BYTES_PER_MB
+        return values

@@ -1,0 +1,166 @@
+"""Records of a journal as requests to MLflow, each of which may be repeated."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from segresmamba.tracking.groups import show_group_status
+from segresmamba.tracking.journal import Record
+from segresmamba.tracking.mapping import (
+    DIGEST_CHARACTERS,
+    METRICS_PER_REQUEST,
+    PARAM_CHARACTERS,
+    PARAMS_PER_REQUEST,
+    TAGS_PER_REQUEST,
+    Point,
+    chunks,
+    flatten,
+    new_points,
+    valid_name,
+)
+from segresmamba.tracking.mlflow.client import library
+from segresmamba.tracking.mlflow.errors import first_line, is_final
+from segresmamba.tracking.mlflow.model import send_model
+from segresmamba.tracking.mlflow.state import UploadState
+
+logger = logging.getLogger(__name__)
+
+FILE_ATTEMPTS = 3
+CHANGED = "changed."
+LONG_PARAM = "params/{}.txt"
+RUN_STATUS = {
+    "running": "RUNNING",
+    "finished": "FINISHED",
+    "failed": "FAILED",
+    "preempted": "KILLED",
+}
+
+
+def send_records(client: Any, batch: list[Record], state: UploadState, folder: Path) -> None:
+    """Send consecutive records.
+
+    Args:
+        client: MLflow's client.
+        batch: The records.
+        state: Of a run that is in MLflow; the last step of each metric moves on.
+        folder: The run folder, from which files are sent.
+    """
+    run_id = str(state.run_id)
+    params: dict[str, str] = {}
+    tags: dict[str, str] = {}
+    points: list[Point] = []
+    for record in batch:
+        match record.kind:
+            case "params":
+                params |= flatten(record.body["values"])
+            case "tags":
+                tags |= record.body["values"]
+            case "metrics":
+                points += new_points(record, state.last_step)
+            case "artifact":
+                place = record.body["folder"] or None
+                send_file(client, run_id, folder / record.body["path"], place)
+            case "dataset":
+                _send_dataset(client, run_id, record)
+            case "model":
+                source = folder / record.body["path"]
+                send = partial(send_model, client, record, source, state)
+                _send_large(client, run_id, source, send)
+            case "status":
+                _send_status(client, record, state)
+    if params:
+        tags |= _send_params(client, run_id, params)
+    _send_tags_and_points(client, run_id, tags, points)
+
+
+def send_file(client: Any, run_id: str, path: Path, place: str | None) -> None:
+    """Copy a file or folder to the run's artifacts, in the folder `place` of them."""
+    _send_large(client, run_id, path, lambda: client.log_artifact(run_id, path, place))
+
+
+def _send_large(client: Any, run_id: str, path: Path, send: Callable[[], None]) -> None:
+    """Send something large; what is gone, refused or too large must not hold up the rest.
+
+    A server or proxy with a limit may answer 413, or close the connection in mid-upload. The
+    latter looks like an outage, so after it a small request tells whether the server is there.
+    """
+    if not path.exists():
+        logger.warning("%s is gone: MLflow does not get it", path)
+        return
+    for attempt in range(1, FILE_ATTEMPTS + 1):
+        try:
+            send()
+            return
+        except Exception as error:
+            if not is_final(error):
+                client.get_run(run_id)  # raises if this is an outage
+                if attempt < FILE_ATTEMPTS:
+                    continue
+            logger.warning("MLflow refuses %s, it stays there: %s", path, first_line(error))
+            return
+
+
+def _send_tags_and_points(
+    client: Any, run_id: str, tags: dict[str, str], points: list[Point]
+) -> None:
+    entities = library().entities
+    for some_tags in chunks(list(tags.items()), TAGS_PER_REQUEST):
+        new_tags = [entities.RunTag(valid_name(key), text) for key, text in some_tags]
+        client.log_batch(run_id, tags=new_tags)
+    for some_points in chunks(points, METRICS_PER_REQUEST):
+        client.log_batch(run_id, metrics=[entities.Metric(*point) for point in some_points])
+
+
+def _send_params(client: Any, run_id: str, params: dict[str, str]) -> dict[str, str]:
+    """Send settings; return tags for those that a resumed run changed, which MLflow forbids."""
+    data = client.get_run(run_id).data
+    new: dict[str, str] = {}
+    changed: dict[str, str] = {}
+    for key, value in params.items():
+        name, text = valid_name(key), value
+        if len(value) > PARAM_CHARACTERS:
+            text = LONG_PARAM.format(name)
+            client.log_text(run_id, value, text)
+        if name not in data.params:
+            new[name] = text
+            continue
+        tag = f"{CHANGED}{name}"
+        before = data.tags.get(tag, data.params[name])
+        if before != text:
+            changed[tag] = text
+            logger.warning("%s was %s and is %s since a resume", key, before, text)
+    param = library().entities.Param
+    for some in chunks(list(new.items()), PARAMS_PER_REQUEST):
+        client.log_batch(run_id, params=[param(name, text) for name, text in some])
+    return changed
+
+
+def _send_dataset(client: Any, run_id: str, record: Record) -> None:
+    """Log the dataset; MLflow knows one by name and digest, so twice is once."""
+    entities, body = library().entities, record.body
+    dataset = entities.Dataset(
+        body["name"],
+        body["digest"][:DIGEST_CHARACTERS],
+        source_type="local",
+        source=json.dumps({"uri": body["source"]}),
+        profile=json.dumps(body["profile"]),
+    )
+    context = entities.InputTag("mlflow.data.context", "train")
+    client.log_inputs(run_id, [entities.DatasetInput(dataset, [context])])
+
+
+def _send_status(client: Any, record: Record, state: UploadState) -> None:
+    status = RUN_STATUS[record.body["status"]]
+    if status == "RUNNING":
+        client.update_run(state.run_id, status)
+    else:
+        client.set_terminated(state.run_id, status, end_time=record.time_ms)
+    if state.parent_id and state.experiment_id:
+        show_group_status(client, state.parent_id, state.experiment_id)
+    if record.body["status"] == "finished":
+        state.last_step.clear()

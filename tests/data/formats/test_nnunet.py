@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from segresmamba.data import convert
+from segresmamba.data.formats.nnunet import read_nnunet
+from segresmamba.errors import DataError
+from tests.data.raw import describe, image_path, label_path
+
+
+def test_lists_cases_with_their_files_and_opens_none(raw: Path) -> None:
+    for path in raw.rglob("*.nii.gz"):
+        path.write_bytes(b"")
+    (raw / "imagesTr" / "._case_0_0000.nii.gz").touch()
+    (raw / "labelsTr" / "notes.txt").touch()
+    dataset = read_nnunet(raw)
+    assert dataset.name == "Balls"
+    assert dataset.channel_names == ("channel 0",)
+    assert dataset.labels == {"background": 0, "ball": 1, "box": 2}
+    assert [case.case_id for case in dataset.cases] == ["case_0", "case_1", "case_2"]
+    assert dataset.cases[1].images == (image_path(raw, "case_1"),)
+    assert dataset.cases[1].label == label_path(raw, "case_1")
+
+
+def test_a_case_without_its_label_is_still_listed(raw: Path) -> None:
+    label_path(raw, "case_1").unlink()
+    assert len(read_nnunet(raw).cases) == 3
+
+
+def test_dataset_json_may_name_the_files(raw: Path) -> None:
+    files = {"images": ["imagesTr/case_1_0000.nii.gz"], "label": "labelsTr/case_1.nii.gz"}
+    describe(raw, dataset={"patient": files}, numTraining=1)
+    (case,) = read_nnunet(raw).cases
+    assert (case.case_id, case.images) == ("patient", (image_path(raw, "case_1"),))
+
+
+def test_named_files_may_lie_elsewhere(raw: Path, tmp_path: Path) -> None:
+    elsewhere = image_path(raw, "case_1").rename(tmp_path / "scan.nii.gz")
+    files = {"images": [str(elsewhere)], "label": "labelsTr/case_1.nii.gz"}
+    describe(raw, dataset={"patient": files}, numTraining=1)
+    assert convert(raw, tmp_path / "store").converted == ("patient",)
+    assert convert(raw, tmp_path / "store").kept == ("patient",)
+
+
+@pytest.mark.parametrize("images", [[], ["a.nii.gz", "b.nii.gz"]])
+def test_named_files_must_be_one_per_channel(raw: Path, images: list[str]) -> None:
+    files = {"images": images, "label": "labelsTr/case_1.nii.gz"}
+    describe(raw, dataset={"patient": files}, numTraining=1)
+    with pytest.raises(DataError, match="one image per channel") as caught:
+        read_nnunet(raw)
+    assert "dataset.patient.images" in caught.value.where
+
+
+def test_the_folder_names_a_nameless_dataset(raw: Path) -> None:
+    describe(raw, name=None)
+    assert read_nnunet(raw).name == "raw"
+
+
+@pytest.mark.parametrize(
+    ("changes", "where"),
+    [
+        ({"labels": None}, "labels"),
+        ({"channel_names": {"1": "T1"}}, "channel_names"),
+        ({"channel_names": {}}, "channel_names"),
+        ({"channel_names": {"first": "T1"}}, "channel_names"),
+        ({"labels": {"background": 0, "ball": 1, "box": 3}}, "labels"),
+        ({"labels": {"ball": 0, "box": 1}}, "labels"),
+        ({"labels": {"background": 0}}, "labels"),
+        ({"labels": {"background": 0, "whole": [1, 2], "box": 2}}, "labels"),
+        ({"labels": {"background": 0, "ball": 1, "ignore": 2}}, "labels"),
+        ({"numTraining": 4}, "numTraining"),
+        ({"file_ending": ".nrrd"}, "file_ending"),
+    ],
+)
+def test_a_wrong_key_of_dataset_json_is_named(
+    raw: Path, changes: dict[str, Any], where: str
+) -> None:
+    describe(raw, **changes)
+    with pytest.raises(DataError) as caught:
+        read_nnunet(raw)
+    assert "dataset.json" in caught.value.where
+    assert where in caught.value.where
+
+
+@pytest.mark.parametrize("case_id", ["../escaped", "a/b", "a\\b", "..", ".hidden", "zarr.json"])
+def test_a_name_that_leaves_the_store_is_refused(raw: Path, case_id: str) -> None:
+    files = {"images": ["imagesTr/case_1_0000.nii.gz"], "label": "labelsTr/case_1.nii.gz"}
+    describe(raw, dataset={case_id: files}, numTraining=1)
+    with pytest.raises(DataError, match="cannot be a folder's name") as caught:
+        read_nnunet(raw)
+    assert caught.value.got == repr(case_id)
+
+
+@pytest.mark.parametrize("name", ["case_0_0001.nii.gz", "case_9.nii.gz"])
+def test_an_image_of_no_declared_channel_is_refused(raw: Path, name: str) -> None:
+    (raw / "imagesTr" / name).touch()
+    with pytest.raises(DataError, match="no declared channel") as caught:
+        read_nnunet(raw)
+    assert caught.value.where.endswith(name)
+
+
+@pytest.mark.parametrize("missing", ["dataset.json", "imagesTr", "labelsTr"])
+def test_what_is_missing_is_named(raw: Path, missing: str) -> None:
+    (raw / missing).rename(raw / "elsewhere")
+    with pytest.raises(DataError) as caught:
+        read_nnunet(raw)
+    assert caught.value.where.endswith(missing)
+
+
+def test_broken_json_is_refused(raw: Path) -> None:
+    (raw / "dataset.json").write_text("{")
+    with pytest.raises(DataError, match="not as nnU-Net describes it"):
+        read_nnunet(raw)

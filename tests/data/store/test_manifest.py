@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segresmamba.data.store.manifest import (
+    MANIFEST,
+    SCHEMA_VERSION,
+    build_manifest,
+    read_manifest,
+    write_whole,
+)
+from segresmamba.data.store.splits import make_splits
+from segresmamba.errors import DataError
+
+CASE_IDS = st.lists(st.integers(0, 99).map("case_{}".format), min_size=2, max_size=20, unique=True)
+
+
+@settings(max_examples=30)
+@given(case_ids=CASE_IDS, data=st.data())
+def test_each_case_is_held_out_once_whatever_the_order(
+    case_ids: list[str], data: st.DataObject
+) -> None:
+    splits = make_splits(case_ids)
+    assert len(splits) == min(5, len(case_ids))
+    assert sorted(case_id for split in splits for case_id in split.val) == sorted(case_ids)
+    for split in splits:
+        assert sorted(split.train + split.val) == sorted(case_ids)
+        assert split.train
+    assert make_splits(data.draw(st.permutations(case_ids))) == splits
+
+
+def test_one_case_cannot_be_split() -> None:
+    assert make_splits(["alone"]) == ()
+
+
+def test_a_manifest_is_read_as_written(sound_store: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(sound_store)
+    write_whole(tmp_path / MANIFEST, manifest.model_dump_json())
+    assert read_manifest(tmp_path) == manifest
+    assert [path.name for path in tmp_path.iterdir()] == ["dataset.json"]
+
+
+def test_the_digest_names_the_content(sound_store: Path) -> None:
+    manifest = read_manifest(sound_store)
+
+    def digest(**changes: Any) -> str:
+        keys = ("name", "channel_names", "labels", "storage", "cases", "splits")
+        return build_manifest(**({key: getattr(manifest, key) for key in keys} | changes)).digest
+
+    moved = [(*row[:3], row[3] + 1) for row in manifest.cases["case_0"].affine[:3]]
+    case = manifest.cases["case_0"].model_copy(
+        update={"affine": (*moved, manifest.cases["case_0"].affine[3])}
+    )
+    assert digest() == manifest.digest
+    assert digest(name="another name") == manifest.digest
+    assert digest(cases=dict(reversed(manifest.cases.items()))) == manifest.digest
+    assert digest(labels={"background": 0, "box": 1, "ball": 2}) != manifest.digest
+    assert digest(cases=manifest.cases | {"case_0": case}) != manifest.digest
+
+
+def test_the_fingerprint_sums_the_dataset_up(sound_store: Path) -> None:
+    manifest = read_manifest(sound_store)
+    fingerprint = manifest.fingerprint
+    assert fingerprint["cases"] == 3
+    assert fingerprint["median_shape_DHW"] == [40, 45, 36]
+    assert fingerprint["median_spacing_mm"] == [1.5, 2.0, 1.0]
+    assert list(fingerprint["mean_intensities"]) == ["channel 0", "channel 1"]
+    boxes = [case.class_voxels.get(2, 0) for case in manifest.cases.values()]
+    assert boxes == [0, 5 * 6 * 4, 5 * 6 * 4]
+    assert fingerprint["mean_class_volume_ml"]["box"] == pytest.approx(80 * 3 / 1000)
+
+
+def test_a_newer_schema_is_refused(store: Path) -> None:
+    path = store / "dataset.json"
+    newer = json.loads(path.read_text()) | {"schema_version": SCHEMA_VERSION + 1, "new": 1}
+    path.write_text(json.dumps(newer))
+    with pytest.raises(DataError, match="newer version") as caught:
+        read_manifest(store)
+    assert "upgrade" in caught.value.remedy
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"schema_version": 1}'])
+def test_a_damaged_manifest_is_refused(store: Path, content: str) -> None:
+    (store / "dataset.json").write_text(content)
+    with pytest.raises(DataError, match="damaged") as caught:
+        read_manifest(store)
+    assert caught.value.where.endswith("dataset.json")
+
+
+def test_a_folder_without_manifest_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no converted dataset") as caught:
+        read_manifest(tmp_path)
+    assert "segresmamba convert" in caught.value.remedy

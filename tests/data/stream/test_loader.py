@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import gc
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from segresmamba.config import DataConfig
+from segresmamba.data import Batch, PatchSampler, make_loader, open_dataset
+from segresmamba.data.store import layout
+from segresmamba.errors import DataError
+
+PATCH = (32, 32, 32)
+
+
+def batches(store: Path, **changes: Any) -> Iterator[Batch]:
+    settings: dict[str, Any] = {
+        "seed": 0, "rank": 0, "world_size": 1, "micro_batch": 2, "start_index": 0
+    }  # fmt: skip
+    config = DataConfig(store=str(store), patch=PATCH, workers=changes.pop("workers", 0))
+    dataset = open_dataset(store)
+    return make_loader(dataset, dataset.case_ids, config, **(settings | changes))
+
+
+def assert_same(one: Batch, other: Batch) -> None:
+    assert one.case_ids == other.case_ids
+    for name, value in vars(one).items():
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(value, getattr(other, name), rtol=0, atol=0)
+
+
+def test_a_batch_holds_the_crops_that_the_sampler_locates(sound_store: Path) -> None:
+    dataset = open_dataset(sound_store)
+    sampler = PatchSampler(dataset, dataset.case_ids, PATCH, 0, 1 / 3, 1)
+    batch = next(batches(sound_store, start_index=4))
+    assert batch.index_B.tolist() == [4, 5]
+    assert batch.image_BCDHW.shape == (2, 2, *PATCH)
+    assert batch.image_BCDHW.dtype == batch.normalisation_BC4.dtype == torch.float32
+    assert batch.label_BDHW.dtype == torch.uint8
+    for place, index in enumerate((4, 5)):
+        case_id, start = sampler.locate(index)
+        image, label = dataset[case_id].crop(start, PATCH)
+        assert batch.case_ids[place] == case_id
+        np.testing.assert_array_equal(batch.image_BCDHW[place], image)
+        np.testing.assert_array_equal(batch.label_BDHW[place], label)
+        expected_C4 = dataset[case_id].normalisation_C4
+        np.testing.assert_array_equal(batch.normalisation_BC4[place], expected_C4)
+
+
+def test_reader_processes_give_the_same_after_the_parent_has_read(sound_store: Path) -> None:
+    """A reader forked from this process would hang here: Zarr's event loop is running."""
+    expected = list(islice(batches(sound_store), 5))
+    for one, other in zip(expected, batches(sound_store, workers=2), strict=False):
+        assert_same(one, other)
+
+
+def test_readers_outlive_a_stop_signal_and_end_with_the_loader(sound_store: Path) -> None:
+    expected = list(islice(batches(sound_store), 8))
+    loader = batches(sound_store, workers=2)
+    received = [next(loader)]
+    (server,) = [
+        process
+        for process in psutil.Process().children()
+        if "forkserver" in " ".join(process.cmdline())
+    ]
+    readers = server.children()
+    assert len(readers) == 2
+    for process in (server, *readers):
+        for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+            process.send_signal(number)
+    received += islice(loader, 7)
+    for one, other in zip(expected, received, strict=True):
+        assert_same(one, other)
+    del loader
+    gc.collect()
+    _, alive = psutil.wait_procs(readers, timeout=20)
+    assert alive == []
+
+
+def test_a_process_ends_whose_loader_is_still_there(sound_store: Path) -> None:
+    """As after an error, whose traceback holds the loader: readers ignore a polite signal."""
+    code = (
+        "import sys; from pathlib import Path; from tests.data.stream.test_loader import batches\n"
+        "if __name__ == '__main__':\n"
+        "    loader = batches(Path(sys.argv[1]), workers=1); next(loader)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(sound_store)], check=True, timeout=60)
+
+
+def test_a_loader_begins_anywhere(sound_store: Path) -> None:
+    _, second, third = islice(batches(sound_store), 3)
+    resumed = batches(sound_store, start_index=2)
+    assert_same(second, next(resumed))
+    assert_same(third, next(resumed))
+
+
+def test_ranks_read_what_one_rank_alone_would(sound_store: Path) -> None:
+    whole = next(batches(sound_store, micro_batch=4))
+    parts = [next(batches(sound_store, rank=rank, world_size=2)) for rank in range(2)]
+    torch.testing.assert_close(whole.image_BCDHW, torch.cat([part.image_BCDHW for part in parts]))
+    assert whole.index_B.tolist() == [0, 1, 2, 3]
+
+
+def test_reading_leaves_the_random_state_alone(sound_store: Path) -> None:
+    before = torch.get_rng_state()
+    next(batches(sound_store))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_batch_moves_to_a_device(sound_store: Path) -> None:
+    moved = next(batches(sound_store)).to(torch.device("meta"))
+    assert moved.image_BCDHW.is_meta
+    assert moved.label_BDHW.is_meta
+    assert moved.index_B.tolist() == [0, 1]  # read on the host, so it stays there
+
+
+def test_a_patch_that_does_not_fit_is_refused_at_once(sound_store: Path) -> None:
+    dataset = open_dataset(sound_store)
+    config = DataConfig(store=str(sound_store), patch=(64, 64, 64), workers=2)
+    with pytest.raises(DataError, match="patch is larger"):
+        make_loader(
+            dataset, dataset.case_ids, config, 0,
+            rank=0, world_size=1, micro_batch=1, start_index=0,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damage_is_reported_as_what_it_is(store: Path, workers: int) -> None:
+    for case in store.glob("case_*"):
+        shard = layout.shard_file(case / layout.IMAGE, 4)
+        shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(DataError, match="a stored case is damaged") as caught:
+        next(batches(store, workers=workers))
+    assert str(store) in caught.value.where

@@ -1,0 +1,296 @@
+"""What a policy makes of a dataset, and that a store keeps to it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import zarr
+from ome_zarr_models.v05 import Image
+from ome_zarr_models.v05.image_label import ImageLabel
+
+from segresmamba.data import (
+    Policy,
+    Preprocessing,
+    convert,
+    open_dataset,
+    read_volume,
+    repair,
+    verify,
+)
+from segresmamba.data.preprocessing import ct_normalisation
+from segresmamba.errors import DataError
+from tests.data.raw import AFFINE, describe, image_path, label_path, write_nifti, write_raw
+
+KEEP = {"spacing": "keep", "crop": False, "intensity": "auto", "dtype": "auto"}
+
+
+def policy(**words: Any) -> Policy:
+    return Policy.of_words(**(KEEP | words))
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        ({"spacing": "wide"}, "--spacing"),
+        ({"spacing": "1,1"}, "--spacing"),
+        ({"spacing": "1,0,1"}, "--spacing"),
+        ({"spacing": "1,nan,1"}, "--spacing"),
+        ({"intensity": "mri"}, "--intensity"),
+        ({"intensity": "ct,"}, "--intensity"),
+        ({"dtype": "int8"}, "--dtype"),
+    ],
+)
+def test_words_that_mean_nothing_are_refused(words: dict[str, str], option: str) -> None:
+    with pytest.raises(DataError) as caught:
+        policy(**words)
+    assert (caught.value.where, caught.value.got) == (option, next(iter(words.values())))
+    assert len(caught.value.screen().splitlines()) < 8
+
+
+def test_each_channel_gets_its_intensity() -> None:
+    names = ("CT", "PET")
+    assert policy().for_channels(names).intensity == ("ct", "zscore")
+    assert policy(intensity="stored").for_channels(names).intensity == ("stored", "stored")
+    assert policy(intensity="stored,auto").for_channels(names).intensity == ("stored", "zscore")
+    with pytest.raises(DataError, match="each channel"):
+        policy(intensity="ct,ct,ct").for_channels(names)
+
+
+def resampled(raw: Path, store: Path, **words: Any) -> Any:
+    convert(raw, store, policy=policy(**words))
+    assert verify(store) == []
+    return open_dataset(store)
+
+
+def test_every_case_gets_the_median_spacing(raw: Path, tmp_path: Path) -> None:
+    wide = AFFINE @ np.diag([2, 1, 1, 1])
+    for path in (image_path(raw, "case_2"), label_path(raw, "case_2")):
+        write_nifti(path, np.asarray(nib.load(path).dataobj), wide)
+    dataset = resampled(raw, tmp_path / "store", spacing="median")
+    assert dataset.preprocessing.spacing_mm == (1.5, 2.0, 1.0)
+    assert dataset["case_0"].record.refit is None
+    changed = dataset["case_2"]
+    np.testing.assert_allclose(changed.spacing_mm, (1.5, 2.0, 1.0))
+    assert changed.shape_DHW == (40, 45, 66)
+    assert changed.image.dtype == np.float32
+    group = zarr.open_group(tmp_path / "store" / "case_2", mode="r")
+    (multiscale,) = Image.from_zarr(group).ome_attributes.multiscales
+    scale = multiscale.datasets[0].coordinateTransformations[0].scale
+    np.testing.assert_allclose(scale, (1, 1.5, 2.0, 1.0))
+    label = ImageLabel.from_zarr(group["labels/segmentation"])
+    assert label.ome_attributes.image_label.source.image == "../../"
+    original = nib.load(label_path(raw, "case_2"))
+    np.testing.assert_array_equal(np.asarray(changed.reference().dataobj), original.dataobj)
+    restored = changed.restore_label(changed.read()[1])
+    assert restored.shape == original.shape
+    np.testing.assert_array_equal(restored.affine, original.affine)
+    assert (np.asarray(restored.dataobj) == np.asarray(original.dataobj)).mean() > 0.995
+
+
+def test_the_median_of_a_store_that_has_begun_stays(raw: Path, tmp_path: Path) -> None:
+    first = resampled(raw, tmp_path / "store", spacing="median")
+    for number in range(3, 8):
+        for path in (image_path(raw, "case_0"), label_path(raw, "case_0")):
+            data = np.asarray(nib.load(path).dataobj)
+            write_nifti(
+                Path(str(path).replace("case_0", f"case_{number}")),
+                (data + (data > 50) * number).astype(np.int16),
+                AFFINE @ np.diag([2, 2, 2, 1]),
+            )
+    describe(raw, numTraining=8)
+    again = resampled(raw, tmp_path / "store", spacing="median")
+    assert len(again) == 8
+    assert again.preprocessing.spacing_mm == first.preprocessing.spacing_mm
+
+
+def test_a_crop_leaves_the_box_of_all_channels(tmp_path: Path) -> None:
+    raw = write_raw(tmp_path / "raw", channels=2)
+    for channel, side in enumerate((slice(5, 30), slice(10, 33))):
+        path = image_path(raw, "case_1", channel)
+        data = np.zeros_like(np.asarray(nib.load(path).dataobj))
+        data[side, 3:40, 9:] = np.asarray(nib.load(path).dataobj)[side, 3:40, 9:]
+        write_nifti(path, data)
+    dataset = resampled(raw, tmp_path / "store", crop=True)
+    case = dataset["case_1"]
+    assert case.shape_DHW == (37, 29, 28)  # file axes: left, superior, anterior
+    assert case.image.dtype == np.int16
+    original = np.asarray(nib.load(label_path(raw, "case_1")).dataobj)
+    np.testing.assert_array_equal(np.asarray(case.reference().dataobj), original)
+    outside = np.ones(original.shape, bool)
+    outside[5:33, 3:40, 9:] = False
+    restored = np.asarray(case.restore_label(case.read()[1]).dataobj)
+    np.testing.assert_array_equal(restored, np.where(outside, 0, original))
+
+
+def test_labels_outside_of_the_crop_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    raw = write_raw(tmp_path / "raw")
+    path = image_path(raw, "case_1")
+    data = np.asarray(nib.load(path).dataobj).copy()
+    data[:4] = 0
+    write_nifti(path, data)
+    resampled(raw, tmp_path / "store", crop=True)
+    assert "case case_1: 48 labelled voxels lie where the image is 0" in caplog.text
+
+
+@pytest.fixture
+def ct_raw(tmp_path: Path) -> Path:
+    raw = write_raw(tmp_path / "raw")
+    describe(raw, channel_names={"0": "CT"})
+    for number in range(3):
+        path = image_path(raw, f"case_{number}")
+        data = np.asarray(nib.load(path).dataobj).astype(np.int16)
+        data[:, :8] = -1000
+        data[-1, -1, -1] = 3000  # metal
+        write_nifti(path, data)
+    return raw
+
+
+def foreground(raw: Path) -> np.ndarray:
+    """As many labelled voxels of each case, as nnU-Net pools them."""
+    parts = []
+    for number in range(3):
+        image, label = (
+            np.asarray(nib.load(path(raw, f"case_{number}")).dataobj)
+            for path in (image_path, label_path)
+        )
+        parts.append(np.quantile(image[label > 0], np.linspace(0, 1, 20_000)))
+    return np.concatenate(parts)
+
+
+def test_ct_is_normalised_by_the_foreground_of_all_cases(ct_raw: Path, tmp_path: Path) -> None:
+    dataset = resampled(ct_raw, tmp_path / "store")
+    pooled = foreground(ct_raw)
+    (found,) = dataset.preprocessing.normalisation
+    assert found.kind == "ct"
+    np.testing.assert_allclose([found.low, found.high], np.percentile(pooled, (0.5, 99.5)), atol=2)
+    np.testing.assert_allclose([found.mean, found.std], [pooled.mean(), pooled.std()], atol=0.5)
+    expected = np.float32([found.low, found.high, found.mean, found.std])
+    for case_id in dataset.case_ids:
+        np.testing.assert_array_equal(dataset[case_id].normalisation_C4, expected[None])
+        assert dataset[case_id].image.dtype == np.int16  # stored as it was
+
+
+def test_the_digest_tells_intensity_policies_apart(ct_raw: Path, tmp_path: Path) -> None:
+    digests = {
+        resampled(ct_raw, tmp_path / word, intensity=word).digest for word in ("ct", "zscore")
+    }
+    assert len(digests) == 2
+
+
+def test_cases_weigh_the_same_in_the_normalisation_of_ct() -> None:
+    found = ct_normalisation([[0.0] * 1000, [10.0] * 1000, [20.0] * 1000])
+    assert (found.mean, found.low, found.high) == (10, 0, 20)
+
+
+def test_intensities_as_stored_are_left_alone(raw: Path, tmp_path: Path) -> None:
+    case = resampled(raw, tmp_path / "store", intensity="stored")["case_0"]
+    np.testing.assert_array_equal(case.normalisation_C4, [[-np.inf, np.inf, 0, 1]])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int16"])
+def test_images_are_stored_in_the_dtype_asked_for(dtype: str, tmp_path: Path) -> None:
+    raw = write_raw(tmp_path / "raw", dtype=np.float32)
+    dataset = resampled(raw, tmp_path / "store", dtype=dtype)
+    exact = read_volume([image_path(raw, "case_1")])
+    case = dataset["case_1"]
+    stored_CDHW = case.read()[0]
+    assert stored_CDHW.dtype == dtype
+    _, _, mean, std = Preprocessing().for_case(exact.statistics)[0]
+    _, _, stored_mean, stored_std = case.normalisation_C4[0]
+    as_seen = (stored_CDHW.astype(np.float32) - stored_mean) / stored_std
+    np.testing.assert_allclose(as_seen, (exact.image_CDHW - mean) / std, atol=0.011)
+
+
+def test_integers_in_int16_are_lossless_and_have_no_scale(tmp_path: Path) -> None:
+    raw = write_raw(tmp_path / "raw", dtype=np.int32)
+    dataset = resampled(raw, tmp_path / "store", dtype="int16")
+    case = dataset["case_1"]
+    assert case.record.scale == ()
+    exact = read_volume([image_path(raw, "case_1")]).image_CDHW
+    np.testing.assert_array_equal(case.read()[0], exact)
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("float16", 1e5), ("int16", 1e8)])
+def test_a_dtype_that_would_change_a_case_is_refused(
+    dtype: str, value: float, tmp_path: Path
+) -> None:
+    raw = write_raw(tmp_path / "raw", dtype=np.float32)
+    path = image_path(raw, "case_1")
+    data = np.asarray(nib.load(path).dataobj).copy()
+    data[0, 0, 0] = value
+    write_nifti(path, data)
+    with pytest.raises(DataError, match=f"{dtype} would change") as caught:
+        convert(raw, tmp_path / "store", policy=policy(dtype=dtype))
+    assert "case_1" in caught.value.where
+    assert {entry.name for entry in (tmp_path / "store").glob("case*")} == {"case_0", "case_2"}
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        ({"spacing": "2,2,2"}, "spacing"),
+        ({"crop": True}, "crop"),
+        ({"intensity": "ct"}, "intensity"),
+        ({"dtype": "float32"}, "dtype"),
+    ],
+)
+def test_a_store_is_not_continued_under_another_policy(
+    words: dict[str, Any], key: str, raw: Path, tmp_path: Path
+) -> None:
+    first = convert(raw, tmp_path / "store")
+    with pytest.raises(DataError, match="another policy") as caught:
+        convert(raw, tmp_path / "store", policy=policy(**words))
+    assert caught.value.where.endswith(f"zarr.json: {key}")
+    assert open_dataset(tmp_path / "store").digest == first.digest
+    anew = convert(raw, tmp_path / "store", policy=policy(**words), overwrite=True)
+    assert len(anew.converted) == 3
+    assert convert(raw, tmp_path / "store", policy=policy(**words)).converted == ()
+
+
+def test_a_store_of_an_earlier_version_goes_on(raw: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    digest = convert(raw, store).digest
+    new = ("spacing", "crop", "intensity", "dtype", "spacing_mm")
+    root = json.loads((store / "zarr.json").read_text())
+    header = root["attributes"]["segresmamba"]
+    for key in new:
+        del header[key]
+    header["schema_version"] = 1
+    (store / "zarr.json").write_text(json.dumps(root))
+    manifest = json.loads((store / "dataset.json").read_text())
+    manifest["schema_version"] = 1
+    del manifest["preprocessing"], manifest["storage"]["policy"]
+    (store / "dataset.json").write_text(json.dumps(manifest))
+    case = open_dataset(store)["case_0"]
+    assert case.normalisation_C4[0, 2] == pytest.approx(case.record.statistics[0].mean)
+    again = convert(raw, store)
+    assert (again.converted, again.digest) == ((), digest)
+
+
+def test_a_store_of_a_newer_version_is_not_written_to(raw: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    convert(raw, store)
+    root = json.loads((store / "zarr.json").read_text())
+    root["attributes"]["segresmamba"] |= {"schema_version": 99, "codec": "new", "chunk_DHW": "new"}
+    (store / "zarr.json").write_text(json.dumps(root))
+    with pytest.raises(DataError, match="newer version") as caught:
+        convert(raw, store)
+    assert caught.value.where == f"{store / 'zarr.json'}: schema_version"
+
+
+def test_a_repair_keeps_the_policy(ct_raw: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    before = resampled(ct_raw, store, spacing="2,2,2", crop=True)
+    (store / "case_1" / "reference" / "c" / "0" / "0" / "0").unlink()
+    (problem,) = verify(store)
+    assert (problem.case_id, problem.path) == ("case_1", str(store / "case_1" / "reference"))
+    assert repair(store) == []
+    assert open_dataset(store).digest == before.digest
+    assert open_dataset(store).manifest.storage.policy == before.manifest.storage.policy

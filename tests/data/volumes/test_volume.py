@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from segresmamba.data.volumes.volume import read_label, read_volume
+from segresmamba.errors import DataError
+from tests.data.raw import AFFINE, write_nifti
+
+SHAPE = (4, 5, 6)
+LABELS = {"background": 0, "ball": 1, "box": 2}
+
+
+def some(dtype: Any = np.int16) -> np.ndarray:
+    return np.arange(1, 1 + np.prod(SHAPE)).reshape(SHAPE).astype(dtype)
+
+
+def refused(path: Path) -> DataError:
+    """The error of reading the file as an image; it names the file."""
+    with pytest.raises(DataError) as caught:
+        read_volume([path])
+    assert caught.value.where == str(path)
+    assert len(caught.value.screen().splitlines()) < 24
+    return caught.value
+
+
+def refused_label(tmp_path: Path, data: Any, affine: Any = AFFINE) -> DataError:
+    image = write_nifti(tmp_path / "image.nii.gz", some())
+    path = write_nifti(tmp_path / "label.nii.gz", data, affine)
+    with pytest.raises(DataError) as caught:
+        read_label(path, LABELS, read_volume([image]).original)
+    assert caught.value.where == str(path)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("stored", "kept"),
+    [
+        (np.uint8, "int16"),
+        (np.int16, "int16"),
+        (np.int32, "int16"),
+        (np.float32, "float32"),
+        (np.float64, "float32"),
+    ],
+)
+def test_integers_that_fit_stay_integers(tmp_path: Path, stored: Any, kept: str) -> None:
+    volume = read_volume([write_nifti(tmp_path / "a.nii.gz", some(stored))])
+    assert volume.image_CDHW.dtype == kept
+    assert sorted(volume.image_CDHW.ravel()) == list(range(1, 121))
+
+
+def test_integers_that_do_not_fit_become_floats(tmp_path: Path) -> None:
+    volume = read_volume([write_nifti(tmp_path / "a.nii", some(np.int32) * 1000)])
+    assert volume.image_CDHW.dtype == np.float32
+    assert volume.image_CDHW.max() == 120_000
+
+
+@pytest.mark.parametrize(("slope", "kept"), [(2, "int16"), (0.5, "float32")])
+def test_a_header_scale_is_applied(tmp_path: Path, slope: float, kept: str) -> None:
+    image = nib.Nifti1Image(some(), AFFINE)
+    image.header.set_slope_inter(slope, -1024)
+    path = tmp_path / "ct.nii.gz"
+    image.to_filename(path)  # given a scale, nibabel writes the values unscaled
+    volume = read_volume([path])
+    assert volume.image_CDHW.dtype == kept
+    assert volume.image_CDHW.min() == slope - 1024
+    assert volume.image_CDHW.max() == 120 * slope - 1024
+
+
+def test_channels_share_one_dtype_and_one_grid(tmp_path: Path) -> None:
+    paths = [
+        write_nifti(tmp_path / "a.nii.gz", some(np.int16)),
+        write_nifti(tmp_path / "b.nii.gz", some(np.float32) / 2),
+    ]
+    volume = read_volume(paths)
+    assert volume.image_CDHW.dtype == np.float32
+    assert volume.image_CDHW.shape == (2, 5, 6, 4)  # left, superior, anterior -> D, H, W
+    np.testing.assert_array_equal(volume.image_CDHW[0], 2 * volume.image_CDHW[1])
+    assert volume.spacing_mm == (1.5, 2.0, 1.0)
+    assert [channel.mean for channel in volume.statistics] == [60.5, 30.25]
+
+
+def test_statistics_ignore_zeros(tmp_path: Path) -> None:
+    data = np.zeros(SHAPE, np.int16)
+    data[0, 0, :4] = [10, 20, 30, 40]
+    volume = read_volume([write_nifti(tmp_path / "a.nii.gz", data)])
+    (channel,) = volume.statistics
+    assert (channel.mean, channel.min, channel.max) == (25, 10, 40)
+    assert channel.std == pytest.approx(np.std([10, 20, 30, 40]))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    assert refused(tmp_path / "none.nii.gz").problem == "a file is missing"
+
+
+@pytest.mark.parametrize("kept", [0, 5, 0.2, 0.7, -9, -1])
+def test_a_truncated_gzip_is_refused(tmp_path: Path, kept: float) -> None:
+    noise = np.random.default_rng(0).integers(0, 1000, (20, 20, 20)).astype(np.int16)
+    path = write_nifti(tmp_path / "a.nii.gz", noise)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content)) if 0 < kept < 1 else int(kept)])
+    assert refused(path).problem == "a file is truncated or damaged"
+
+
+def test_a_flipped_bit_in_a_gzip_is_found(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 1000, (20, 20, 20)).astype(np.int16)
+    path = tmp_path / "a.nii.gz"
+    content = bytearray(gzip.compress(nib.Nifti1Image(noise, AFFINE).to_bytes(), compresslevel=0))
+    content[5000] ^= 1
+    path.write_bytes(content)
+    assert "CRC" in refused(path).got
+
+
+def test_a_truncated_plain_file_is_refused(tmp_path: Path) -> None:
+    path = write_nifti(tmp_path / "a.nii", some())
+    path.write_bytes(path.read_bytes()[:-10])
+    assert refused(path).problem == "a file is truncated or damaged"
+
+
+def test_a_file_that_is_no_nifti_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.nii"
+    path.write_bytes(b"not a header" * 100)
+    assert refused(path).problem == "a file is truncated or damaged"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_voxels_must_be_finite(tmp_path: Path, value: float) -> None:
+    data = some(np.float64)
+    data[1, 2, 3] = value
+    error = refused(write_nifti(tmp_path / "a.nii.gz", data))
+    assert error.got == "1 of 120 voxels"
+
+
+def test_a_fourth_dimension_is_refused(tmp_path: Path) -> None:
+    error = refused(write_nifti(tmp_path / "a.nii.gz", np.ones((4, 5, 6, 2), np.int16)))
+    assert error.got == "shape (4, 5, 6, 2)"
+
+
+def test_a_singular_affine_is_refused(tmp_path: Path) -> None:
+    header = nib.Nifti1Header()
+    header.set_sform(np.diag([1.0, 1.0, 0.0, 1.0]), code=1)
+    path = tmp_path / "a.nii.gz"
+    nib.Nifti1Image(some(), None, header).to_filename(path)
+    assert "affine" in refused(path).problem
+
+
+def test_an_image_of_zeros_is_refused(tmp_path: Path) -> None:
+    error = refused(write_nifti(tmp_path / "a.nii.gz", np.zeros(SHAPE, np.int16)))
+    assert error.problem == "an image has no non-zero voxel"
+
+
+def test_colours_are_refused(tmp_path: Path) -> None:
+    rgb = np.zeros(SHAPE, [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    assert refused(write_nifti(tmp_path / "a.nii.gz", rgb)).problem == "voxels must be numbers"
+
+
+def test_channels_of_different_shapes_are_refused(tmp_path: Path) -> None:
+    first = write_nifti(tmp_path / "a.nii.gz", some())
+    second = write_nifti(tmp_path / "b.nii.gz", np.ones((4, 5, 7), np.int16))
+    with pytest.raises(DataError, match="different shapes") as caught:
+        read_volume([first, second])
+    assert caught.value.where == str(second)
+
+
+def test_channels_of_different_affines_are_refused(tmp_path: Path) -> None:
+    moved = AFFINE.copy()
+    moved[1, 3] += 0.5
+    first = write_nifti(tmp_path / "a.nii.gz", some())
+    second = write_nifti(tmp_path / "b.nii.gz", some(), moved)
+    with pytest.raises(DataError, match="different affines") as caught:
+        read_volume([first, second])
+    assert caught.value.where == str(second)
+
+
+def test_a_label_of_another_shape_is_refused(tmp_path: Path) -> None:
+    error = refused_label(tmp_path, np.ones((4, 6, 5), np.uint8))
+    assert "(4, 6, 5)" in error.got
+
+
+def test_a_label_of_another_affine_is_refused(tmp_path: Path) -> None:
+    error = refused_label(tmp_path, np.ones(SHAPE, np.uint8), AFFINE @ np.diag([-1, 1, 1, 1]))
+    assert "affines" in error.problem
+
+
+def test_rounding_of_the_header_is_no_other_affine(tmp_path: Path) -> None:
+    rounded = AFFINE + 1e-5
+    rounded[3] = AFFINE[3]
+    image = read_volume([write_nifti(tmp_path / "a.nii.gz", some())])
+    path = write_nifti(tmp_path / "b.nii.gz", np.ones(SHAPE, np.uint8), rounded)
+    label_DHW, _ = read_label(path, LABELS, image.original)
+    assert label_DHW.shape == image.image_CDHW.shape[1:]
+
+
+@pytest.mark.parametrize(("value", "shown"), [(3, "3"), (-1, "-1")])
+def test_an_undeclared_label_is_refused(tmp_path: Path, value: int, shown: str) -> None:
+    label = np.ones(SHAPE, np.int16)
+    label[0, 0, 0] = value
+    error = refused_label(tmp_path, label)
+    assert (error.problem, error.got) == ("a label has undeclared values", shown)
+
+
+def test_a_label_between_integers_is_refused(tmp_path: Path) -> None:
+    label = np.ones(SHAPE, np.float32)
+    label[0, 0, :2] = 0.5
+    error = refused_label(tmp_path, label)
+    assert error.got == "2 voxels, such as 0.5"
+
+
+def test_integers_stored_as_floats_are_labels(tmp_path: Path) -> None:
+    label = some(np.float32) % 3
+    image = read_volume([write_nifti(tmp_path / "a.nii.gz", some())])
+    path = write_nifti(tmp_path / "b.nii.gz", label)
+    label_DHW, original = read_label(path, LABELS, image.original)
+    assert label_DHW.dtype == np.uint8
+    restored = original.restore(label_DHW)
+    np.testing.assert_array_equal(np.asarray(restored.dataobj), label)
+    assert restored.get_data_dtype() == np.float32
+
+
+def test_many_labels_need_a_wider_type(tmp_path: Path) -> None:
+    labels = {"background": 0} | {f"l{value}": value for value in range(1, 301)}
+    image = read_volume([write_nifti(tmp_path / "a.nii.gz", some())])
+    path = write_nifti(tmp_path / "b.nii.gz", some() + 100)
+    label_DHW, _ = read_label(path, labels, image.original)
+    assert (label_DHW.dtype, label_DHW.max()) == (np.int16, 220)

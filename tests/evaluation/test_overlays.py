@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from numpy.typing import NDArray
+
+from segresmamba.evaluation.overlays import draw_overlay
+
+Array = NDArray[np.float64]
+
+
+def draw(
+    path: Path,
+    image: NDArray[np.float32],
+    reference: NDArray[np.uint8],
+    prediction: NDArray[np.uint8],
+    spacing_mm: tuple[float, float, float] = (1, 1, 1),
+    classes: int = 1,
+) -> list[list[Array]]:
+    """The panels of the picture, 2 rows of 3 RGB arrays; for volumes that are cubes in mm."""
+    members = {f"class {value}": (value,) for value in range(1, classes + 1)}
+    draw_overlay(
+        path,
+        image,
+        reference,
+        prediction,
+        spacing_mm=spacing_mm,
+        members=members,
+        dice=dict.fromkeys(members, 0.5),
+        title="a case",
+    )
+    picture = imread(path)[..., :3]
+    # Inches at 130 dots per inch: 0.4 for the title, 0.12 between panels, the rest for the panels.
+    gap, top = 15.6, 52.0
+    side = (picture.shape[1] - 4 * gap) / 3
+    return [
+        [
+            picture[
+                round(top + row * (side + gap)) : round(top + row * (side + gap) + side),
+                round(gap + column * (side + gap)) : round((column + 1) * (side + gap)),
+            ]
+            for column in range(3)
+        ]
+        for row in range(2)
+    ]
+
+
+def colourful(panel: Array) -> NDArray[np.bool_]:
+    shown: NDArray[np.bool_] = np.ptp(panel, axis=-1) > 0.15
+    return shown
+
+
+def noise(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """An image without dark margins, which would be cut off."""
+    return np.random.default_rng(0).uniform(50, 150, shape).astype(np.float32)
+
+
+def cube(shape: tuple[int, int, int], *corner: slice) -> NDArray[np.uint8]:
+    label = np.zeros(shape, np.uint8)
+    label[corner] = 1
+    return label
+
+
+def test_the_patients_right_front_and_top_are_left_and_up(tmp_path: Path) -> None:
+    shape, corner = (40, 40, 40), slice(28, 34)  # superior, anterior, right of the centre
+    label = cube(shape, corner, corner, corner)
+    panels = draw(tmp_path / "a.png", noise(shape), label, label)
+    for panel in panels[1]:
+        rows, columns = np.nonzero(colourful(panel))
+        height, width = panel.shape[:2]
+        assert rows.size > 0
+        assert rows.max() < height / 2
+        assert columns.max() < width / 2
+
+
+def test_the_image_above_stays_bare(tmp_path: Path) -> None:
+    middle = slice(15, 25)
+    label = cube((40, 40, 40), middle, middle, middle)
+    above, below = draw(tmp_path / "a.png", noise(label.shape), label, label)
+    assert not any(colourful(panel).any() for panel in above)
+    assert all(colourful(panel).any() for panel in below)
+
+
+def test_voxels_keep_their_true_aspect(tmp_path: Path) -> None:
+    label = cube((8, 40, 80), slice(2, 6), slice(10, 30), slice(20, 60))  # 20 mm along each axis
+    image = noise(label.shape)
+    for panel in draw(tmp_path / "a.png", image, label, label, spacing_mm=(5, 1, 0.5))[1]:
+        rows, columns = np.nonzero(colourful(panel))
+        assert np.ptp(rows) == pytest.approx(np.ptp(columns), abs=4)
+        assert np.ptp(rows) == pytest.approx(panel.shape[0] / 2, rel=0.1)
+
+
+def test_reference_and_prediction_can_be_told_apart(tmp_path: Path) -> None:
+    image = noise((40, 40, 40))
+    middle = slice(10, 30)
+    label = cube(image.shape, middle, middle, middle)
+    line, area = (
+        draw(tmp_path / "a.png", image, reference, prediction)[1][0]
+        for reference, prediction in [(label, 0 * label), (0 * label, label)]
+    )
+    side = line.shape[0]
+    centre = slice(int(0.4 * side), int(0.6 * side))
+    assert colourful(area)[centre, centre].all()
+    assert not colourful(line)[centre, centre].any()
+    assert colourful(line).any()
+
+
+def test_a_small_class_chooses_the_plane_as_much_as_a_large_one(tmp_path: Path) -> None:
+    label = np.zeros((40, 40, 40), np.uint8)
+    label[5:35, 5:35, 5:35] = 1
+    label[30, 30, 30] = 2  # one voxel, in planes that hold no more of class 1 than the others
+    *_, below = draw(tmp_path / "a.png", noise(label.shape), label, label, classes=2)
+    orange = [(panel[..., 0] - panel[..., 2] > 0.15).any() for panel in below]
+    assert orange == [True, True, True]
+
+
+@pytest.mark.parametrize("fill", [0, 1], ids=["nothing", "everything"])
+def test_a_case_without_any_border_is_drawn(tmp_path: Path, fill: int) -> None:
+    label = np.full((12, 12, 12), fill, np.uint8)
+    draw(tmp_path / "a.png", np.zeros(label.shape, np.float32), label, label)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_many_classes_make_the_legend_longer_not_the_picture_wider(tmp_path: Path) -> None:
+    label = np.arange(30**3, dtype=np.uint8).reshape(30, 30, 30) % 25
+    image = noise(label.shape)
+    draw(tmp_path / "few.png", image, label, label, classes=2)
+    draw(tmp_path / "many.png", image, label, label, classes=24)
+    few, many = (imread(tmp_path / f"{name}.png").shape for name in ("few", "many"))
+    assert many[0] > few[0]
+    assert many[1] == few[1]

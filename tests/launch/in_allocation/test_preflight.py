@@ -1,0 +1,199 @@
+"""What preflight makes of the nodes' reports; the nodes themselves are in tests/cluster."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from launch.in_allocation import preflight
+from launch.in_allocation.preflight import problems
+from launch.slurm import probe
+from launch.slurm.probe import Report
+from segresmamba.config import Config, load_config
+from segresmamba.errors import LaunchError
+
+GOOD = Report(
+    host="gpu07",
+    time_s=1000.0,
+    gpus=2,
+    gpu_error="",
+    gpu_memory_gib=40.0,
+    memory_gib=64.0,
+    shm_gib=32.0,
+    shared=True,
+    write_error="",
+    store_error="",
+)
+
+
+@pytest.fixture
+def config() -> Config:
+    return load_config(["cluster=slurm", "data.workers=4", "data.patch=[128,128,128]"])
+
+
+def test_a_good_node_has_no_problems(config: Config) -> None:
+    assert list(problems(config, [GOOD, GOOD], 999.0, 1001.0)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "problem", "got", "remedy"),
+    [
+        ({"shared": False}, "not shared between the nodes", "gpu07 does not see", "run.root="),
+        ({"write_error": "Disk quota exceeded"}, "cannot be written", "quota", "writable"),
+        ({"store_error": "No such file"}, "store cannot be read", "No such file", "full path"),
+        ({"gpu_error": "GPU is lost"}, "do not answer", "lost", "cluster.exclude=gpu07"),
+        ({"gpus": 1}, "more ranks than GPUs", "2 ranks, 1 GPUs", "gpus_per_node"),
+        ({"memory_gib": 2.0}, "too little memory", "2.0 GiB", "cluster.memory_gib"),
+        ({"shm_gib": 0.06}, "/dev/shm is too small", "0.12 GiB are needed", "--shm-size"),
+        ({"time_s": 1012.0}, "clocks", "+13 s", "cluster.exclude=gpu07"),
+        ({"time_s": 988.0}, "clocks", "-11 s", "cluster.exclude=gpu07"),
+    ],
+)
+def test_each_problem_names_the_node_and_the_remedy(
+    config: Config, change: dict[str, object], problem: str, got: str, remedy: str
+) -> None:
+    bad = dataclasses.replace(GOOD, **change)  # type: ignore[arg-type]
+    (found,) = problems(config, [GOOD, bad], 999.0, 1001.0)
+    assert problem in found.problem
+    assert got in found.got
+    assert remedy in found.remedy
+    assert "gpu07" in found.screen()
+
+
+@pytest.fixture
+def good_nodes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """A function of hosts and the memory of their GPUs: the nodes of the job, which are well."""
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+
+    def answer(**gib: float) -> None:
+        now = dataclasses.replace(GOOD, time_s=time.time())
+        reports = [
+            dataclasses.replace(now, host=host, gpu_memory_gib=memory)
+            for host, memory in gib.items()
+        ]
+        monkeypatch.setattr(preflight, "_ask_nodes", lambda *_: reports)
+
+    return answer
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float | None, str]]:
+    """Memory and place of every question to the planner, which never knows."""
+    questions: list[tuple[float | None, str]] = []
+
+    def ask(config: Config, where: str) -> None:
+        questions.append((config.plan.gpu_memory_gib, where))
+        raise LaunchError("no plan", where=where, got="nothing", remedy="none")
+
+    monkeypatch.setattr(preflight, "require_fit", ask)
+    return questions
+
+
+def test_the_training_step_is_held_against_the_smallest_gpu_of_all_nodes(
+    good_nodes: Callable[..., None],
+    asked: list[tuple[float | None, str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    good_nodes(gpu08=24.0, gpu07=40.0, cpu01=0.0)
+    preflight.check(load_config(["cluster=slurm", "plan.gpu_memory_gib=40"]), tmp_path)
+    assert asked == [(24.0, "the GPUs of gpu08")]
+    # What keeps the planner from answering need not keep the job from running.
+    assert "warning: no plan [the GPUs of gpu08: nothing]" in capsys.readouterr().err
+
+
+def test_a_job_whose_step_may_not_fit_does_not_start_if_told_so(
+    good_nodes: Callable[..., None], asked: list[tuple[float | None, str]], tmp_path: Path
+) -> None:
+    good_nodes(gpu07=24.0)
+    strict = load_config(["cluster=slurm", "plan.gpu_memory_gib=40", "plan.strict=true"])
+    with pytest.raises(LaunchError, match="no plan"):
+        preflight.check(strict, tmp_path)
+    assert asked == [(24.0, "the GPUs of gpu07")]
+
+
+@pytest.mark.parametrize(("words", "gib"), [(["plan.gpu_memory_gib=40"], 0.0), ([], 24.0)])
+def test_nothing_is_planned_without_a_wish_or_for_gpus_of_unknown_size(
+    good_nodes: Callable[..., None],
+    asked: list[tuple[float | None, str]],
+    tmp_path: Path,
+    words: list[str],
+    gib: float,
+) -> None:
+    good_nodes(gpu07=gib)
+    preflight.check(load_config(["cluster=slurm", *words]), tmp_path)
+    assert asked == []
+
+
+def test_the_probe_runs_without_the_projects_packages(tmp_path: Path) -> None:
+    nonce = tmp_path / "nonce"
+    nonce.write_text("4711")
+    (tmp_path / "store").mkdir()
+    words = [str(nonce), "4711", str(tmp_path / "store")]
+    command = [sys.executable, "-I", "-S", probe.__file__, *words]
+    before_s = time.time()
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    report = Report(**json.loads(done.stdout))
+    assert (report.shared, report.write_error) == (True, "")
+    assert report.store_error == "the folder is empty"
+    assert before_s <= report.time_s <= time.time()
+    assert report.memory_gib > 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["nonce", "store"]
+
+
+def test_a_store_may_be_a_zip_file(tmp_path: Path) -> None:
+    store = tmp_path / "store.zip"
+    (tmp_path / "nonce").write_text("4711")
+    report = probe.probe(tmp_path / "nonce", "4711", str(store))
+    assert report.store_error == "No such file or directory"
+    store.write_bytes(b"PK")
+    assert probe.probe(tmp_path / "nonce", "4711", str(store)).store_error == ""
+
+
+def test_a_folder_with_another_nonce_is_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "SHARED_PATIENCE_S", 0.0)
+    nonce = tmp_path / "nonce"
+    assert not probe.probe(nonce, "4711", "").shared
+    nonce.write_text("another job's")
+    assert not probe.probe(nonce, "4711", "").shared
+
+
+def test_a_gpu_that_fell_off_the_bus_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_command: Callable[[str, str], None]
+) -> None:
+    fake_command("nvidia-smi", "echo 'Unable to determine the device handle'; exit 15")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setattr(probe, "SHARED_PATIENCE_S", 0.0)
+    report = probe.probe(tmp_path / "nonce", "", "")
+    assert (report.gpus, report.gpu_error) == (2, "Unable to determine the device handle")
+
+
+@pytest.mark.parametrize(
+    ("visible", "said", "gib"),
+    [
+        ("0,1", "81559\\n40960\\n", 40.0),
+        ("0", "[N/A]\\n", 0.0),
+        ("MIG-41f5", "81559\\n", 0.0),
+        ("", "81559\\n", 0.0),
+    ],
+)
+def test_the_memory_of_the_smallest_gpu_is_reported_where_it_is_known(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fake_command: Callable[[str, str], None],
+    visible: str,
+    said: str,
+    gib: float,
+) -> None:
+    fake_command("nvidia-smi", f"printf '{said}'")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(probe, "SHARED_PATIENCE_S", 0.0)
+    report = probe.probe(tmp_path / "nonce", "", "")
+    assert (report.gpu_error, report.gpu_memory_gib) == ("", gib)

@@ -1,0 +1,215 @@
+"""Sweeps: what they expand to, what they remember, what they run again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launch.__main__ import main
+from launch.sweeps import run
+from launch.sweeps.folds import ALL, all_folds, fold_sweep_name
+from launch.sweeps.grammar import trials_of
+from launch.sweeps.sweep import Sweep
+from launch.sweeps.trial import FAILED, FINISHED, QUEUED, RUNNING, STOPPED, WAITING
+from segresmamba.errors import ConfigError, LaunchError
+from segresmamba.tracking.journal import Journal
+
+FakeCommand = Callable[[str, str], None]
+
+
+def planned(root: Path, *words: str) -> Sweep:
+    return Sweep.of(["data=custom", "data.store=x", f"run.root={root}", *words], "s")
+
+
+def record(sweep: Sweep, number: int, status: str) -> None:
+    """What a run leaves in its folder."""
+    folder = Path(sweep.trials[number].run)
+    folder.mkdir(parents=True, exist_ok=True)
+    journal = Journal(folder / "journal.jsonl", name=folder.name)
+    journal.append("status", status=status)
+    journal.close()
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=4))
+def test_a_grid_is_the_product_of_its_choices(sizes: list[int]) -> None:
+    words = [f"k{i}={','.join(map(str, range(size)))}" for i, size in enumerate(sizes)]
+    trials = trials_of(words)
+    assert len({tuple(trial) for trial in trials}) == len(trials)
+    expected = 1
+    for size in sizes:
+        expected *= size
+    assert len(trials) == expected
+
+
+def test_hydras_ranges_globs_and_lists_are_understood() -> None:
+    assert trials_of(["seed=range(0,3)", "data.patch=[32,32,32]"]) == [
+        [f"seed={seed}", "data.patch=[32,32,32]"] for seed in range(3)
+    ]
+    assert ["model=segresnet"] in trials_of(["model=glob(segres*)"])
+    with pytest.raises(ConfigError, match="the sweep is empty"):
+        trials_of(["model=glob(nothing*)"])
+
+
+def test_all_folds_are_those_of_the_store_and_go_with_other_choices(
+    tmp_path: Path, tiny_store: Path
+) -> None:
+    place = ["data=custom", f"data.store={tiny_store}", f"run.root={tmp_path}"]
+    assert all_folds([*place, ALL, "seed=0,1"]) == [*place, "train.fold=0,1,2,3,4", "seed=0,1"]
+    folds = all_folds([*place, ALL])
+    sweep = Sweep.of(folds, fold_sweep_name(folds))
+    assert [sweep.settings(trial) for trial in sweep.trials] == [
+        f"train.fold={n}" for n in range(5)
+    ]
+    assert fold_sweep_name(folds) == fold_sweep_name(all_folds([ALL, *place]))
+    with pytest.raises(ConfigError, match="runs of their own"):
+        all_folds([*place, ALL, "run.name=mine"])
+
+
+def test_the_folds_do_not_share_one_allocation(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    granted = {"JOB_ID": "4711", "JOB_NUM_NODES": "1", "NTASKS_PER_NODE": "1"}
+    for name, value in granted.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setattr(sys, "argv", ["launch", "train", "--in-allocation", ALL])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "sbatch slurm/sweep.sh train.fold=all" in capsys.readouterr().err
+
+
+def test_a_bad_trial_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train\.lr"):
+        planned(tmp_path, "train.lr=1e-3,-1")
+    with pytest.raises(LaunchError, match="share one run folder"):
+        planned(tmp_path, "train.lr=1e-3,2e-3", "run.name=both")
+    with pytest.raises(ConfigError, match="an interval is for a search"):
+        planned(tmp_path, "train.lr=interval(1e-4,1e-3)")
+    with pytest.raises(LaunchError, match="cannot be a folder's name"):
+        Sweep.of(["seed=0,1"], "../up")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_finished_is_known_from_the_run_without_a_manifest(tmp_path: Path) -> None:
+    sweep = planned(tmp_path, "seed=range(0,4)")
+    for number, status in enumerate(["finished", "failed", "preempted"]):
+        record(sweep, number, status)
+    sweep.refresh()
+    assert [trial.state for trial in sweep.trials] == [FINISHED, FAILED, STOPPED, WAITING]
+
+
+def test_a_trial_runs_as_long_as_its_process_holds_the_lock(tmp_path: Path) -> None:
+    sweep = planned(tmp_path, "seed=0,1")
+    lock = sweep.lock(sweep.trials[0])
+    assert lock is not None
+    sweep.refresh()
+    assert [trial.state for trial in sweep.trials] == [RUNNING, WAITING]
+    assert sweep.lock(sweep.trials[0]) is None
+    os.close(lock)
+    sweep.refresh()
+    assert sweep.trials[0].state == STOPPED
+
+
+def test_the_manifest_comes_back_and_refuses_another_sweep(tmp_path: Path) -> None:
+    sweep = planned(tmp_path, "seed=0,1")
+    sweep.trials[1].job = "4711"
+    sweep.write()
+    assert Sweep.read(sweep.folder) == sweep == planned(tmp_path, "seed=0,1")
+    with pytest.raises(LaunchError, match="another sweep"):
+        planned(tmp_path, "seed=0,2")
+
+
+def test_failures_are_shown_with_their_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = planned(tmp_path, "seed=0,1")
+    sweep.write()
+    record(sweep, 0, "failed")
+    Path(sweep.trials[0].run, "failure.txt").write_text("the sky is falling")
+    monkeypatch.setattr(sys, "argv", ["launch", "status", str(sweep.folder)])
+    with pytest.raises(SystemExit):
+        main()
+    shown = capsys.readouterr()
+    assert "trial 0 failed: the sky is falling" in shown.out
+    assert "launch resume" in shown.err
+
+
+def test_on_slurm_what_is_missing_is_one_array_and_queued_only_once(
+    tmp_path: Path, fake_command: FakeCommand
+) -> None:
+    pending = "".join(f"4711_{task} PENDING 0 JobArrayTaskLimit\\n" for task in range(3))
+    fake_command("sbatch", f"cat $1 >> {tmp_path}/scripts; echo Submitted batch job 4711")
+    fake_command("srun", "exit 1")
+    fake_command("squeue", f"case $* in *--me*) ;; *) printf '{pending}' ;; esac")
+    words = ("cluster=slurm", "seed=range(0,4)")
+    sweep = planned(tmp_path, *words)
+    record(sweep, 2, "finished")
+    assert run.run_sweep(sweep, max_parallel=2) == 0
+    assert [trial.job for trial in sweep.trials] == ["4711_0", "4711_1", None, "4711_2"]
+    script = (tmp_path / "scripts").read_text()
+    assert "#SBATCH --array=0-2%2\n" in script
+    assert f"#SBATCH --comment='segresmamba sweep {sweep.folder}'\n" in script
+    link = Path(sweep.trials[3].run, "logs", "4711_2_0_log.out")
+    assert link.resolve() == sweep.folder / "jobs" / link.name
+    again = planned(tmp_path, *words)
+    assert run.run_sweep(again, max_parallel=2) == 0
+    assert [trial.state for trial in again.trials] == [QUEUED, QUEUED, FINISHED, QUEUED]
+    assert (tmp_path / "scripts").read_text() == script
+
+
+@pytest.mark.parametrize(
+    ("job", "state"),
+    [
+        ("4711_0 RUNNING 0 None", RUNNING),
+        ("4711_0 PENDING 0 Resources", QUEUED),
+        ("4711_0 TIMEOUT 0 TimeLimit", FAILED),
+        ("4711_0 CANCELLED 0 None", STOPPED),
+    ],
+)
+def test_a_job_of_which_the_run_knows_nothing_says_where_its_trial_stands(
+    tmp_path: Path, fake_command: FakeCommand, job: str, state: str
+) -> None:
+    fake_command("squeue", f"echo {job}")
+    sweep = planned(tmp_path, "seed=0,1")
+    sweep.trials[0].job, sweep.trials[0].state = "4711_0", QUEUED
+    log = Path(sweep.trials[0].run, "logs", "4711_0_0_log.out")
+    log.parent.mkdir(parents=True)
+    log.write_text("DUE TO TIME LIMIT")
+    sweep.refresh()
+    assert [trial.state for trial in sweep.trials] == [state, WAITING]
+    assert sweep.trials[0].failure == ("DUE TO TIME LIMIT" if state == FAILED else "")
+
+
+def test_a_killed_controller_leaves_its_trial_to_the_next_one(
+    tmp_path: Path, real_words: list[str]
+) -> None:
+    """Real training: kill -9 of the controller; the same command does not start the trial twice."""
+    words = [*real_words, "train.max_steps=1", "seed=0,1"]
+    command = [sys.executable, "-m", "launch", "sweep", "--name", "s", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        while "started" not in first.stdout.readline():
+            pass
+        first.send_signal(signal.SIGKILL)
+    sweep = Sweep.read(tmp_path / "sweeps" / "s")
+    sweep.refresh()
+    assert sweep.trials[0].state == RUNNING
+    assert subprocess.run(command, check=False).returncode == 0
+    deadline = time.monotonic() + 60
+    while any(trial.state != FINISHED for trial in sweep.trials):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+        sweep.refresh()
+    starts = [len(list(Path(trial.run, "logs").iterdir())) for trial in sweep.trials]
+    assert starts == [1, 1]
+    assert subprocess.run(command, check=False).returncode == 0
+    summary = json.loads((sweep.folder / "summary.json").read_text())
+    assert summary["metrics"]["validation/dice/mean"]["n"] == 2

@@ -1,0 +1,124 @@
+"""What `python -m launch status` says of single runs."""
+
+import fcntl
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from launch.__main__ import main
+from launch.jobs import start
+from launch.jobs.train_job import TrainJob
+from launch.sweeps.sweep import Sweep
+from segresmamba.tracking.journal import Journal
+
+FakeCommand = Callable[[str, str], None]
+
+
+@pytest.fixture
+def status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., list[str]]:
+    """A function of the command's words: the lines that it prints."""
+
+    def run(*words: str) -> list[str]:
+        monkeypatch.setattr(sys, "argv", ["launch", "status", f"--root={tmp_path}", *words])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        assert caught.value.code == 0
+        shown = capsys.readouterr()
+        return [" ".join(line.split()) for line in (shown.out + shown.err).splitlines()]
+
+    return run
+
+
+def begin(folder: Path, step: int = 0) -> Journal:
+    """A run under way, which this process writes."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("")
+    journal = Journal(folder / "journal.jsonl", name=folder.name)
+    journal.append("params", values={"train": {"max_steps": 9}})
+    if step:
+        journal.append("metrics", step=step, epoch=None, values={"train/loss": 0.5})
+        journal.append("metrics", step=step, epoch=None, values={"validation/dice/mean": 0.75})
+    return journal
+
+
+def test_each_run_says_how_far_it_is_and_what_to_type(
+    tmp_path: Path, status: Callable[..., list[str]]
+) -> None:
+    running = begin(tmp_path / "running", step=4)
+    for name in ("finished", "failed", "preempted"):
+        journal = begin(tmp_path / name, step=9)
+        journal.append("status", status=name)
+        journal.close()
+    (tmp_path / "failed" / "failure.txt").write_text("rank 1\nthe sky is falling\n")
+    begin(tmp_path / "killed").close()
+    assert status() == [
+        f"{tmp_path}:",
+        f"failed step 9/9 Dice 0.7500 0 min ago {tmp_path}/failed",
+        f"finished step 9/9 Dice 0.7500 0 min ago {tmp_path}/finished",
+        f"stopped 0 min ago {tmp_path}/killed",
+        f"stopped step 9/9 Dice 0.7500 0 min ago {tmp_path}/preempted",
+        f"running step 4/9 Dice 0.7500 0 min ago {tmp_path}/running",
+        "",
+        f"{tmp_path}/failed failed: rank 1",
+        "the sky is falling",
+        f"python -m launch resume {tmp_path}/failed goes on with it",
+        f"python -m launch resume {tmp_path}/killed goes on with it",
+        f"python -m launch resume {tmp_path}/preempted goes on with it",
+    ]
+    one = status(str(tmp_path / "running"))
+    assert one == [f"running step 4/9 Dice 0.7500 0 min ago {tmp_path}/running"]
+    running.close()
+
+
+def test_a_queued_run_is_shown_with_its_newest_job_before_it_has_begun(
+    make_job: Callable[..., TrainJob],
+    tmp_path: Path,
+    fake_command: FakeCommand,
+    status: Callable[..., list[str]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for number in (999, 4711):
+        fake_command("sbatch", f"echo Submitted batch job {number}")
+        start.start(make_job("mine", "cluster=slurm"))
+    capsys.readouterr()
+    fake_command("squeue", "echo 4711 PENDING 0 BeginTime")
+    assert status()[1] == f"queued {tmp_path}/mine job 4711 PENDING (BeginTime)"
+    fake_command("squeue", "exit 1")
+    assert status()[1] == f"waiting {tmp_path}/mine job 4711 unknown to Slurm"
+
+
+def test_a_trial_is_shown_with_its_sweep_unless_it_is_asked_for(
+    tmp_path: Path, fake_command: FakeCommand, status: Callable[..., list[str]]
+) -> None:
+    words = ["data=custom", "data.store=x", f"run.root={tmp_path}", "seed=0"]
+    sweep = Sweep.of(words, "s")
+    sweep.write()
+    begin(Path(sweep.trials[0].run)).close()
+    logs = Path(sweep.trials[0].run, "logs")
+    logs.mkdir()
+    (logs / "4711_0_0_log.out").touch()
+    shown = status()
+    assert shown[0] == f"{sweep.folder}:"
+    assert sum(sweep.trials[0].run in line for line in shown) == 1
+    fake_command("squeue", "echo 4711_0 PENDING 0 BeginTime")
+    (line,) = status(sweep.trials[0].run)
+    assert line.startswith("queued 0 min ago")
+    assert line.endswith("job 4711_0 PENDING (BeginTime)")
+
+
+def test_a_folder_without_runs_says_so(tmp_path: Path, status: Callable[..., list[str]]) -> None:
+    assert status() == [f"no sweeps and no runs in {tmp_path}"]
+
+
+def test_looking_at_a_run_does_not_keep_it_from_starting(tmp_path: Path) -> None:
+    begin(tmp_path / "run").close()
+    path = tmp_path / "run" / "journal.jsonl"
+    with path.open("rb") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        threading.Timer(0.1, fcntl.flock, (looking.fileno(), fcntl.LOCK_UN)).start()
+        Journal(path, name="run").close()

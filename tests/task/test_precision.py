@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from segresmamba.task.precision import LossScaler
+
+
+def scaled_backward(network: nn.Module, scaler: LossScaler, loss: torch.Tensor) -> None:
+    network.zero_grad()
+    scaler.scaled(loss).backward()
+
+
+def test_gradients_leave_the_scaler_at_their_true_size() -> None:
+    network, x = nn.Linear(3, 1), torch.randn(4, 3)
+    network(x).mean().backward()
+    true = network.weight.grad.clone()
+    scaler = LossScaler(network, torch.device("cpu"))
+    scaled_backward(network, scaler, network(x).mean())
+    torch.testing.assert_close(network.weight.grad, true)
+
+
+def test_an_overflow_counts_as_zero_and_halves_the_scale() -> None:
+    network = nn.Linear(3, 1)
+    scaler = LossScaler(network, torch.device("cpu"))
+    scale = scaler.scale
+    scaled_backward(network, scaler, network(torch.full((1, 3), torch.inf)).sum())
+    scaler.update()
+    assert not network.weight.grad.any()
+    assert scaler.scale == scale / 2
+
+
+def test_the_scale_doubles_after_many_clean_steps_and_survives_a_restore() -> None:
+    scaler = LossScaler(nn.Linear(1, 1), torch.device("cpu"))
+    for _ in range(LossScaler._GROWTH_INTERVAL - 1):
+        scaler.update()
+    restored = LossScaler(nn.Linear(1, 1), torch.device("cpu"))
+    restored.restore(scaler.state())
+    before = restored.scale
+    restored.update()
+    assert restored.scale == 2 * before

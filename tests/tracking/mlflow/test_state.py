@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from segresmamba.config import TrackingConfig
+from segresmamba.config.tracking import PASSWORD_VARIABLE
+from segresmamba.errors import ConfigError
+from segresmamba.tracking import TrackingError, run_hint, tracking_uri
+from segresmamba.tracking.mlflow.state import STATE_NAME, UploadState, open_state
+
+
+def state(uri: str) -> UploadState:
+    return UploadState(uri=uri, experiment="e", artifacts="file:///a")
+
+
+def test_the_default_is_a_database_in_the_root_by_absolute_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert tracking_uri(TrackingConfig(), Path("runs")) == f"sqlite:///{tmp_path}/runs/mlflow.db"
+
+
+def test_a_relative_database_is_made_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = TrackingConfig(uri="sqlite:///shared/mlflow.db")
+    assert tracking_uri(config, Path("runs")) == f"sqlite:///{tmp_path}/shared/mlflow.db"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://host:5000",
+        "https://mlflow.example.org/prefix",
+        "postgresql+psycopg://user@host:5432/db",
+        "mysql://host/db",
+    ],
+)
+def test_servers_and_databases_are_taken_as_they_are(uri: str) -> None:
+    assert tracking_uri(TrackingConfig(uri=uri), Path("runs")) == uri
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["file:///runs/mlruns", "mlruns", "ftp://host", "", "http://", "http://host:port", "s3://b"],
+)
+def test_an_unknown_uri_is_refused_before_anything_is_written(tmp_path: Path, uri: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        open_state(tmp_path, TrackingConfig(uri=uri), tmp_path)
+    assert error.value.where == "tracking.uri"
+    assert error.value.got == uri
+    assert "http://host:5000" in error.value.remedy
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_saved_state_is_continued(tmp_path: Path) -> None:
+    saved = open_state(tmp_path, TrackingConfig(), tmp_path)
+    saved.run_id, saved.sent_bytes, saved.last_step = "abc", 10, {"loss": 3}
+    saved.save(tmp_path)
+    assert open_state(tmp_path, TrackingConfig(), tmp_path) == saved
+
+
+@pytest.mark.parametrize("change", [{"uri": "http://host:5000"}, {"experiment": "another"}])
+def test_another_destination_starts_from_the_beginning(
+    tmp_path: Path, change: dict[str, str]
+) -> None:
+    saved = open_state(tmp_path, TrackingConfig(), tmp_path)
+    saved.run_id, saved.sent_bytes = "abc", 10
+    saved.save(tmp_path)
+    moved = open_state(tmp_path, TrackingConfig(**change), tmp_path)
+    assert (moved.run_id, moved.sent_bytes) == (None, 0)
+
+
+def test_a_state_that_a_power_loss_emptied_keeps_no_run_from_starting(tmp_path: Path) -> None:
+    (tmp_path / STATE_NAME).write_text("")
+    assert open_state(tmp_path, TrackingConfig(), tmp_path).run_id is None
+    with pytest.raises(TrackingError) as error:
+        UploadState.load(tmp_path)
+    assert error.value.where == str(tmp_path / STATE_NAME)
+
+
+def test_the_hint_for_a_database_is_a_command() -> None:
+    assert state("sqlite:////a b/mlflow.db").ui_hint == (
+        "mlflow ui --backend-store-uri 'sqlite:////a b/mlflow.db'"
+    )
+
+
+def test_the_hint_for_a_server_is_the_page_of_the_run() -> None:
+    found = state("http://host:5000")
+    assert found.ui_hint == "http://host:5000"
+    found.experiment_id, found.run_id = "1", "abc"
+    assert found.ui_hint == "http://host:5000/#/experiments/1/runs/abc"
+
+
+def test_a_password_is_used_but_neither_stored_nor_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PASSWORD_VARIABLE, "")
+    found = open_state(tmp_path, TrackingConfig(uri="postgresql://me:secret@host/db"), tmp_path)
+    found.save(tmp_path)
+    assert "secret" not in (tmp_path / STATE_NAME).read_text()
+    assert found.ui_hint == "mlflow ui --backend-store-uri postgresql://me@host/db"
+    assert UploadState.load(tmp_path).connection_uri == "postgresql://me:secret@host/db"
+
+
+def test_a_password_that_an_earlier_version_stored_is_not_shown() -> None:
+    assert state("postgresql://me:secret@host/db").shown_uri == "postgresql://me:***@host/db"
+
+
+def test_a_server_that_runs_for_the_root_is_found_unless_another_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mlflow-server.json").write_text('{"uri": "http://n1:22291", "job": "8"}')
+    assert tracking_uri(TrackingConfig(), tmp_path) == "http://n1:22291"
+    named = TrackingConfig(uri="http://other:5000")
+    assert tracking_uri(named, tmp_path) == "http://other:5000"
+
+
+def test_a_run_that_has_not_begun_has_a_hint(tmp_path: Path) -> None:
+    hint = run_hint(tmp_path / "mine", TrackingConfig(), tmp_path)
+    assert hint == f"mlflow ui --backend-store-uri sqlite:///{tmp_path}/mlflow.db"
+    journal = run_hint(tmp_path / "mine", TrackingConfig(enabled=False), tmp_path)
+    assert journal == str(tmp_path / "mine" / "journal.jsonl")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,196 @@
+"""The uploader as a process, against real servers and real kills."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from segresmamba.config import TrackingConfig
+from segresmamba.tracking import open_tracker, sync
+from segresmamba.tracking.__main__ import SIGNALS
+from segresmamba.tracking.journal import JOURNAL_NAME, Journal
+from segresmamba.tracking.mlflow.state import UploadState, open_state
+from segresmamba.tracking.mlflow.uploader import follow
+from tests.tracking.server import Server, wait_for
+
+
+def everything_sent(run: Path) -> bool:
+    return UploadState.load(run).sent_bytes == (run / JOURNAL_NAME).stat().st_size
+
+
+def history(run: Path, key: str = "loss") -> list[tuple[int, float]]:
+    from mlflow import MlflowClient
+
+    state = UploadState.load(run)
+    points = MlflowClient(state.uri).get_metric_history(state.run_id, key)
+    return [(point.step, point.value) for point in points]
+
+
+@pytest.mark.slow
+def test_a_server_that_comes_late_and_is_killed_gets_everything_once(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    config = TrackingConfig(uri=server.uri)
+    (run / "overlays").mkdir(parents=True)
+    (run / "overlays" / "case.png").write_bytes(b"picture")
+
+    tracker = open_tracker(run, config, root=tmp_path, run_name="run")
+    tracker.params({"train": {"lr": 0.1}})
+    tracker.metrics({"loss": 0.0}, step=0)
+    assert tracker.run_id is None
+
+    server.start()
+    server.wait()
+    wait_for(lambda: everything_sent(run))
+    assert tracker.ui_hint.startswith(f"{server.uri}/#/experiments/")
+    assert tracker.ui_hint.endswith(f"/runs/{tracker.run_id}")
+
+    server.kill()
+    tracker.metrics({"loss": 1.0}, step=1)
+    tracker.artifact(run / "overlays")
+    tracker.close("preempted")  # the server is still down
+    assert f"segresmamba sync {run}" in caplog.text
+    assert not everything_sent(run)
+
+    server.start()
+    tracker = open_tracker(run, config, root=tmp_path, run_name="run")  # requeued
+    tracker.metrics({"loss": 1.5}, step=1)  # trained again since the checkpoint
+    tracker.metrics({"loss": 2.0}, step=2)
+    server.wait()
+    tracker.close("finished")
+    assert everything_sent(run)
+    sync(run)
+    sync(run)
+    assert history(run) == [(0, 0.0), (1, 1.0), (2, 2.0)]
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(server.uri)
+    experiment = client.get_experiment_by_name(config.experiment)
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert found.info.status == "FINISHED"
+    assert found.data.params == {"train.lr": "0.1"}
+    picture = client.download_artifacts(found.info.run_id, "overlays/case.png", str(tmp_path))
+    assert Path(picture).read_bytes() == b"picture"
+
+
+TRAINING = """
+import os, pathlib, signal, sys
+from segresmamba.config import TrackingConfig
+from segresmamba.tracking import open_tracker
+root = pathlib.Path(sys.argv[1])
+tracker = open_tracker(root / "run", TrackingConfig(), root=root, run_name="run")
+for step in range(5):
+    tracker.metrics({"loss": step}, step=step)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_what_was_recorded_before_a_kill_arrives_and_a_resume_goes_on(root: Path) -> None:
+    run = root / "run"
+    subprocess.run([sys.executable, "-c", TRAINING, str(root)], check=False)
+    wait_for(lambda: everything_sent(run))
+    first = UploadState.load(run).run_id
+
+    tracker = open_tracker(run, TrackingConfig(), root=root, run_name="run")
+    for step in range(3, 8):
+        tracker.metrics({"loss": step}, step=step)
+    tracker.close("finished")
+    assert tracker.run_id == first
+    assert history(run) == [(step, float(step)) for step in range(8)]
+
+
+def test_slurms_signals_do_not_stop_the_uploader(tmp_path: Path) -> None:
+    assert {signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2} < set(SIGNALS)
+    code = (
+        "import os, segresmamba.tracking.__main__ as room\n"
+        "room.follow = lambda *_: [os.kill(os.getpid(), number) for number in room.SIGNALS]\n"
+        "raise SystemExit(room.main())"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code, str(tmp_path), "auto"], check=False).returncode
+        == 0
+    )
+
+
+@pytest.fixture
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("segresmamba.tracking.mlflow.uploader.POLL_S", 0.0)
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path) -> Path:
+    """A run folder whose MLflow does not exist."""
+    Journal(tmp_path / JOURNAL_NAME, name="run").close()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{free.getsockname()[1]}"
+    open_state(tmp_path, TrackingConfig(uri=uri), tmp_path).save(tmp_path)
+    return tmp_path
+
+
+def test_a_log_in_json_is_json_throughout(nowhere: Path) -> None:
+    command = [sys.executable, "-m", "segresmamba.tracking", str(nowhere), "json"]
+    ended = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 1
+    (line,) = map(json.loads, ended.stderr.splitlines())
+    assert "cannot be reached" in line["message"]
+
+
+@pytest.mark.usefixtures("_no_waiting")
+def test_an_outage_is_told_once_and_given_up_some_time_after_training(
+    nowhere: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    polls = iter([False] * 4 + [True])
+    with caplog.at_level(logging.INFO):
+        assert not follow(nowhere, lambda _: next(polls))
+    assert len([message for message in caplog.messages if "cannot be reached" in message]) == 1
+
+
+@pytest.mark.usefixtures("_no_waiting")
+def test_waiting_grows_with_an_outage(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("segresmamba.tracking.mlflow.uploader.POLL_S", 1e-3)
+    delays: list[float] = []
+
+    def training_ended(delay_s: float) -> bool:
+        delays.append(delay_s)
+        return len(delays) == 6
+
+    follow(nowhere, training_ended)
+    assert delays == [1e-3 * 2**index for index in range(6)]
+
+
+@pytest.mark.usefixtures("_no_waiting")
+def test_a_refusal_ends_the_upload_with_the_remedy(
+    run: Path, journal: Journal, caplog: pytest.LogCaptureFixture
+) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(UploadState.load(run).uri)
+    client.delete_experiment(client.create_experiment("segresmamba"))
+    assert not follow(run, lambda _: False)
+    assert "mlflow experiments restore" in caplog.text
+
+
+@pytest.mark.usefixtures("_no_waiting")
+def test_without_mlflow_installed_the_journal_is_kept_and_sent_later(
+    run: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal.append("metrics", step=0, epoch=None, values={"loss": 1.0})
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "mlflow", None)  # importing it fails
+        assert not follow(run, lambda _: True)
+    assert "cannot be reached" in caplog.text
+    sync(run)
+    assert history(run) == [(0, 1.0)]
