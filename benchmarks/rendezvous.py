@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-from segresmamba.engine.distributed import Ranks, highest, join, wait_for_all
+from segresmamba.engine.distributed import highest, join, wait_for_all
+from segresmamba.task.ranks import Ranks
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -26,8 +26,9 @@ from scaling_model import STAGES, Cluster, Traffic, predicted_traffic, step_s
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from segresmamba.config import Config, load_config
-from segresmamba.engine.distributed import Ranks, join
+from segresmamba.engine.distributed import join
 from segresmamba.engine.zero import ZeroEngine
+from segresmamba.task.ranks import Ranks
 from segresmamba.task.task import build_network
 
 RESULTS = Path(__file__).parent / "results"

@@ -48,7 +48,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from segresmamba.config import DataConfig
 from segresmamba.data import make_loader, open_dataset
 from segresmamba.data.store import layout, remote_files
-from segresmamba.data.store.files import LocalFiles
+from segresmamba.data.store.local_files import LocalFiles
 from segresmamba.data.store.shard import ShardedArray
 
 Row = dict[str, Any]

@@ -1,0 +1,1 @@
+"""A job: what its ranks run, and the places that it can run in."""

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import typer
 
-from segresmamba.config import Config, write_config
+from segresmamba.config import Config
 from segresmamba.errors import LaunchError
+from segresmamba.storage.run_folder import write_config
 
 
 def require_fit(config: Config, where: str = "plan.gpu_memory_gib") -> None:

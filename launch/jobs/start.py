@@ -18,8 +18,9 @@ from launch.jobs.train_job import Work
 from launch.report import report_failure
 from launch.slurm import allocation, squeue
 from launch.slurm.squeue import INTERRUPTED_CODE
-from segresmamba.config import refuse_changes, run_folder
+from segresmamba.config import run_folder
 from segresmamba.errors import LaunchError
+from segresmamba.storage.run_folder import refuse_changes
 
 
 def start(job: Work, *, watch: bool = False) -> int:

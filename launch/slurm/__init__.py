@@ -1,0 +1,1 @@
+"""Slurm: its queue, its scripts, its nodes, and the job that this process is in."""

@@ -1,0 +1,1 @@
+"""Grids, searches and cross-validations. The only place that imports optuna."""

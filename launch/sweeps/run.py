@@ -16,7 +16,7 @@ from launch.sweeps.summary import summary_lines, write_summary
 from launch.sweeps.sweep import Sweep
 from launch.sweeps.trial import FAILED, OVER, QUEUED, STOPPED, UNDER_WAY, Trial
 from launch.sweeps.trial_job import TrialJob, catch_up
-from segresmamba.config import refuse_changes
+from segresmamba.storage.run_folder import refuse_changes
 
 # Trials at once unless --max-parallel says otherwise: on Slurm, its users share the cluster.
 HERE, ON_SLURM = 1, 8

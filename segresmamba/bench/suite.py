@@ -27,10 +27,10 @@ from segresmamba.bench.report import results_table, write_csv, write_markdown
 from segresmamba.bench.result import Result, Setting
 from segresmamba.bench.worker import RESULT_NAME, Request
 from segresmamba.config import Config, load_config, presets
-from segresmamba.engine.distributed import environment_of_one
 from segresmamba.errors import ConfigError, UserError
 from segresmamba.planner.out_of_memory import says_ran_out
 from segresmamba.storage.run_folder import RunFolder
+from segresmamba.task.ranks import environment_of_one
 from segresmamba.task.task import Task
 from segresmamba.tracking import open_tracker
 

@@ -35,7 +35,7 @@ from segresmamba.bench.result import (
 )
 from segresmamba.bench.synthetic import synthetic_batches, synthetic_labels
 from segresmamba.config import Config, read_config
-from segresmamba.engine.distributed import Ranks, join
+from segresmamba.engine.distributed import join
 from segresmamba.engine.zero import ZeroEngine, import_deepspeed
 from segresmamba.models import TriOrientedMamba
 from segresmamba.planner.footprint import SavedBytes, fake_footprint
@@ -44,6 +44,7 @@ from segresmamba.storage.run_folder import RunFolder
 from segresmamba.task.classes import Classes
 from segresmamba.task.losses import build_loss
 from segresmamba.task.precision import Autocast
+from segresmamba.task.ranks import Ranks
 from segresmamba.task.task import Task, build_network, scan_backend
 from segresmamba.tracking import EmissionsMeter
 

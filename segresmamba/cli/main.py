@@ -165,7 +165,7 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder")],
 ) -> None:
     """Score a run's best weights on its held-out cases, whole volumes, original geometry."""
-    from segresmamba.engine import evaluate_run
+    from segresmamba.evaluation.evaluate_run import evaluate_run
 
     evaluation = evaluate_run(run)
     console.print(evaluation.table)
@@ -183,7 +183,7 @@ def predict(
     out: Annotated[Path, typer.Option("--out", "-o", help="Label file to write (.nii.gz)")],
 ) -> None:
     """Segment one case and write the labels in the geometry of its first image."""
-    from segresmamba.engine import predict as apply
+    from segresmamba.inference import predict as apply
 
     apply(run, images, out)
     typer.echo(f"labels: {out}")

@@ -8,10 +8,8 @@ from segresmamba.config.compose import (
     presets,
     read_config,
     run_folder,
-    write_config,
 )
 from segresmamba.config.networks import ModelConfig, SegResMambaConfig, SegResNetConfig
-from segresmamba.config.resume import refuse_changes
 from segresmamba.config.schema import (
     AugmentConfig,
     ClusterConfig,
@@ -41,7 +39,5 @@ __all__ = [
     "load_config",
     "presets",
     "read_config",
-    "refuse_changes",
     "run_folder",
-    "write_config",
 ]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -106,17 +105,6 @@ def read_config(path: Path) -> Config:
             remedy="name a run folder that `segresmamba train` or `python -m launch` wrote",
         ) from error
     return _validated(values, file=path)
-
-
-def write_config(config: Config, path: Path) -> None:
-    """Write the resolved configuration as YAML, whole or not at all; `read_config` undoes it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def experiment(config: Config) -> dict[str, Any]:

@@ -54,19 +54,19 @@ __all__ = [
 ]
 
 _MODULES = {
-    "augmentation": ("augment", "normalise"),
-    "batch": ("Batch",),
-    "conversion": ("Conversion", "convert"),
-    "geometry": ("Original",),
-    "loader": ("make_loader",),
-    "policy": ("Policy", "Preprocessing"),
-    "portrait": ("write_fingerprint",),
-    "sample": ("make_sample",),
-    "staging": ("stage",),
-    "sampler": ("PatchSampler",),
-    "store": ("Case", "Dataset", "open_dataset"),
-    "verification": ("Problem", "repair", "verify"),
-    "volume": ("Volume", "read_volume"),
+    "conversion.convert": ("Conversion", "convert"),
+    "conversion.verify": ("Problem", "repair", "verify"),
+    "formats.sample": ("make_sample",),
+    "preprocessing": ("Policy", "Preprocessing"),
+    "store.dataset": ("Case", "Dataset", "open_dataset"),
+    "store.fingerprint": ("write_fingerprint",),
+    "stream.augmentation": ("augment", "normalise"),
+    "stream.batch": ("Batch",),
+    "stream.loader": ("make_loader",),
+    "stream.sampler": ("PatchSampler",),
+    "stream.staging": ("stage",),
+    "volumes.geometry": ("Original",),
+    "volumes.volume": ("Volume", "read_volume"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

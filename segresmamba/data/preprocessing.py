@@ -7,21 +7,14 @@ treat a new image as the stored ones were treated, so it goes with a network's w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
+from segresmamba.data.records import ChannelStatistics, Intensity, Record, Spacing
 from segresmamba.errors import DataError
-
-if TYPE_CHECKING:
-    from segresmamba.data.store.manifest import ChannelStatistics
-
-Millimetres = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Spacing = tuple[Millimetres, Millimetres, Millimetres]
-"""Along (D, H, W)."""
-Intensity = Literal["zscore", "ct", "stored"]
 
 _CT_PERCENTILES = (0.5, 99.5)  # nnU-Net's
 _REMEDIES = {
@@ -30,12 +23,6 @@ _REMEDIES = {
     "--intensity ct,zscore",
     "dtype": "give auto, float32, float16 or int16",
 }
-
-
-class Record(BaseModel):
-    """A part of what a store says about itself."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Policy(Record):

@@ -7,10 +7,11 @@ import logging
 import shutil
 
 from segresmamba.config import Config
-from segresmamba.engine.checkpoints.checkpoint import read_facts
-from segresmamba.engine.distributed import Ranks, gather, wait_for_all
+from segresmamba.engine.distributed import gather, wait_for_all
 from segresmamba.storage.run_folder import RunFolder
+from segresmamba.task.ranks import Ranks
 from segresmamba.task.task import Task
+from segresmamba.task.weights import read_facts
 from segresmamba.tracking import (
     EmissionsMeter,
     NullTracker,

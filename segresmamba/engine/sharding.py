@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segresmamba.engine.distributed import Ranks
+from segresmamba.task.ranks import Ranks
 
 ROWS = 3
 _MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 import torch
 
 from segresmamba.config import Config, DataConfig
-from segresmamba.engine.distributed import Ranks, mean_over_ranks
+from segresmamba.engine.distributed import mean_over_ranks
+from segresmamba.task.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 

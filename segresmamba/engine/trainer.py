@@ -17,7 +17,6 @@ from segresmamba import data
 from segresmamba.config import Config
 from segresmamba.engine.checkpoints import checkpoint
 from segresmamba.engine.distributed import (
-    Ranks,
     from_main,
     gather,
     highest,
@@ -41,7 +40,9 @@ from segresmamba.evaluation.score_cases import CaseResult, Summary, evaluate_cas
 from segresmamba.planner.out_of_memory import out_of_memory, ran_out
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.task.losses import build_loss
+from segresmamba.task.ranks import Ranks
 from segresmamba.task.task import Task, scan_backend
+from segresmamba.task.weights import read_facts, save_weights, shapes_of
 from segresmamba.tracking import PhaseMemory, Status, StepLog, Tracker, log_as, memory_metrics
 
 logger = logging.getLogger(__name__)
@@ -136,7 +137,7 @@ class Trainer:
         self.memory = memory
         self.config = config = task.config
         self.loss = build_loss(config, task.dataset.labels)
-        self.shapes = checkpoint.shapes_of(network)
+        self.shapes = shapes_of(network)
         self.parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
         self.engine = ZeroEngine(network, config, ranks)
         self.step = self._resume()
@@ -209,7 +210,7 @@ class Trainer:
         return verdict == 1
 
     def _diverged(self, lr: float) -> UserError:
-        saved = checkpoint.latest_step(self.folder.checkpoints)
+        saved = max(self.folder.saved_steps(), default=None)
         return UserError(
             "the loss or its gradient is no longer a finite number",
             where=f"step {self.step}",
@@ -246,7 +247,7 @@ class Trainer:
 
     @property
     def _validation_record(self) -> Path:
-        return checkpoint.validation_file(self.folder.checkpoints, self.step)
+        return self.folder.validation(self.step)
 
     def _validate(self) -> bool:
         """Whole-volume metrics of the held-out fold on a plain copy of the weights.
@@ -288,11 +289,11 @@ class Trainer:
 
     def _keep_if_best(self, weights: dict[str, Tensor], dice: float) -> None:
         path = self.folder.best
-        best = float(checkpoint.read_facts(path)["dice"]) if path.exists() else -math.inf
+        best = float(read_facts(path)["dice"]) if path.exists() else -math.inf
         logger.info("step %d  validation Dice %.4f", self.step, dice)
         if dice > best:
             dataset = self.task.dataset
-            checkpoint.save_weights(
+            save_weights(
                 path,
                 weights,
                 step=self.step,
@@ -305,7 +306,7 @@ class Trainer:
     def _save(self) -> None:
         with self.memory.during("save"):
             checkpoint.save_checkpoint(
-                self.folder.checkpoints,
+                self.folder,
                 self.engine,
                 self._meta(self.step),
                 self.ranks,
@@ -314,13 +315,14 @@ class Trainer:
         self.tracker.flush()
 
     def _resume(self) -> int:
-        checkpoints = self.folder.checkpoints
         # One rank looks: on a shared file system the others may still see what was there before.
-        step = from_main(checkpoint.latest_step(checkpoints) if self.ranks.is_main else None)
+        step = from_main(
+            max(self.folder.saved_steps(), default=None) if self.ranks.is_main else None
+        )
         if step is None:
             return 0
         meta = self._meta(step)
-        found = checkpoint.load_checkpoint(checkpoints, self.engine, meta, self.ranks)
+        found = checkpoint.load_checkpoint(self.folder, self.engine, meta, self.ranks)
         new = "" if found.layout == meta.layout else f", written by {found.layout}"
         logger.info("continuing from step %d%s, on %s", step, new, meta.layout)
         return step

@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from segresmamba.config import Config
-from segresmamba.engine.distributed import Ranks, micro_batch
+from segresmamba.engine.distributed import micro_batch
 from segresmamba.engine.sharding import ShardedState
 from segresmamba.task.precision import Autocast, LossScaler
+from segresmamba.task.ranks import Ranks
 
 # Norms, biases, and the scan's A_log, D and step bias have dynamics of their own that a pull
 # towards zero would change; Mamba's reference code marks the latter the same way.

@@ -1,0 +1,1 @@
+"""Scores of whole volumes in their original geometry, and pictures of them."""

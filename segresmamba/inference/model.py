@@ -20,12 +20,12 @@ import numpy.typing as npt
 from segresmamba import data
 from segresmamba.config import Config, read_config
 from segresmamba.data.volumes.statistics import channel_statistics
-from segresmamba.engine.checkpoints.checkpoint import load_weights, read_facts
-from segresmamba.engine.distributed import Ranks
 from segresmamba.errors import DataError
 from segresmamba.inference.sliding_window import predict_volume
 from segresmamba.task.classes import Classes
+from segresmamba.task.ranks import Ranks
 from segresmamba.task.task import build_network
+from segresmamba.task.weights import load_weights, read_facts
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from segresmamba.engine.distributed import Ranks
 from segresmamba.errors import ConfigError, UserError
 from segresmamba.planner import Planner, gpu_memory_gib, verdict
+from segresmamba.task.ranks import Ranks
 from segresmamba.task.task import Task
 from segresmamba.tracking import PhaseMemory
 

@@ -53,7 +53,8 @@ def browser(request: pytest.FixtureRequest) -> Iterator[Browser]:
 @pytest.fixture(scope="session")
 def sweep(browser: Browser, tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of all runs: two networks, two seeds each, trained, evaluated and in MLflow."""
-    from segresmamba.engine import evaluate_run, train
+    from segresmamba.engine import train
+    from segresmamba.evaluation.evaluate_run import evaluate_run
 
     root = tmp_path_factory.mktemp("runs")
     for model in MODELS:

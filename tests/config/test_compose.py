@@ -9,17 +9,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segresmamba.config import (
-    Config,
-    config_digest,
-    load_config,
-    presets,
-    read_config,
-    run_folder,
-    write_config,
-)
+from segresmamba.config import Config, config_digest, load_config, presets, read_config, run_folder
 from segresmamba.config.compose import config_folder
 from segresmamba.errors import ConfigError
+from segresmamba.storage.run_folder import write_config
 
 # What a preset leaves to the user, by its mandatory keys.
 NEEDED = {

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from segresmamba.config import load_config, read_config, write_config
+from segresmamba.config import load_config, read_config
 from segresmamba.config.explain import field_help
 from segresmamba.config.schema import Config
 from segresmamba.errors import ConfigError
+from segresmamba.storage.run_folder import write_config
 
 # words, where, got, and a part of the remedy
 MISTAKES = [

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from segresmamba.config import Config, load_config, refuse_changes, run_folder, write_config
+from segresmamba.config import Config, load_config, run_folder
 from segresmamba.errors import ConfigError
+from segresmamba.storage.run_folder import refuse_changes, write_config
 
 
 @pytest.fixture

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from segresmamba.config import TrackingConfig, load_config, write_config
+from segresmamba.config import TrackingConfig, load_config
 from segresmamba.config.tracking import PASSWORD_VARIABLE, server_login, with_password
 from segresmamba.errors import ConfigError
+from segresmamba.storage.run_folder import write_config
 
 URI = "postgresql://me:s%40fe@host:5432/db"
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from segresmamba.engine.distributed import environment_of_one
+from segresmamba.task.ranks import environment_of_one
 
 _JOINS = """
 import os

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from segresmamba.engine import predict, train
+from segresmamba.engine import train
 from segresmamba.errors import UserError
+from segresmamba.inference import predict
 from segresmamba.tracking import read_journal, sync
 from tests.engine.tiny import tiny_config
 

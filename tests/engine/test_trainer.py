@@ -11,7 +11,6 @@ import pytest
 
 from segresmamba.config import load_config, read_config
 from segresmamba.engine import request_stop, train
-from segresmamba.engine.checkpoints.checkpoint import latest_step
 from segresmamba.engine.zero import ZeroEngine
 from segresmamba.errors import BackendMissingError, CheckpointError, ConfigError, UserError
 from segresmamba.storage.run_folder import RunFolder
@@ -191,7 +190,7 @@ def test_a_validation_that_was_killed_is_made_up_for_by_the_same_command(
         patch.setattr("segresmamba.engine.trainer.evaluate_cases", killed)
         with pytest.raises(KeyboardInterrupt):
             train(tiny_config(tiny_store, tmp_path))
-    assert latest_step(tmp_path / "tiny" / "checkpoints") == 4
+    assert RunFolder(tmp_path / "tiny").saved_steps()[-1] == 4
     result = train(tiny_config(tiny_store, tmp_path))
     assert result["status"] == "finished"
     assert result["dice_mean"] is not None
@@ -224,7 +223,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_spares_the_last_checkpoint(
     monkeypatch.setattr(SegmentationLoss, "forward", broken)
     with pytest.raises(UserError, match=r"no longer a finite number.*step 3.*checkpoint .* step 2"):
         train(tiny_config(tiny_store, tmp_path, "train.checkpoint_every=2"))
-    assert latest_step(tmp_path / "tiny" / "checkpoints") == 2
+    assert RunFolder(tmp_path / "tiny").saved_steps()[-1] == 2
 
 
 def test_a_network_that_cannot_be_built_leaves_nothing(tiny_store: Path, tmp_path: Path) -> None:
@@ -298,7 +297,7 @@ def test_a_checkpoint_of_another_architecture_is_refused_by_name_and_shape(
     (tmp_path / "tiny" / "config.yaml").unlink()
     with pytest.raises(CheckpointError, match=r"downs\.0\.weight: \[8, 2, 7, 7, 7\].*\[16, 2"):
         train(tiny_config(tiny_store, tmp_path, "model.dims=[16,16]"))
-    assert latest_step(tmp_path / "tiny" / "checkpoints") == 4
+    assert RunFolder(tmp_path / "tiny").saved_steps()[-1] == 4
 
 
 def test_a_damaged_checkpoint_is_named_and_without_it_the_run_goes_on_from_the_one_before(

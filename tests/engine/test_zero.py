@@ -9,10 +9,11 @@ from torch import nn
 
 from segresmamba.config import Config
 from segresmamba.engine import zero
-from segresmamba.engine.distributed import Ranks, join
+from segresmamba.engine.distributed import join
 from segresmamba.engine.zero import ZeroEngine, _parameter_groups, deepspeed_config
 from segresmamba.errors import ConfigError
 from segresmamba.models import SegResMamba
+from segresmamba.task.ranks import Ranks
 from tests.engine.tiny import tiny_config
 
 

@@ -8,8 +8,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from segresmamba.engine import evaluate_run, predict, train
+from segresmamba.engine import train
 from segresmamba.errors import CheckpointError, DataError
+from segresmamba.evaluation.evaluate_run import evaluate_run
+from segresmamba.inference import predict
 from tests.engine.tiny import tiny_config
 
 

@@ -11,10 +11,12 @@ import torch
 
 from segresmamba import data
 from segresmamba.config import Config, read_config
-from segresmamba.engine import evaluate_run, predict, train
+from segresmamba.engine import train
 from segresmamba.errors import DataError
+from segresmamba.evaluation.evaluate_run import evaluate_run
 from segresmamba.evaluation.metrics import score
 from segresmamba.evaluation.score_cases import evaluate_cases
+from segresmamba.inference import predict
 from segresmamba.inference.sliding_window import predict_volume
 from tests.data.raw import describe, image_path, label_path, write_nifti, write_raw
 from tests.engine.tiny import tiny_config
@@ -90,8 +92,8 @@ def test_a_new_image_is_treated_as_those_of_the_store(
     weights = torch.load(run / "best" / "weights.pt", weights_only=True)
     dataset = data.open_dataset(store)
     assert data.Preprocessing.model_validate(weights["preprocessing"]) == dataset.preprocessing
-    from segresmamba.engine.checkpoints.checkpoint import load_weights
     from segresmamba.task.task import build_network
+    from segresmamba.task.weights import load_weights
 
     config, case = read_config(run / "config.yaml"), dataset[CASE]
     network = build_network(config, 1, 3)

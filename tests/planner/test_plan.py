@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from segresmamba.config import Config, load_config
-from segresmamba.engine.distributed import Ranks, join
+from segresmamba.engine.distributed import join
 from segresmamba.engine.zero import ZeroEngine
 from segresmamba.errors import ConfigError
 from segresmamba.planner import Planner, Timeline, gpu_memory_gib, table, verdict
@@ -18,6 +18,7 @@ from segresmamba.planner.footprint import SavedBytes
 from segresmamba.planner.simulation import simulate
 from segresmamba.planner.states import states
 from segresmamba.task.precision import Autocast
+from segresmamba.task.ranks import Ranks
 from segresmamba.task.task import Task, build_network
 from tests.engine.tiny import tiny_config
 

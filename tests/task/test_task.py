@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from segresmamba.config import load_config
-from segresmamba.engine.distributed import Ranks, join
+from segresmamba.engine.distributed import join
 from segresmamba.engine.trainer import train
 from segresmamba.engine.zero import ZeroEngine
 from segresmamba.errors import ConfigError
+from segresmamba.task.ranks import Ranks
 from segresmamba.task.task import build_network
 from tests.engine.tiny import tiny_config
 

@@ -14,7 +14,8 @@ from segresmamba import __version__
 from segresmamba.data.conversion.store_folder import StoreFolder
 from segresmamba.data.formats.registry import AUTO, detect, read_source
 from segresmamba.data.formats.source import SourceDataset
-from segresmamba.data.preprocessing import Policy, Spacing
+from segresmamba.data.preprocessing import Policy
+from segresmamba.data.records import Spacing
 from segresmamba.data.store import layout
 from segresmamba.data.store.manifest import SCHEMA_VERSION, Storage
 from segresmamba.data.store.splits import Split, make_splits, read_splits, splits_of

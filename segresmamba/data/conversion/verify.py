@@ -15,7 +15,8 @@ from pydantic import ValidationError
 from segresmamba.data.conversion.case import digest
 from segresmamba.data.conversion.convert import convert
 from segresmamba.data.store import layout, ome
-from segresmamba.data.store.files import Files, files_of
+from segresmamba.data.store.files import Files
+from segresmamba.data.store.locations import files_of
 from segresmamba.data.store.manifest import CaseRecord, Manifest, read_manifest
 from segresmamba.data.volumes import geometry
 from segresmamba.data.volumes.geometry import Original

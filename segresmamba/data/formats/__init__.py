@@ -1,0 +1,1 @@
+"""Readers of source datasets: nnU-Net, Decathlon, datalists, BraTS, BIDS and DICOM."""

@@ -1,0 +1,1 @@
+"""The Zarr store: what lies in it, where it lies, reading and writing one case."""

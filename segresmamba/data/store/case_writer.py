@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from segresmamba.data.shard_writer import write_array
 from segresmamba.data.store import layout, ome
 from segresmamba.data.store.manifest import CaseRecord, Storage
+from segresmamba.data.store.shard_writer import write_array
 
 
 def write_case(

@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from segresmamba.data.preprocessing import Preprocessing
 from segresmamba.data.store import layout
-from segresmamba.data.store.files import Files, files_of
+from segresmamba.data.store.files import Files
+from segresmamba.data.store.locations import files_of
 from segresmamba.data.store.manifest import CaseRecord, Manifest, read_manifest
 from segresmamba.data.store.shard import ShardedArray
 from segresmamba.errors import DataError

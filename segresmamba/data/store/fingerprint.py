@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from segresmamba.data.store.files import files_of
+from segresmamba.data.store.locations import files_of
 from segresmamba.data.store.manifest import CaseRecord, Manifest, read_manifest
 from segresmamba.errors import DataError
 

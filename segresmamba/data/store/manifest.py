@@ -16,15 +16,10 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import ValidationError
 
-from segresmamba.data.preprocessing import (
-    Normalisation,
-    Policy,
-    Preprocessing,
-    Record,
-    Spacing,
-    ct_normalisation,
-)
-from segresmamba.data.store.files import Files, files_of
+from segresmamba.data.preprocessing import Normalisation, Policy, Preprocessing, ct_normalisation
+from segresmamba.data.records import ChannelStatistics, Record, Spacing
+from segresmamba.data.store.files import Files
+from segresmamba.data.store.locations import files_of
 from segresmamba.data.store.splits import Split
 from segresmamba.data.volumes.resampling import Refit
 from segresmamba.errors import DataError
@@ -40,17 +35,6 @@ class SourceFile(Record):
     """Relative to the source dataset's folder."""
     size_bytes: int
     modified_ns: int
-
-
-class ChannelStatistics(Record):
-    """Intensities of one channel over its non-zero voxels, before they were narrowed to a scale."""
-
-    mean: float
-    std: float
-    min: float
-    max: float
-    percentile_00_5: float
-    percentile_99_5: float
 
 
 class CaseRecord(Record):

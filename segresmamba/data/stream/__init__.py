@@ -1,0 +1,1 @@
+"""Crops for training: where they lie, batches of them, and augmentation on the device."""

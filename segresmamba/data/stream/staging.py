@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from segresmamba.data.store.dataset import Dataset
-from segresmamba.data.store.files import LocalFiles
+from segresmamba.data.store.local_files import LocalFiles
 from segresmamba.data.store.manifest import MANIFEST
 from segresmamba.errors import ConfigError, DataError
 

@@ -1,0 +1,1 @@
+"""One volume: its geometry, voxels, resampling and statistics."""

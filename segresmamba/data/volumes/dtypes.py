@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from segresmamba.data.preprocessing import Policy
-from segresmamba.data.store.manifest import ChannelStatistics
+from segresmamba.data.records import ChannelStatistics
 from segresmamba.data.volumes.mapped_arrays import block, free_before
 from segresmamba.errors import DataError
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from segresmamba.data.preprocessing import Record, Spacing
+from segresmamba.data.records import Record, Spacing
 from segresmamba.data.volumes.mapped_arrays import block, free_before
 
 if TYPE_CHECKING:  # a reader of crops needs no nibabel

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from segresmamba.data.store.manifest import ChannelStatistics
+from segresmamba.data.records import ChannelStatistics
 
 _POSITIONS_MIN = 10_000
 _POSITIONS_SHARE = 0.01

@@ -15,7 +15,7 @@ from nibabel.orientations import io_orientation
 from scipy.ndimage import affine_transform
 
 from segresmamba.data.preprocessing import Preprocessing
-from segresmamba.data.store.manifest import ChannelStatistics
+from segresmamba.data.records import ChannelStatistics
 from segresmamba.data.volumes import geometry
 from segresmamba.data.volumes.geometry import Affine, Original
 from segresmamba.data.volumes.mapped_arrays import block

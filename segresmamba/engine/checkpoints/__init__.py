@@ -1,0 +1,1 @@
+"""Checkpoints that are complete or absent, and fit any number of ranks."""

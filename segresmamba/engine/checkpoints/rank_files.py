@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segresmamba.engine.distributed import Ranks, send_from_main
+from segresmamba.engine.distributed import send_from_main
 from segresmamba.engine.sharding import ROWS, Piece
 from segresmamba.engine.zero import ZeroEngine
 from segresmamba.errors import CheckpointError
+from segresmamba.task.ranks import Ranks
 
 
 def write_rank(folder: Path, engine: ZeroEngine, ranks: Ranks) -> None:

@@ -1,0 +1,1 @@
+"""Energy and load of the machine. The only place that imports codecarbon."""

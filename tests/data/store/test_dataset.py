@@ -11,7 +11,8 @@ import pytest
 
 from segresmamba.data import Dataset, open_dataset
 from segresmamba.data.store import layout
-from segresmamba.data.store.files import Blob, Buffer, LocalFiles, Span
+from segresmamba.data.store.files import Blob, Buffer, Span
+from segresmamba.data.store.local_files import LocalFiles
 from segresmamba.errors import DataError
 
 BOX = ((1, 2, 3), (30, 29, 28))

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from segresmamba.data.store.files import LocalFiles
+from segresmamba.data.store.local_files import LocalFiles
 from segresmamba.data.store.shard import ShardedArray
 
 

@@ -8,9 +8,10 @@ import torch
 
 from segresmamba.config import Config
 from segresmamba.engine.checkpoints.rank_files import restore_rank, write_rank
-from segresmamba.engine.distributed import Ranks, join
+from segresmamba.engine.distributed import join
 from segresmamba.engine.zero import ZeroEngine
 from segresmamba.models import SegResMamba
+from segresmamba.task.ranks import Ranks
 from tests.engine.ranks import RankPool
 from tests.engine.tiny import tiny_config
 

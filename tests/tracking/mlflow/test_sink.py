@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from segresmamba.config import TrackingConfig, load_config, write_config
+from segresmamba.config import TrackingConfig, load_config
 from segresmamba.errors import ConfigError
+from segresmamba.storage.run_folder import write_config
 from segresmamba.tracking import TrackingError, sync
 from segresmamba.tracking.energy.ledger import LEDGER_NAME, Ledger
 from segresmamba.tracking.journal import JOURNAL_NAME, Journal, read_header

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from segresmamba.engine.checkpoints.checkpoint import latest_step, load_weights, save_weights
 from segresmamba.errors import CheckpointError
+from segresmamba.task.weights import load_weights, save_weights
 
 
 def test_weights_and_facts_come_back(tmp_path: Path) -> None:
@@ -33,13 +33,3 @@ def test_missing_or_damaged_weights_are_refused_by_file(
         path.write_bytes(content)
     with pytest.raises(CheckpointError, match=str(path)):
         load_weights(path, nn.Linear(2, 2))
-
-
-def test_a_checkpoint_that_was_being_written_does_not_count(tmp_path: Path) -> None:
-    (tmp_path / "step-00000010").mkdir()
-    (tmp_path / ".writing-step-00000020").mkdir()
-    assert latest_step(tmp_path) == 10
-
-
-def test_no_checkpoint_is_none(tmp_path: Path) -> None:
-    assert latest_step(tmp_path / "nowhere") is None

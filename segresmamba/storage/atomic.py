@@ -1,0 +1,94 @@
+"""Files and folders that are complete or absent.
+
+Everything is written under a temporary name in the target's own folder, flushed to disk, and then
+renamed. A process that is killed at any moment leaves the previous content in place. After a power
+cut, too, a name stands for complete content.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_PREFIX = ".part-"
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Replace the file `path` by what the block writes to the temporary file that it is given.
+
+    The temporary name ends as `path` does, for libraries that choose a format by the suffix. Two
+    processes that write the same file do not disturb each other: the last one wins.
+
+    Args:
+        path: The file. Its folder has to exist.
+
+    Yields:
+        The temporary file, which does not exist yet.
+
+    Raises:
+        OSError: If it cannot be written; `path` is then as it was.
+    """
+    temporary = path.with_name(f"{_PREFIX}{socket.gethostname()}-{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        sync(temporary)
+        temporary.replace(path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace the file `path` by this text in UTF-8.
+
+    Raises:
+        OSError: If it cannot be written; `path` is then as it was.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def complete_folder(temporary: Path, path: Path) -> None:
+    """Give a folder that was written under a temporary name its own name.
+
+    Args:
+        temporary: The folder. It lies on the same file system as `path`.
+        path: Its name, which is free.
+
+    Raises:
+        OSError: If it cannot be written to disk or renamed.
+    """
+    sync_tree(temporary)
+    temporary.rename(path)
+    sync(path.parent)
+
+
+def sync_tree(folder: Path) -> None:
+    """Write all files below a folder, and the folders themselves, to disk."""
+    for parent, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            sync(Path(parent, name))
+        sync(Path(parent))
+
+
+def sync(path: Path) -> None:
+    """Write one file, or the entries of one folder, to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what killed processes left under temporary names; nobody else may be writing here."""
+    for path in folder.glob(f"{_PREFIX}*"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

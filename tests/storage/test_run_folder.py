@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from segresmamba.storage.run_folder import RunFolder
+
+
+def test_only_complete_checkpoints_count(tmp_path: Path) -> None:
+    for name in ("step-00000010", "step-00000004", ".writing-step-00000020"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert RunFolder(tmp_path).saved_steps() == [4, 10]
+
+
+def test_a_users_copy_of_a_checkpoint_does_not_count(tmp_path: Path) -> None:
+    for name in ("step-00000010", "step-00000020.bak", "step-00000030 (copy)"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert RunFolder(tmp_path).saved_steps() == [10]
+
+
+def test_a_run_without_checkpoints_has_no_saved_steps(tmp_path: Path) -> None:
+    assert RunFolder(tmp_path / "nowhere").saved_steps() == []
