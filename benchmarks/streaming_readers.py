@@ -19,7 +19,7 @@ from torch import Tensor
 
 from segresmamba.data import convert, open_dataset
 from segresmamba.data.store import layout
-from segresmamba.data.stream.batch import Memory, Room
+from segresmamba.data.stream.batch import BatchLayout, BufferPool
 
 Start = tuple[int, int, int]
 Crop = tuple[Tensor, Tensor]
@@ -76,11 +76,11 @@ class Ours(Reader):
 
     def open(self) -> None:
         self.dataset = open_dataset(self.folder)
-        self.memory = Memory(shared=False)
+        self.memory = BufferPool(shared=False)
 
     def read(self, case: int, start: Start) -> Crop:
         opened = self.dataset[f"case_{case}"]
-        room = Room(1, opened.record.shape_CDHW[0], PATCH, opened.record.label_dtype)
+        room = BatchLayout(1, opened.record.shape_CDHW[0], PATCH, opened.record.label_dtype)
         piece = self.memory.take(room.bytes)
         image, label = room.split(self.memory.content(piece))
         opened.crop_into(start, image[0], label[0])

@@ -76,7 +76,9 @@ def train(
                 remedy="sbatch slurm/sweep.sh train.fold=all ..., which queues them",
             )
         folds = all_folds(words)
-        _run_sweep(Sweep.of(folds, fold_sweep_name(folds)), max_parallel, dry_run=dry_run)
+        _run_sweep(
+            Sweep.from_overrides(folds, fold_sweep_name(folds)), max_parallel, dry_run=dry_run
+        )
     job = TrainJob(load_config(words))
     if dry_run:
         typer.echo(start.describe(job), nl=False)
@@ -112,10 +114,10 @@ def convert(
     """Convert a dataset, on Slurm as an array; the same command goes on with what is missing."""
     from launch import convert_job
     from segresmamba.data import Policy
-    from segresmamba.data.conversion.plan import Request
+    from segresmamba.data.conversion.plan import ConversionRequest
 
-    policy = Policy.of_words(spacing=spacing, crop=crop, intensity=intensity, dtype=dtype)
-    request = Request(source, out, kind, resample_mismatched, policy, splits, overwrite)
+    policy = Policy.from_options(spacing=spacing, crop=crop, intensity=intensity, dtype=dtype)
+    request = ConversionRequest(source, out, kind, resample_mismatched, policy, splits, overwrite)
     cluster = convert_job.cluster_of(words or [])
     if dry_run:
         typer.echo(convert_job.describe(request, cluster, tasks), nl=False)
@@ -154,7 +156,7 @@ def sweep(
             remedy="leave it out, or add --search optuna",
         )
     else:
-        planned = Sweep.of(all_folds(words) if ALL in words else words, name)
+        planned = Sweep.from_overrides(all_folds(words) if ALL in words else words, name)
     _run_sweep(planned, max_parallel, dry_run=dry_run)
 
 

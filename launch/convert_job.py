@@ -24,7 +24,7 @@ from launch.slurm import squeue
 from segresmamba.cli.counting import counting
 from segresmamba.config import ClusterConfig, load_config
 from segresmamba.data.conversion.convert import convert_share, finish, prepare
-from segresmamba.data.conversion.plan import Plan, Request
+from segresmamba.data.conversion.plan import ConversionPlan, ConversionRequest
 from segresmamba.errors import ConfigError, LaunchError, UserError
 
 # Of a preset that is made for training, what a conversion has no use for.
@@ -35,7 +35,7 @@ _NO_RANKS = ("cluster.nodes=1", "cluster.tasks_per_node=1", "cluster.gpus_per_no
 class ConvertJob:
     """What one job does, the first time and after a requeue."""
 
-    request: Request
+    request: ConversionRequest
     shares: int
     share: int | None
     """Which of them; None is the end: what is still missing, and the manifest."""
@@ -88,7 +88,7 @@ def cluster_of(words: Sequence[str]) -> ClusterConfig:
     return load_config([*_NO_RANKS, *words]).cluster
 
 
-def run(request: Request, cluster: ClusterConfig, tasks: int) -> None:
+def run(request: ConversionRequest, cluster: ClusterConfig, tasks: int) -> None:
     """Convert here in `tasks` processes, or queue so many jobs on Slurm and one that ends it.
 
     Raises:
@@ -115,7 +115,7 @@ def run(request: Request, cluster: ClusterConfig, tasks: int) -> None:
     try:
         shares = submission.submit_array(*_array(request, cluster, min(tasks, cases)))
     except LaunchError:
-        Plan.of(request.going_on()).folder().remove_if_without_cases()
+        ConversionPlan.from_request(request.going_on()).folder().remove_if_without_cases()
         raise
     job_id = shares[0].job_id.split("_")[0]
     try:
@@ -128,7 +128,7 @@ def run(request: Request, cluster: ClusterConfig, tasks: int) -> None:
     typer.echo(f"stop: scancel {job_id} {end.job_id}; the same command goes on")
 
 
-def describe(request: Request, cluster: ClusterConfig, tasks: int) -> str:
+def describe(request: ConversionRequest, cluster: ClusterConfig, tasks: int) -> str:
     """What `run` would do: for Slurm the two scripts, to the letter but for the array's number."""
     if cluster.name != "slurm":
         return f"cluster={cluster.name}: {tasks} process(es) here, {request.out}\n"
@@ -138,7 +138,7 @@ def describe(request: Request, cluster: ClusterConfig, tasks: int) -> str:
 
 
 def _array(
-    request: Request, cluster: ClusterConfig, shares: int
+    request: ConversionRequest, cluster: ClusterConfig, shares: int
 ) -> tuple[submission.SlurmExecutor, list[ConvertJob]]:
     name, logs = _names(request)
     jobs = [ConvertJob(request, shares, share, cluster.cpus_per_task) for share in range(shares)]
@@ -146,19 +146,19 @@ def _array(
 
 
 def _end(
-    request: Request, cluster: ClusterConfig, *, after: str
+    request: ConversionRequest, cluster: ClusterConfig, *, after: str
 ) -> tuple[submission.SlurmExecutor, ConvertJob]:
     name, logs = _names(request)
     job = ConvertJob(request, 1, None, cluster.cpus_per_task)
     return submission.share_executor(cluster, f"{name}-end", logs, after=after), job
 
 
-def _names(request: Request) -> tuple[str, Path]:
+def _names(request: ConversionRequest) -> tuple[str, Path]:
     out = Path(os.path.abspath(request.out))
     return f"convert-{out.name}", out.with_name(f"{out.name}.logs")
 
 
-def _everywhere(request: Request) -> Request:
+def _everywhere(request: ConversionRequest) -> ConversionRequest:
     """The same with paths that hold in every folder."""
     splits = request.splits.absolute() if isinstance(request.splits, Path) else request.splits
     return replace(

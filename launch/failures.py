@@ -33,7 +33,7 @@ class Failure:
     """The error's screen, or the traceback."""
 
     @classmethod
-    def of(cls, error: BaseException, rank: int) -> Failure:
+    def from_error(cls, error: BaseException, rank: int) -> Failure:
         """The failure of a rank that raised `error` just now."""
         if isinstance(error, UserError):
             return cls(rank, time.time(), USER_ERROR_CODE, error.screen())

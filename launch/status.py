@@ -24,7 +24,7 @@ _LOG = "_0_log.out"
 
 
 @dataclass(frozen=True)
-class Run:
+class RunStatus:
     """Where a run stands."""
 
     trial: Trial
@@ -36,14 +36,14 @@ class Run:
     """How long ago it last recorded something."""
 
     @classmethod
-    def all_of(cls, folders: Sequence[Path]) -> list[Run]:
+    def all_of(cls, folders: Sequence[Path]) -> list[RunStatus]:
         """Find out where the runs in these folders stand; Slurm is asked once."""
         trials = [Trial(0, [], "", str(folder), job=_newest_job(folder)) for folder in folders]
         jobs = squeue.job_states([trial.job for trial in trials if trial.job])
         return [cls._of(trial, jobs.get(trial.job or "")) for trial in trials]
 
     @classmethod
-    def _of(cls, trial: Trial, job: JobState | None) -> Run:
+    def _of(cls, trial: Trial, job: JobState | None) -> RunStatus:
         from segresmamba.tracking import JOURNAL_NAME, is_locked
 
         journal = Path(trial.run, JOURNAL_NAME)
@@ -80,7 +80,7 @@ def is_single(folder: Path) -> bool:
 
 def show_runs(folders: Sequence[Path]) -> None:
     """One line a run, then why each that failed did, then what to type."""
-    runs = Run.all_of(folders)
+    runs = RunStatus.all_of(folders)
     for run in runs:
         typer.echo(run.line())
     for run in runs:

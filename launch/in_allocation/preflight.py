@@ -21,7 +21,7 @@ from launch.jobs import submission
 from launch.jobs.memory_check import require_fit
 from launch.ports import free_port
 from launch.slurm import allocation, probe
-from launch.slurm.probe import Report
+from launch.slurm.probe import NodeReport
 from segresmamba.config import Config
 from segresmamba.errors import LaunchError, UserError
 
@@ -57,7 +57,7 @@ def check(config: Config, logs: Path) -> None:
     _hold_against_plan(config, reports)
 
 
-def _ask_nodes(config: Config, nonce: Path, content: str) -> list[Report]:
+def _ask_nodes(config: Config, nonce: Path, content: str) -> list[NodeReport]:
     nodes = config.cluster.nodes
     store = config.data.store
     folder = "" if "://" in store else str(Path(store).resolve())
@@ -82,11 +82,13 @@ def _ask_nodes(config: Config, nonce: Path, content: str) -> list[Report]:
             remedy=f"see that all nodes have {sys.executable}; leave a broken node out with "
             "cluster.exclude=NODE (sbatch --exclude=NODE) and tell the administrators",
         )
-    return sorted((Report(**json.loads(line)) for line in lines), key=lambda report: report.host)
+    return sorted(
+        (NodeReport(**json.loads(line)) for line in lines), key=lambda report: report.host
+    )
 
 
 def problems(
-    config: Config, reports: list[Report], before_s: float, after_s: float
+    config: Config, reports: list[NodeReport], before_s: float, after_s: float
 ) -> Iterator[LaunchError]:
     """What is wrong with the nodes, the worst first.
 
@@ -109,7 +111,7 @@ def problems(
             )
 
 
-def _hold_against_plan(config: Config, reports: list[Report]) -> None:
+def _hold_against_plan(config: Config, reports: list[NodeReport]) -> None:
     """Ask the planner again, now of the smallest GPU that the job got; if the run has a plan."""
     smallest = min(
         (report for report in reports if report.gpu_memory_gib),
@@ -128,7 +130,7 @@ def _hold_against_plan(config: Config, reports: list[Report]) -> None:
         sys.stderr.write(f"warning: {error}\n")
 
 
-def _file_problems(config: Config, report: Report) -> Iterator[LaunchError]:
+def _file_problems(config: Config, report: NodeReport) -> Iterator[LaunchError]:
     if not report.shared:
         yield LaunchError(
             "the run folder is not shared between the nodes",
@@ -152,7 +154,7 @@ def _file_problems(config: Config, report: Report) -> Iterator[LaunchError]:
         )
 
 
-def _resource_problems(config: Config, report: Report) -> Iterator[LaunchError]:
+def _resource_problems(config: Config, report: NodeReport) -> Iterator[LaunchError]:
     cluster, shm_gib = config.cluster, _batches_gib(config)
     memory_gib = cluster.tasks_per_node * (RANK_GIB + READER_GIB * config.data.workers)
     if report.gpu_error:

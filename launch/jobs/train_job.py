@@ -80,7 +80,7 @@ class TrainJob:
                 signals.pass_on(engine.request_stop)
                 result = train(engine)
         except Exception as error:
-            failure = Failure.of(error, rank)
+            failure = Failure.from_error(error, rank)
             write_failure(failure, logs, place.job_id)
             if failure.exit_code == USER_ERROR_CODE:
                 sys.stderr.write(failure.text + "\n")

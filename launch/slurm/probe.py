@@ -22,7 +22,7 @@ GPU_PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True)
-class Report:
+class NodeReport:
     """A node's answers."""
 
     host: str
@@ -46,7 +46,7 @@ class Report:
     """Why the store cannot be read; empty if it can."""
 
 
-def probe(nonce: Path, content: str, store: str) -> Report:
+def probe(nonce: Path, content: str, store: str) -> NodeReport:
     """Look around on this node.
 
     Args:
@@ -58,7 +58,7 @@ def probe(nonce: Path, content: str, store: str) -> Report:
     gpu_error, gpu_memory_gib = _ask_gpus() if gpus else ("", 0.0)
     # Of a slice of a GPU, nvidia-smi tells the size of the whole.
     is_sliced = any(gpu.startswith("MIG-") for gpu in gpus)
-    return Report(
+    return NodeReport(
         host=os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
         time_s=time.time(),
         gpus=len(gpus),

@@ -7,7 +7,7 @@ from enum import Enum
 from urllib.parse import urlsplit
 
 from launch.sweeps.folds import ALL
-from launch.sweeps.search_space import Point, Space
+from launch.sweeps.search_space import SearchPoint, Space
 from launch.sweeps.sweep import Search, Sweep, title_of
 from launch.sweeps.trial import Trial
 from segresmamba.config import config_digest, load_config
@@ -39,7 +39,7 @@ def plan_search(
     _refuse_names(words)
     if storage is not None:
         _refuse_storage(storage)
-    space = Space.of(words)
+    space = Space.from_overrides(words)
     corners = [_first_valid(space, points) for points in space.corners()]
     if count is None:
         raise LaunchError(
@@ -66,7 +66,7 @@ def plan_search(
     return sweep
 
 
-def _first_valid(space: Space, points: Sequence[Point]) -> Point:
+def _first_valid(space: Space, points: Sequence[SearchPoint]) -> SearchPoint:
     """The first of these points whose settings are some; the first one's error if there is none."""
     errors = []
     for point in points:

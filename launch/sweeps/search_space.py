@@ -21,7 +21,7 @@ from segresmamba.config import changes_result, presets
 from segresmamba.errors import ConfigError
 
 Value = str | int | float
-Point = dict[str, Value]
+SearchPoint = dict[str, Value]
 """A value for each key that is searched over."""
 
 
@@ -78,7 +78,7 @@ class Space:
     dimensions: tuple[Choice | Number, ...]
 
     @classmethod
-    def of(cls, words: Sequence[str]) -> Space:
+    def from_overrides(cls, words: Sequence[str]) -> Space:
         """The space that these words describe.
 
         Raises:
@@ -111,7 +111,7 @@ class Space:
         """What `python -m launch train` is given for a point of the space."""
         return [*self.fixed, *(f"{key}={value}" for key, value in values.items())]
 
-    def corners(self) -> list[list[Point]]:
+    def corners(self) -> list[list[SearchPoint]]:
         """For each choice and each end of an interval, two points of the space that have it.
 
         The other settings are their first in one and their last in the other: some depend on each
@@ -124,7 +124,7 @@ class Space:
             for value in dimension.corners
         ]
 
-    def points(self) -> list[Point] | None:
+    def points(self) -> list[SearchPoint] | None:
         """Every point; None if there is no end of them."""
         axes = [dimension.points for dimension in self.dimensions]
         finite = [axis for axis in axes if axis is not None]

@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from launch.sweeps.search_space import Choice, Number, Point, Space
+from launch.sweeps.search_space import Choice, Number, SearchPoint, Space
 from segresmamba.errors import LaunchError
 
 FILE = "study.journal"
@@ -40,7 +40,7 @@ class Standing:
     """What a trial that has begun has reached."""
 
     number: int
-    values: Point
+    values: SearchPoint
     """What was chosen for it."""
     curve: Mapping[int, float] = field(default_factory=dict)
     """Its validations: of each step the metric."""
@@ -78,7 +78,7 @@ class Study:
             owner = {_FOLDER: str(folder.resolve())} if storage else {}
             self._claim({_SPACE: repr(space.dimensions)} | owner)
 
-    def propose(self, number: int, fits: Callable[[Point], bool]) -> Point:
+    def propose(self, number: int, fits: Callable[[SearchPoint], bool]) -> SearchPoint:
         """Choose a point for a trial; one process at a time may do so.
 
         Args:

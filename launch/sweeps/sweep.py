@@ -28,7 +28,7 @@ from typing import Any
 
 from launch.slurm import squeue
 from launch.sweeps.grammar import trials_of
-from launch.sweeps.search_space import Point, Space
+from launch.sweeps.search_space import SearchPoint, Space
 from launch.sweeps.trial import Trial
 from segresmamba.config import Config, config_digest, load_config, run_folder
 from segresmamba.errors import LaunchError
@@ -46,13 +46,13 @@ class Search:
     """URL of a database; None for a file in the sweep's folder."""
     digest: str
     """Of the space and of all settings that change a result."""
-    sample: Point
+    sample: SearchPoint
     """A point of the space, for what is the same in all trials."""
 
     @property
     def space(self) -> Space:
         """What may be tried."""
-        return Space.of(self.words)
+        return Space.from_overrides(self.words)
 
 
 @dataclass
@@ -76,7 +76,7 @@ class Sweep:
         return [trial.digest for trial in self.trials]
 
     @classmethod
-    def of(cls, words: Sequence[str], name: str | None = None) -> Sweep:
+    def from_overrides(cls, words: Sequence[str], name: str | None = None) -> Sweep:
         """The grid that these words describe, as far as it has come; nothing is written.
 
         Args:
@@ -130,7 +130,7 @@ class Sweep:
         """The settings of a trial; while nothing was chosen for it, those of the sample."""
         return load_config(trial.words or self.words(trial, self._search.sample))
 
-    def words(self, trial: Trial, values: Point) -> list[str]:
+    def words(self, trial: Trial, values: SearchPoint) -> list[str]:
         """The words of a search's trial for which `values` were chosen."""
         place = [f"run.name={Path(trial.run).name}", f"tracking.group={self.name}"]
         return [*self._search.space.words(values), *place]

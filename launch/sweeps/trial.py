@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from launch.report import REPORT
 from launch.slurm.squeue import JobState
-from launch.sweeps.search_space import Point
+from launch.sweeps.search_space import SearchPoint
 from segresmamba.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Trial:
     """finished, pruned, running, queued, waiting (never started), failed or stopped."""
     job: str | None = None
     """Its last job on Slurm."""
-    values: Point = field(default_factory=dict)
+    values: SearchPoint = field(default_factory=dict)
     """What a search chose for it."""
     pruned_at: int | None = None
     """The step at which a search gave it up."""

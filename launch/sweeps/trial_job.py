@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from launch.jobs import submission
 from launch.jobs.train_job import TrainJob
 from launch.report import tell_mlflow
-from launch.sweeps.search_space import Point
+from launch.sweeps.search_space import SearchPoint
 from launch.sweeps.summary import write_summary
 from launch.sweeps.sweep import Sweep
 from launch.sweeps.trial import METRIC, Trial, is_measured
@@ -197,7 +197,7 @@ def chosen(folder: Path, number: int) -> Trial:
     return trial
 
 
-def _is_new(sweep: Sweep, trial: Trial, values: Point) -> bool:
+def _is_new(sweep: Sweep, trial: Trial, values: SearchPoint) -> bool:
     """Whether no other trial has these settings, and they do not contradict each other."""
     if any(other.values == values for other in sweep.trials):
         return False

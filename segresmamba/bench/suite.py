@@ -25,7 +25,7 @@ from segresmamba.bench.memory import default_limit_gib
 from segresmamba.bench.picture import draw
 from segresmamba.bench.report import results_table, write_csv, write_markdown
 from segresmamba.bench.result import Result, Setting
-from segresmamba.bench.worker import RESULT_NAME, Request
+from segresmamba.bench.worker import RESULT_NAME, BenchRequest
 from segresmamba.config import Config, load_config, presets
 from segresmamba.errors import ConfigError, UserError
 from segresmamba.planner.out_of_memory import says_ran_out
@@ -94,9 +94,9 @@ def bench(
     _make_folder(out)
     stem, results, ui_hint = out / f"networks_{device}", list[Result](), ""
     for model, config in configs.items():
-        folder = RunFolder.of(config)
+        folder = RunFolder.from_config(config)
         folder.enter(config)
-        result = _run(folder.path, Request(model, steps, memory_gib, with_store))
+        result = _run(folder.path, BenchRequest(model, steps, memory_gib, with_store))
         results.append(result)
         files = _write(stem, results, setting)
         if result.status == "interrupted":
@@ -130,7 +130,7 @@ def _configurations(
 def _data(config: Config, overrides: Sequence[str]) -> tuple[str, bool]:
     """The store to read, if there is one; a store that was asked for has to be usable."""
     try:
-        Task.of(config)
+        Task.from_config(config)
     except UserError as error:
         if any(word.startswith(_ABOUT_THE_STORE) for word in overrides):
             raise
@@ -183,7 +183,7 @@ def _make_folder(out: Path) -> None:
         ) from error
 
 
-def _run(folder: Path, request: Request) -> Result:
+def _run(folder: Path, request: BenchRequest) -> Result:
     """Start the worker and wait; what it left, and how it ended."""
     command = [sys.executable, "-m", "segresmamba.bench.worker", str(folder)]
     with (folder / LOG_NAME).open("wb") as log:

@@ -53,7 +53,7 @@ WARM_UP_STEPS = {"cpu": 1, "cuda": 5}
 
 
 @dataclass(frozen=True)
-class Request:
+class BenchRequest:
     """What the process is asked for besides the configuration."""
 
     model: str
@@ -68,7 +68,7 @@ class Request:
 
 def main() -> None:
     """Measure; the exit code is 0 if a result was written, good or bad."""
-    folder, request = RunFolder(Path(sys.argv[1])), Request(**json.loads(sys.argv[2]))
+    folder, request = RunFolder(Path(sys.argv[1])), BenchRequest(**json.loads(sys.argv[2]))
     result = Result(request.model)
     try:
         measure(read_config(folder.config), request, folder, result)
@@ -89,21 +89,21 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[:300]}"
 
 
-def measure(config: Config, request: Request, folder: RunFolder, result: Result) -> None:
+def measure(config: Config, request: BenchRequest, folder: RunFolder, result: Result) -> None:
     """Fill in a result, stage by stage; the cheap ones, which cannot run out of memory, first."""
     ranks = Ranks.from_environment()
     join(ranks, config.train.threads)
     path = folder.path / RESULT_NAME
     _count(config, ranks.device, result)
     result.save(path)
-    trial = Trial(config, ranks, request)
+    trial = BenchTrial(config, ranks, request)
     _train_on_noise(trial, EmissionsMeter(folder.path, config.tracking), result)
     result.save(path)
     if trial.task is not None:
         _train_from_store(trial, trial.task, result)
 
 
-class Trial:
+class BenchTrial:
     """A network in training, by the engine, loss and augmentation that `train` uses.
 
     Args:
@@ -112,9 +112,9 @@ class Trial:
         request: How many steps, and whether from the store.
     """
 
-    def __init__(self, config: Config, ranks: Ranks, request: Request) -> None:
+    def __init__(self, config: Config, ranks: Ranks, request: BenchRequest) -> None:
         self.config, self.steps, self.device = config, request.steps, ranks.device
-        self.task = Task.of(config) if request.with_store else None
+        self.task = Task.from_config(config) if request.with_store else None
         self.labels: Mapping[str, int] = (
             self.task.dataset.labels if self.task else synthetic_labels(config)
         )
@@ -125,7 +125,9 @@ class Trial:
         _load_kernels(config, self.device)
         limit_memory(request.memory_gib, self.device)
         self.memory = PeakMemory(self.device)
-        network = build_network(config, self.channels, Classes.of(config, self.labels).channels)
+        network = build_network(
+            config, self.channels, Classes.from_labels(config, self.labels).channels
+        )
         self._engine = ZeroEngine(network, config, ranks)
 
     def step(self, batch: data.Batch) -> None:
@@ -173,7 +175,7 @@ def _count(config: Config, device: torch.device, result: Result) -> None:
     result.reference_saved_cuda_gib = on_cuda.saved_bytes / BYTES_PER_GIB
 
 
-def _train_on_noise(trial: Trial, meter: EmissionsMeter, result: Result) -> None:
+def _train_on_noise(trial: BenchTrial, meter: EmissionsMeter, result: Result) -> None:
     batches = synthetic_batches(trial.config, trial.channels, len(trial.labels))
     result.saved_gib = trial.saved_gib(next(batches))
     for batch in itertools.islice(batches, trial.warm_up):
@@ -192,7 +194,7 @@ def _train_on_noise(trial: Trial, meter: EmissionsMeter, result: Result) -> None
         result.power = meter.power
 
 
-def _train_from_store(trial: Trial, task: Task, result: Result) -> None:
+def _train_from_store(trial: BenchTrial, task: Task, result: Result) -> None:
     batches = data.make_loader(
         task.dataset,
         task.split["train"],

@@ -97,7 +97,9 @@ def convert(
             format=kind,
             workers=workers,
             resample_mismatched=resample_mismatched,
-            policy=Policy.of_words(spacing=spacing, crop=crop, intensity=intensity, dtype=dtype),
+            policy=Policy.from_options(
+                spacing=spacing, crop=crop, intensity=intensity, dtype=dtype
+            ),
             splits=splits,
             overwrite=overwrite,
             progress=progress,
@@ -233,7 +235,7 @@ def plan(overrides: Overrides = None) -> None:
 
     logging.getLogger("segresmamba.ops").setLevel(logging.WARNING)  # nothing is computed
     memory_gib = gpu_memory_gib(config)
-    result = Planner(Task.of(config)).plan(memory_gib)
+    result = Planner(Task.from_config(config)).plan(memory_gib)
     console.print(table(result))
     typer.echo(verdict(result))
 

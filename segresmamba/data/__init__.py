@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from segresmamba.data.stream.loader import make_loader
     from segresmamba.data.stream.sampler import PatchSampler
     from segresmamba.data.stream.staging import stage
-    from segresmamba.data.volumes.geometry import Original
+    from segresmamba.data.volumes.geometry import OriginalGrid
     from segresmamba.data.volumes.volume import Volume, read_volume
 
 __all__ = [
@@ -34,7 +34,7 @@ __all__ = [
     "Case",
     "Conversion",
     "Dataset",
-    "Original",
+    "OriginalGrid",
     "PatchSampler",
     "Policy",
     "Preprocessing",
@@ -65,7 +65,7 @@ _MODULES = {
     "stream.loader": ("make_loader",),
     "stream.sampler": ("PatchSampler",),
     "stream.staging": ("stage",),
-    "volumes.geometry": ("Original",),
+    "volumes.geometry": ("OriginalGrid",),
     "volumes.volume": ("Volume", "read_volume"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

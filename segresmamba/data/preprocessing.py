@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from segresmamba.data.records import ChannelStatistics, Intensity, Record, Spacing
+from segresmamba.data.records import ChannelStatistics, Intensity, Spacing, StoreRecord
 from segresmamba.errors import DataError
 
 _CT_PERCENTILES = (0.5, 99.5)  # nnU-Net's
@@ -25,7 +25,7 @@ _REMEDIES = {
 }
 
 
-class Policy(Record):
+class Policy(StoreRecord):
     """What a conversion is asked to do. A store is made under one policy."""
 
     spacing: Literal["keep", "median"] | Spacing = "keep"
@@ -41,7 +41,7 @@ class Policy(Record):
     """Of stored images; auto is int16 where all channels are integers that fit, else float32."""
 
     @classmethod
-    def of_words(cls, *, spacing: str, crop: bool, intensity: str, dtype: str) -> Policy:
+    def from_options(cls, *, spacing: str, crop: bool, intensity: str, dtype: str) -> Policy:
         """The policy that a command line describes.
 
         Raises:
@@ -83,7 +83,7 @@ class Policy(Record):
         return self.model_copy(update={"intensity": chosen})
 
 
-class Normalisation(Record):
+class Normalisation(StoreRecord):
     """How one channel is normalised."""
 
     kind: Intensity = "zscore"
@@ -93,7 +93,7 @@ class Normalisation(Record):
     mean: float = 0.0
     std: float = 1.0
 
-    def of(self, statistics: ChannelStatistics) -> tuple[float, float, float, float]:
+    def bounds(self, statistics: ChannelStatistics) -> tuple[float, float, float, float]:
         """Low, high, mean and deviation for a case with these statistics."""
         match self.kind:
             case "ct":
@@ -104,7 +104,7 @@ class Normalisation(Record):
                 return -np.inf, np.inf, 0.0, 1.0
 
 
-class Preprocessing(Record):
+class Preprocessing(StoreRecord):
     """What has to be done to an image before a network that was trained on a store sees it."""
 
     spacing_mm: Spacing | None = None
@@ -123,7 +123,7 @@ class Preprocessing(Record):
             scale: Intensity of a stored 1 in each channel; none is 1.
         """
         kinds = self.normalisation or (Normalisation(),) * len(statistics)
-        bounds = [kind.of(one) for kind, one in zip(kinds, statistics, strict=True)]
+        bounds = [kind.bounds(one) for kind, one in zip(kinds, statistics, strict=True)]
         units = np.array(scale or [1.0] * len(bounds))
         bounds_C4: npt.NDArray[np.float32] = np.array(bounds) / units[:, None]
         return bounds_C4.astype(np.float32)

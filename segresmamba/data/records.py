@@ -12,13 +12,13 @@ Spacing = tuple[Millimetres, Millimetres, Millimetres]
 Intensity = Literal["zscore", "ct", "stored"]
 
 
-class Record(BaseModel):
+class StoreRecord(BaseModel):
     """A part of what a store says about itself."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ChannelStatistics(Record):
+class ChannelStatistics(StoreRecord):
     """Intensities of one channel over its non-zero voxels, before they were narrowed to a scale."""
 
     mean: float

@@ -49,7 +49,7 @@ class WaitAdvice:
         )
 
 
-class Pace:
+class StepTimer:
     """Loss and clocks of the steps since the last record; validation and saving do not count.
 
     Args:

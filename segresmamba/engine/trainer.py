@@ -33,7 +33,7 @@ from segresmamba.engine.observers import (
 )
 from segresmamba.engine.schedule import learning_rate
 from segresmamba.engine.stop import forget_request, stop_requested
-from segresmamba.engine.timing import Pace, WaitAdvice
+from segresmamba.engine.timing import StepTimer, WaitAdvice
 from segresmamba.engine.zero import ZeroEngine
 from segresmamba.errors import UserError
 from segresmamba.evaluation.score_cases import CaseResult, Summary, evaluate_cases
@@ -69,10 +69,10 @@ def train(config: Config) -> dict[str, Any]:
     memory = PhaseMemory()
     # What cannot be trained is refused before anything is written.
     micro_batch(config, ranks.world_size)
-    task = Task.of(config)
+    task = Task.from_config(config)
     network = task.network()
     backend = scan_backend(config, network, ranks.device)
-    folder = RunFolder.of(config)
+    folder = RunFolder.from_config(config)
     task = task.staged()
     join(ranks, config.train.threads)
     if ranks.is_main:
@@ -171,7 +171,7 @@ class Trainer:
         config = self.config.train
         if self.step and self._validation_is_due() and not self._validate():
             return "preempted"
-        batches, pace = self._batches(), Pace(self.config, self.ranks)
+        batches, pace = self._batches(), StepTimer(self.config, self.ranks)
         while self.step < config.max_steps:
             stop = self._train_step(batches, pace)
             due = self._validation_is_due()
@@ -184,7 +184,7 @@ class Trainer:
                 return "preempted"
         return "finished"
 
-    def _train_step(self, batches: Iterator[data.Batch], pace: Pace) -> bool:
+    def _train_step(self, batches: Iterator[data.Batch], pace: StepTimer) -> bool:
         """Train one step; whether some rank was asked to stop."""
         config = self.config.train
         lr = learning_rate(self.step, config)
@@ -219,7 +219,7 @@ class Trainer:
             f"another run.name; the last checkpoint is that of step {saved or 'none'}",
         )
 
-    def _log_step(self, pace: Pace, lr: float) -> None:
+    def _log_step(self, pace: StepTimer, lr: float) -> None:
         values = pace.metrics()
         values |= {"train/lr": lr, "train/gradient_norm": self.engine.gradient_norm}
         ranks = gather((values[_WAIT], self.memory.peaks()), self.ranks)
@@ -277,7 +277,9 @@ class Trainer:
             results += evaluate_cases(
                 network, self.task.dataset, mine, self.config, self.ranks.device
             )
-        summary = Summary.of([case for part in gather(results, self.ranks) for case in part])
+        summary = Summary.from_results(
+            [case for part in gather(results, self.ranks) for case in part]
+        )
         self.last_dice = summary.mean.dice
         if self.ranks.is_main:
             values = {f"validation/{key}": value for key, value in summary.metrics().items()}

@@ -48,7 +48,7 @@ def evaluate_run(run: Path) -> Evaluation:
     """
     folder = RunFolder(run)
     config = read_config(folder.config)
-    task = Task.of(config)
+    task = Task.from_config(config)
     device = Ranks.from_environment().device
     network, facts = _trained(folder, config, device)
     _require_policy(facts, task)
@@ -59,7 +59,7 @@ def evaluate_run(run: Path) -> Evaluation:
             network, task.dataset, task.split["val"], config, device, overlays=folder.overlays
         )
         write_results(folder.results, results, checkpoint=str(folder.best))
-        metrics = Summary.of(results).metrics()
+        metrics = Summary.from_results(results).metrics()
         tracker.metrics(
             {f"evaluation/{key}": value for key, value in metrics.items()}, step=facts["step"]
         )
@@ -78,7 +78,7 @@ def _trained(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The network with the run's best weights, and the facts saved beside them."""
     facts = read_facts(folder.best)
-    classes = Classes.of(config, facts["labels"])
+    classes = Classes.from_labels(config, facts["labels"])
     network = build_network(config, len(facts["channel_names"]), classes.channels)
     load_weights(folder.best, network)
     logger.info("weights of step %d, Dice %.4f in training", facts["step"], facts["dice"])

@@ -66,7 +66,7 @@ class Summary:
     mean: Mean
 
     @classmethod
-    def of(cls, results: Sequence[CaseResult]) -> Summary:
+    def from_results(cls, results: Sequence[CaseResult]) -> Summary:
         """Summarise at least one result; all have the same classes."""
         classes = {}
         for name in results[0].scores:
@@ -114,7 +114,7 @@ def evaluate_cases(
     Returns:
         The results in the order of `case_ids`.
     """
-    classes = Classes.of(config, dataset.labels)
+    classes = Classes.from_labels(config, dataset.labels)
     results, worst = [], list[tuple[float, Callable[[Path], None]]]()
     for case_id in case_ids:
         case = dataset[case_id]
@@ -178,7 +178,7 @@ def write_results(path: Path, results: Sequence[CaseResult], *, checkpoint: str)
         results: At least one result.
         checkpoint: What was evaluated.
     """
-    summary = Summary.of(results)
+    summary = Summary.from_results(results)
     content = {
         "checkpoint": checkpoint,
         "mean": asdict(summary.mean),
@@ -195,7 +195,7 @@ def write_results(path: Path, results: Sequence[CaseResult], *, checkpoint: str)
 
 def results_table(results: Sequence[CaseResult]) -> Table:
     """The summary for a terminal, with the worst case of each class to look at first."""
-    summary = Summary.of(results)
+    summary = Summary.from_results(results)
     table = Table(title=f"{len(results)} cases, whole volumes, original geometry")
     table.add_column("class")
     table.add_column("Dice", justify="right")

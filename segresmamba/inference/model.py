@@ -50,7 +50,7 @@ class ServedNetwork:
         self._channels: list[str] = facts["channel_names"]
         # Weights of earlier versions say nothing: they were trained without a policy.
         self._preprocessing = data.Preprocessing.model_validate(facts.get("preprocessing", {}))
-        self._classes = Classes.of(self._config, facts["labels"])
+        self._classes = Classes.from_labels(self._config, facts["labels"])
         self._device = Ranks.from_environment().device
         network = build_network(self._config, len(self._channels), self._classes.channels)
         load_weights(weights, network)

@@ -4,8 +4,8 @@
 DeepSpeed holds besides, `plan` searches, `report` shows.
 """
 
-from segresmamba.planner.plan import Plan, Planner, gpu_memory_gib
+from segresmamba.planner.plan import MemoryPlan, Planner, gpu_memory_gib
 from segresmamba.planner.tables import table, verdict
 from segresmamba.planner.timeline import Timeline
 
-__all__ = ["Plan", "Planner", "Timeline", "gpu_memory_gib", "table", "verdict"]
+__all__ = ["MemoryPlan", "Planner", "Timeline", "gpu_memory_gib", "table", "verdict"]

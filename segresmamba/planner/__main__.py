@@ -23,7 +23,7 @@ def main() -> None:
     logging.disable(logging.WARNING)
     config = read_config(Path(sys.argv[1]))
     try:
-        plan = Planner(Task.of(config)).plan(gpu_memory_gib(config))
+        plan = Planner(Task.from_config(config)).plan(gpu_memory_gib(config))
     except UserError as error:
         sys.stderr.write(error.screen() + "\n")
         sys.exit(2)

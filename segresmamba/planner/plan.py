@@ -48,7 +48,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """The configuration as it is, and the one that fits."""
 
     gpu_memory_gib: float
@@ -102,7 +102,7 @@ class Planner:
             self._seen[key] = simulate(config, self._channels, self._labels, crops, "cuda")
         return Prediction(config, crops, self._seen[key])
 
-    def plan(self, gpu_memory_gib: float) -> Plan:
+    def plan(self, gpu_memory_gib: float) -> MemoryPlan:
         """Find the change that costs least: smaller micro batches first, the patch last.
 
         Raises:
@@ -110,7 +110,7 @@ class Planner:
         """
         asked = self.predict(self.config)
         if asked.needed_gib <= gpu_memory_gib:
-            return Plan(gpu_memory_gib, asked, asked)
+            return MemoryPlan(gpu_memory_gib, asked, asked)
         for patch in _patches(self.config.data.patch):
             options = list(_options(_changed(self.config, "data", patch=patch)))
             try:
@@ -127,7 +127,7 @@ class Planner:
                 for option in ever_fewer_crops
             )
             fitting = next(one for one in found if one.needed_gib <= gpu_memory_gib)
-            return Plan(gpu_memory_gib, asked, fitting)
+            return MemoryPlan(gpu_memory_gib, asked, fitting)
         raise ConfigError(
             "no training step of this network fits",
             where="plan.gpu_memory_gib",

@@ -52,7 +52,7 @@ def simulate(
     Raises:
         ConfigError: If the network cannot be built so.
     """
-    classes = Classes.of(config, labels)
+    classes = Classes.from_labels(config, labels)
     network = build_network(config, channels, classes.channels).train()
     weights_bytes = sum(parameter.nbytes for parameter in network.parameters())
     loss_bytes = _loss_bytes_per_logit(config, labels, classes)

@@ -10,12 +10,12 @@ from segresmamba.planner.plan import (
     CONTEXT_GIB,
     GIB,
     WORKSPACE_MARGIN,
-    Plan,
+    MemoryPlan,
     Prediction,
 )
 
 
-def table(plan: Plan) -> Table:
+def table(plan: MemoryPlan) -> Table:
     """The configuration as asked and, where that does not fit, as proposed."""
     columns = {"as asked": plan.asked}
     if not plan.fits:
@@ -30,7 +30,7 @@ def table(plan: Plan) -> Table:
     return shown
 
 
-def verdict(plan: Plan) -> str:
+def verdict(plan: MemoryPlan) -> str:
     """One sentence."""
     if plan.fits:
         return f"fits: {plan.gpu_memory_gib - plan.asked.needed_gib:.1f} GiB to spare"

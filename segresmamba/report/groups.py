@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from segresmamba.report.measures import CaseScore, Run
+from segresmamba.report.measures import CaseScore, MeasuredRun
 
 _LONGEST_VALUE = 24
 
@@ -35,10 +35,10 @@ class Group:
 
     label: str
     """The network, and the settings that tell the group from others of that network."""
-    runs: tuple[Run, ...]
+    runs: tuple[MeasuredRun, ...]
 
     def spread(self, measure: str) -> Spread | None:
-        """A measure of `Run` by its name; None if no run has it."""
+        """A measure of `MeasuredRun` by its name; None if no run has it."""
         values = (getattr(run, measure) for run in self.runs)
         present = tuple(value for value in values if value is not None)
         return Spread(present) if present else None
@@ -65,9 +65,9 @@ class Group:
         return {name: Spread(tuple(of_runs)) for name, of_runs in values.items()}
 
 
-def group_runs(runs: Iterable[Run]) -> list[Group]:
+def group_runs(runs: Iterable[MeasuredRun]) -> list[Group]:
     """Group runs that differ in seed and fold alone, in the order of their networks' names."""
-    found: dict[frozenset[tuple[str, str]], list[Run]] = defaultdict(list)
+    found: dict[frozenset[tuple[str, str]], list[MeasuredRun]] = defaultdict(list)
     for run in runs:
         found[frozenset(run.settings.items())].append(run)
     groups = [tuple(sorted(group, key=_order)) for group in found.values()]
@@ -113,9 +113,9 @@ def pareto_front(groups: Sequence[Group], cost: str, gain: str) -> list[Group]:
     return front
 
 
-def _labels(examples: Sequence[Run]) -> list[str]:
+def _labels(examples: Sequence[MeasuredRun]) -> list[str]:
     """Names that tell groups apart, each given by one of its runs."""
-    by_model: dict[str, list[Run]] = defaultdict(list)
+    by_model: dict[str, list[MeasuredRun]] = defaultdict(list)
     for run in examples:
         by_model[run.model].append(run)
     labels = []
@@ -127,7 +127,7 @@ def _labels(examples: Sequence[Run]) -> list[str]:
     return labels
 
 
-def _differing(runs: Sequence[Run]) -> list[str]:
+def _differing(runs: Sequence[MeasuredRun]) -> list[str]:
     keys = {key for run in runs for key in run.settings}
     return sorted(key for key in keys if len({run.settings.get(key) for run in runs}) > 1)
 
@@ -143,6 +143,6 @@ def _value(settings: Mapping[str, str], key: str) -> str:
     return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 1] + "…"
 
 
-def _order(run: Run) -> tuple[int, int, str]:
+def _order(run: MeasuredRun) -> tuple[int, int, str]:
     fold, seed = (int(run.replica.get(key, 0)) for key in ("train.fold", "seed"))
     return fold, seed, run.history.name

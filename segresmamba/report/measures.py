@@ -38,7 +38,7 @@ class CaseScore:
 
 
 @dataclass(frozen=True)
-class Run:
+class MeasuredRun:
     """One row of the table of runs."""
 
     history: History
@@ -64,7 +64,7 @@ class Run:
     cases: Mapping[str, CaseScore]
 
     @classmethod
-    def of(cls, history: History) -> Run:
+    def from_history(cls, history: History) -> MeasuredRun:
         """Derive everything from what was recorded.
 
         Raises:

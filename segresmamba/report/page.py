@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 import segresmamba
 from segresmamba.report import words
 from segresmamba.report.groups import Group, differences, group_runs, pareto_front
-from segresmamba.report.measures import Run
+from segresmamba.report.measures import MeasuredRun
 from segresmamba.report.pictures import colours, draw_curves, draw_tradeoff
 from segresmamba.report.significance import compare
 from segresmamba.report.sources import ReportError, find_baseline, find_runs
@@ -88,7 +88,7 @@ def write_report(
 
 
 def _content(
-    groups: Sequence[Group], baseline: Run | None
+    groups: Sequence[Group], baseline: MeasuredRun | None
 ) -> tuple[list[_Picture], dict[str, Any]]:
     """The pictures, and all that the templates show."""
     palette = colours(len(groups))
@@ -125,7 +125,7 @@ def _content(
     return [*pictures.values(), *overlays], content
 
 
-def _group_of(baseline: Run | None, groups: Sequence[Group]) -> Group | None:
+def _group_of(baseline: MeasuredRun | None, groups: Sequence[Group]) -> Group | None:
     """The group that the baseline belongs to, if it is in the report."""
     for group in groups:
         if baseline and baseline.history.id in {run.history.id for run in group.runs}:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from segresmamba.errors import UserError
-from segresmamba.report.measures import Run
+from segresmamba.report.measures import MeasuredRun
 from segresmamba.tracking import (
     History,
     MlflowSource,
@@ -21,7 +21,7 @@ class ReportError(UserError):
     """A run or experiment that cannot be reported on, or a place that cannot be written to."""
 
 
-def find_runs(targets: Sequence[str], uri: Callable[[], str], downloads: Path) -> list[Run]:
+def find_runs(targets: Sequence[str], uri: Callable[[], str], downloads: Path) -> list[MeasuredRun]:
     """Read all that is named, each run once.
 
     Args:
@@ -44,10 +44,10 @@ def find_runs(targets: Sequence[str], uri: Callable[[], str], downloads: Path) -
             found = _of_experiment(mlflow, target, downloads)
         for history in found:
             histories.setdefault(history.id, history)
-    return [Run.of(history) for history in histories.values()]
+    return [MeasuredRun.from_history(history) for history in histories.values()]
 
 
-def find_baseline(name: str, runs: Sequence[Run]) -> Run:
+def find_baseline(name: str, runs: Sequence[MeasuredRun]) -> MeasuredRun:
     """The run that others are compared with.
 
     Args:
@@ -58,7 +58,7 @@ def find_baseline(name: str, runs: Sequence[Run]) -> Run:
         UserError: If there is no such run, it is not unique, or its records cannot be read.
     """
     if is_run(Path(name)):
-        return Run.of(read_history(Path(name)))
+        return MeasuredRun.from_history(read_history(Path(name)))
     named = [run for run in runs if run.history.name == name]
     if len(named) == 1:
         return named[0]

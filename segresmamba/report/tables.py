@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from segresmamba.report.groups import Group, Spread
-from segresmamba.report.measures import Run
+from segresmamba.report.measures import MeasuredRun
 from segresmamba.report.significance import Comparison
 
 _RUNNING = "running*"
@@ -82,7 +82,10 @@ def number(value: float | None, decimals: int | None = None) -> str:
 
 
 def networks_table(
-    groups: Sequence[Group], colours: Sequence[str], front: Sequence[Group], baseline: Run | None
+    groups: Sequence[Group],
+    colours: Sequence[str],
+    front: Sequence[Group],
+    baseline: MeasuredRun | None,
 ) -> Table:
     """The paper's table with our columns: a row for each group, means and spreads."""
     measures = [_scaled_measure(measure, groups) for measure in _MEASURES]
@@ -107,7 +110,7 @@ def networks_table(
     return Table("networks", columns, rows)
 
 
-def wh_per_dice_point(group: Group, baseline: Run) -> float | None:
+def wh_per_dice_point(group: Group, baseline: MeasuredRun) -> float | None:
     """Energy of a run beyond the baseline's for each hundredth of Dice gained over it.
 
     Returns:
@@ -225,7 +228,7 @@ def _plain(value: float | None, decimals: int | None = None, scale: float = 1.0)
     return Cell() if value is None else Cell(number(value * scale, decimals), sort=value)
 
 
-def _of_run(run: Run, measure: _Measure, scale: float) -> Cell:
+def _of_run(run: MeasuredRun, measure: _Measure, scale: float) -> Cell:
     cell = _plain(getattr(run, measure.name), measure.decimals, scale)
     is_validation = measure.name in _SCORES and run.scored_by == "validation"
     return Cell(cell.text + "†", sort=cell.sort) if cell.text and is_validation else cell

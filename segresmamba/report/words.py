@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from segresmamba.report.groups import Group, Spread
-from segresmamba.report.measures import Run
+from segresmamba.report.measures import MeasuredRun
 from segresmamba.report.significance import ALL_PAIRS_UP_TO, Comparison
 
 MEMORY = {
@@ -23,7 +23,7 @@ def title(groups: Sequence[Group]) -> str:
     return f"{variants}{_count(networks, 'network')} compared"
 
 
-def lead(runs: Sequence[Run]) -> str:
+def lead(runs: Sequence[MeasuredRun]) -> str:
     """The line below the heading."""
     datasets = sorted({run.dataset for run in runs if run.dataset})
     devices = sorted({run.history.tags.get("device", "") for run in runs} - {""})
@@ -39,7 +39,7 @@ def lead(runs: Sequence[Run]) -> str:
 
 
 def notes(
-    groups: Sequence[Group], comparisons: Sequence[Comparison], baseline: Run | None
+    groups: Sequence[Group], comparisons: Sequence[Comparison], baseline: MeasuredRun | None
 ) -> dict[str, str]:
     """The note under each part, by its name."""
     runs = [run for group in groups for run in group.runs]
@@ -78,7 +78,7 @@ def differing(settings: dict[str, list[str]]) -> list[str]:
     return [f"{key} ({' / '.join(dict.fromkeys(values))})" for key, values in settings.items()]
 
 
-def _networks_note(groups: Sequence[Group], baseline: Run | None) -> str:
+def _networks_note(groups: Sequence[Group], baseline: MeasuredRun | None) -> str:
     sentences = []
     if any(len(group.runs) > 1 for group in groups):
         sentences.append("Means ± standard deviations over seeds and folds.")
@@ -108,7 +108,7 @@ def _significance_note(comparisons: Sequence[Comparison]) -> str:
     return text
 
 
-def _runs_note(runs: Sequence[Run]) -> str:
+def _runs_note(runs: Sequence[MeasuredRun]) -> str:
     sentences = []
     if any(run.history.status == "running" for run in runs):
         sentences.append("* No end is recorded: the run is still going, or it was killed.")

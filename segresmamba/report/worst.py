@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from segresmamba.report.groups import Group
-from segresmamba.report.measures import CaseScore, Run
+from segresmamba.report.measures import CaseScore, MeasuredRun
 
 MOST_PICTURES = 12
 _PER_GROUP = 3
@@ -23,7 +23,7 @@ class WorstCase:
     """A case of a run."""
 
     group: Group
-    run: Run
+    run: MeasuredRun
     case_id: str
     score: CaseScore
 

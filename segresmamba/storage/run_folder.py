@@ -37,7 +37,7 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def of(cls, config: Config) -> RunFolder:
+    def from_config(cls, config: Config) -> RunFolder:
         """The run's folder, which `enter` creates."""
         return cls(run_folder(config))
 
@@ -148,7 +148,7 @@ def refuse_changes(config: Config) -> None:
         ConfigError: Names every setting that changes the result and differs, with both values,
             unless run.allow_config_change is set.
     """
-    folder = RunFolder.of(config)
+    folder = RunFolder.from_config(config)
     if config.run.allow_config_change or not folder.config.exists() or not folder.saved_steps():
         return
     changes = _changes(read_config(folder.config), config)

@@ -1,1 +1,1 @@
-"""What is trained: dataset, split, network, classes, losses, precision, and this process's place."""
+"""What is trained: dataset, split, network, classes, losses, and this process among the ranks."""

@@ -33,7 +33,7 @@ class Classes:
     exclusive: bool
 
     @classmethod
-    def of(cls, config: Config, labels: Mapping[str, int]) -> Classes:
+    def from_labels(cls, config: Config, labels: Mapping[str, int]) -> Classes:
         """The classes that `config.data.regions` makes of a dataset's labels.
 
         Args:

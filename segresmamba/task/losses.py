@@ -29,7 +29,7 @@ def build_loss(config: Config, labels: Mapping[str, int]) -> SegmentationLoss:
         ConfigError: If a region holds a label value that the dataset does not declare.
         DataError: If the dataset declares no label besides the background.
     """
-    return SegmentationLoss(Classes.of(config, labels))
+    return SegmentationLoss(Classes.from_labels(config, labels))
 
 
 class SegmentationLoss(nn.Module):

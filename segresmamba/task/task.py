@@ -27,7 +27,7 @@ class Task:
     classes: Classes
 
     @classmethod
-    def of(cls, config: Config) -> Task:
+    def from_config(cls, config: Config) -> Task:
         """Open the dataset and see that the configuration fits it.
 
         Raises:
@@ -44,7 +44,7 @@ class Task:
             config.data.foreground_fraction,
             config.data.crops_per_case,
         )
-        return cls(config, dataset, split, Classes.of(config, dataset.labels))
+        return cls(config, dataset, split, Classes.from_labels(config, dataset.labels))
 
     def staged(self) -> Task:
         """The task with its cases on storage of this node, if data.stage asks for it.

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segresmamba.tracking.energy.ledger import LEDGER_NAME, Ledger, power_line
-from segresmamba.tracking.journal import JOURNAL_NAME, Record, read_header, read_journal
-from segresmamba.tracking.mapping import Point, flatten, new_points
+from segresmamba.tracking.journal import JOURNAL_NAME, JournalRecord, read_header, read_journal
+from segresmamba.tracking.mapping import MetricPoint, flatten, new_points
 from segresmamba.tracking.protocol import TrackingError
 
 ENERGY = "energy/"
@@ -38,7 +38,7 @@ class History:
     status: str
     settings: Mapping[str, str]
     tags: Mapping[str, str]
-    curves: Mapping[str, Sequence[Point]]
+    curves: Mapping[str, Sequence[MetricPoint]]
     energy: Mapping[str, float]
     power: str
     files: Mapping[str, Path]
@@ -111,7 +111,7 @@ def read_history(folder: Path) -> History:
     )
 
 
-def energy_of(folder: Path, curves: Mapping[str, Sequence[Point]]) -> dict[str, float]:
+def energy_of(folder: Path, curves: Mapping[str, Sequence[MetricPoint]]) -> dict[str, float]:
     """The totals of the ledger in a folder, which has the segments of killed jobs, too.
 
     Without a ledger, what the run recorded as metrics, by the same names.
@@ -142,9 +142,9 @@ def power_of(folder: Path, tags: Mapping[str, str]) -> str:
     return Ledger(folder).power() or power_line(facts)
 
 
-def _curves(records: Iterable[Record]) -> dict[str, list[Point]]:
+def _curves(records: Iterable[JournalRecord]) -> dict[str, list[MetricPoint]]:
     """As MLflow has them: of a step that a resumed run trained again, the first value."""
-    curves: dict[str, list[Point]] = {}
+    curves: dict[str, list[MetricPoint]] = {}
     last_step: dict[str, int] = {}
     for record in records:
         if record.kind == "metrics":
@@ -155,7 +155,7 @@ def _curves(records: Iterable[Record]) -> dict[str, list[Point]]:
     return curves
 
 
-def _files(folder: Path, records: Iterable[Record]) -> dict[str, Path]:
+def _files(folder: Path, records: Iterable[JournalRecord]) -> dict[str, Path]:
     """Artifacts that are single files, by the names that MLflow shows."""
     files = {}
     for record in records:

@@ -40,7 +40,7 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True)
-class Record:
+class JournalRecord:
     """One line of a journal.
 
     Attributes:
@@ -132,8 +132,8 @@ class Journal:
         return end
 
 
-def read_records(path: Path, start: int = 0) -> Iterator[Record]:
-    """The complete records of a journal from offset `start` (a `Record.end`, or 0) on.
+def read_records(path: Path, start: int = 0) -> Iterator[JournalRecord]:
+    """The complete records of a journal from offset `start` (a `JournalRecord.end`, or 0) on.
 
     A journal that is being written may end in the middle of a line; that line is not yet a record.
 
@@ -159,7 +159,7 @@ def read_records(path: Path, start: int = 0) -> Iterator[Record]:
             yield record
 
 
-def read_journal(path: Path) -> list[Record]:
+def read_journal(path: Path) -> list[JournalRecord]:
     """All records; says so when the last line is cut.
 
     Raises:
@@ -170,7 +170,7 @@ def read_journal(path: Path) -> list[Record]:
     return records
 
 
-def read_header(path: Path) -> Record:
+def read_header(path: Path) -> JournalRecord:
     """The first record, which names the journal and its schema.
 
     Raises:
@@ -192,7 +192,7 @@ def warn_if_cut(path: Path, end: int) -> None:
         )
 
 
-def _parse(line: bytes, start: int, path: Path) -> Record:
+def _parse(line: bytes, start: int, path: Path) -> JournalRecord:
     try:
         body = json.loads(line)
         kind, time_ms = body.pop("kind"), body.pop("time_ms")
@@ -207,7 +207,7 @@ def _parse(line: bytes, start: int, path: Path) -> Record:
         ) from error
     if start == 0:
         _check_schema(body.get("schema"), path)
-    return Record(kind, time_ms, body, start + len(line))
+    return JournalRecord(kind, time_ms, body, start + len(line))
 
 
 def _check_schema(schema: object, path: Path) -> None:

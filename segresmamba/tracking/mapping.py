@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple, TypeVar
 
-from segresmamba.tracking.journal import Record
+from segresmamba.tracking.journal import JournalRecord
 
 T = TypeVar("T")
 
@@ -22,7 +22,7 @@ DIGEST_CHARACTERS = 36
 RECORDS_PER_BATCH = 200
 
 
-class Point(NamedTuple):
+class MetricPoint(NamedTuple):
     """One value of a metric, in the order of `mlflow.entities.Metric`."""
 
     key: str
@@ -54,7 +54,7 @@ def valid_name(key: str) -> str:
     return ("/".join(parts) or "_")[:NAME_CHARACTERS].rstrip("/")
 
 
-def new_points(record: Record, last_step: dict[str, int]) -> list[Point]:
+def new_points(record: JournalRecord, last_step: dict[str, int]) -> list[MetricPoint]:
     """The values of a metrics record at steps that were not sent yet; moves `last_step` on."""
     step = record.body["step"]
     values = dict(record.body["values"])
@@ -62,12 +62,12 @@ def new_points(record: Record, last_step: dict[str, int]) -> list[Point]:
         values["epoch"] = record.body["epoch"]
     new = [key for key in values if step > last_step.get(key, -1)]
     last_step.update(dict.fromkeys(new, step))
-    return [Point(valid_name(key), float(values[key]), record.time_ms, step) for key in new]
+    return [MetricPoint(valid_name(key), float(values[key]), record.time_ms, step) for key in new]
 
 
-def batches(records: Iterable[Record]) -> Iterator[list[Record]]:
+def batches(records: Iterable[JournalRecord]) -> Iterator[list[JournalRecord]]:
     """Groups of consecutive records; a status, whose order matters, is a group of its own."""
-    batch: list[Record] = []
+    batch: list[JournalRecord] = []
     for record in records:
         if batch and (record.kind == "status" or len(batch) == RECORDS_PER_BATCH):
             yield batch

@@ -21,7 +21,7 @@ from segresmamba.bench.picture import draw, picture
 from segresmamba.bench.report import write_csv, write_markdown
 from segresmamba.bench.result import PAPER, Result, Setting
 from segresmamba.bench.synthetic import synthetic_batches, synthetic_labels
-from segresmamba.bench.worker import Request
+from segresmamba.bench.worker import BenchRequest
 from segresmamba.errors import ConfigError
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.tracking import sync
@@ -97,7 +97,7 @@ def test_ctrl_c_keeps_the_finished_rows_and_ends_the_process(
 ) -> None:
     run = suite._run
 
-    def first_at_once(folder: Path, request: Request) -> Result:
+    def first_at_once(folder: Path, request: BenchRequest) -> Result:
         if request.model == "segresmamba_small":
             return Result(request.model, trained_parameters=1, step_s=1.0, peak_gib=1.0)
         main = threading.main_thread().ident
@@ -159,7 +159,7 @@ def test_each_network_is_a_run_of_its_own_in_mlflow(tmp_path: Path, tiny_store: 
     words = [*settings(tiny_store, tmp_path), "tracking=sqlite"]
     for result in (Result("segresnet", step_s=2.0), Result("unet", "out of memory", "why")):
         (config,) = suite._configurations([result.model], words, "cpu").values()
-        folder = RunFolder.of(config)
+        folder = RunFolder.from_config(config)
         folder.enter(config)
         hint = suite._track(config, folder, result, SETTING)
         sync(folder.path)  # what a busy machine had no time to send

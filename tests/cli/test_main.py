@@ -10,7 +10,7 @@ from rich.table import Table
 from segresmamba.bench import Bench
 from segresmamba.bench.result import Result, Status
 from segresmamba.cli.main import _stopping, main
-from segresmamba.engine.timing import Pace
+from segresmamba.engine.timing import StepTimer
 from segresmamba.engine.trainer import Trainer
 from segresmamba.tracking import TrackingError
 from tests.conftest import write_nnunet_dataset
@@ -101,7 +101,7 @@ def test_ctrl_c_saves_a_checkpoint_and_the_same_command_goes_on(
     config = tiny_config(tiny_store, tmp_path)
     steps = Trainer._log_step
 
-    def interrupted(trainer: Trainer, pace: Pace, lr: float) -> None:
+    def interrupted(trainer: Trainer, pace: StepTimer, lr: float) -> None:
         steps(trainer, pace, lr)
         if trainer.step == 1:
             signal.raise_signal(signal.SIGINT)

@@ -40,7 +40,7 @@ def test_a_step_that_the_gpus_cannot_hold_is_refused_before_it_starts(
     queue_run: Queue, words: tuple[str, ...], tmp_path: Path
 ) -> None:
     config = load_config(list(words))
-    memory_mib = int(1024 * Planner(Task.of(config)).predict(config).needed_gib)
+    memory_mib = int(1024 * Planner(Task.from_config(config)).predict(config).needed_gib)
     (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho {memory_mib}\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
     setup = f"cluster.setup=['export PATH={tmp_path}:$PATH']"

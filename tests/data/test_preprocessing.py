@@ -30,7 +30,7 @@ KEEP = {"spacing": "keep", "crop": False, "intensity": "auto", "dtype": "auto"}
 
 
 def policy(**words: Any) -> Policy:
-    return Policy.of_words(**(KEEP | words))
+    return Policy.from_options(**(KEEP | words))
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_an_oracle_is_perfect(
 ) -> None:
     results = evaluate(store, Oracle(weights), patch=patch, regions=regions)
     assert [result.case_id for result in results] == list(CASES)
-    summary = Summary.of(results)
+    summary = Summary.from_results(results)
     assert list(summary.classes) == list(regions or ["ball", "box"])
     assert (summary.mean.dice, summary.mean.hd95_mm, summary.mean.one_sided) == (1.0, 0.0, 0)
 
@@ -114,7 +114,7 @@ def test_distances_and_volumes_are_those_of_the_original_grid(store: Path) -> No
 
 
 def test_a_network_that_sees_nothing_scores_zero_and_is_counted(store: Path) -> None:
-    summary = Summary.of(evaluate(store, Oracle([[0.0, 0.0]] * 3)))
+    summary = Summary.from_results(evaluate(store, Oracle([[0.0, 0.0]] * 3)))
     assert summary.mean.dice == 0
     assert summary.mean.one_sided == 4
     assert summary.mean.hd95_mm == pytest.approx(np.linalg.norm([20 * 1, 24 * 3, 28 * 1.5]))
@@ -147,7 +147,7 @@ RESULTS = [
 
 
 def test_means_are_over_cases_and_then_over_classes() -> None:
-    summary = Summary.of(RESULTS)
+    summary = Summary.from_results(RESULTS)
     assert summary.metrics() == pytest.approx(
         {
             "dice/mean": 0.575,

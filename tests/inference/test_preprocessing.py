@@ -21,7 +21,7 @@ from segresmamba.inference.sliding_window import predict_volume
 from tests.data.raw import describe, image_path, label_path, write_nifti, write_raw
 from tests.engine.tiny import tiny_config
 
-POLICY = data.Policy.of_words(spacing="2,1.5,1.2", crop=True, intensity="auto", dtype="auto")
+POLICY = data.Policy.from_options(spacing="2,1.5,1.2", crop=True, intensity="auto", dtype="auto")
 CASE = "case_1"
 
 

@@ -12,7 +12,7 @@ from launch import convert_job
 from launch.__main__ import main
 from launch.jobs import submission
 from segresmamba.data import open_dataset, verify
-from segresmamba.data.conversion.plan import Plan, Request
+from segresmamba.data.conversion.plan import ConversionPlan, ConversionRequest
 from segresmamba.errors import ConfigError, DataError, LaunchError
 from tests.conftest import write_nnunet_dataset
 
@@ -110,9 +110,9 @@ def test_a_bad_case_ends_its_job_and_the_last_one_with_a_screen(
 
 @pytest.mark.usefixtures("slurm")
 def test_a_conversion_keeps_others_out_while_its_jobs_do_not(raw: Path, tmp_path: Path) -> None:
-    request = Request(raw, tmp_path / "store")
+    request = ConversionRequest(raw, tmp_path / "store")
     assert convert_job.prepare(request) == 3
-    folder = Plan.of(request).folder()
+    folder = ConversionPlan.from_request(request).folder()
     with folder.joined():
         assert convert_job.convert_share(request, 0, 2) == 2
         with pytest.raises(DataError, match="another conversion"):
@@ -126,7 +126,9 @@ def test_a_conversion_that_is_queued_is_not_queued_again(
 ) -> None:
     fake_command("squeue", 'case "$*" in *--name=convert-store\\ *) echo 4711_0;; esac')
     with pytest.raises(LaunchError, match="in the queue already") as caught:
-        convert_job.run(Request(raw, tmp_path / "store"), convert_job.cluster_of(SLURM), 2)
+        convert_job.run(
+            ConversionRequest(raw, tmp_path / "store"), convert_job.cluster_of(SLURM), 2
+        )
     assert "scancel 4711_0" in caught.value.remedy
     assert not (tmp_path / "store").exists()
 
@@ -139,7 +141,7 @@ def test_what_slurm_refuses_leaves_nothing_behind(
     cancelled = tmp_path / "cancelled"
     fake_command("scancel", f"echo $1 > {cancelled}")
     refused = "echo 'sbatch: error: no such partition' >&2; exit 1"
-    request, cluster = Request(raw, tmp_path / "store"), convert_job.cluster_of(SLURM)
+    request, cluster = ConversionRequest(raw, tmp_path / "store"), convert_job.cluster_of(SLURM)
     fake_command("sbatch", refused)
     with pytest.raises(LaunchError, match="refused"):
         convert_job.run(request, cluster, 2)

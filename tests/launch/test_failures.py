@@ -25,12 +25,12 @@ def test_only_the_whole_record_is_left(tmp_path: Path) -> None:
 
 def test_a_mistake_of_the_user_is_its_screen_and_all_else_its_traceback() -> None:
     mistake = CheckpointError("another network", where="step-1", got="unet", remedy="start anew")
-    assert Failure.of(mistake, 2).exit_code == 2
-    assert Failure.of(mistake, 2).text == mistake.screen()
+    assert Failure.from_error(mistake, 2).exit_code == 2
+    assert Failure.from_error(mistake, 2).text == mistake.screen()
     try:
         raise ZeroDivisionError("oops")
     except ZeroDivisionError as error:
-        failure = Failure.of(error, 0)
+        failure = Failure.from_error(error, 0)
     assert failure.exit_code == 1
     assert failure.text.startswith("Traceback")
     assert failure.text.endswith("ZeroDivisionError: oops")

@@ -96,7 +96,7 @@ def test_a_trial_is_shown_with_its_sweep_unless_it_is_asked_for(
     tmp_path: Path, fake_command: FakeCommand, status: Callable[..., list[str]]
 ) -> None:
     words = ["data=custom", "data.store=x", f"run.root={tmp_path}", "seed=0"]
-    sweep = Sweep.of(words, "s")
+    sweep = Sweep.from_overrides(words, "s")
     sweep.write()
     begin(Path(sweep.trials[0].run)).close()
     logs = Path(sweep.trials[0].run, "logs")

@@ -121,7 +121,7 @@ def test_weights_gradients_and_optimizer_take_what_deepspeed_allocates(
 
 
 def planner(store: Path, *words: str) -> Planner:
-    return Planner(Task.of(tiny_config(store, store.parent, *words)))
+    return Planner(Task.from_config(tiny_config(store, store.parent, *words)))
 
 
 def test_what_fits_is_left_alone(tiny_store: Path) -> None:

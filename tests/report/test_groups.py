@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segresmamba.report.groups import Group, differences, group_runs, pareto_front
-from segresmamba.report.measures import Run
+from segresmamba.report.measures import MeasuredRun
 from segresmamba.tracking import read_history
 from tests.report.recorded import record_run
 
 
-def run_of(folder: Path) -> Run:
-    return Run.of(read_history(folder))
+def run_of(folder: Path) -> MeasuredRun:
+    return MeasuredRun.from_history(read_history(folder))
 
 
 def test_seeds_and_folds_are_one_group_with_mean_and_spread(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_settings_that_change_no_result_split_no_group(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def example(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def example(tmp_path_factory: pytest.TempPathFactory) -> MeasuredRun:
     return run_of(record_run(tmp_path_factory.mktemp("example"), "one"))
 
 
@@ -72,7 +72,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Run:
     )
 )
 def test_the_front_is_what_no_other_group_beats(
-    example: Run, points: list[tuple[float | None, float | None]]
+    example: MeasuredRun, points: list[tuple[float | None, float | None]]
 ) -> None:
     groups = [
         Group(str(index), (replace(example, memory_gib=memory, dice=dice),))

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 from segresmamba.errors import DataError
-from segresmamba.report.measures import Run
+from segresmamba.report.measures import MeasuredRun
 from segresmamba.tracking import read_history
 from segresmamba.tracking.journal import JOURNAL_NAME, Journal
 from tests.report.recorded import BATCH, STEPS, STEPS_PER_EPOCH, record_run
 
 
-def run_of(folder: Path) -> Run:
-    return Run.of(read_history(folder))
+def run_of(folder: Path) -> MeasuredRun:
+    return MeasuredRun.from_history(read_history(folder))
 
 
 def test_what_a_run_cost_and_reached(tmp_path: Path) -> None:

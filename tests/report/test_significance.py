@@ -9,18 +9,20 @@ from hypothesis import strategies as st
 from scipy.stats import wilcoxon
 
 from segresmamba.report.groups import Group
-from segresmamba.report.measures import CaseScore, Run
+from segresmamba.report.measures import CaseScore, MeasuredRun
 from segresmamba.report.significance import ALL_PAIRS_UP_TO, compare, holm
 from segresmamba.tracking import read_history
 from tests.report.recorded import record_run
 
 
 @pytest.fixture(scope="module")
-def example(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return Run.of(read_history(record_run(tmp_path_factory.mktemp("example"), "one")))
+def example(tmp_path_factory: pytest.TempPathFactory) -> MeasuredRun:
+    return MeasuredRun.from_history(
+        read_history(record_run(tmp_path_factory.mktemp("example"), "one"))
+    )
 
 
-def group(example: Run, label: str, *of_runs: dict[str, float]) -> Group:
+def group(example: MeasuredRun, label: str, *of_runs: dict[str, float]) -> Group:
     """A group with the given Dice of each case in each run."""
     runs = tuple(
         replace(example, cases={case: CaseScore(dice, 0.0, {}) for case, dice in cases.items()})
@@ -29,7 +31,7 @@ def group(example: Run, label: str, *of_runs: dict[str, float]) -> Group:
     return Group(label, runs)
 
 
-def test_two_groups_are_compared_on_the_cases_that_both_have(example: Run) -> None:
+def test_two_groups_are_compared_on_the_cases_that_both_have(example: MeasuredRun) -> None:
     ours = {f"case{index}": 0.8 + 0.01 * index for index in range(8)}
     theirs = {case: dice - 0.02 - 0.01 * index for index, (case, dice) in enumerate(ours.items())}
     first = group(example, "first", ours, ours | {"case0": 0.6})
@@ -45,25 +47,27 @@ def test_two_groups_are_compared_on_the_cases_that_both_have(example: Run) -> No
     assert found.smallest_p == 2 / 2**8
 
 
-def test_equal_scores_do_not_differ(example: Run) -> None:
+def test_equal_scores_do_not_differ(example: MeasuredRun) -> None:
     cases = {"a": 0.5, "b": 0.6}
     (found,) = compare([group(example, "one", cases), group(example, "two", cases)], None)
     assert (found.p, found.difference) == (1.0, 0.0)
 
 
-def test_groups_without_a_common_case_are_not_compared(example: Run, tmp_path: Path) -> None:
+def test_groups_without_a_common_case_are_not_compared(
+    example: MeasuredRun, tmp_path: Path
+) -> None:
     assert (
         compare([group(example, "one", {"a": 1.0}), group(example, "two", {"b": 1.0})], None) == []
     )
     assert compare([group(example, "one", {}), group(example, "two", {"b": 1.0})], None) == []
 
 
-def test_cases_of_one_name_in_two_datasets_are_two_cases(example: Run) -> None:
+def test_cases_of_one_name_in_two_datasets_are_two_cases(example: MeasuredRun) -> None:
     other = replace(example, settings={**example.settings, "dataset": "another"})
     assert compare([group(example, "one", {"a": 1.0}), group(other, "two", {"a": 1.0})], None) == []
 
 
-def test_many_groups_are_each_compared_with_the_reference_or_the_best(example: Run) -> None:
+def test_many_groups_are_each_compared_with_the_reference_or_the_best(example: MeasuredRun) -> None:
     groups = [
         Group(str(index), (replace(made.runs[0], dice=index / 10),))
         for index in range(ALL_PAIRS_UP_TO + 1)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segresmamba.tracking.journal import Record
+from segresmamba.tracking.journal import JournalRecord
 from segresmamba.tracking.mapping import batches, chunks, flatten, new_points, valid_name
 
 
@@ -40,8 +40,8 @@ def test_an_ordinary_key_is_its_own_name(key: str) -> None:
     assert valid_name(key) == key
 
 
-def metrics(step: int, epoch: float | None = None, **values: float | str) -> Record:
-    return Record("metrics", 5, {"step": step, "epoch": epoch, "values": values}, 0)
+def metrics(step: int, epoch: float | None = None, **values: float | str) -> JournalRecord:
+    return JournalRecord("metrics", 5, {"step": step, "epoch": epoch, "values": values}, 0)
 
 
 def test_a_step_that_was_sent_is_not_sent_again() -> None:
@@ -61,7 +61,7 @@ def test_the_epoch_is_a_metric_of_its_own() -> None:
 @settings(deadline=None)
 @given(st.lists(st.sampled_from(["metrics", "tags", "status", "artifact"]), max_size=700))
 def test_batches_keep_the_order_and_isolate_a_status(kinds: list[str]) -> None:
-    records = [Record(kind, 0, {}, index) for index, kind in enumerate(kinds)]
+    records = [JournalRecord(kind, 0, {}, index) for index, kind in enumerate(kinds)]
     groups = list(batches(records))
     assert [record for group in groups for record in group] == records
     for group in groups:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from segresmamba.data.conversion.plan import Plan
+from segresmamba.data.conversion.plan import ConversionPlan
 from segresmamba.data.formats.source import SourceCase
 from segresmamba.data.preprocessing import Preprocessing
 from segresmamba.data.store.case_writer import write_case
@@ -30,7 +30,7 @@ from segresmamba.errors import DataError
 logger = logging.getLogger(__name__)
 
 
-def convert_case(plan: Plan, case: SourceCase) -> CaseRecord:
+def convert_case(plan: ConversionPlan, case: SourceCase) -> CaseRecord:
     """Convert a case; its group appears complete or not at all.
 
     Raises:
@@ -126,7 +126,7 @@ def source_files(case: SourceCase, source: Path) -> tuple[SourceFile, ...]:
 
 
 def _foreground(
-    plan: Plan, volume: Volume, label_DHW: npt.NDArray[Any], voxels: int
+    plan: ConversionPlan, volume: Volume, label_DHW: npt.NDArray[Any], voxels: int
 ) -> tuple[tuple[float, ...], ...]:
     kinds = plan.storage.policy.intensity
     if "ct" not in kinds:

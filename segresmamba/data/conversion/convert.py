@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from segresmamba.data.conversion.case import convert_case, source_files
-from segresmamba.data.conversion.plan import Plan, Request
+from segresmamba.data.conversion.plan import ConversionPlan, ConversionRequest
 from segresmamba.data.conversion.store_folder import StoreFolder
 from segresmamba.data.formats.registry import AUTO
 from segresmamba.data.formats.source import SourceCase
@@ -86,21 +86,21 @@ def convert(
     Raises:
         DataError: If the source, one of its cases, or the output folder cannot be used.
     """
-    request = Request(
+    request = ConversionRequest(
         source, out, format, resample_mismatched, policy or Policy(), splits, overwrite
     )
     return finish(request, workers=workers, redo=redo, progress=progress)
 
 
 def finish(
-    request: Request,
+    request: ConversionRequest,
     *,
     workers: int = 1,
     redo: Collection[str] = (),
     progress: Progress | None = None,
 ) -> Conversion:
     """Convert what is not there yet, and write the manifest; see `convert`."""
-    plan = Plan.of(request)
+    plan = ConversionPlan.from_request(request)
     folder = plan.folder(overwrite=request.overwrite)
     with folder.locked():
         work = _Work(plan, plan.dataset.cases, redo)
@@ -125,7 +125,7 @@ def finish(
     return Conversion(plan.out, todo, tuple(work.kept), manifest.digest)
 
 
-def prepare(request: Request) -> int:
+def prepare(request: ConversionRequest) -> int:
     """Make a store ready for processes that convert a share each.
 
     Returns:
@@ -134,7 +134,7 @@ def prepare(request: Request) -> int:
     Raises:
         DataError: As `convert`, but for what is wrong with a case.
     """
-    plan = Plan.of(request)
+    plan = ConversionPlan.from_request(request)
     folder = plan.folder(overwrite=request.overwrite)
     with folder.locked():
         work = _Work(plan, plan.dataset.cases)
@@ -144,7 +144,12 @@ def prepare(request: Request) -> int:
 
 
 def convert_share(
-    request: Request, share: int, shares: int, *, workers: int = 1, progress: Progress | None = None
+    request: ConversionRequest,
+    share: int,
+    shares: int,
+    *,
+    workers: int = 1,
+    progress: Progress | None = None,
 ) -> int:
     """Convert one of several shares of a prepared store's cases, beside others who do the same.
 
@@ -161,7 +166,7 @@ def convert_share(
     Raises:
         DataError: If a case is refused; the others of the share are converted.
     """
-    plan = Plan.of(request.going_on())
+    plan = ConversionPlan.from_request(request.going_on())
     with plan.folder().joined():
         work = _Work(plan, plan.dataset.cases[share::shares])
         _, failures = work.do(workers, progress)
@@ -173,7 +178,9 @@ def convert_share(
 class _Work:
     """Some cases of a conversion: those that are there already, and those still to do."""
 
-    def __init__(self, plan: Plan, cases: Sequence[SourceCase], redo: Collection[str] = ()) -> None:
+    def __init__(
+        self, plan: ConversionPlan, cases: Sequence[SourceCase], redo: Collection[str] = ()
+    ) -> None:
         self.plan = plan
         finished = _finished(plan, cases)
         self.kept = {case_id: finished[case_id] for case_id in finished if case_id not in redo}
@@ -197,7 +204,7 @@ class _Work:
         return records, sorted(failures, key=lambda failure: failure[0])
 
 
-def _finished(plan: Plan, cases: Sequence[SourceCase]) -> dict[str, CaseRecord]:
+def _finished(plan: ConversionPlan, cases: Sequence[SourceCase]) -> dict[str, CaseRecord]:
     """Cases that need no work: their folder is there, and their files look as they did."""
     finished = {}
     for case in cases:
@@ -237,14 +244,14 @@ def _run(
             pool.shutdown(cancel_futures=True)
 
 
-def _attempt(plan: Plan, case: SourceCase) -> CaseRecord | DataError:
+def _attempt(plan: ConversionPlan, case: SourceCase) -> CaseRecord | DataError:
     try:
         return convert_case(plan, case)
     except DataError as error:
         return error
 
 
-def _all_in_one(failures: list[tuple[str, DataError]], plan: Plan) -> DataError:
+def _all_in_one(failures: list[tuple[str, DataError]], plan: ConversionPlan) -> DataError:
     """One screen for all refused cases; the error itself if there is only one."""
     if len(failures) == 1:
         return failures[0][1]
@@ -263,7 +270,7 @@ def _all_in_one(failures: list[tuple[str, DataError]], plan: Plan) -> DataError:
     )
 
 
-def _require_all_classes(plan: Plan, records: dict[str, CaseRecord]) -> None:
+def _require_all_classes(plan: ConversionPlan, records: dict[str, CaseRecord]) -> None:
     found = {value for record in records.values() for value in record.class_voxels}
     missing = {
         name: value for name, value in plan.dataset.labels.items() if value and value not in found

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Request:
+class ConversionRequest:
     """What a conversion is asked for; see `conversion.convert`."""
 
     source: Path
@@ -38,13 +38,13 @@ class Request:
     splits: Path | Sequence[Split] | None = None
     overwrite: bool = False
 
-    def going_on(self) -> Request:
+    def going_on(self) -> ConversionRequest:
         """The same for processes that join or end a conversion that has begun."""
         return replace(self, overwrite=False)
 
 
 @dataclass(frozen=True)
-class Plan:
+class ConversionPlan:
     """What is converted, and how: nothing of it is open any more."""
 
     source: Path
@@ -54,7 +54,7 @@ class Plan:
     splits: tuple[Split, ...]
 
     @classmethod
-    def of(cls, request: Request) -> Plan:
+    def from_request(cls, request: ConversionRequest) -> ConversionPlan:
         """Read the source's lists; of the volumes nothing, or headers for a median.
 
         Raises:
@@ -97,7 +97,7 @@ class Plan:
         case_ids = {case.case_id for case in self.dataset.cases}
         return StoreFolder(self.out, self.folder_header, case_ids, overwrite=overwrite)
 
-    def _with_spacing(self, begun: Spacing | None) -> Plan:
+    def _with_spacing(self, begun: Spacing | None) -> ConversionPlan:
         """The plan with the voxel size that its policy comes to.
 
         Cases that were added since a conversion began do not move the median.

@@ -19,8 +19,8 @@ from segresmamba.data.store.files import Files
 from segresmamba.data.store.locations import files_of
 from segresmamba.data.store.manifest import CaseRecord, Manifest, read_manifest
 from segresmamba.data.volumes import geometry
-from segresmamba.data.volumes.geometry import Original
-from segresmamba.data.volumes.resampling import Refit
+from segresmamba.data.volumes.geometry import OriginalGrid
+from segresmamba.data.volumes.resampling import GridTransform
 from segresmamba.data.volumes.statistics import class_voxels
 from segresmamba.errors import DataError
 
@@ -211,7 +211,7 @@ def _record(attributes: dict[str, Any]) -> CaseRecord | None:
 
 def _original_fault(record: CaseRecord, affine: geometry.Affine) -> str:
     """What the stored grid has that does not follow from the header of the files; or nothing."""
-    original, refit = Original.from_text(record.original_header), record.refit
+    original, refit = OriginalGrid.from_text(record.original_header), record.refit
     shape_DHW, meant = geometry.ras_grid(original.shape_XYZ, original.affine)
     if shape_DHW != (refit.full_DHW if refit else record.shape_DHW):
         return f"shape {record.shape_DHW} does not follow from the files' {shape_DHW}"
@@ -274,7 +274,7 @@ def _position_problems(
         yield layout.POSITIONS, f"{wrong} positions do not show the class they are listed under"
 
 
-def _reference_problems(case: _Case, refit: Refit, record: CaseRecord) -> Iterator[_Found]:
+def _reference_problems(case: _Case, refit: GridTransform, record: CaseRecord) -> Iterator[_Found]:
     reference_DHW, fault = case.array(layout.REFERENCE, may_be_empty=not record.class_voxels)
     if reference_DHW is None:
         yield layout.REFERENCE, fault

@@ -21,7 +21,7 @@ from segresmamba.errors import DataError
 if TYPE_CHECKING:
     import zarr
 
-    from segresmamba.data.volumes.geometry import Affine, Original
+    from segresmamba.data.volumes.geometry import Affine, OriginalGrid
 
 _T = TypeVar("_T")
 
@@ -139,11 +139,11 @@ class Case:
         return self.crop((0, 0, 0), self.shape_DHW)
 
     @property
-    def original(self) -> Original:
+    def original(self) -> OriginalGrid:
         """The grid of the files that the case was made from."""
-        from segresmamba.data.volumes.geometry import Original
+        from segresmamba.data.volumes.geometry import OriginalGrid
 
-        return Original.from_text(self.record.original_header)
+        return OriginalGrid.from_text(self.record.original_header)
 
     def restore_label(self, label_DHW: npt.NDArray[Any]) -> Any:
         """A nibabel image of a label in the original affine, orientation, shape and dtype."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-Span = tuple[int, int]
+ByteRange = tuple[int, int]
 """First byte and number of bytes."""
 Buffer = memoryview | Any
 """Anything that `memoryview` takes."""
@@ -29,7 +29,7 @@ class Blob(ABC):
         """
 
     @abstractmethod
-    def spans(self, spans: Sequence[Span]) -> Iterator[Buffer]:
+    def spans(self, spans: Sequence[ByteRange]) -> Iterator[Buffer]:
         """The bytes of each span; a buffer is valid until the next one is asked for.
 
         Args:

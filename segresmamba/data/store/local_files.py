@@ -13,7 +13,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from segresmamba.data.store.files import Blob, Buffer, Files, Span
+from segresmamba.data.store.files import Blob, Buffer, ByteRange, Files
 from segresmamba.errors import DataError
 
 _ZIP_HEADER = struct.Struct("<26xHH")  # lengths of the name and of the extra field
@@ -179,7 +179,7 @@ class _FilePart(Blob):
         return os.pread(self._handle, count, self._first + self._size - count)
 
     @override
-    def spans(self, spans: Sequence[Span]) -> Iterator[Buffer]:
+    def spans(self, spans: Sequence[ByteRange]) -> Iterator[Buffer]:
         runs = list(_runs(spans))
         if not runs:
             return
@@ -194,9 +194,9 @@ class _FilePart(Blob):
                 yield part[offset - first : offset - first + count]
 
 
-def _runs(spans: Sequence[Span]) -> Iterator[tuple[int, int, list[Span]]]:
+def _runs(spans: Sequence[ByteRange]) -> Iterator[tuple[int, int, list[ByteRange]]]:
     """Spans that follow one another in the file: their first byte, the one after them, and they."""
-    run: list[Span] = []
+    run: list[ByteRange] = []
     last = -1
     for first, count in spans:
         if first != last and run:

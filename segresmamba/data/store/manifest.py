@@ -17,18 +17,18 @@ import numpy as np
 from pydantic import ValidationError
 
 from segresmamba.data.preprocessing import Normalisation, Policy, Preprocessing, ct_normalisation
-from segresmamba.data.records import ChannelStatistics, Record, Spacing
+from segresmamba.data.records import ChannelStatistics, Spacing, StoreRecord
 from segresmamba.data.store.files import Files
 from segresmamba.data.store.locations import files_of
 from segresmamba.data.store.splits import Split
-from segresmamba.data.volumes.resampling import Refit
+from segresmamba.data.volumes.resampling import GridTransform
 from segresmamba.errors import DataError
 
 SCHEMA_VERSION = 2
 MANIFEST = "dataset.json"
 
 
-class SourceFile(Record):
+class SourceFile(StoreRecord):
     """How a file that a case was made from looked: another look means convert again."""
 
     path: str
@@ -37,7 +37,7 @@ class SourceFile(Record):
     modified_ns: int
 
 
-class CaseRecord(Record):
+class CaseRecord(StoreRecord):
     """A case without its voxels."""
 
     shape_CDHW: tuple[int, int, int, int]
@@ -55,7 +55,7 @@ class CaseRecord(Record):
     foreground: tuple[tuple[float, ...], ...] = ()
     """Of each channel that is normalised as CT, a sample of its labelled voxels' intensities; of
     others, nothing."""
-    refit: Refit | None = None
+    refit: GridTransform | None = None
     """How the policy changed the grid of the files; the label as it was is then kept as well."""
     class_voxels: dict[int, int]
     """Voxels of each foreground class that occurs."""
@@ -72,7 +72,7 @@ class CaseRecord(Record):
         return self.shape_CDHW[1:]
 
 
-class Storage(Record):
+class Storage(StoreRecord):
     """How the arrays were written."""
 
     converter: str
@@ -91,7 +91,7 @@ class Storage(Record):
     """What the policy's spacing came to, along (D, H, W)."""
 
 
-class Manifest(Record):
+class Manifest(StoreRecord):
     """A dataset without its voxels."""
 
     schema_version: int = SCHEMA_VERSION

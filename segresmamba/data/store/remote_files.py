@@ -19,7 +19,7 @@ from obstore.exceptions import BaseError, PermissionDeniedError, Unauthenticated
 from obstore.store import from_url
 from typing_extensions import override
 
-from segresmamba.data.store.files import Blob, Buffer, Files, Span
+from segresmamba.data.store.files import Blob, Buffer, ByteRange, Files
 from segresmamba.errors import DataError
 
 _RETRIES = 8
@@ -95,7 +95,7 @@ class RemoteFiles(Files):
             raise OSError(f"{len(part)} bytes long, too short for its index")
         return part
 
-    def spans(self, name: str, spans: Sequence[Span]) -> list[Buffer]:
+    def spans(self, name: str, spans: Sequence[ByteRange]) -> list[Buffer]:
         """Parts of a file, fetched at once; those near one another by one request."""
         if not spans:
             return []
@@ -157,7 +157,7 @@ class _Object(Blob):
         return self._files.tail(self._name, count)
 
     @override
-    def spans(self, spans: Sequence[Span]) -> Iterator[Buffer]:
+    def spans(self, spans: Sequence[ByteRange]) -> Iterator[Buffer]:
         return iter(self._files.spans(self._name, spans))
 
 

@@ -146,7 +146,7 @@ def _change_intensities(x_BCDHW: Tensor, drawn: list[_Changes]) -> None:
     }
     if gammas:
         exponent = _per_channel(x_BCDHW, list(gammas.values()))
-        x_BCDHW[list(gammas)] = _bent(x_BCDHW[list(gammas)], exponent)
+        x_BCDHW[list(gammas)] = _gamma(x_BCDHW[list(gammas)], exponent)
     for x_CDHW, changes in zip(x_BCDHW, drawn, strict=True):
         if changes.noise_std is not None:
             generator = torch.Generator(x_CDHW.device).manual_seed(changes.noise_seed)
@@ -154,7 +154,7 @@ def _change_intensities(x_BCDHW: Tensor, drawn: list[_Changes]) -> None:
             x_CDHW.add_(noise_CDHW, alpha=changes.noise_std)
 
 
-def _bent(x_BCDHW: Tensor, exponent: Tensor) -> Tensor:
+def _gamma(x_BCDHW: Tensor, exponent: Tensor) -> Tensor:
     """A gamma curve from the least to the greatest intensity of each channel."""
     low = x_BCDHW.amin((2, 3, 4), keepdim=True)
     span = (x_BCDHW.amax((2, 3, 4), keepdim=True) - low).clamp(min=_EPSILON)

@@ -53,7 +53,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Room:
+class BatchLayout:
     """Where the crops of one batch are decoded to, filled with zeros.
 
     Args:
@@ -92,10 +92,10 @@ class Room:
 
 
 @dataclass(frozen=True)
-class Parcel:
+class SharedBatch:
     """A batch as readers hand it over: all large things in one piece of memory."""
 
-    room: Room
+    room: BatchLayout
     memory: Tensor
     """uint8, the flag first; shared, if it comes from another process."""
     normalisation_BC4: npt.NDArray[np.float32]
@@ -123,7 +123,7 @@ class Parcel:
 
 
 @dataclass(frozen=True)
-class Memory:
+class BufferPool:
     """The pieces of memory that one reader writes batches to."""
 
     shared: bool

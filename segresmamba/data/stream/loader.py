@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from segresmamba.data.store.dataset import Dataset
-from segresmamba.data.stream.batch import Batch, Memory, Parcel, Room
+from segresmamba.data.stream.batch import Batch, BatchLayout, BufferPool, SharedBatch
 from segresmamba.data.stream.sampler import PatchSampler, rank_indices
 from segresmamba.errors import DataError
 
@@ -81,40 +81,40 @@ def make_loader(
     return _batches(loader)
 
 
-def _batches(loader: DataLoader[Batch | Parcel | DataError]) -> Iterator[Batch]:
+def _batches(loader: DataLoader[Batch | SharedBatch | DataError]) -> Iterator[Batch]:
     for item in loader:
         if isinstance(item, DataError):
             raise item
         # With a GPU, the DataLoader has unpacked and pinned it.
-        yield item.unpack() if isinstance(item, Parcel) else item
+        yield item.unpack() if isinstance(item, SharedBatch) else item
 
 
-class _Reader(TorchDataset["Parcel | DataError"]):
+class _Reader(TorchDataset["SharedBatch | DataError"]):
     """Reads the crops of one batch, in whatever process it finds itself."""
 
     def __init__(self, sampler: PatchSampler, *, shared: bool) -> None:
         self._sampler = sampler
-        self._memory = Memory(shared)
+        self._memory = BufferPool(shared)
         records = [sampler.dataset[case_id].record for case_id in sampler.case_ids]
         self._channels = records[0].shape_CDHW[0]
         self._label_dtype = np.result_type(*{record.label_dtype for record in records}).name
 
-    def __getitems__(self, indices: list[int]) -> list[Parcel | DataError]:
+    def __getitems__(self, indices: list[int]) -> list[SharedBatch | DataError]:
         try:
             return [self._read(indices)]
         except DataError as error:
             # As a value: torch would turn the exception of a worker into a RuntimeError of text.
             return [error]
 
-    def _read(self, indices: list[int]) -> Parcel:
+    def _read(self, indices: list[int]) -> SharedBatch:
         places = [self._sampler.locate(index) for index in indices]
         cases = [self._sampler.dataset[case_id] for case_id, _ in places]
-        room = Room(len(indices), self._channels, self._sampler.patch, self._label_dtype)
+        room = BatchLayout(len(indices), self._channels, self._sampler.patch, self._label_dtype)
         memory = self._memory.take(room.bytes)
         image_BCDHW, label_BDHW = room.split(self._memory.content(memory))
         for row, (case, (_, start_DHW)) in enumerate(zip(cases, places, strict=True)):
             case.crop_into(start_DHW, image_BCDHW[row], label_BDHW[row])
-        return Parcel(
+        return SharedBatch(
             room,
             memory,
             normalisation_BC4=np.stack([case.normalisation_C4 for case in cases]),
@@ -161,6 +161,6 @@ def _worker_context() -> ForkServerContext:
     return context
 
 
-def _only(items: list[Parcel | DataError]) -> Parcel | DataError:
+def _only(items: list[SharedBatch | DataError]) -> SharedBatch | DataError:
     (item,) = items
     return item

@@ -69,13 +69,13 @@ def as_filed(array_DHW: npt.NDArray[Any], affine: Affine) -> npt.NDArray[Any]:
 
 
 @dataclass(frozen=True)
-class Original:
+class OriginalGrid:
     """The grid that a case came in: its NIfTI header, and with it shape, affine and dtype."""
 
     header_bytes: bytes
 
     @classmethod
-    def of(cls, header: Any, dtype: npt.DTypeLike) -> Original:
+    def from_header(cls, header: Any, dtype: npt.DTypeLike) -> OriginalGrid:
         """Keep a nibabel header for labels of `dtype`, stored without intensity scaling."""
         header = header.copy()
         header.set_data_dtype(dtype)
@@ -83,7 +83,7 @@ class Original:
         return cls(header.binaryblock)
 
     @classmethod
-    def from_text(cls, text: str) -> Original:
+    def from_text(cls, text: str) -> OriginalGrid:
         """The inverse of `text`."""
         return cls(base64.b64decode(text))
 

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from segresmamba.data.records import Record, Spacing
+from segresmamba.data.records import Spacing, StoreRecord
 from segresmamba.data.volumes.mapped_arrays import block, free_before
 
 if TYPE_CHECKING:  # a reader of crops needs no nibabel
     from segresmamba.data.volumes.geometry import Affine
 
 Size3 = tuple[int, int, int]
-Span = tuple[int, int]
+VoxelRange = tuple[int, int]
 
 
-class Refit(Record):
+class GridTransform(StoreRecord):
     """How a stored grid lies in the RAS grid of the files: a box of it, then other voxels.
 
     The stored voxels have exactly the size that was asked for, and the middle of the box is the
@@ -27,7 +27,7 @@ class Refit(Record):
 
     full_DHW: Size3
     """Shape of the files' RAS grid."""
-    box_DHW: tuple[Span, Span, Span]
+    box_DHW: tuple[VoxelRange, VoxelRange, VoxelRange]
     """First voxel of the box, and the one behind its last."""
     shape_DHW: Size3
     """Of the stored grid."""
@@ -93,7 +93,7 @@ def make_refit(
     wanted_mm: Spacing | None,
     *,
     crop: bool,
-) -> Refit | None:
+) -> GridTransform | None:
     """What a policy does to the grid of a case; None if it leaves it alone.
 
     Args:
@@ -110,10 +110,12 @@ def make_refit(
     shape = np.maximum(1, np.rint(sizes / zoom)).astype(int)
     if tuple(shape) == full and (zoom == 1).all():
         return None
-    return Refit(full_DHW=full, box_DHW=box, shape_DHW=shape.tolist(), zoom_DHW=zoom.tolist())
+    return GridTransform(
+        full_DHW=full, box_DHW=box, shape_DHW=shape.tolist(), zoom_DHW=zoom.tolist()
+    )
 
 
-def nonzero_box(channels: Sequence[npt.NDArray[Any]]) -> tuple[Span, Span, Span]:
+def nonzero_box(channels: Sequence[npt.NDArray[Any]]) -> tuple[VoxelRange, VoxelRange, VoxelRange]:
     """The smallest box that holds the non-zero voxels of all channels."""
     spans = []
     for axis in range(3):

@@ -17,9 +17,9 @@ from scipy.ndimage import affine_transform
 from segresmamba.data.preprocessing import Preprocessing
 from segresmamba.data.records import ChannelStatistics
 from segresmamba.data.volumes import geometry
-from segresmamba.data.volumes.geometry import Affine, Original
+from segresmamba.data.volumes.geometry import Affine, OriginalGrid
 from segresmamba.data.volumes.mapped_arrays import block
-from segresmamba.data.volumes.resampling import Refit, make_refit
+from segresmamba.data.volumes.resampling import GridTransform, make_refit
 from segresmamba.data.volumes.statistics import channel_statistics
 from segresmamba.data.volumes.voxel_file import Planes, VoxelFile, open_voxels
 from segresmamba.errors import DataError
@@ -38,11 +38,11 @@ class Volume:
     image_CDHW: npt.NDArray[Any]
     """int16 where all channels are integers that fit, else float32."""
     affine: Affine
-    original: Original
+    original: OriginalGrid
     """Writes labels (of uint8) back into the grid of the files."""
     statistics: tuple[ChannelStatistics, ...]
     """Intensities of each channel."""
-    refit: Refit | None = None
+    refit: GridTransform | None = None
     """What a policy did to the RAS grid of the files."""
 
     @property
@@ -53,7 +53,7 @@ class Volume:
     def restore_label(self, label_DHW: npt.NDArray[Any], dtype: npt.DTypeLike) -> Any:
         """A nibabel image of a label of this grid, in the geometry of the first file."""
         full_DHW = self.refit.undo(label_DHW) if self.refit else label_DHW
-        return Original.of(self.original.header, dtype).restore(full_DHW)
+        return OriginalGrid.from_header(self.original.header, dtype).restore(full_DHW)
 
 
 def read_volume(
@@ -78,7 +78,7 @@ def read_volume(
             infinite voxels, without any non-zero voxel, or on another grid than the first.
     """
     first = open_voxels(images[0], stacked_channels)
-    original = Original.of(_header_3d(first), np.uint8)
+    original = OriginalGrid.from_header(_header_3d(first), np.uint8)
     others = (open_voxels(path) for path in images[1:])
     channels: list[npt.NDArray[Any]] = []
     for file in chain([first], others):
@@ -101,11 +101,11 @@ def read_volume(
 def read_label(
     path: Path,
     labels: dict[str, int],
-    grid: Original,
+    grid: OriginalGrid,
     *,
     renumbered: dict[int, int] | None = None,
     resample_mismatched: bool = False,
-) -> tuple[npt.NDArray[Any], Original]:
+) -> tuple[npt.NDArray[Any], OriginalGrid]:
     """Read a label map.
 
     Args:
@@ -156,7 +156,7 @@ def read_label(
             got=", ".join(f"{value:g}" for value in sorted(undeclared)[:10]),
             remedy=f"declared: {labels}; declare the value or correct the file",
         )
-    return label_DHW, Original.of(label.header, label.header.get_data_dtype())
+    return label_DHW, OriginalGrid.from_header(label.header, label.header.get_data_dtype())
 
 
 def _header_3d(file: VoxelFile) -> Any:
@@ -242,7 +242,7 @@ def _renumber(
     return out
 
 
-def _onto(file: VoxelFile, grid: Original, *, order: int) -> VoxelFile:
+def _onto(file: VoxelFile, grid: OriginalGrid, *, order: int) -> VoxelFile:
     """The same volume on another grid, interpolated; itself where the grids agree."""
     try:
         _require_same_grid(file, grid)
@@ -266,7 +266,7 @@ def _onto(file: VoxelFile, grid: Original, *, order: int) -> VoxelFile:
 
     return replace(
         file,
-        header=Original.of(grid.header, file.header.get_data_dtype()).header,
+        header=OriginalGrid.from_header(grid.header, file.header.get_data_dtype()).header,
         affine=grid.affine,
         shape=grid.shape_XYZ,
         integers=file.integers and order == 0,
@@ -275,7 +275,7 @@ def _onto(file: VoxelFile, grid: Original, *, order: int) -> VoxelFile:
     )
 
 
-def _require_same_grid(file: VoxelFile, grid: Original) -> None:
+def _require_same_grid(file: VoxelFile, grid: OriginalGrid) -> None:
     shape_XYZ = file.shape_XYZ
     if shape_XYZ != grid.shape_XYZ:
         raise DataError(

@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from segresmamba.tracking.journal import Record
+from segresmamba.tracking.journal import JournalRecord
 from segresmamba.tracking.mlflow.client import library
 from segresmamba.tracking.mlflow.state import UploadState
 
@@ -18,7 +18,7 @@ STEP_TAG = "segresmamba.step"
 MODEL_NAME = "best"
 
 
-def send_model(client: Any, record: Record, source: Path, state: UploadState) -> None:
+def send_model(client: Any, record: JournalRecord, source: Path, state: UploadState) -> None:
     """Log the model of a journal's record, and register it if the record names a model.
 
     Args:
@@ -35,7 +35,9 @@ def send_model(client: Any, record: Record, source: Path, state: UploadState) ->
         _send(mlflow, client, record, source, state)
 
 
-def _send(mlflow: Any, client: Any, record: Record, source: Path, state: UploadState) -> None:
+def _send(
+    mlflow: Any, client: Any, record: JournalRecord, source: Path, state: UploadState
+) -> None:
     step, run_id = record.body["step"], str(state.run_id)
     model = _logged_model(client, str(state.experiment_id), run_id, step)
     ready = mlflow.entities.LoggedModelStatus.READY
@@ -62,7 +64,7 @@ def _logged_model(client: Any, experiment_id: str, run_id: str, step: int) -> An
     )
 
 
-def _upload(mlflow: Any, client: Any, record: Record, source: Path, model: Any) -> None:
+def _upload(mlflow: Any, client: Any, record: JournalRecord, source: Path, model: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / MODEL_NAME
         mlflow.pyfunc.save_model(

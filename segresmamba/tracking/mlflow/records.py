@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from segresmamba.tracking.groups import show_group_status
-from segresmamba.tracking.journal import Record
+from segresmamba.tracking.journal import JournalRecord
 from segresmamba.tracking.mapping import (
     DIGEST_CHARACTERS,
     METRICS_PER_REQUEST,
     PARAM_CHARACTERS,
     PARAMS_PER_REQUEST,
     TAGS_PER_REQUEST,
-    Point,
+    MetricPoint,
     chunks,
     flatten,
     new_points,
@@ -41,7 +41,7 @@ RUN_STATUS = {
 }
 
 
-def send_records(client: Any, batch: list[Record], state: UploadState, folder: Path) -> None:
+def send_records(client: Any, batch: list[JournalRecord], state: UploadState, folder: Path) -> None:
     """Send consecutive records.
 
     Args:
@@ -53,7 +53,7 @@ def send_records(client: Any, batch: list[Record], state: UploadState, folder: P
     run_id = str(state.run_id)
     params: dict[str, str] = {}
     tags: dict[str, str] = {}
-    points: list[Point] = []
+    points: list[MetricPoint] = []
     for record in batch:
         match record.kind:
             case "params":
@@ -106,7 +106,7 @@ def _send_large(client: Any, run_id: str, path: Path, send: Callable[[], None]) 
 
 
 def _send_tags_and_points(
-    client: Any, run_id: str, tags: dict[str, str], points: list[Point]
+    client: Any, run_id: str, tags: dict[str, str], points: list[MetricPoint]
 ) -> None:
     entities = library().entities
     for some_tags in chunks(list(tags.items()), TAGS_PER_REQUEST):
@@ -140,7 +140,7 @@ def _send_params(client: Any, run_id: str, params: dict[str, str]) -> dict[str, 
     return changed
 
 
-def _send_dataset(client: Any, run_id: str, record: Record) -> None:
+def _send_dataset(client: Any, run_id: str, record: JournalRecord) -> None:
     """Log the dataset; MLflow knows one by name and digest, so twice is once."""
     entities, body = library().entities, record.body
     dataset = entities.Dataset(
@@ -154,7 +154,7 @@ def _send_dataset(client: Any, run_id: str, record: Record) -> None:
     client.log_inputs(run_id, [entities.DatasetInput(dataset, [context])])
 
 
-def _send_status(client: Any, record: Record, state: UploadState) -> None:
+def _send_status(client: Any, record: JournalRecord, state: UploadState) -> None:
     status = RUN_STATUS[record.body["status"]]
     if status == "RUNNING":
         client.update_run(state.run_id, status)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from segresmamba.tracking.journal import Record
+from segresmamba.tracking.journal import JournalRecord
 from segresmamba.tracking.mlflow.client import library
 from segresmamba.tracking.mlflow.errors import deleted_error, error_name
 from segresmamba.tracking.mlflow.state import UploadState
@@ -35,7 +35,7 @@ def find_experiment(client: Any, state: UploadState) -> str:
     return str(experiment.experiment_id)
 
 
-def find_run(client: Any, state: UploadState, experiment_id: str, header: Record) -> str:
+def find_run(client: Any, state: UploadState, experiment_id: str, header: JournalRecord) -> str:
     """The id of the run of the journal that begins with `header`, created if need be.
 
     Raises:

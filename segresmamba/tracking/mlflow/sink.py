@@ -24,7 +24,7 @@ from segresmamba.tracking.energy.system import FOLDER_NAME as SYSTEM_FOLDER
 from segresmamba.tracking.groups import join_group
 from segresmamba.tracking.journal import (
     JOURNAL_NAME,
-    Record,
+    JournalRecord,
     read_header,
     read_records,
     warn_if_cut,
@@ -119,14 +119,14 @@ class MlflowSink:
             logger.debug("nor does MLflow say whether the run was deleted", exc_info=True)
         return refused_error(error, state)
 
-    def _push(self, state: UploadState, header: Record, *, last: bool) -> None:
+    def _push(self, state: UploadState, header: JournalRecord, *, last: bool) -> None:
         self._push_run(state, header)
         self._push_nodes(state)
         ledger = self._folder / LEDGER_NAME
         if last and state.run_id and ledger.exists():
             send_file(self._connect(state), state.run_id, ledger, None)
 
-    def _push_run(self, state: UploadState, header: Record) -> None:
+    def _push_run(self, state: UploadState, header: JournalRecord) -> None:
         for batch in batches(read_records(self._journal, state.sent_bytes)):
             client = self._connect(state)
             if state.run_id is None:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from segresmamba.tracking.energy.ledger import LEDGER_NAME
 from segresmamba.tracking.history import History, energy_of, power_of
-from segresmamba.tracking.mapping import Point
+from segresmamba.tracking.mapping import MetricPoint
 from segresmamba.tracking.mlflow.client import reading_client
 from segresmamba.tracking.mlflow.errors import error_name, first_line
 from segresmamba.tracking.mlflow.records import CHANGED, LONG_PARAM, RUN_STATUS
@@ -88,7 +88,7 @@ class MlflowSource:
         run_id = run.info.run_id
         curves = {
             key: [
-                Point(key, point.value, point.timestamp, point.step)
+                MetricPoint(key, point.value, point.timestamp, point.step)
                 for point in self._client.get_metric_history(run_id, key)
             ]
             for key in run.data.metrics

@@ -18,7 +18,7 @@ from ome_zarr.reader import Reader
 from ome_zarr_models.v05 import Image
 
 from segresmamba.data import convert, open_dataset, verify
-from segresmamba.data.conversion.plan import Plan, Request
+from segresmamba.data.conversion.plan import ConversionPlan, ConversionRequest
 from segresmamba.data.store import manifest
 from segresmamba.errors import DataError
 from tests.data.raw import SHAPES, describe, image_path, label_path, write_nifti, write_raw
@@ -289,7 +289,11 @@ def test_a_full_disk_leaves_no_half_case(raw: Path, tmp_path: Path) -> None:
 
 
 def test_two_conversions_do_not_share_a_store(raw: Path, store: Path) -> None:
-    with Plan.of(Request(raw, store, overwrite=True)).folder(overwrite=True).locked():
+    with (
+        ConversionPlan.from_request(ConversionRequest(raw, store, overwrite=True))
+        .folder(overwrite=True)
+        .locked()
+    ):
         error = refused(raw, store)
     assert error.problem == "another conversion is writing to this store"
     assert f"process {os.getpid()}, since 20" in error.got

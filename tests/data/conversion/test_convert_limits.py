@@ -34,7 +34,7 @@ import sys
 from pathlib import Path
 from segresmamba.data import Policy, convert
 warm, raw, store = map(Path, sys.argv[1:4])
-policy = Policy.of_words(**dict(zip(("spacing", "crop", "intensity", "dtype"), sys.argv[4:])))
+policy = Policy.from_options(**dict(zip(("spacing", "crop", "intensity", "dtype"), sys.argv[4:])))
 def kib(key):
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(key)).split()[1])

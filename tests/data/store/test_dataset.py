@@ -11,7 +11,7 @@ import pytest
 
 from segresmamba.data import Dataset, open_dataset
 from segresmamba.data.store import layout
-from segresmamba.data.store.files import Blob, Buffer, Span
+from segresmamba.data.store.files import Blob, Buffer, ByteRange
 from segresmamba.data.store.local_files import LocalFiles
 from segresmamba.errors import DataError
 
@@ -31,7 +31,7 @@ class CountingFiles(LocalFiles):
             def tail(self, count: int) -> bytes:
                 return blob.tail(count)  # once for each array
 
-            def spans(self, spans: Sequence[Span]) -> Iterator[Buffer]:
+            def spans(self, spans: Sequence[ByteRange]) -> Iterator[Buffer]:
                 files.read_bytes += sum(count for _, count in spans)
                 return blob.spans(spans)
 

@@ -6,21 +6,21 @@ import numpy as np
 import pytest
 import torch
 
-from segresmamba.data.stream.batch import Memory, Parcel, Room
+from segresmamba.data.stream.batch import BatchLayout, BufferPool, SharedBatch
 
-ROOM = Room(crops=2, channels=1, size_DHW=(2, 3, 4), label_dtype="int16")
+ROOM = BatchLayout(crops=2, channels=1, size_DHW=(2, 3, 4), label_dtype="int16")
 
 
-def parcel(memory: Memory) -> Parcel:
+def parcel(memory: BufferPool) -> SharedBatch:
     piece = memory.take(ROOM.bytes)
     image, label = ROOM.split(memory.content(piece))
     image += 1.5
     label += 7
-    return Parcel(ROOM, piece, np.ones((2, 1, 4), np.float32), (4, 5), ("a", "b"))
+    return SharedBatch(ROOM, piece, np.ones((2, 1, 4), np.float32), (4, 5), ("a", "b"))
 
 
 def test_a_batch_is_what_was_written_to_its_memory() -> None:
-    batch = parcel(Memory(shared=False)).unpack()
+    batch = parcel(BufferPool(shared=False)).unpack()
     assert batch.image_BCDHW.shape == (2, 1, 2, 3, 4)
     assert (batch.image_BCDHW == 1.5).all()
     assert batch.label_BDHW.dtype == torch.int16
@@ -30,7 +30,7 @@ def test_a_batch_is_what_was_written_to_its_memory() -> None:
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_memory_is_used_again_when_no_tensor_looks_at_it(shared: bool) -> None:
-    memory = Memory(shared=shared)
+    memory = BufferPool(shared=shared)
     first = parcel(memory)
     view = first.unpack().label_BDHW[1, 0]
     gc.collect()
@@ -44,7 +44,7 @@ def test_memory_is_used_again_when_no_tensor_looks_at_it(shared: bool) -> None:
 
 def test_pinning_gives_the_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)  # no GPU is needed
-    memory = Memory(shared=True)
+    memory = BufferPool(shared=True)
     first = parcel(memory)
     pinned = first.pin_memory()
     assert memory.take(ROOM.bytes).data_ptr() == first.memory.data_ptr()
@@ -52,7 +52,7 @@ def test_pinning_gives_the_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_batches_of_another_size_get_memory_of_their_own() -> None:
-    memory = Memory(shared=False)
+    memory = BufferPool(shared=False)
     piece = memory.take(ROOM.bytes)
     piece[0] = 0
     assert len(memory.take(2 * ROOM.bytes)) > len(piece)

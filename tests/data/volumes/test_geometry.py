@@ -12,7 +12,7 @@ from nibabel.affines import apply_affine
 from scipy.spatial.transform import Rotation
 
 from segresmamba.data.volumes import geometry
-from segresmamba.data.volumes.geometry import Original
+from segresmamba.data.volumes.geometry import OriginalGrid
 
 CODES = [
     "".join(sides)
@@ -72,7 +72,7 @@ def test_a_label_file_comes_back_as_it_was(
     made.set_qform(affine, code=codes[0])
     made.set_sform(affine, code=codes[1])
     filed = kind.from_bytes(made.to_bytes())
-    original = Original.from_text(Original.of(filed.header, dtype).text)
+    original = OriginalGrid.from_text(OriginalGrid.from_header(filed.header, dtype).text)
     label_DHW, ras_affine = to_ras(label.astype(np.uint8), filed.affine)
     restored = kind.from_bytes(original.restore(label_DHW).to_bytes())
     assert nib.aff2axcodes(ras_affine) == ("R", "A", "S")
@@ -109,7 +109,7 @@ def test_a_big_endian_header_is_kept() -> None:
     header = nib.Nifti1Header(endianness=">")
     header.set_data_shape((2, 3, 4))
     header.set_sform(np.diag([1, 2, 3, 1]), code=1)
-    original = Original.of(header, np.uint8)
+    original = OriginalGrid.from_header(header, np.uint8)
     assert original.shape_XYZ == (2, 3, 4)
     restored = original.restore(np.ones((4, 3, 2), np.uint8))
     assert restored.shape == (2, 3, 4)

@@ -12,7 +12,7 @@ from nibabel.affines import apply_affine
 from scipy import ndimage
 
 from segresmamba.data.volumes import geometry
-from segresmamba.data.volumes.resampling import Refit, make_refit, nonzero_box
+from segresmamba.data.volumes.resampling import GridTransform, make_refit, nonzero_box
 
 SPACING = (2.0, 1.0, 1.5)
 AFFINE = np.array([[1.5, 0, 0, 7], [0, 1, 0, -3], [0, 0, 2, 11], [0, 0, 0, 1.0]])
@@ -127,4 +127,4 @@ def test_a_spacing_that_a_case_has_already_leaves_it_alone() -> None:
 def test_a_refit_survives_json() -> None:
     refit = make_refit([np.ones((5, 6, 7), np.int16)], SPACING, (1.1, 0.7, 3.0), crop=False)
     assert refit is not None
-    assert Refit.model_validate_json(refit.model_dump_json()) == refit
+    assert GridTransform.model_validate_json(refit.model_dump_json()) == refit

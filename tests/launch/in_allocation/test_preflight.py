@@ -13,11 +13,11 @@ import pytest
 from launch.in_allocation import preflight
 from launch.in_allocation.preflight import problems
 from launch.slurm import probe
-from launch.slurm.probe import Report
+from launch.slurm.probe import NodeReport
 from segresmamba.config import Config, load_config
 from segresmamba.errors import LaunchError
 
-GOOD = Report(
+GOOD = NodeReport(
     host="gpu07",
     time_s=1000.0,
     gpus=2,
@@ -138,7 +138,7 @@ def test_the_probe_runs_without_the_projects_packages(tmp_path: Path) -> None:
     command = [sys.executable, "-I", "-S", probe.__file__, *words]
     before_s = time.time()
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    report = Report(**json.loads(done.stdout))
+    report = NodeReport(**json.loads(done.stdout))
     assert (report.shared, report.write_error) == (True, "")
     assert report.store_error == "the folder is empty"
     assert before_s <= report.time_s <= time.time()

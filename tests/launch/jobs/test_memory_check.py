@@ -61,7 +61,7 @@ def test_a_command_that_strict_refuses_writes_nothing_and_the_words_it_shows_are
         "data=custom", f"data.store={tiny_store}", "data.patch=[36,36,36]", "model.dims=[8,8]",
         "train.batch_size=8", "tracking=none", f"run.root={tmp_path / 'runs'}",
     ]  # fmt: skip
-    needed = Planner(Task.of(load_config(words))).plan(40).asked.needed_gib
+    needed = Planner(Task.from_config(load_config(words))).plan(40).asked.needed_gib
 
     def launch(*more: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "launch", "train", *words, *more]
@@ -75,7 +75,7 @@ def test_a_command_that_strict_refuses_writes_nothing_and_the_words_it_shows_are
     assert proposed
     taken = launch("--dry-run", *proposed)
     assert taken.returncode == 0, taken.stderr
-    plan = Planner(Task.of(load_config([*words, *proposed]))).plan(needed - 1e-4)
+    plan = Planner(Task.from_config(load_config([*words, *proposed]))).plan(needed - 1e-4)
     assert plan.fits
 
 

@@ -69,7 +69,8 @@ def test_the_job_survives_pickling_and_a_requeue_runs_the_same_job(make_job: Mak
 
 def test_building_a_job_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from launch.jobs.train_job import TrainJob; from segresmamba.config import load_config;"
+        "import sys; from launch.jobs.train_job import TrainJob;"
+        "from segresmamba.config import load_config;"
         "import pickle; pickle.dumps(TrainJob(load_config()));"
         "heavy = {'torch', 'deepspeed', 'mlflow', 'monai', 'codecarbon'} & set(sys.modules);"
         "sys.exit(f'imported {heavy}' if heavy else 0)"

@@ -53,7 +53,9 @@ def test_a_search_is_its_space_and_may_grow(tmp_path: Path) -> None:
     with pytest.raises(LaunchError, match="another sweep"):
         planned(tmp_path, "train.lr=interval(1e-4,1e-2)")
     with pytest.raises(LaunchError, match="another sweep"):
-        Sweep.of(["data=custom", "data.store=x", f"run.root={tmp_path}", "seed=0,1,2"], "s")
+        Sweep.from_overrides(
+            ["data=custom", "data.store=x", f"run.root={tmp_path}", "seed=0,1,2"], "s"
+        )
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from segresmamba.errors import ConfigError
 
 
 def only(word: str) -> Choice | Number:
-    (dimension,) = Space.of([word]).dimensions
+    (dimension,) = Space.from_overrides([word]).dimensions
     return dimension
 
 
@@ -42,7 +42,7 @@ def test_a_range_has_the_points_of_its_grid(start: int, length: int, step: int) 
 
 
 def test_fixed_words_come_with_every_point() -> None:
-    space = Space.of(["data=custom", "train.lr=interval(1e-4,1e-2)", "seed=1,2"])
+    space = Space.from_overrides(["data=custom", "train.lr=interval(1e-4,1e-2)", "seed=1,2"])
     assert space.words({"train.lr": 1e-05, "seed": "2"}) == [
         "data=custom",
         "train.lr=1e-05",
@@ -75,5 +75,5 @@ def test_fixed_words_come_with_every_point() -> None:
 )
 def test_what_makes_no_sense_is_refused_with_the_word(words: list[str], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem) as error:
-        Space.of(words)
+        Space.from_overrides(words)
     assert len(error.value.screen().splitlines()) == 4

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from launch.sweeps.search_space import Point, Space
+from launch.sweeps.search_space import SearchPoint, Space
 from launch.sweeps.study import FILE, STARTUP_PRUNING, Standing, Study
 from segresmamba.errors import LaunchError
 
-SPACE = Space.of(["train.lr=tag(log,interval(1e-5,1e-1))", "model=unet,unetr"])
+SPACE = Space.from_overrides(["train.lr=tag(log,interval(1e-5,1e-1))", "model=unet,unetr"])
 OpenStudy = Callable[..., Study]
 
 
@@ -19,7 +19,7 @@ def open_study(tmp_path: Path) -> OpenStudy:
     return lambda space=SPACE, storage=None: Study("s", tmp_path, space, storage)
 
 
-def anything(values: Point) -> bool:
+def anything(values: SearchPoint) -> bool:
     return True
 
 
@@ -40,8 +40,8 @@ def test_a_proposal_follows_from_the_history_and_the_trials_number(tmp_path: Pat
 
 
 def test_a_space_is_tried_to_its_last_point_and_no_point_twice(open_study: OpenStudy) -> None:
-    study = open_study(Space.of(["seed=range(0,3)", "model=unet,unetr"]))
-    tried: list[Point] = []
+    study = open_study(Space.from_overrides(["seed=range(0,3)", "model=unet,unetr"]))
+    tried: list[SearchPoint] = []
     for number in range(6):
         tried.append(study.propose(number, lambda values: values not in tried))
     assert len({tuple(values.values()) for values in tried}) == 6
@@ -114,7 +114,7 @@ def test_a_database_keeps_searches_of_one_name_apart(tmp_path: Path) -> None:
     with pytest.raises(LaunchError, match="another folder"):
         Study("s", tmp_path / "b", SPACE, storage)
     with pytest.raises(LaunchError, match="another space"):
-        Study("s", tmp_path / "a", Space.of(["seed=1,2"]), storage)
+        Study("s", tmp_path / "a", Space.from_overrides(["seed=1,2"]), storage)
 
 
 def test_a_folder_that_cannot_be_made_is_one_screen(tmp_path: Path) -> None:

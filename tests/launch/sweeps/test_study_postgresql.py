@@ -17,7 +17,7 @@ def test_the_password_comes_from_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     password = urlsplit(uri).password or ""
-    storage, space = uri.replace(f":{password}@", "@"), Space.of(["seed=range(0,9)"])
+    storage, space = uri.replace(f":{password}@", "@"), Space.from_overrides(["seed=range(0,9)"])
     with pytest.raises(LaunchError, match="no password supplied"):
         Study("s", tmp_path, space, storage)
     monkeypatch.setenv("PGPASSWORD", unquote(password))

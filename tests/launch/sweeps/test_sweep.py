@@ -26,7 +26,7 @@ FakeCommand = Callable[[str, str], None]
 
 
 def planned(root: Path, *words: str) -> Sweep:
-    return Sweep.of(["data=custom", "data.store=x", f"run.root={root}", *words], "s")
+    return Sweep.from_overrides(["data=custom", "data.store=x", f"run.root={root}", *words], "s")
 
 
 def record(sweep: Sweep, number: int, status: str) -> None:
@@ -64,7 +64,7 @@ def test_all_folds_are_those_of_the_store_and_go_with_other_choices(
     place = ["data=custom", f"data.store={tiny_store}", f"run.root={tmp_path}"]
     assert all_folds([*place, ALL, "seed=0,1"]) == [*place, "train.fold=0,1,2,3,4", "seed=0,1"]
     folds = all_folds([*place, ALL])
-    sweep = Sweep.of(folds, fold_sweep_name(folds))
+    sweep = Sweep.from_overrides(folds, fold_sweep_name(folds))
     assert [sweep.settings(trial) for trial in sweep.trials] == [
         f"train.fold={n}" for n in range(5)
     ]
@@ -94,7 +94,7 @@ def test_a_bad_trial_is_refused_before_anything_is_written(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="an interval is for a search"):
         planned(tmp_path, "train.lr=interval(1e-4,1e-3)")
     with pytest.raises(LaunchError, match="cannot be a folder's name"):
-        Sweep.of(["seed=0,1"], "../up")
+        Sweep.from_overrides(["seed=0,1"], "../up")
     assert list(tmp_path.iterdir()) == []
 
 
