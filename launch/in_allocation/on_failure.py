@@ -44,7 +44,7 @@ class Setback:
     """The last line of it."""
 
 
-def aftermath(config: Config, logs: Path, code: int) -> int:
+def on_failure(config: Config, logs: Path, code: int) -> int:
     """Deal with the failure of this job; return the batch script's exit code."""
     job_id = allocation.job_id()
     if not squeue.is_running(job_id):
@@ -133,9 +133,14 @@ def _last_step(folder: Path) -> int:
     return max((int(step) for step in re.findall(r'"step": ?(\d+)', text)), default=0)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Deal with the failure of this job: `python -m launch.in_allocation.on_failure LOGS CODE`."""
     # Preemption may come just now; the decision is then Slurm's.
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     folder = Path(sys.argv[1])
     work = submission.load_work(folder, allocation.job_id())
-    sys.exit(aftermath(work.config, folder, int(sys.argv[2])))
+    sys.exit(on_failure(work.config, folder, int(sys.argv[2])))
+
+
+if __name__ == "__main__":
+    main()

@@ -36,7 +36,7 @@ def logs(config: Config) -> Path:
 
 
 def end(config: Config) -> int:
-    return on_failure.aftermath(config, logs(config), 1)
+    return on_failure.on_failure(config, logs(config), 1)
 
 
 def add_to_log(config: Config, text: str) -> None:
@@ -100,7 +100,7 @@ def test_a_cancelled_job_has_nothing_to_say(
     config: Config, fake_command: FakeCommand, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake_command("scontrol", "echo JobState=CANCELLED")
-    assert on_failure.aftermath(config, logs(config), 143) == 143
+    assert on_failure.on_failure(config, logs(config), 143) == 143
     assert capsys.readouterr().err == ""
 
 

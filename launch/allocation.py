@@ -1,0 +1,5 @@
+"""Scripts of users name this module."""
+
+from launch.slurm.allocation import overrides
+
+__all__ = ["overrides"]
