@@ -22,21 +22,23 @@ logger = logging.getLogger(__name__)
 _PATIENCE_S, _POLL_S = 0.5, 0.02
 
 
-def try_lock(fd: int, path: Path) -> bool:
+def try_lock(fd: int, path: Path, *, shared: bool = False) -> bool:
     """Lock an open file for this process alone, without waiting for a process that keeps it.
 
     Args:
         fd: Descriptor of the file. The lock is freed when its last copy is closed.
         path: The file's name, for the warning.
+        shared: Whether other processes may hold the lock as well, if they too ask for a shared one.
 
     Returns:
         False if another process holds the lock. True if this one has it now, or if the file system
         has no locks.
     """
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     deadline = time.monotonic() + _PATIENCE_S
     while True:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > deadline:
                 return False

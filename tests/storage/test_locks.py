@@ -57,6 +57,13 @@ def test_a_lock_is_held_until_its_holder_dies(path: Path, holder: subprocess.Pop
     assert take(path)
 
 
+def test_shared_locks_exclude_only_those_who_want_it_alone(path: Path) -> None:
+    with path.open("w") as first, path.open() as second, path.open() as alone:
+        assert try_lock(first.fileno(), path, shared=True)
+        assert try_lock(second.fileno(), path, shared=True)
+        assert not try_lock(alone.fileno(), path)
+
+
 def test_a_lock_is_waited_for(path: Path, holder: subprocess.Popen[bytes]) -> None:
     taken = threading.Event()
 
