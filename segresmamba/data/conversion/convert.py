@@ -27,7 +27,7 @@ from segresmamba.errors import DataError
 Progress = Callable[[int, int], None]
 """Called with the number of finished cases and of all cases."""
 
-_LISTED_FAILURES = 12  # what fits on a screen
+_LISTED_FAILURES = 12  # so that the error fits on a screen
 
 
 @dataclass(frozen=True)
@@ -111,14 +111,9 @@ def finish(
             folder.remove_if_without_cases()
             raise _all_in_one(failures, plan)
         _require_all_classes(plan, records)
-        dataset = plan.dataset
+        found = plan.dataset
         manifest = build_manifest(
-            dataset.name,
-            dataset.channel_names,
-            dataset.labels,
-            plan.storage,
-            records,
-            splits=plan.splits,
+            found.name, found.channel_names, found.labels, plan.storage, records, splits=plan.splits
         )
         folder.write_manifest(manifest)
     converted = tuple(case.case_id for case in pending)
@@ -181,15 +176,12 @@ def _finished_and_pending(
     """Tell cases that are complete and up to date from those that have to be converted."""
     finished, pending = {}, []
     for case in cases:
-        record = StoreFolder.read_record(plan.out / case.case_id)
-        unchanged = False
-        if record is not None and case.case_id not in redo:
-            with suppress(OSError):  # a file is gone: converting the case says which
-                unchanged = record.source == source_files(case, plan.source)
-        if record is not None and unchanged:
-            finished[case.case_id] = record
-        else:
-            pending.append(case)
+        record = None if case.case_id in redo else StoreFolder.read_record(plan.out / case.case_id)
+        with suppress(OSError):  # a file is gone: converting the case reports which
+            if record is not None and record.source == source_files(case, plan.source):
+                finished[case.case_id] = record
+                continue
+        pending.append(case)
     return finished, pending
 
 
@@ -211,6 +203,7 @@ def _convert_cases(
         else:
             records[case_id] = outcome
         report(done, total)
+    # Processes end in any order; the report must not depend on it.
     return records, sorted(failures, key=lambda failure: failure[0])
 
 
@@ -277,5 +270,5 @@ def _require_all_classes(plan: ConversionPlan, records: dict[str, CaseRecord]) -
             where=f"{plan.dataset.declared_in}: labels",
             got=", ".join(f"{name} ({value})" for name, value in missing.items()),
             remedy="remove it from labels (then convert with --overwrite), or add cases that show "
-            "it: a network cannot learn it from these",
+            "it: a network cannot learn a class that it never sees",
         )

@@ -73,12 +73,12 @@ class ConversionPlan:
         # A store goes on as it was begun, though another version of this package may choose another
         # codec, and cases that have been added since would move the median.
         begun = {} if request.overwrite else StoreFolder.resumed_header(out)
-        spacing_mm: Spacing | None = None
+        wanted_mm: Spacing | None = None
         if policy.spacing == "median":
-            spacing_mm = begun.get("spacing_mm") or _median_spacing_mm(dataset)
-            logger.info("voxel size (D, H, W): %s mm, the median", list(spacing_mm))
+            wanted_mm = begun.get("spacing_mm") or _median_spacing_mm(dataset)
+            logger.info("voxel size (D, H, W): %s mm, the median", list(wanted_mm))
         elif policy.spacing != "keep":
-            spacing_mm = policy.spacing
+            wanted_mm = policy.spacing
         storage = Storage(
             converter=__version__,
             codec=begun.get("codec", layout.CODEC),
@@ -87,15 +87,14 @@ class ConversionPlan:
             format=name,
             resample_mismatched=request.resample_mismatched,
             policy=policy,
-            spacing_mm=spacing_mm,
+            spacing_mm=wanted_mm,
         )
         return cls(source, out, dataset, storage, _splits(dataset, request.splits))
 
-    @property
-    def folder_header(self) -> dict[str, Any]:
-        """What all cases of a store must have in common, as JSON."""
-        storage = self.storage.model_dump(mode="json")
-        return {
+    def folder(self, *, overwrite: bool = False) -> StoreFolder:
+        """The store's folder while it is written."""
+        storage: dict[str, Any] = self.storage.model_dump(mode="json")
+        header = {
             "schema_version": SCHEMA_VERSION,
             "channel_names": list(self.dataset.channel_names),
             "labels": self.dataset.labels,
@@ -104,11 +103,8 @@ class ConversionPlan:
             **storage["policy"],
             "spacing_mm": storage["spacing_mm"],
         }
-
-    def folder(self, *, overwrite: bool = False) -> StoreFolder:
-        """The store's folder while it is written."""
         case_ids = {case.case_id for case in self.dataset.cases}
-        return StoreFolder(self.out, self.folder_header, case_ids, overwrite=overwrite)
+        return StoreFolder(self.out, header, case_ids, overwrite=overwrite)
 
 
 def _median_spacing_mm(dataset: SourceDataset) -> Spacing:

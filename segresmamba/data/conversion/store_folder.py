@@ -1,6 +1,6 @@
 """The output folder of a conversion.
 
-It keeps two conversions apart, and refuses a folder that holds anything else than this conversion.
+It keeps two conversions apart, and refuses a folder that holds anything but this conversion.
 """
 
 from __future__ import annotations
@@ -112,7 +112,10 @@ class StoreFolder:
 
     @staticmethod
     def read_record(case: Path) -> CaseRecord | None:
-        """The record in a case's group, or None if there is no finished case."""
+        """The record in a case's group, or None if there is no finished case.
+
+        A record that this version cannot read counts as none, so that the case is converted again.
+        """
         try:
             attributes = json.loads((case / _ROOT).read_bytes())["attributes"]
             return CaseRecord.model_validate(attributes[layout.RECORD])
@@ -159,10 +162,11 @@ class StoreFolder:
         except OSError as error:
             raise self._unwritable(error) from error
         with file:
-            locked = try_lock(file.fileno(), path, shared=shared)
             try:
                 # A conversion that ends removes the file; the lock of a removed file is of no use.
-                locked = locked and os.path.samestat(os.fstat(file.fileno()), path.stat())
+                locked = try_lock(file.fileno(), path, shared=shared) and os.path.samestat(
+                    os.fstat(file.fileno()), path.stat()
+                )
             except FileNotFoundError:
                 locked = False
             if not locked:

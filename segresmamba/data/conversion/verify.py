@@ -60,7 +60,7 @@ def verify(store: str | Path) -> list[Problem]:
     files = files_of(store)
     manifest = read_manifest(files)
     folders = files.folders()
-    problems = []
+    problems: list[Problem] = []
     for case_id, record in manifest.cases.items():
         if case_id in folders:
             problems += _CaseChecks(files, case_id, record, manifest.labels).problems()
@@ -94,14 +94,14 @@ def repair(store: str | Path, *, source: Path | None = None, workers: int = 1) -
     Raises:
         DataError: If the store has no manifest, or the source cannot be converted.
     """
-    if not Path(store).is_dir():
+    root = Path(store)
+    if not root.is_dir():
         raise DataError(
             "only a store in a folder can be repaired",
             where=store,
             got="a zip file, a URL, or nothing",
             remedy="repair the folder that it is a copy of, and copy that folder again",
         )
-    root = Path(store)
     problems = verify(root)
     manifest = read_manifest(root)
     faulty = {problem.case_id for problem in problems} & set(manifest.cases)

@@ -42,7 +42,12 @@ def read_brats(source: Path, year: int) -> SourceDataset:
     """
     cases = []
     for folder in _folders(source, year):
-        *images, label = (_file(folder, suffix) for suffix in _SUFFIXES[year])
+        files = []
+        for suffix in _SUFFIXES[year]:
+            path = folder / f"{folder.name}{suffix}.nii"
+            # If both are missing, errors name the compressed file.
+            files.append(path if path.exists() else path.with_name(f"{path.name}.gz"))
+        *images, label = files
         # BraTS-GLI-<patient>-<visit>; in 2021 each patient has one visit.
         patient = folder.name.rpartition("-")[0] if year == 2023 else ""
         case_id = check_case_id(folder.name, folder)
@@ -63,9 +68,3 @@ def _folders(source: Path, year: int) -> list[Path]:
     return sorted(
         path for path in source.iterdir() if path.is_dir() and _PATTERNS[year].fullmatch(path.name)
     )
-
-
-def _file(folder: Path, suffix: str) -> Path:
-    """The compressed file or the plain one. If both are missing, errors name the compressed one."""
-    plain = folder / f"{folder.name}{suffix}.nii"
-    return plain if plain.exists() else plain.with_name(plain.name + ".gz")

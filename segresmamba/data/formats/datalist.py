@@ -38,6 +38,25 @@ class _Entry(BaseModel):
     fold: int | None = None
     patient: str = ""
 
+    @property
+    def case_id(self) -> str:
+        return strip_ending(Path(self.label).name)
+
+    def case(self, path: Path, channels: int) -> SourceCase:
+        """The case in the list at `path`."""
+        names = [self.image] if isinstance(self.image, str) else self.image
+        stacked = isinstance(self.image, str) and channels > 1
+        if not stacked and len(names) != channels:
+            raise DataError(
+                "a case must have one image per channel",
+                where=f"{path}: {self.label}",
+                got=f"{len(names)} images for {channels} channels",
+                remedy="name one file for each of modality, in this order, or one 4D file",
+            )
+        label = inside(path.parent, self.label, path)
+        images = tuple(inside(path.parent, name, path) for name in names)
+        return SourceCase(check_case_id(self.case_id, path), images, label, stacked, self.patient)
+
 
 class _List(BaseModel):
     """The keys that are used; others are allowed."""
@@ -47,6 +66,39 @@ class _List(BaseModel):
     labels: dict[str, str | int]
     training: list[_Entry]
     validation: list[_Entry] = []
+
+    def label_values(self, path: Path) -> dict[str, int]:
+        """Name to value. Lists in use have {"0": "background"} or {"background": 0}."""
+        pairs = ((k, v) if isinstance(v, int) else (v, k) for k, v in self.labels.items())
+        try:
+            return {str(name): int(value) for name, value in pairs}
+        except ValueError as error:
+            raise DataError(
+                "labels must pair values and names",
+                where=f"{path}: labels",
+                got=self.labels,
+                remedy='write {"0": "background", "1": NAME, ...}',
+            ) from error
+
+    def held_out(self, path: Path) -> tuple[tuple[str, ...], ...]:
+        """Case ids held out in each fold; none if the list has no folds."""
+        if self.validation:
+            return (tuple(sorted(entry.case_id for entry in self.validation)),)
+        folds = {entry.fold for entry in self.training}
+        if folds == {None}:
+            return ()
+        numbers = sorted(fold for fold in folds if fold is not None)
+        if None in folds or numbers != list(range(len(numbers))) or len(numbers) < 2:
+            raise DataError(
+                "folds must be numbered 0, 1, 2, ..., and each case must have one",
+                where=f"{path}: training.fold",
+                got=sorted(str(fold) for fold in folds),
+                remedy="give each case its fold, or none of them",
+            )
+        return tuple(
+            tuple(sorted(entry.case_id for entry in self.training if entry.fold == number))
+            for number in numbers
+        )
 
 
 def find_decathlon(source: Path) -> str | None:
@@ -122,70 +174,12 @@ def _read(path: Path) -> SourceDataset:
         first = described.training[0].image if described.training else []
         count = 1 if isinstance(first, str) else len(first)
         channels = tuple(f"channel {number}" for number in range(count))
-    cases = tuple(_case(entry, path, len(channels)) for entry in entries)
+    cases = tuple(entry.case(path, len(channels)) for entry in entries)
     return SourceDataset(
         described.name or path.parent.name,
         channels,
-        check_labels(_labels(described, path), path),
+        check_labels(described.label_values(path), path),
         check_unique(cases, path),
         path,
-        held_out=_held_out(described, path),
-    )
-
-
-def _labels(described: _List, path: Path) -> dict[str, int]:
-    """Name to value. Lists in use have {"0": "background"} or {"background": 0}."""
-    try:
-        return {
-            str(key if isinstance(value, int) else value): int(
-                value if isinstance(value, int) else key
-            )
-            for key, value in described.labels.items()
-        }
-    except ValueError as error:
-        raise DataError(
-            "labels must pair values and names",
-            where=f"{path}: labels",
-            got=described.labels,
-            remedy='write {"0": "background", "1": NAME, ...}',
-        ) from error
-
-
-def _case(entry: _Entry, path: Path, channels: int) -> SourceCase:
-    names = [entry.image] if isinstance(entry.image, str) else entry.image
-    stacked = isinstance(entry.image, str) and channels > 1
-    if not stacked and len(names) != channels:
-        raise DataError(
-            "a case must have one image per channel",
-            where=f"{path}: {entry.label}",
-            got=f"{len(names)} images for {channels} channels",
-            remedy="name one file for each of modality, in this order, or one 4D file",
-        )
-    label = inside(path.parent, entry.label, path)
-    images = tuple(inside(path.parent, name, path) for name in names)
-    case_id = check_case_id(strip_ending(label.name), path)
-    return SourceCase(case_id, images, label, stacked, entry.patient)
-
-
-def _held_out(described: _List, path: Path) -> tuple[tuple[str, ...], ...]:
-    """Case ids held out in each fold; none if the list has no folds."""
-
-    def ids(entries: list[_Entry]) -> tuple[str, ...]:
-        return tuple(sorted(strip_ending(Path(entry.label).name) for entry in entries))
-
-    if described.validation:
-        return (ids(described.validation),)
-    folds = {entry.fold for entry in described.training}
-    if folds == {None}:
-        return ()
-    numbers = sorted(fold for fold in folds if fold is not None)
-    if None in folds or numbers != list(range(len(numbers))) or len(numbers) < 2:
-        raise DataError(
-            "folds must be numbered 0, 1, 2, ... and every case have one",
-            where=f"{path}: training.fold",
-            got=sorted(str(fold) for fold in folds),
-            remedy="give each case its fold, or none of them",
-        )
-    return tuple(
-        ids([entry for entry in described.training if entry.fold == number]) for number in numbers
+        held_out=described.held_out(path),
     )

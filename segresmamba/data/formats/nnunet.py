@@ -112,7 +112,8 @@ def _plain_labels(described: _DatasetJson, path: Path) -> dict[str, int]:
 
 
 def _listed_cases(folder: Path, listed: dict[str, _Files], channels: int) -> tuple[SourceCase, ...]:
-    for case_id, files in listed.items():
+    cases = []
+    for case_id, files in sorted(listed.items()):
         if len(files.images) != channels:
             raise DataError(
                 "a case must have one image per channel",
@@ -120,14 +121,11 @@ def _listed_cases(folder: Path, listed: dict[str, _Files], channels: int) -> tup
                 got=f"{len(files.images)} images for {channels} channels",
                 remedy="name one file for each of channel_names, in this order",
             )
-    return tuple(
-        SourceCase(
-            check_case_id(case_id, folder / "dataset.json"),
-            tuple(folder / image for image in files.images),
-            folder / files.label,
-        )
-        for case_id, files in sorted(listed.items())
-    )
+        check_case_id(case_id, folder / "dataset.json")
+        # Absolute paths stay as they are: the files may lie anywhere.
+        images = tuple(folder / image for image in files.images)
+        cases.append(SourceCase(case_id, images, folder / files.label))
+    return tuple(cases)
 
 
 def _found_cases(folder: Path, ending: str, channels: int) -> tuple[SourceCase, ...]:

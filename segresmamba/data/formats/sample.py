@@ -24,6 +24,7 @@ from scipy import ndimage
 from scipy.interpolate import make_interp_spline
 from scipy.spatial.transform import Rotation
 
+from segresmamba.data.formats.source import read_json
 from segresmamba.errors import BackendMissingError, DataError
 from segresmamba.storage.atomic import complete_folder
 
@@ -100,10 +101,7 @@ def _is_there(out: Path, description: dict[str, Any]) -> bool:
     """Whether `out` is this sample, which got its name when it was complete."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
-    try:
-        found = json.loads((out / "dataset.json").read_bytes())
-    except (OSError, ValueError):
-        found = None
+    found = read_json(out / "dataset.json")
     if found != description:
         raise DataError(
             "the folder holds something else",

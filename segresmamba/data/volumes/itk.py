@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk  # noqa: N813
@@ -32,12 +31,6 @@ class ItkFile:
     dtype: np.dtype[Any]
     planes: Callable[[], Iterator[npt.NDArray[Any]]]
     """One (X, Y) plane after the other. Iterating raises the errors of `open_itk`."""
-
-    @property
-    def header(self) -> Any:
-        """A NIfTI header with the same grid and dtype."""
-        nothing = np.broadcast_to(np.zeros((), self.dtype), self.shape)
-        return nib.Nifti1Image(nothing, self.affine, dtype=self.dtype).header
 
 
 def open_itk(path: Path) -> ItkFile:

@@ -30,6 +30,7 @@ def channel_statistics(channel_DHW: npt.NDArray[Any]) -> ChannelStatistics:
         total += float(values.sum(dtype=np.float64))
         low, high = min(low, float(values.min())), max(high, float(values.max()))
     mean = total / count
+    # In a second pass: sums of squares alone would lose a small deviation of large values.
     squares = sum(
         float(np.square(values - mean, dtype=np.float64).sum())
         for values in _masked_planes(channel_DHW, channel_DHW)
@@ -62,7 +63,7 @@ def foreground_sample(
         return ()
     ranks = (np.arange(_FOREGROUND_SAMPLE) + 0.5) / _FOREGROUND_SAMPLE
     values = np.quantile(_masked_sample(channel_DHW, label_DHW, voxels), ranks)
-    return tuple(float(f"{value:.6g}") for value in values)
+    return tuple(float(f"{value:.6g}") for value in values)  # the record keeps them as text
 
 
 def _masked_planes(
@@ -109,6 +110,7 @@ def class_positions(
     Returns:
         (n, 3) indices D, H, W: one class of `voxels` after the other, each in raster order.
     """
+    # Not hash(): that of a string differs from process to process.
     rng = np.random.default_rng(zlib.crc32(case_id.encode()))
     drawn = []
     for value, count in voxels.items():

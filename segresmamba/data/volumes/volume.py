@@ -170,7 +170,7 @@ def _read_channel(file: VoxelFile, planes: Planes) -> npt.NDArray[Any]:
     """The next (D, H, W) channel: int16 if its voxels are integers that fit, else float32."""
     shape_DHW, _ = geometry.ras_grid(file.shape_XYZ, file.affine)
     channel_DHW = mapped_zeros(shape_DHW, np.int16 if file.integers else np.float32)
-    low, high, wrong = np.inf, -np.inf, 0
+    low, high, not_finite = np.inf, -np.inf, 0
     # The range comes first: at its end, zip must not take a plane of the next channel.
     for index, plane_XY in zip(range(file.shape[2]), planes, strict=False):
         low, high = min(low, plane_XY.min()), max(high, plane_XY.max())
@@ -180,12 +180,12 @@ def _read_channel(file: VoxelFile, planes: Planes) -> npt.NDArray[Any]:
             channel_DHW = wide_DHW
         geometry.in_file_axes(channel_DHW, file.affine)[..., index] = plane_XY
         if plane_XY.dtype.kind == "f":
-            wrong += plane_XY.size - int(np.isfinite(plane_XY).sum())
-    if wrong:
+            not_finite += plane_XY.size - int(np.isfinite(plane_XY).sum())
+    if not_finite:
         raise DataError(
             "voxels are NaN or infinite",
             where=file.path,
-            got=f"{wrong} of {channel_DHW.size} voxels",
+            got=f"{not_finite} of {channel_DHW.size} voxels",
             remedy="find out what wrote them; if they mean 'outside', set them to 0",
         )
     if low == high == 0:
@@ -236,7 +236,7 @@ def _renumber(
 
 
 def _on_grid(file: VoxelFile, grid: OriginalGrid, *, resample: bool, order: int) -> VoxelFile:
-    """The file itself if it has this grid; another one is resampled onto it, or refused."""
+    """The file itself if it has this grid. A file with another grid is resampled, or refused."""
     mismatch = _mismatch(file, grid)
     if mismatch is None:
         return file
@@ -269,7 +269,7 @@ def _on_grid(file: VoxelFile, grid: OriginalGrid, *, resample: bool, order: int)
 
 
 def _mismatch(file: VoxelFile, grid: OriginalGrid) -> DataError | None:
-    """How the grid of a file differs from this one."""
+    """How the grid of a file differs from this one, as an error; None if it does not."""
     if file.shape_XYZ != grid.shape_XYZ:
         return DataError(
             "two files of a case have different shapes",

@@ -140,12 +140,11 @@ def _scaled(
     plane_XY: npt.NDArray[Any], scale: tuple[float, float], dtype: np.dtype[Any]
 ) -> npt.NDArray[Any]:
     slope, inter = scale
-    if slope == 1 and inter == 0:
-        with np.errstate(over="ignore"):  # float64 may become infinite, which is refused later
+    with np.errstate(over="ignore"):  # float64 may become infinite, which is refused later
+        if slope == 1 and inter == 0:
             return plane_XY.astype(dtype.newbyteorder("="), copy=False)
-    if dtype.kind == "i":
-        return plane_XY.astype(dtype) * int(slope) + int(inter)
-    with np.errstate(over="ignore"):
+        if dtype.kind == "i":
+            return plane_XY.astype(dtype) * int(slope) + int(inter)
         return (plane_XY.astype(np.float64) * slope + inter).astype(dtype)
 
 
@@ -156,11 +155,14 @@ def _open_itk(path: Path) -> VoxelFile:
     _require_numbers(file.dtype, path)
     whole = file.dtype.kind in "iu"
     dtype = file.dtype if whole else np.dtype(np.float32)
+    # Restoring a label needs a NIfTI header of the same grid and dtype.
+    nothing = np.broadcast_to(np.zeros((), file.dtype), file.shape)
+    header = nib.Nifti1Image(nothing, file.affine, dtype=file.dtype).header
 
     def planes() -> Planes:
         return (_scaled(plane_XY, (1, 0), dtype) for plane_XY in file.planes())
 
-    return VoxelFile(path, file.header, file.affine, file.shape, whole, dtype, planes)
+    return VoxelFile(path, header, file.affine, file.shape, whole, dtype, planes)
 
 
 def _open_bytes(path: Path) -> BufferedIOBase:
