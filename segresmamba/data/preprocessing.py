@@ -52,6 +52,7 @@ class Policy(StoreRecord):
             DataError: If a value is not one of the choices.
         """
         options = {"spacing": spacing, "intensity": intensity, "dtype": dtype}
+        # pydantic checks everything, so that the choices are listed in the fields alone.
         sizes = spacing.split(",") if spacing not in ("keep", "median") else spacing
         given: dict[str, Any] = {"spacing": sizes, "intensity": intensity.split(",")}
         try:

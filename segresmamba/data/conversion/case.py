@@ -141,6 +141,7 @@ def _warn_of_lost_labels(
     case_id: str, transform: GridTransform, reference_DHW: npt.NDArray[Any], voxels: dict[int, int]
 ) -> None:
     """Warn of labels that a network can neither learn nor predict, as they are not stored."""
+    # Losses by the crop and losses by the voxel size have different remedies: count both.
     before, inside = class_voxels(reference_DHW), class_voxels(transform.boxed(reference_DHW))
     if (cut := sum(before.values()) - sum(inside.values())) > 0:
         logger.warning("case %s: %d labelled voxels lie where the image is 0", case_id, cut)

@@ -104,6 +104,7 @@ def finish(
     folder = plan.folder(overwrite=request.overwrite)
     with folder.locked():
         finished, pending = _finished_and_pending(plan, plan.dataset.cases, redo)
+        # Nobody may train on a store while its cases change.
         if pending:
             folder.withdraw_manifest()
         records, failures = _convert_cases(plan, finished, pending, workers, progress)

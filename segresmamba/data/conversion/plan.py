@@ -101,6 +101,7 @@ class ConversionPlan:
             "codec": storage["codec"],
             "chunk_DHW": storage["chunk_DHW"],
             **storage["policy"],
+            # In a store with a median spacing the policy does not say how large voxels are.
             "spacing_mm": storage["spacing_mm"],
         }
         case_ids = {case.case_id for case in self.dataset.cases}

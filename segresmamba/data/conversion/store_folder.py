@@ -58,6 +58,7 @@ class StoreFolder:
         Raises:
             DataError: If it cannot be written, is locked, or holds something else.
         """
+        # As a Path, the URL s3://bucket is s3:/bucket.
         if ":/" in str(self.path):
             raise DataError(
                 "a store is written to a folder",
@@ -84,6 +85,7 @@ class StoreFolder:
         Raises:
             DataError: As `locked`.
         """
+        # The lock file stays at the end: other processes may still share it.
         with self._lock(shared=True):
             self._require_same(self.read_header(self.path) or {})
             yield
@@ -215,6 +217,7 @@ class StoreFolder:
     def _require_same(self, found: dict[str, Any]) -> None:
         channels = len(self._header["channel_names"])
         before = _EARLIER | {"intensity": ["zscore"] * channels} | found
+        # A version with another schema may go on, if everything that concerns cases is the same.
         for key, wanted in self._header.items():
             if key != "schema_version" and before.get(key) != wanted:
                 raise DataError(
@@ -226,6 +229,7 @@ class StoreFolder:
                 )
 
     def _require_only(self, expected: set[str]) -> None:
+        # Hidden names are the lock, leftovers, and what file systems and file managers leave.
         there = {entry.name for entry in self.path.iterdir() if entry.name[0] != "."}
         if others := sorted(there - expected):
             raise DataError(

@@ -66,6 +66,7 @@ def verify(store: str | Path) -> list[Problem]:
             problems += _CaseChecks(files, case_id, record, manifest.labels).problems()
         else:
             problems.append(Problem(case_id, files.join(f"{case_id}/"), "the case is missing"))
+    # The same image twice may be one patient on both sides of a fold.
     first_with: dict[str, str] = {}
     for case_id, record in manifest.cases.items():
         first = first_with.setdefault(record.image_digest, case_id)
@@ -259,8 +260,10 @@ class _CaseChecks:
         try:
             with layout.checking_pipeline():
                 array = self.files.zarr_array(path)
+                # Zarr writes no shard for zeros, and reads a missing one as zeros. Only labels may
+                # be all zeros: any other shard must be there.
                 if not may_be_empty:
-                    try:  # Zarr takes a missing shard for zeros
+                    try:
                         self.files.blob(f"{path}/{layout.shard_name(array.ndim)}").tail(1)
                     except FileNotFoundError:
                         return None, "the shard file is missing"

@@ -44,6 +44,7 @@ def read_bids(source: Path) -> SourceDataset:
     for label in labels:
         parts = label.relative_to(source).parts[2:-1]
         session = Path(*(part for part in parts if re.match("(sub|ses)-", part)))
+        # Which of two segmentations is right, nobody but the user knows.
         if session in by_session:
             raise DataError(
                 "a case has two segmentations",
@@ -121,5 +122,6 @@ def _declared(source: Path, labels: list[Path]) -> dict[str, int]:
             got=f"{type(error).__name__}: {error}",
             remedy="separate the columns index and name by tabs",
         ) from error
+    # The table may leave out the background, or give it another name.
     without_background = {name: value for name, value in rows.items() if value}
     return check_labels({"background": 0, **without_background}, tables[0])

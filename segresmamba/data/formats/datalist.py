@@ -59,7 +59,7 @@ class _Entry(BaseModel):
 
 
 class _List(BaseModel):
-    """The keys that are used; others are allowed."""
+    """The keys that are used. Lists may have any others."""
 
     name: str | None = None
     modality: dict[int, str] = {}

@@ -163,4 +163,5 @@ def _names(folder: Path, ending: str) -> list[str]:
             got=error.strerror,
             remedy="an nnU-Net raw dataset has imagesTr/ and labelsTr/",
         ) from error
+    # macOS leaves files such as ._case_0000.nii.gz beside those that it copies.
     return sorted(name for name in names if name.endswith(ending) and not name.startswith("."))

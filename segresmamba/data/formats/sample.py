@@ -76,6 +76,7 @@ def make_sample(out: Path, subjects: int = 12, seed: int = 0) -> Path:
         logger.info("the sample is already in %s (%d subjects, seed %d)", out, subjects, seed)
         return out
     head = _template()
+    # Complete or absent: a sample that was half written must not pass for a dataset.
     temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
     try:
         for name in ("imagesTr", "labelsTr"):
@@ -165,6 +166,7 @@ def _deformation(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
     from_centre = np.indices(shape, np.float32) - centre
     turn = Rotation.from_euler("xyz", rng.uniform(-6, 6, 3), degrees=True).as_matrix()
     matrix = (turn * rng.uniform(0.94, 1.06, 3)).astype(np.float32)
+    # A test sees to it that shifts of this size and smoothness never fold the head.
     shifts = np.stack([_smooth_field(shape, 7, rng) for _ in range(3)])
     shifts *= np.float32(rng.uniform(1.0, 1.8))
     coordinates: Array = np.tensordot(matrix, from_centre, axes=1) + centre + shifts

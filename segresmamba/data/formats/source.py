@@ -57,6 +57,7 @@ def check_case_id(case_id: str, where: Path) -> str:
     Raises:
         DataError: For a path separator, a leading dot (so also for '..'), or a reserved name.
     """
+    # Ids come from file and folder names, or from a JSON file, which may hold anything.
     separators = set(case_id) & set("/\\:\0\n\r\t")
     if case_id and not separators and case_id[0] != "." and case_id not in RESERVED_NAMES:
         return case_id

@@ -80,6 +80,7 @@ class OriginalGrid:
         """Keep a nibabel header for labels of `dtype`, stored without intensity scaling."""
         header = header.copy()
         header.set_data_dtype(dtype)
+        # A label's values mean classes: the scale of the image's file would change them.
         header.set_slope_inter(1, 0)
         return cls(header.binaryblock)
 

@@ -43,6 +43,7 @@ def open_itk(path: Path) -> ItkFile:
     """
     if not path.exists():
         raise FileNotFoundError(path)
+    # ITK prints warnings past Python's streams; what matters raises an error.
     sitk.ProcessObject.GlobalWarningDisplayOff()
     if not path.is_dir():
         return _whole(sitk.ReadImage(str(path)))
@@ -67,6 +68,7 @@ def _whole(image: Any) -> ItkFile:
 def _series(names: Sequence[str], ends: Any) -> ItkFile:
     """A series of several files, given the image of its first and last slice."""
     size_XY, affine = ends.GetSize()[:2], _affine(ends)
+    # In `ends` the step from the first slice to the last is one voxel.
     affine[:3, 2] /= len(names) - 1
 
     def planes() -> Iterator[npt.NDArray[Any]]:

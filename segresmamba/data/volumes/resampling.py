@@ -118,6 +118,7 @@ def grid_transform(
     zoom = np.ones(3) if wanted_mm is None else np.array(wanted_mm) / spacing_mm
     # Headers are float32: equal spacings differ in their last digits.
     zoom[np.isclose(zoom, 1, rtol=1e-4)] = 1
+    # At least one voxel, however thin the box is.
     shape = np.maximum(1, np.rint(sizes / zoom)).astype(int)
     if tuple(shape) == full and (zoom == 1).all():
         return None
@@ -157,7 +158,7 @@ def _resample_label(
         pair = label_DHW[below], label_DHW[above]
         values = np.unique(np.concatenate(pair))
         plane_HW[:] = values[0]
-        if len(values) == 1:
+        if len(values) == 1:  # a plane of one class needs no interpolation
             continue
         most = np.full(plane_HW.shape, -1, np.float32)
         for value in values:

@@ -15,7 +15,9 @@ import numpy.typing as npt
 from segresmamba.data.records import ChannelStatistics
 
 _POSITIONS_MIN, _POSITIONS_SHARE = 10_000, 0.01  # nnU-Net's
+# Percentiles need a copy of the voxels, which must stay small beside the volume.
 _MOST_SORTED = 1 << 20
+# All cases keep theirs in dataset.json, so it must be short.
 _FOREGROUND_SAMPLE = 1000
 
 

@@ -174,6 +174,7 @@ def _read_channel(file: VoxelFile, planes: Planes) -> npt.NDArray[Any]:
     # The range comes first: at its end, zip must not take a plane of the next channel.
     for index, plane_XY in zip(range(file.shape[2]), planes, strict=False):
         low, high = min(low, plane_XY.min()), max(high, plane_XY.max())
+        # int16 takes half the memory of float32, so it is given up only for a plane that needs it.
         if channel_DHW.dtype == np.int16 and not (low >= _INT16.min and high <= _INT16.max):
             wide_DHW = mapped_zeros(shape_DHW, np.float32)
             wide_DHW[...] = channel_DHW
@@ -243,6 +244,7 @@ def _on_grid(file: VoxelFile, grid: OriginalGrid, *, resample: bool, order: int)
     if not resample:
         raise mismatch
     logger.warning("%s is resampled: %s", file.path, mismatch.got)
+    # Nearest neighbours (order 0) keep the values of a label; linear mixing makes fractions.
     dtype = np.dtype(np.float32) if order else file.dtype
     to_file = np.linalg.inv(file.affine) @ grid.affine
     matrix, offset = to_file[:3, :3], to_file[:3, 3]

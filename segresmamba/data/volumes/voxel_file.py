@@ -115,6 +115,7 @@ def _open_nifti(path: Path) -> VoxelFile:
     _require_numbers(stored, path)
     slope, inter = header.get_slope_inter()
     scale = (slope if slope is not None else 1.0, inter if inter is not None else 0.0)
+    # A scale may take integers out of the range of the stored type: they are read as int64.
     whole = stored.kind in "iu" and all(float(number).is_integer() for number in scale)
     dtype = stored if scale == (1, 0) and whole else np.dtype(np.int64 if whole else np.float32)
 
