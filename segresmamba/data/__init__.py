@@ -1,12 +1,12 @@
 """Dataset formats in, the Zarr store, and crops out.
 
-One volume's way: a dataset of any format (`formats`) -> one case in memory (`volume`) -> one Zarr
-group (`conversion`, `store`) -> where the next crop is (`sampler`) -> batches (`loader`) -> the
-training device (`augmentation`).
+The way of a volume: a dataset of any format (`formats`), one case in memory (`volumes`), one Zarr
+group (`conversion`, `store`), the place of the next crop (`stream.sampler`), batches
+(`stream.loader`), the training device (`stream.augmentation`).
 
-Names are imported on first use: a reader process then pays for zarr, not for torch, MONAI and
-nibabel, each of which takes longer to import than a case to read. (No module here may share a name
-with a function: importing the one would hide the other.)
+Names are imported on first use. A process that only reads crops then imports zarr, but not torch,
+MONAI and nibabel, each of which takes longer to import than a case to read. No module here may have
+the name of one of these functions: importing the module would hide the function.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""What a conversion changes, and what a network is later given: chosen once, kept in the store.
+"""What a conversion does to images, and how a network then sees them.
 
-A `Policy` is what the user asks for. A `Preprocessing` is what came of it for a dataset: enough to
-treat a new image as the stored ones were treated, so it goes with a network's weights.
+A `Policy` is what the user asks for, once for a store. A `Preprocessing` is what this means for the
+dataset at hand: all that is needed to treat a new image as the stored ones were treated. So it is
+kept with a network's weights.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pydantic import ValidationError
 from segresmamba.data.records import ChannelStatistics, Intensity, Spacing, StoreRecord
 from segresmamba.errors import DataError
 
-_CT_PERCENTILES = (0.5, 99.5)  # nnU-Net's
+_CT_PERCENTILES = (0.5, 99.5)  # as in nnU-Net
 _REMEDIES = {
     "spacing": "give keep, median, or three sizes in mm along D, H and W, as in --spacing 3,1,1",
     "intensity": "give auto, zscore, ct or stored; or one of them for each channel, as in "
@@ -26,28 +27,32 @@ _REMEDIES = {
 
 
 class Policy(StoreRecord):
-    """What a conversion is asked to do. A store is made under one policy."""
+    """What the user asks a conversion to do. A store is made under one policy."""
 
     spacing: Literal["keep", "median"] | Spacing = "keep"
-    """Voxel size: of each case, the median of all cases, or this one in mm along (D, H, W)."""
+    """Voxel size: each case keeps its own, or all get the median, or this one in mm, (D, H, W)."""
     crop: bool = False
-    """Cut cases to the box around what is not zero in some channel."""
+    """Whether cases are cut to the box around the voxels that are not zero in some channel."""
     intensity: tuple[Literal["auto"] | Intensity, ...] = ("auto",)
-    """How intensities are normalised on the training device, for all channels or for each: by the
-    mean and deviation of a case's non-zero voxels (zscore), by those of the foreground of all cases
-    after clipping to its percentiles (ct), or not at all (stored). Auto takes ct for a channel of
-    that name and zscore for the others."""
+    """How the training device normalises intensities: one choice for all channels, or one each.
+
+    - zscore: by the mean and deviation of the case's non-zero voxels
+    - ct: clipped to percentiles of the foreground of all cases, then by its mean and deviation
+    - stored: not at all
+    - auto: ct for a channel named CT, zscore for others
+    """
     dtype: Literal["auto", "float32", "float16", "int16"] = "auto"
-    """Of stored images; auto is int16 where all channels are integers that fit, else float32."""
+    """Type of stored images. Auto is int16 if all channels are integers that fit, else float32."""
 
     @classmethod
     def from_options(cls, *, spacing: str, crop: bool, intensity: str, dtype: str) -> Policy:
-        """The policy that a command line describes.
+        """The policy that the options of a command line describe.
 
         Raises:
-            DataError: For a word that is none of the choices.
+            DataError: If a value is not one of the choices.
         """
-        words = {"spacing": spacing, "intensity": intensity, "dtype": dtype}
+        options = {"spacing": spacing, "intensity": intensity, "dtype": dtype}
+        # pydantic checks everything, so that the choices are listed in the fields alone.
         sizes = spacing.split(",") if spacing not in ("keep", "median") else spacing
         given: dict[str, Any] = {"spacing": sizes, "intensity": intensity.split(",")}
         try:
@@ -55,30 +60,31 @@ class Policy(StoreRecord):
         except ValidationError as error:
             name = str(error.errors()[0]["loc"][0])
             raise DataError(
-                "there is no such policy",
+                "the option has no such value",
                 where=f"--{name}",
-                got=words[name],
+                got=options[name],
                 remedy=_REMEDIES[name],
             ) from error
 
     def for_channels(self, names: Sequence[str]) -> Policy:
-        """The same with an intensity for each channel.
+        """The same policy with one intensity for each channel, and no "auto" among them.
 
         Raises:
-            DataError: If there are neither one nor as many as channels.
+            DataError: If there are several intensities, but not one for each channel.
         """
-        words = self.intensity or ("zscore",)  # stores of earlier versions have none
-        asked = words * len(names) if len(words) == 1 else words
+        # Earlier versions normalised all channels by zscore, and stored no intensities.
+        given = self.intensity or ("zscore",)
+        asked = given * len(names) if len(given) == 1 else given
         if len(asked) != len(names):
             raise DataError(
-                "each channel needs its intensity policy",
+                "each channel needs an intensity",
                 where="--intensity",
                 got=f"{len(asked)} for the channels {', '.join(names)}",
                 remedy=_REMEDIES["intensity"],
             )
         chosen = tuple(
-            word if word != "auto" else ("ct" if name.lower() == "ct" else "zscore")
-            for word, name in zip(asked, names, strict=True)
+            kind if kind != "auto" else ("ct" if name.lower() == "ct" else "zscore")
+            for kind, name in zip(asked, names, strict=True)
         )
         return self.model_copy(update={"intensity": chosen})
 
@@ -88,13 +94,14 @@ class Normalisation(StoreRecord):
 
     kind: Intensity = "zscore"
     low: float = 0.0
-    """With ct: intensities below become this one. The others likewise."""
+    """Only ct uses this value and those below. Lower intensities become this one."""
     high: float = 0.0
+    """Higher intensities become this one."""
     mean: float = 0.0
     std: float = 1.0
 
     def bounds(self, statistics: ChannelStatistics) -> tuple[float, float, float, float]:
-        """Low, high, mean and deviation for a case with these statistics."""
+        """Low, high, mean and deviation that a case with these statistics is normalised by."""
         match self.kind:
             case "ct":
                 return self.low, self.high, self.mean, self.std
@@ -105,13 +112,13 @@ class Normalisation(StoreRecord):
 
 
 class Preprocessing(StoreRecord):
-    """What has to be done to an image before a network that was trained on a store sees it."""
+    """How an image is treated before a network that was trained on a store sees it."""
 
     spacing_mm: Spacing | None = None
-    """Voxel size along (D, H, W); None leaves each case its own."""
+    """Voxel size along (D, H, W); with None each case keeps its own."""
     crop: bool = False
     normalisation: tuple[Normalisation, ...] = ()
-    """Of each channel; none in stores of earlier versions, which is zscore."""
+    """One for each channel. Stores of earlier versions have none, and all channels use zscore."""
 
     def for_case(
         self, statistics: Sequence[ChannelStatistics], scale: Sequence[float] = ()
@@ -119,8 +126,8 @@ class Preprocessing(StoreRecord):
         """Low, high, mean and deviation of each channel, in the units of a case's stored voxels.
 
         Args:
-            statistics: Of the case.
-            scale: Intensity of a stored 1 in each channel; none is 1.
+            statistics: The case's statistics, one for each channel.
+            scale: Intensity of a stored 1 in each channel; by default 1.
         """
         kinds = self.normalisation or (Normalisation(),) * len(statistics)
         bounds = [kind.bounds(one) for kind, one in zip(kinds, statistics, strict=True)]
@@ -130,13 +137,13 @@ class Preprocessing(StoreRecord):
 
 
 def ct_normalisation(samples: Sequence[Sequence[float]]) -> Normalisation:
-    """nnU-Net's for CT: from the foreground intensities of all cases, each weighing the same.
+    """nnU-Net's normalisation of CT, from the foreground of all cases.
 
     Args:
-        samples: Foreground intensities of each case, see `statistics.foreground_sample`.
+        samples: Foreground intensities of each case, see `statistics.foreground_sample`. They are
+            as many for each case, so that large cases do not outweigh small ones.
     """
     pooled = np.concatenate([np.asarray(sample, np.float64) for sample in samples])
     low, high = np.percentile(pooled, _CT_PERCENTILES)
-    return Normalisation(
-        kind="ct", low=low, high=high, mean=pooled.mean(), std=max(float(pooled.std()), 1e-8)
-    )
+    std = max(float(pooled.std()), 1e-8)  # a constant foreground must not lead to a division by 0
+    return Normalisation(kind="ct", low=low, high=high, mean=pooled.mean(), std=std)

@@ -1,4 +1,4 @@
-"""The parts that a store's records are made of."""
+"""Types that the records of a store are made of. All of them are kept as JSON."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Millimetres = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Spacing = tuple[Millimetres, Millimetres, Millimetres]
-"""Along (D, H, W)."""
+"""Voxel size along (D, H, W)."""
 Intensity = Literal["zscore", "ct", "stored"]
 
 
 class StoreRecord(BaseModel):
-    """A part of what a store says about itself."""
+    """Base of all records: unknown keys are refused, and nothing changes once it is made."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class ChannelStatistics(StoreRecord):
-    """Intensities of one channel over its non-zero voxels, before they were narrowed to a scale."""
+    """Intensities of one channel over its non-zero voxels, in the units of the files."""
 
     mean: float
     std: float

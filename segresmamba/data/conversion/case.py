@@ -1,11 +1,10 @@
-"""One case: its files -> one group of the store."""
+"""Convert one case: its files become one group of the store."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import os
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,9 @@ from segresmamba.data.formats.source import SourceCase
 from segresmamba.data.preprocessing import Preprocessing
 from segresmamba.data.store.case_writer import write_case
 from segresmamba.data.store.manifest import CaseRecord, SourceFile
-from segresmamba.data.volumes.dtypes import narrowed
+from segresmamba.data.volumes.dtypes import to_policy_dtype
+from segresmamba.data.volumes.geometry import OriginalGrid
+from segresmamba.data.volumes.resampling import GridTransform
 from segresmamba.data.volumes.statistics import (
     class_positions,
     class_voxels,
@@ -31,43 +32,34 @@ logger = logging.getLogger(__name__)
 
 
 def convert_case(plan: ConversionPlan, case: SourceCase) -> CaseRecord:
-    """Convert a case; its group appears complete or not at all.
+    """Convert a case. Its group appears complete or not at all.
 
     Raises:
-        DataError: If a file of it cannot be used, or the group not be written.
+        DataError: If one of its files cannot be used, or the group cannot be written.
     """
     path, policy = plan.out / case.case_id, plan.storage.policy
-    volume = read_volume(
-        case.images,
-        stacked_channels=len(plan.dataset.channel_names) if case.stacked else 0,
-        resample_mismatched=plan.storage.resample_mismatched,
-        preprocessing=Preprocessing(spacing_mm=plan.storage.spacing_mm, crop=policy.crop),
-    )
-    filed_DHW, original = read_label(
-        case.label,
-        plan.dataset.labels,
-        volume.original,
-        renumbered=plan.dataset.renumbered,
-        resample_mismatched=plan.storage.resample_mismatched,
-    )
-    label_DHW = volume.refit.label(filed_DHW) if volume.refit else filed_DHW
+    volume, reference_DHW, original = _read(plan, case)
+    label_DHW = volume.transform.label(reference_DHW) if volume.transform else reference_DHW
     voxels = class_voxels(label_DHW)
-    if volume.refit:
-        _say_what_is_lost(case.case_id, filed_DHW, voxels, volume)
-    foreground = _foreground(plan, volume, label_DHW, sum(voxels.values()))
-    image_CDHW, scale = narrowed(volume.image_CDHW, volume.statistics, policy, path)
-    affine = volume.affine.tolist()
+    if volume.transform:
+        _warn_of_lost_labels(case.case_id, volume.transform, reference_DHW, voxels)
+    # Before the image changes its dtype, which uses it up.
+    foreground = tuple(
+        foreground_sample(channel_DHW, label_DHW, sum(voxels.values())) if kind == "ct" else ()
+        for channel_DHW, kind in zip(volume.image_CDHW, policy.intensity, strict=True)
+    )
+    image_CDHW, scale = to_policy_dtype(volume.image_CDHW, volume.statistics, policy, path)
     record = CaseRecord(
         shape_CDHW=image_CDHW.shape,
         image_dtype=image_CDHW.dtype.name,
         label_dtype=label_DHW.dtype.name,
         spacing_mm=volume.spacing_mm,
-        affine=affine,
+        affine=volume.affine.tolist(),
         original_header=original.text,
         statistics=volume.statistics,
         scale=scale,
-        foreground=foreground,
-        refit=volume.refit,
+        foreground=foreground if "ct" in policy.intensity else (),
+        refit=volume.transform,
         class_voxels=voxels,
         class_positions={value: positions_kept(count) for value, count in voxels.items()},
         image_digest=digest(image_CDHW),
@@ -83,7 +75,7 @@ def convert_case(plan: ConversionPlan, case: SourceCase) -> CaseRecord:
             image_CDHW=image_CDHW,
             label_DHW=label_DHW,
             positions=class_positions(label_DHW, voxels, case.case_id),
-            reference_DHW=filed_DHW if volume.refit else None,
+            reference_DHW=reference_DHW if volume.transform else None,
         )
     except OSError as error:
         raise DataError(
@@ -99,50 +91,58 @@ def convert_case(plan: ConversionPlan, case: SourceCase) -> CaseRecord:
 def digest(array: npt.NDArray[Any]) -> str:
     """SHA-256 of an array's voxels, dtype and shape."""
     hashed = hashlib.sha256(f"{array.dtype.name}{array.shape}".encode())
-    for part in array.reshape(-1, *array.shape[-2:]):  # planes, so that there is no copy of more
-        hashed.update(np.ascontiguousarray(part).data)
+    for plane in array.reshape(-1, *array.shape[-2:]):  # the copy is of one plane, not of all
+        hashed.update(np.ascontiguousarray(plane).data)
     return hashed.hexdigest()
 
 
 def source_files(case: SourceCase, source: Path) -> tuple[SourceFile, ...]:
-    """How the files of a case look now.
+    """Path, size and time of change of the files that a case is made from, as they are now.
 
     Raises:
-        OSError: If one is gone.
+        OSError: If a file is gone.
     """
     files = []
-    named = (*case.images, case.label)
-    series = {path: sorted(path.iterdir()) for path in named if path.is_dir()}
-    for path in chain.from_iterable(series.get(path, [path]) for path in named):
-        status = path.stat()
-        files.append(
-            SourceFile(
-                path=os.path.relpath(path, source),
-                size_bytes=status.st_size,
-                modified_ns=status.st_mtime_ns,
+    for named in (*case.images, case.label):
+        for path in sorted(named.iterdir()) if named.is_dir() else [named]:  # a series, or a file
+            status = path.stat()
+            files.append(
+                SourceFile(
+                    path=os.path.relpath(path, source),
+                    size_bytes=status.st_size,
+                    modified_ns=status.st_mtime_ns,
+                )
             )
-        )
     return tuple(files)
 
 
-def _foreground(
-    plan: ConversionPlan, volume: Volume, label_DHW: npt.NDArray[Any], voxels: int
-) -> tuple[tuple[float, ...], ...]:
-    kinds = plan.storage.policy.intensity
-    if "ct" not in kinds:
-        return ()
-    return tuple(
-        foreground_sample(channel_DHW, label_DHW, voxels) if kind == "ct" else ()
-        for channel_DHW, kind in zip(volume.image_CDHW, kinds, strict=True)
+def _read(plan: ConversionPlan, case: SourceCase) -> tuple[Volume, npt.NDArray[Any], OriginalGrid]:
+    """Read a case's files: the image on its stored grid, the label on that of the files."""
+    resample = plan.storage.resample_mismatched
+    volume = read_volume(
+        case.images,
+        stacked_channels=len(plan.dataset.channel_names) if case.stacked else 0,
+        resample_mismatched=resample,
+        preprocessing=Preprocessing(
+            spacing_mm=plan.storage.spacing_mm, crop=plan.storage.policy.crop
+        ),
     )
+    reference_DHW, original = read_label(
+        case.label,
+        plan.dataset.labels,
+        volume.original,
+        renumbered=plan.dataset.renumbered,
+        resample_mismatched=resample,
+    )
+    return volume, reference_DHW, original
 
 
-def _say_what_is_lost(
-    case_id: str, filed_DHW: npt.NDArray[Any], voxels: dict[int, int], volume: Volume
+def _warn_of_lost_labels(
+    case_id: str, transform: GridTransform, reference_DHW: npt.NDArray[Any], voxels: dict[int, int]
 ) -> None:
-    """Warn of labels that the network cannot learn, nor ever predict."""
-    assert volume.refit is not None
-    before, inside = class_voxels(filed_DHW), class_voxels(volume.refit.boxed(filed_DHW))
+    """Warn of labels that a network can neither learn nor predict, as they are not stored."""
+    # Losses by the crop and losses by the voxel size have different remedies: count both.
+    before, inside = class_voxels(reference_DHW), class_voxels(transform.boxed(reference_DHW))
     if (cut := sum(before.values()) - sum(inside.values())) > 0:
         logger.warning("case %s: %d labelled voxels lie where the image is 0", case_id, cut)
     if gone := sorted(set(inside) - set(voxels)):

@@ -1,7 +1,7 @@
-"""Raw dataset -> store, case by case, in parallel, and where it stopped before.
+"""Convert a dataset to a store, case by case, in parallel, from where it stopped before.
 
-A case is done when its folder is there under its own name: it is written under a hidden name and
-renamed. The manifest comes last, so a store without it is one whose conversion has not ended.
+A case is written under a hidden name and then renamed, so a folder with a case's own name is
+complete. The manifest is written last, so a store without one has not been converted to its end.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import multiprocessing
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from segresmamba.data.conversion.case import convert_case, source_files
@@ -27,7 +27,7 @@ from segresmamba.errors import DataError
 Progress = Callable[[int, int], None]
 """Called with the number of finished cases and of all cases."""
 
-_LISTED_FAILURES = 12  # what fits on a screen
+_LISTED_FAILURES = 12  # so that the error fits on a screen
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class Conversion:
 
     store: Path
     converted: tuple[str, ...]
-    """Case ids written now."""
+    """Ids of the cases that were converted now."""
     kept: tuple[str, ...]
-    """Case ids that were there already, from the same files."""
+    """Ids of the cases that were there already, from the same files."""
     digest: str
-    """Of the dataset."""
+    """The dataset's digest, see `Manifest`."""
 
     def __str__(self) -> str:
         return (
@@ -64,23 +64,23 @@ def convert(
 ) -> Conversion:
     """Convert a dataset to a store.
 
-    Cases that are there already, from files that have not changed, are not redone. When some cases
-    are refused, the others are converted nevertheless, and all refusals are reported together.
+    Cases that were converted before, from files that have not changed since, are kept. If some
+    cases are refused, the others are still converted, and all refusals are reported together.
 
     Args:
         source: The dataset's folder, or a MONAI datalist.
         out: The store's folder.
-        format: One of `formats.FORMATS`, or "auto".
-        workers: Processes.
-        resample_mismatched: Put images of one case that have another grid than the first onto its
+        format: A name in `formats.registry.FORMATS`, or "auto".
+        workers: Number of processes.
+        resample_mismatched: Resample files on another grid than the case's first image onto that
             grid, instead of refusing the case.
         policy: Voxel size, crop, intensities and dtype of the store; by default as in the files. A
-            store is made under one policy: another is refused unless `overwrite`.
-        splits: The user's own folds, or a file of them as `read_splits` takes it; else those of
-            the format, else five with all cases of a patient on one side.
-        redo: Ids of cases to convert anew, whatever is there.
-        overwrite: Convert all cases anew, whatever the store holds of another conversion. A folder
-            that is no store is never touched.
+            store is made under one policy: another one is refused unless `overwrite` is set.
+        splits: Folds, or a file of folds for `read_splits`. By default those of the format, or five
+            folds that keep all cases of a patient on one side.
+        redo: Ids of cases to convert again even if they are there.
+        overwrite: Convert all cases again, even if the store holds another conversion. A folder
+            that is not a store is never touched.
         progress: See `Progress`.
 
     Raises:
@@ -99,48 +99,44 @@ def finish(
     redo: Collection[str] = (),
     progress: Progress | None = None,
 ) -> Conversion:
-    """Convert what is not there yet, and write the manifest; see `convert`."""
+    """Convert the cases that are missing, and write the manifest; see `convert`."""
     plan = ConversionPlan.from_request(request)
     folder = plan.folder(overwrite=request.overwrite)
     with folder.locked():
-        work = _Work(plan, plan.dataset.cases, redo)
-        if work.todo:
+        finished, pending = _finished_and_pending(plan, plan.dataset.cases, redo)
+        # Nobody may train on a store while its cases change.
+        if pending:
             folder.withdraw_manifest()
-        records, failures = work.do(workers, progress)
+        records, failures = _convert_cases(plan, finished, pending, workers, progress)
         if failures:
             folder.remove_if_without_cases()
             raise _all_in_one(failures, plan)
         _require_all_classes(plan, records)
-        dataset = plan.dataset
+        found = plan.dataset
         manifest = build_manifest(
-            dataset.name,
-            dataset.channel_names,
-            dataset.labels,
-            plan.storage,
-            records,
-            splits=plan.splits,
+            found.name, found.channel_names, found.labels, plan.storage, records, splits=plan.splits
         )
         folder.write_manifest(manifest)
-    todo = tuple(case.case_id for case in work.todo)
-    return Conversion(plan.out, todo, tuple(work.kept), manifest.digest)
+    converted = tuple(case.case_id for case in pending)
+    return Conversion(plan.out, converted, tuple(finished), manifest.digest)
 
 
 def prepare(request: ConversionRequest) -> int:
-    """Make a store ready for processes that convert a share each.
+    """Make a store ready for several processes that each convert a share of the cases.
 
     Returns:
-        How many cases there are to convert; none if only the manifest may be missing.
+        How many cases there are to convert; 0 if at most the manifest is missing.
 
     Raises:
-        DataError: As `convert`, but for what is wrong with a case.
+        DataError: As `convert`, except for faults of cases, which are not read yet.
     """
     plan = ConversionPlan.from_request(request)
     folder = plan.folder(overwrite=request.overwrite)
     with folder.locked():
-        work = _Work(plan, plan.dataset.cases)
-        if work.todo:
+        _, pending = _finished_and_pending(plan, plan.dataset.cases)
+        if pending:
             folder.withdraw_manifest()
-        return len(work.todo)
+        return len(pending)
 
 
 def convert_share(
@@ -151,84 +147,77 @@ def convert_share(
     workers: int = 1,
     progress: Progress | None = None,
 ) -> int:
-    """Convert one of several shares of a prepared store's cases, beside others who do the same.
+    """Convert one share of a prepared store's cases, while other processes convert the others.
 
     Args:
-        request: That the store was prepared for.
-        share: Which of them, from 0.
-        shares: How many there are.
-        workers: Processes.
-        progress: Told of this share alone.
+        request: The request that the store was prepared for.
+        share: Number of the share, from 0.
+        shares: How many shares there are.
+        workers: Number of processes.
+        progress: See `Progress`; it counts the cases of this share only.
 
     Returns:
         How many cases were converted now.
 
     Raises:
-        DataError: If a case is refused; the others of the share are converted.
+        DataError: If a case is refused; the other cases of the share are converted.
     """
     plan = ConversionPlan.from_request(request.going_on())
     with plan.folder().joined():
-        work = _Work(plan, plan.dataset.cases[share::shares])
-        _, failures = work.do(workers, progress)
+        finished, pending = _finished_and_pending(plan, plan.dataset.cases[share::shares])
+        _, failures = _convert_cases(plan, finished, pending, workers, progress)
     if failures:
         raise _all_in_one(failures, plan)
-    return len(work.todo)
+    return len(pending)
 
 
-class _Work:
-    """Some cases of a conversion: those that are there already, and those still to do."""
-
-    def __init__(
-        self, plan: ConversionPlan, cases: Sequence[SourceCase], redo: Collection[str] = ()
-    ) -> None:
-        self.plan = plan
-        finished = _finished(plan, cases)
-        self.kept = {case_id: finished[case_id] for case_id in finished if case_id not in redo}
-        self.todo = [case for case in cases if case.case_id not in self.kept]
-
-    def do(
-        self, workers: int, progress: Progress | None
-    ) -> tuple[dict[str, CaseRecord], list[tuple[str, DataError]]]:
-        """Convert what is to do: the records of all, and the refusals, by case."""
-        report = progress or (lambda done, total: None)
-        done, total = len(self.kept), len(self.kept) + len(self.todo)
-        report(done, total)
-        records, failures = dict(self.kept), []
-        job = partial(_attempt, self.plan)
-        for number, (case_id, outcome) in enumerate(_run(job, self.todo, workers), start=1):
-            if isinstance(outcome, DataError):
-                failures.append((case_id, outcome))
-            else:
-                records[case_id] = outcome
-            report(done + number, total)
-        return records, sorted(failures, key=lambda failure: failure[0])
-
-
-def _finished(plan: ConversionPlan, cases: Sequence[SourceCase]) -> dict[str, CaseRecord]:
-    """Cases that need no work: their folder is there, and their files look as they did."""
-    finished = {}
+def _finished_and_pending(
+    plan: ConversionPlan, cases: Sequence[SourceCase], redo: Collection[str] = ()
+) -> tuple[dict[str, CaseRecord], list[SourceCase]]:
+    """Tell cases that are complete and up to date from those that have to be converted."""
+    finished, pending = {}, []
     for case in cases:
-        record = StoreFolder.read_record(plan.out / case.case_id)
-        if record is None:
-            continue
-        try:
-            unchanged = record.source == source_files(case, plan.source)
-        except OSError:  # a file is gone; converting the case will say which
-            continue
-        if unchanged:
-            finished[case.case_id] = record
-    return finished
+        record = None if case.case_id in redo else StoreFolder.read_record(plan.out / case.case_id)
+        with suppress(OSError):  # a file is gone: converting the case reports which
+            if record is not None and record.source == source_files(case, plan.source):
+                finished[case.case_id] = record
+                continue
+        pending.append(case)
+    return finished, pending
 
 
-def _run(
-    job: Callable[[SourceCase], CaseRecord | DataError], cases: Sequence[SourceCase], workers: int
+def _convert_cases(
+    plan: ConversionPlan,
+    finished: dict[str, CaseRecord],
+    pending: Sequence[SourceCase],
+    workers: int,
+    progress: Progress | None,
+) -> tuple[dict[str, CaseRecord], list[tuple[str, DataError]]]:
+    """Convert the pending cases; return the records of all, and the refusals in order of case."""
+    report = progress or (lambda done, total: None)
+    total = len(finished) + len(pending)
+    report(len(finished), total)
+    records, failures = dict(finished), []
+    for done, (case_id, outcome) in enumerate(_outcomes(plan, pending, workers), len(finished) + 1):
+        if isinstance(outcome, DataError):
+            failures.append((case_id, outcome))
+        else:
+            records[case_id] = outcome
+        report(done, total)
+    # Processes end in any order; the report must not depend on it.
+    return records, sorted(failures, key=lambda failure: failure[0])
+
+
+def _outcomes(
+    plan: ConversionPlan, cases: Sequence[SourceCase], workers: int
 ) -> Iterator[tuple[str, CaseRecord | DataError]]:
+    """Convert cases in some processes; yield each id and outcome as soon as it is there."""
     if workers == 1:
-        yield from ((case.case_id, job(case)) for case in cases)
+        yield from ((case.case_id, _attempt(plan, case)) for case in cases)
         return
     context = multiprocessing.get_context("spawn")  # forking a process with threads can deadlock
     with ProcessPoolExecutor(min(workers, max(len(cases), 1)), mp_context=context) as pool:
-        futures = {pool.submit(job, case): case.case_id for case in cases}
+        futures = {pool.submit(_attempt, plan, case): case.case_id for case in cases}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
@@ -245,6 +234,7 @@ def _run(
 
 
 def _attempt(plan: ConversionPlan, case: SourceCase) -> CaseRecord | DataError:
+    """Convert a case. A refusal is returned, so that it does not end the other cases."""
     try:
         return convert_case(plan, case)
     except DataError as error:
@@ -252,7 +242,7 @@ def _attempt(plan: ConversionPlan, case: SourceCase) -> CaseRecord | DataError:
 
 
 def _all_in_one(failures: list[tuple[str, DataError]], plan: ConversionPlan) -> DataError:
-    """One screen for all refused cases; the error itself if there is only one."""
+    """One error that reports all refused cases; the error itself if there is only one."""
     if len(failures) == 1:
         return failures[0][1]
     lines = [
@@ -281,5 +271,5 @@ def _require_all_classes(plan: ConversionPlan, records: dict[str, CaseRecord]) -
             where=f"{plan.dataset.declared_in}: labels",
             got=", ".join(f"{name} ({value})" for name, value in missing.items()),
             remedy="remove it from labels (then convert with --overwrite), or add cases that show "
-            "it: nothing could be learnt of it",
+            "it: a network cannot learn a class that it never sees",
         )

@@ -1,4 +1,7 @@
-"""A conversion decided completely before its first case, the same in every process."""
+"""Everything that a conversion decides before its first case.
+
+Each process of a conversion makes the plan from the same request, and comes to the same one.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ConversionRequest:
-    """What a conversion is asked for; see `conversion.convert`."""
+    """What the user asks for; see `conversion.convert` for the fields."""
 
     source: Path
     out: Path
@@ -39,13 +42,16 @@ class ConversionRequest:
     overwrite: bool = False
 
     def going_on(self) -> ConversionRequest:
-        """The same for processes that join or end a conversion that has begun."""
+        """The same request for processes that join or end a conversion that has begun.
+
+        They must not empty the store again.
+        """
         return replace(self, overwrite=False)
 
 
 @dataclass(frozen=True)
 class ConversionPlan:
-    """What is converted, and how: nothing of it is open any more."""
+    """What is converted, and how. Nothing in it is left to be decided."""
 
     source: Path
     out: Path
@@ -55,7 +61,7 @@ class ConversionPlan:
 
     @classmethod
     def from_request(cls, request: ConversionRequest) -> ConversionPlan:
-        """Read the source's lists; of the volumes nothing, or headers for a median.
+        """Read the source's lists of files, and for a median spacing the headers of its images.
 
         Raises:
             DataError: If the source, the policy or the splits cannot be used.
@@ -64,7 +70,15 @@ class ConversionPlan:
         name = detect(source) if request.format == AUTO else request.format
         dataset = read_source(source, name)
         policy = request.policy.for_channels(dataset.channel_names)
-        begun = {} if request.overwrite else StoreFolder.begun(out)
+        # A store goes on as it was begun, though another version of this package may choose another
+        # codec, and cases that have been added since would move the median.
+        begun = {} if request.overwrite else StoreFolder.resumed_header(out)
+        wanted_mm: Spacing | None = None
+        if policy.spacing == "median":
+            wanted_mm = begun.get("spacing_mm") or _median_spacing_mm(dataset)
+            logger.info("voxel size (D, H, W): %s mm, the median", list(wanted_mm))
+        elif policy.spacing != "keep":
+            wanted_mm = policy.spacing
         storage = Storage(
             converter=__version__,
             codec=begun.get("codec", layout.CODEC),
@@ -73,43 +87,25 @@ class ConversionPlan:
             format=name,
             resample_mismatched=request.resample_mismatched,
             policy=policy,
+            spacing_mm=wanted_mm,
         )
-        splits = _splits(dataset, request.splits)
-        plan = cls(source, out, dataset, storage, splits)
-        return plan._with_spacing(begun.get("spacing_mm"))
+        return cls(source, out, dataset, storage, _splits(dataset, request.splits))
 
-    @property
-    def folder_header(self) -> dict[str, Any]:
-        """What all cases of a store must have in common."""
-        storage = self.storage.model_dump(mode="json")
-        return {
+    def folder(self, *, overwrite: bool = False) -> StoreFolder:
+        """The store's folder while it is written."""
+        storage: dict[str, Any] = self.storage.model_dump(mode="json")
+        header = {
             "schema_version": SCHEMA_VERSION,
             "channel_names": list(self.dataset.channel_names),
             "labels": self.dataset.labels,
             "codec": storage["codec"],
             "chunk_DHW": storage["chunk_DHW"],
             **storage["policy"],
+            # In a store with a median spacing the policy does not say how large voxels are.
             "spacing_mm": storage["spacing_mm"],
         }
-
-    def folder(self, *, overwrite: bool = False) -> StoreFolder:
-        """The store's folder while it is written."""
         case_ids = {case.case_id for case in self.dataset.cases}
-        return StoreFolder(self.out, self.folder_header, case_ids, overwrite=overwrite)
-
-    def _with_spacing(self, begun: Spacing | None) -> ConversionPlan:
-        """The plan with the voxel size that its policy comes to.
-
-        Cases that were added since a conversion began do not move the median.
-        """
-        wanted = self.storage.policy.spacing
-        if wanted == "keep":
-            return self
-        if wanted == "median":
-            wanted = begun or _median_spacing_mm(self.dataset)
-            logger.info("voxel size (D, H, W): %s mm, the median", list(wanted))
-        storage = self.storage.model_copy(update={"spacing_mm": tuple(wanted)})
-        return replace(self, storage=storage)
+        return StoreFolder(self.out, header, case_ids, overwrite=overwrite)
 
 
 def _median_spacing_mm(dataset: SourceDataset) -> Spacing:
@@ -117,7 +113,7 @@ def _median_spacing_mm(dataset: SourceDataset) -> Spacing:
     for case in dataset.cases:
         try:
             first = open_voxels(case.images[0], len(dataset.channel_names) if case.stacked else 0)
-        except DataError as error:  # converting the case will say so again
+        except DataError as error:  # converting the case will report it
             last = error
             continue
         sizes.append(spacing_mm(ras_grid(first.shape_XYZ, first.affine)[1]))

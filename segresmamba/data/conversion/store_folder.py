@@ -1,18 +1,18 @@
-"""The output folder of a conversion: refuse what is not ours, keep two converters apart."""
+"""The output folder of a conversion.
+
+It keeps two conversions apart, and refuses a folder that holds anything but this conversion.
+"""
 
 from __future__ import annotations
 
-import fcntl
 import getpass
 import json
-import logging
 import os
 import shutil
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +25,22 @@ from segresmamba.data.store.manifest import (
     CaseRecord,
     Manifest,
     newer_version,
-    write_whole,
 )
 from segresmamba.errors import DataError
-
-logger = logging.getLogger(__name__)
+from segresmamba.storage.atomic import remove_leftovers, write_text
+from segresmamba.storage.locks import try_lock
 
 _ROOT = "zarr.json"
 _LOCK = ".lock"
+# What versions without policies did: the default of keys that a store's header lacks.
 _EARLIER = {"spacing": "keep", "spacing_mm": None, "crop": False, "dtype": "auto"}
-"""Policy of stores whose version had none."""
 
 
 class StoreFolder:
     """A store while it is being written.
 
-    Its root group says from the first moment on what it is a conversion of, as far as cases of two
-    conversions could not stand side by side.
+    From the first moment its root group holds a header: all that cases must have in common to be in
+    one store.
     """
 
     def __init__(
@@ -54,11 +53,12 @@ class StoreFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Prepare the folder and hold it against other converters.
+        """Prepare the folder and keep other conversions out of it.
 
         Raises:
-            DataError: If it cannot be written, is held, or has content of another origin.
+            DataError: If it cannot be written, is locked, or holds something else.
         """
+        # As a Path, the URL s3://bucket is s3:/bucket.
         if ":/" in str(self.path):
             raise DataError(
                 "a store is written to a folder",
@@ -71,7 +71,7 @@ class StoreFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise self._unwritable(error) from error
-        with self._lock(fcntl.LOCK_EX):
+        with self._lock(shared=False):
             try:
                 self._prepare()
                 yield
@@ -80,17 +80,18 @@ class StoreFolder:
 
     @contextmanager
     def joined(self) -> Iterator[None]:
-        """Hold a prepared folder together with others who join it, against those who do not.
+        """Share a prepared folder with other processes that join it, and keep all others out.
 
         Raises:
             DataError: As `locked`.
         """
-        with self._lock(fcntl.LOCK_SH):
+        # The lock file stays at the end: other processes may still share it.
+        with self._lock(shared=True):
             self._require_same(self.read_header(self.path) or {})
             yield
 
     def withdraw_manifest(self) -> None:
-        """Until the next one is written, the store counts as not converted."""
+        """Remove the manifest: until the next one is written, the store counts as not converted."""
         (self.path / MANIFEST).unlink(missing_ok=True)
 
     def write_manifest(self, manifest: Manifest) -> None:
@@ -100,12 +101,12 @@ class StoreFolder:
             DataError: If it cannot be written.
         """
         try:
-            write_whole(self.path / MANIFEST, manifest.model_dump_json(indent=1))
+            write_text(self.path / MANIFEST, manifest.model_dump_json(indent=1))
         except OSError as error:
             raise self._unwritable(error) from error
 
     def remove_if_without_cases(self) -> None:
-        """Leave nothing behind where nothing was achieved."""
+        """Remove the folder of a conversion that has converted no case."""
         if not any(entry.is_dir() for entry in self.path.iterdir()):
             for name in (_ROOT, _LOCK):
                 (self.path / name).unlink(missing_ok=True)
@@ -113,7 +114,10 @@ class StoreFolder:
 
     @staticmethod
     def read_record(case: Path) -> CaseRecord | None:
-        """The record in a case's group, or None if there is no finished case."""
+        """The record in a case's group, or None if there is no finished case.
+
+        A record that this version cannot read counts as none, so that the case is converted again.
+        """
         try:
             attributes = json.loads((case / _ROOT).read_bytes())["attributes"]
             return CaseRecord.model_validate(attributes[layout.RECORD])
@@ -122,7 +126,7 @@ class StoreFolder:
 
     @staticmethod
     def read_header(path: Path) -> dict[str, Any] | None:
-        """What a store that has begun says it is a conversion of; None if there is none."""
+        """The header of a store that has been begun; None if there is no such store."""
         try:
             root = json.loads((path / _ROOT).read_bytes())
             header: dict[str, Any] = root["attributes"][layout.RECORD]
@@ -131,8 +135,8 @@ class StoreFolder:
         return header
 
     @classmethod
-    def begun(cls, path: Path) -> dict[str, Any]:
-        """The same of a store that is to go on; empty if there is none.
+    def resumed_header(cls, path: Path) -> dict[str, Any]:
+        """The header of a store whose conversion goes on; empty if it has not begun.
 
         Raises:
             DataError: If this version cannot go on with it.
@@ -142,7 +146,7 @@ class StoreFolder:
             raise newer_version(path / _ROOT, version)
         if not layout.is_known(codec := header.get("codec", layout.CODEC)):
             raise DataError(
-                "the store's codec is none that this version writes",
+                "this version cannot write the store's codec",
                 where=path / _ROOT,
                 got=codec,
                 remedy="go on with the version that began it, or convert all cases anew with "
@@ -151,72 +155,73 @@ class StoreFolder:
         return header
 
     @contextmanager
-    def _lock(self, kind: int) -> Iterator[None]:
-        """Hold the lock file, which says who does."""
+    def _lock(self, *, shared: bool) -> Iterator[None]:
+        """Hold the lock file, and write into it who holds it."""
+        path = self.path / _LOCK
         try:
-            # Locks of NFS want a file, and one that is open for writing.
-            file = (self.path / _LOCK).open("ab+", buffering=0)
+            # Locks of NFS need a file, not a folder, and one that is open for writing.
+            file = path.open("ab+", buffering=0)
         except OSError as error:
             raise self._unwritable(error) from error
         with file:
-            self._flock(file, kind)
+            try:
+                # A conversion that ends removes the file; the lock of a removed file is of no use.
+                locked = try_lock(file.fileno(), path, shared=shared) and os.path.samestat(
+                    os.fstat(file.fileno()), path.stat()
+                )
+            except FileNotFoundError:
+                locked = False
+            if not locked:
+                file.seek(0)
+                raise DataError(
+                    "another conversion is writing to this store",
+                    where=self.path,
+                    got=file.read().decode() or "locked",
+                    remedy="wait for it to end, or end it; then the same command goes on",
+                )
             holder = (
                 f"{getpass.getuser()} on {socket.gethostname()}, process {os.getpid()}, since "
                 f"{time.strftime('%Y-%m-%d %H:%M:%S')}"
             )
-            with suppress(OSError):  # a full disk: what is written next will say so
+            with suppress(OSError):  # if the disk is full, what is written next reports it
                 file.truncate(0)
                 file.write(holder.encode())
             yield
 
-    def _flock(self, file: FileIO, kind: int) -> None:
-        try:
-            fcntl.flock(file, kind | fcntl.LOCK_NB)
-            ours = os.path.samestat(os.fstat(file.fileno()), (self.path / _LOCK).stat())
-        except (BlockingIOError, FileNotFoundError):
-            ours = False
-        except OSError as error:  # some network file systems have no locks
-            logger.warning(
-                "%s cannot be locked (%s): do not run two conversions", self.path, error.strerror
-            )
-            return
-        if not ours:
-            file.seek(0)
-            raise DataError(
-                "another conversion is writing to this store",
-                where=self.path,
-                got=file.read().decode() or "locked",
-                remedy="wait for it to end, or end it; then the same command goes on",
-            )
-
     def _prepare(self) -> None:
+        """Check or empty what is there, and write the header."""
         found = self.read_header(self.path)
         if found is None:
             self._require_only(set())
-        elif self._overwrite:
-            self._empty()
-        else:
+        elif not self._overwrite:
             self._require_same(found)
+        else:
+            (self.path / MANIFEST).unlink(missing_ok=True)
+            for entry in self.path.iterdir():
+                if self.read_record(entry) is not None:  # nothing but cases may be removed
+                    shutil.rmtree(entry)
         self._require_only({_ROOT, MANIFEST, *self._case_ids})
         try:
-            for unfinished in self.path.glob(".*.tmp"):
+            remove_leftovers(self.path)
+            for unfinished in self.path.glob(".*.tmp"):  # cases, which earlier versions named so
                 shutil.rmtree(unfinished)
             root = {
                 "zarr_format": 3,
                 "node_type": "group",
                 "attributes": {layout.RECORD: self._header},
             }
-            write_whole(self.path / _ROOT, json.dumps(root, indent=1))
+            write_text(self.path / _ROOT, json.dumps(root, indent=1))
         except OSError as error:
             raise self._unwritable(error) from error
 
     def _require_same(self, found: dict[str, Any]) -> None:
         channels = len(self._header["channel_names"])
-        before = {**_EARLIER, "intensity": ["zscore"] * channels, **found}
+        before = _EARLIER | {"intensity": ["zscore"] * channels} | found
+        # A version with another schema may go on, if everything that concerns cases is the same.
         for key, wanted in self._header.items():
             if key != "schema_version" and before.get(key) != wanted:
                 raise DataError(
-                    "the store is a conversion of something else, or under another policy",
+                    "the store was converted from another source or under another policy",
                     where=f"{self.path / _ROOT}: {key}",
                     got=f"{before.get(key)}, now {wanted}",
                     remedy="choose another folder, give what the store was begun with, or convert "
@@ -224,6 +229,7 @@ class StoreFolder:
                 )
 
     def _require_only(self, expected: set[str]) -> None:
+        # Hidden names are the lock, leftovers, and what file systems and file managers leave.
         there = {entry.name for entry in self.path.iterdir() if entry.name[0] != "."}
         if others := sorted(there - expected):
             raise DataError(
@@ -233,13 +239,6 @@ class StoreFolder:
                 remedy="choose another folder; or remove these, if they are cases that the source "
                 "no longer has",
             )
-
-    def _empty(self) -> None:
-        """Remove all that a conversion can have written, and nothing else."""
-        (self.path / MANIFEST).unlink(missing_ok=True)
-        for entry in self.path.iterdir():
-            if self.read_record(entry) is not None:
-                shutil.rmtree(entry)
 
     def _unwritable(self, error: OSError) -> DataError:
         return DataError(

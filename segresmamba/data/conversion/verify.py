@@ -1,4 +1,4 @@
-"""Read a store completely and say what is wrong with it."""
+"""Read a store completely, report what is wrong with it, and convert faulty cases again."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ValidationError
 
 from segresmamba.data.conversion.case import digest
 from segresmamba.data.conversion.convert import convert
 from segresmamba.data.store import layout, ome
 from segresmamba.data.store.files import Files
 from segresmamba.data.store.locations import files_of
-from segresmamba.data.store.manifest import CaseRecord, Manifest, read_manifest
+from segresmamba.data.store.manifest import CaseRecord, read_manifest
 from segresmamba.data.volumes import geometry
 from segresmamba.data.volumes.geometry import OriginalGrid
-from segresmamba.data.volumes.resampling import GridTransform
 from segresmamba.data.volumes.statistics import class_voxels
 from segresmamba.errors import DataError
 
+# A record keeps the label's header and the image's affine, which may differ by half of this.
 _ROUNDING_VOXELS = 0.02
-"""Between the affines of a case's image and label, which may differ by half of it."""
+_Fault = tuple[str, str]
+"""The array or file at fault, relative to the case, and what is wrong with it."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class Problem:
 def verify(store: str | Path) -> list[Problem]:
     """Check every case of a store: files, checksums, geometry, values, label, positions.
 
-    Voxels are read through Zarr's own pipeline, which checks the checksum of every chunk.
+    Voxels are read through Zarr's own pipeline, which checks the checksum of every chunk; the
+    project's own reader of crops checks those of the index only.
 
     Args:
         store: Its folder, zip file or URL.
@@ -59,17 +60,21 @@ def verify(store: str | Path) -> list[Problem]:
     files = files_of(store)
     manifest = read_manifest(files)
     folders = files.folders()
-    problems = []
+    problems: list[Problem] = []
     for case_id, record in manifest.cases.items():
-        case = _Case(files, case_id)
-        if case_id not in folders:
-            problems.append(Problem(case_id, case.join(""), "the case is missing"))
-            continue
-        found = _case_problems(case, record, manifest.labels)
-        problems += [Problem(case_id, case.join(name), message) for name, message in found]
-    problems += _duplicates(files, manifest)
+        if case_id in folders:
+            problems += _CaseChecks(files, case_id, record, manifest.labels).problems()
+        else:
+            problems.append(Problem(case_id, files.join(f"{case_id}/"), "the case is missing"))
+    # The same image twice may be one patient on both sides of a fold.
+    first_with: dict[str, str] = {}
+    for case_id, record in manifest.cases.items():
+        first = first_with.setdefault(record.image_digest, case_id)
+        if first != case_id:
+            message = f"the image is the same as that of {first}"
+            problems.append(Problem(case_id, files.join(case_id), message))
     problems += [
-        Problem(folder, files.join(folder), "the folder is no case of the manifest")
+        Problem(folder, files.join(folder), "the folder is not a case of the manifest")
         for folder in folders
         if folder not in manifest.cases
     ]
@@ -77,27 +82,27 @@ def verify(store: str | Path) -> list[Problem]:
 
 
 def repair(store: str | Path, *, source: Path | None = None, workers: int = 1) -> list[Problem]:
-    """Convert the faulty cases of a store anew; folds and sound cases stay as they are.
+    """Convert the faulty cases of a store again; folds and sound cases stay as they are.
 
     Args:
         store: Its folder.
-        source: Where the dataset lies now, if no longer where it was converted from.
-        workers: Processes.
+        source: Where the dataset lies now, if it has moved since it was converted.
+        workers: Number of processes.
 
     Returns:
-        What is wrong afterwards: faults of the source come again.
+        What is wrong afterwards: faults of the source are found again.
 
     Raises:
         DataError: If the store has no manifest, or the source cannot be converted.
     """
-    if not Path(store).is_dir():
+    root = Path(store)
+    if not root.is_dir():
         raise DataError(
             "only a store in a folder can be repaired",
             where=store,
             got="a zip file, a URL, or nothing",
-            remedy="repair the folder that it is a copy of, and copy that again",
+            remedy="repair the folder that it is a copy of, and copy that folder again",
         )
-    root = Path(store)
     problems = verify(root)
     manifest = read_manifest(root)
     faulty = {problem.case_id for problem in problems} & set(manifest.cases)
@@ -124,169 +129,147 @@ def repair(store: str | Path, *, source: Path | None = None, workers: int = 1) -
     return verify(root)
 
 
-_Found = tuple[str, str]
-"""The array or file at fault, relative to the case, and what is wrong with it."""
-
-
 @dataclass(frozen=True)
-class _Case:
-    """One case's files."""
+class _CaseChecks:
+    """The checks of one case's group against its record in the manifest."""
 
     files: Files
     case_id: str
+    record: CaseRecord
+    labels: dict[str, int]
 
-    def join(self, name: str) -> str:
-        return self.files.join(f"{self.case_id}/{name}")
+    def problems(self) -> Iterator[Problem]:
+        for check in (self.metadata, self.image, self.label, self.reference):
+            for name, message in check():
+                yield Problem(self.case_id, self.files.join(f"{self.case_id}/{name}"), message)
 
-    def attributes(self) -> dict[str, Any]:
-        """Of its group; empty if they cannot be read."""
+    def metadata(self) -> Iterator[_Fault]:
+        record = self.record
+        attributes: dict[str, Any] = {}
+        stored = None
         try:
-            content = json.loads(self.files.read(f"{self.case_id}/zarr.json"))["attributes"]
-            return dict(content)
-        except DataError:
+            content = json.loads(self.files.read(f"{self.case_id}/zarr.json"))
+            attributes = dict(content["attributes"])
+            stored = CaseRecord.model_validate(attributes.get(layout.RECORD))
+        except DataError:  # the store's server cannot be reached: that is no fault of the case
             raise
         except (OSError, ValueError, KeyError, TypeError):
-            return {}
+            pass
+        if stored != record:
+            yield "zarr.json", "the case's record is damaged or differs from the manifest's"
+        affine = np.array(record.affine)
+        if affine.shape != (4, 4) or not geometry.is_usable(affine):
+            yield "zarr.json", f"the affine does not place the voxels in space: {affine.tolist()}"
+        elif not np.allclose(geometry.spacing_mm(affine), record.spacing_mm, rtol=1e-6):
+            expected = geometry.spacing_mm(affine)
+            yield "zarr.json", f"spacing {record.spacing_mm} is not that of the affine, {expected}"
+        else:
+            yield from self.origin(affine)
+        if attributes and attributes.get("ome") != ome.image_attributes(self.case_id, record):
+            yield "zarr.json", "the OME metadata does not fit the case"
 
-    def array(
-        self, name: str, *, may_be_empty: bool = False
-    ) -> tuple[npt.NDArray[Any] | None, str]:
-        """An array with every checksum checked, or None and why not."""
+    def origin(self, affine: geometry.Affine) -> Iterator[_Fault]:
+        """See that shape and affine follow from the header of the source files."""
+        original, transform = OriginalGrid.from_text(self.record.original_header), self.record.refit
+        shape_DHW, expected = geometry.ras_grid(original.shape_XYZ, original.affine)
+        stored_DHW = self.record.shape_DHW
+        if shape_DHW != (transform.full_DHW if transform else stored_DHW):
+            yield "zarr.json", f"shape {stored_DHW} does not follow from the files' {shape_DHW}"
+            return
+        if transform:
+            expected = transform.affine(expected)
+        apart_voxels = geometry.corner_distance_voxels(stored_DHW[::-1], expected, affine)
+        if apart_voxels > _ROUNDING_VOXELS:
+            yield "zarr.json", "the affine does not follow from that of the files"
+
+    def image(self) -> Iterator[_Fault]:
+        image_CDHW, fault = self.read(layout.IMAGE)
+        record = self.record
+        if image_CDHW is None:
+            yield layout.IMAGE, fault
+        elif image_CDHW.shape != record.shape_CDHW or image_CDHW.dtype.name != record.image_dtype:
+            yield (
+                layout.IMAGE,
+                f"the image is {image_CDHW.dtype} {image_CDHW.shape}, not "
+                f"{record.image_dtype} {record.shape_CDHW}",
+            )
+        elif not np.isfinite(image_CDHW).all():
+            wrong = image_CDHW.size - int(np.isfinite(image_CDHW).sum())
+            yield layout.IMAGE, f"{wrong} voxels of the image are NaN or infinite"
+        elif digest(image_CDHW) != record.image_digest:
+            yield layout.IMAGE, "the image's voxels are not those that were converted"
+
+    def label(self) -> Iterator[_Fault]:
+        label_DHW, fault = self.read(layout.LABEL, may_be_empty=not self.record.class_voxels)
+        record, values = self.record, self.labels.values()
+        if label_DHW is None:
+            yield layout.LABEL, fault
+            return
+        if label_DHW.shape != record.shape_DHW or label_DHW.dtype.name != record.label_dtype:
+            yield (
+                layout.LABEL,
+                f"the label is {label_DHW.dtype} {label_DHW.shape}, not "
+                f"{record.label_dtype} {record.shape_DHW}",
+            )
+        elif label_DHW.min() < 0 or label_DHW.max() > max(values):
+            undeclared = sorted(set(np.unique(label_DHW).tolist()) - set(values))
+            yield layout.LABEL, f"the label has undeclared values: {undeclared[:10]}"
+        elif not label_DHW.any():
+            yield layout.LABEL, "the label is empty"
+        elif class_voxels(label_DHW) != record.class_voxels:
+            yield layout.LABEL, "the label's class volumes are not those of the record"
+        elif digest(label_DHW) != record.label_digest:
+            yield layout.LABEL, "the label's voxels are not those that were converted"
+        yield from self.positions(label_DHW)
+
+    def positions(self, label_DHW: npt.NDArray[Any]) -> Iterator[_Fault]:
+        listed = self.record.class_positions
+        expected = np.repeat(list(listed), list(listed.values()))
+        if not len(expected):  # then there is no such array
+            return
+        positions, fault = self.read(layout.POSITIONS)
+        if positions is None:
+            yield layout.POSITIONS, fault
+        elif positions.shape != (len(expected), 3):
+            yield layout.POSITIONS, f"{positions.shape[0]} positions, not {len(expected)}"
+        elif (positions >= label_DHW.shape).any():
+            yield layout.POSITIONS, "positions lie outside the volume"
+        elif (wrong := int((label_DHW[tuple(positions.T)] != expected).sum())) > 0:
+            yield (
+                layout.POSITIONS,
+                f"{wrong} positions do not show the class they are listed under",
+            )
+
+    def reference(self) -> Iterator[_Fault]:
+        """Check the label on the files' grid, which is stored where the policy changed the grid."""
+        transform = self.record.refit
+        if transform is None:
+            return
+        name, may_be_empty = layout.REFERENCE, not self.record.class_voxels
+        reference_DHW, fault = self.read(name, may_be_empty=may_be_empty)
+        if reference_DHW is None:
+            yield name, fault
+        elif reference_DHW.shape != transform.full_DHW:
+            yield name, f"the files' label is {reference_DHW.shape}, not {transform.full_DHW}"
+        elif digest(transform.label(reference_DHW)) != self.record.label_digest:
+            yield name, "the stored label does not follow from the files' label"
+
+    def read(self, name: str, *, may_be_empty: bool = False) -> tuple[npt.NDArray[Any] | None, str]:
+        """An array with every checksum checked, or None and why it cannot be read."""
         path = f"{self.case_id}/{name}"
         try:
             with layout.checking_pipeline():
                 array = self.files.zarr_array(path)
+                # Zarr writes no shard for zeros, and reads a missing one as zeros. Only labels may
+                # be all zeros: any other shard must be there.
                 if not may_be_empty:
-                    try:  # Zarr would take a missing shard for zeros
+                    try:
                         self.files.blob(f"{path}/{layout.shard_name(array.ndim)}").tail(1)
                     except FileNotFoundError:
                         return None, "the shard file is missing"
                 return np.asarray(array[...]), ""
         except DataError:
             raise
-        except Exception as error:  # codecs raise whatever they like on damaged bytes
+        except Exception as error:  # codecs raise exceptions of any type on damaged bytes
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             return None, f"the array cannot be read: {reason}"
-
-
-def _case_problems(case: _Case, record: CaseRecord, labels: dict[str, int]) -> Iterator[_Found]:
-    yield from _record_problems(case, record)
-    image_CDHW, image_fault = case.array(layout.IMAGE)
-    label_DHW, label_fault = case.array(layout.LABEL, may_be_empty=not record.class_voxels)
-    if image_CDHW is None:
-        yield layout.IMAGE, image_fault
-    else:
-        yield from _image_problems(image_CDHW, record)
-    if label_DHW is None:
-        yield layout.LABEL, label_fault
-    else:
-        yield from _label_problems(label_DHW, record, labels)
-        yield from _position_problems(case, label_DHW, record)
-    if record.refit is not None:
-        yield from _reference_problems(case, record.refit, record)
-
-
-def _record_problems(case: _Case, record: CaseRecord) -> Iterator[_Found]:
-    attributes = case.attributes()
-    if _record(attributes) != record:
-        yield "zarr.json", "the case's record is damaged or differs from the manifest's"
-    affine = np.array(record.affine)
-    if affine.shape != (4, 4) or not geometry.is_usable(affine):
-        yield "zarr.json", f"the affine does not place the voxels in space: {affine.tolist()}"
-    elif not np.allclose(geometry.spacing_mm(affine), record.spacing_mm, rtol=1e-6):
-        stored, meant = record.spacing_mm, geometry.spacing_mm(affine)
-        yield "zarr.json", f"spacing {stored} is not that of the affine, {meant}"
-    elif fault := _original_fault(record, affine):
-        yield "zarr.json", fault
-    if attributes and attributes.get("ome") != ome.image_attributes(case.case_id, record):
-        yield "zarr.json", "the OME metadata does not fit the case"
-
-
-def _record(attributes: dict[str, Any]) -> CaseRecord | None:
-    try:
-        return CaseRecord.model_validate(attributes.get(layout.RECORD))
-    except ValidationError:
-        return None
-
-
-def _original_fault(record: CaseRecord, affine: geometry.Affine) -> str:
-    """What the stored grid has that does not follow from the header of the files; or nothing."""
-    original, refit = OriginalGrid.from_text(record.original_header), record.refit
-    shape_DHW, meant = geometry.ras_grid(original.shape_XYZ, original.affine)
-    if shape_DHW != (refit.full_DHW if refit else record.shape_DHW):
-        return f"shape {record.shape_DHW} does not follow from the files' {shape_DHW}"
-    if refit:
-        meant = refit.affine(meant)
-    if geometry.corner_distance_voxels(record.shape_DHW[::-1], meant, affine) > _ROUNDING_VOXELS:
-        return "the affine does not follow from that of the files"
-    return ""
-
-
-def _image_problems(image_CDHW: npt.NDArray[Any], record: CaseRecord) -> Iterator[_Found]:
-    if image_CDHW.shape != record.shape_CDHW or image_CDHW.dtype.name != record.image_dtype:
-        yield (
-            layout.IMAGE,
-            f"the image is {image_CDHW.dtype} {image_CDHW.shape}, not "
-            f"{record.image_dtype} {record.shape_CDHW}",
-        )
-    elif not np.isfinite(image_CDHW).all():
-        wrong = image_CDHW.size - int(np.isfinite(image_CDHW).sum())
-        yield layout.IMAGE, f"{wrong} voxels of the image are NaN or infinite"
-    elif digest(image_CDHW) != record.image_digest:
-        yield layout.IMAGE, "the image's voxels are not those that were converted"
-
-
-def _label_problems(
-    label_DHW: npt.NDArray[Any], record: CaseRecord, labels: dict[str, int]
-) -> Iterator[_Found]:
-    if label_DHW.shape != record.shape_DHW or label_DHW.dtype.name != record.label_dtype:
-        yield (
-            layout.LABEL,
-            f"the label is {label_DHW.dtype} {label_DHW.shape}, not "
-            f"{record.label_dtype} {record.shape_DHW}",
-        )
-        return
-    if label_DHW.min() < 0 or label_DHW.max() > max(labels.values()):
-        undeclared = sorted(set(np.unique(label_DHW).tolist()) - set(labels.values()))
-        yield layout.LABEL, f"the label has undeclared values: {undeclared[:10]}"
-    elif not label_DHW.any():
-        yield layout.LABEL, "the label is empty"
-    elif class_voxels(label_DHW) != record.class_voxels:
-        yield layout.LABEL, "the label's class volumes are not those of the record"
-    elif digest(label_DHW) != record.label_digest:
-        yield layout.LABEL, "the label's voxels are not those that were converted"
-
-
-def _position_problems(
-    case: _Case, label_DHW: npt.NDArray[Any], record: CaseRecord
-) -> Iterator[_Found]:
-    expected = np.repeat(list(record.class_positions), list(record.class_positions.values()))
-    if not len(expected):
-        return
-    positions, fault = case.array(layout.POSITIONS)
-    if positions is None:
-        yield layout.POSITIONS, fault
-    elif positions.shape != (len(expected), 3):
-        yield layout.POSITIONS, f"{positions.shape[0]} positions, not {len(expected)}"
-    elif (positions >= label_DHW.shape).any():
-        yield layout.POSITIONS, "positions lie outside the volume"
-    elif (wrong := int((label_DHW[tuple(positions.T)] != expected).sum())) > 0:
-        yield layout.POSITIONS, f"{wrong} positions do not show the class they are listed under"
-
-
-def _reference_problems(case: _Case, refit: GridTransform, record: CaseRecord) -> Iterator[_Found]:
-    reference_DHW, fault = case.array(layout.REFERENCE, may_be_empty=not record.class_voxels)
-    if reference_DHW is None:
-        yield layout.REFERENCE, fault
-    elif reference_DHW.shape != refit.full_DHW:
-        yield layout.REFERENCE, f"the files' label is {reference_DHW.shape}, not {refit.full_DHW}"
-    elif digest(refit.label(reference_DHW)) != record.label_digest:
-        yield layout.REFERENCE, "the stored label does not follow from the files' label"
-
-
-def _duplicates(files: Files, manifest: Manifest) -> Iterator[Problem]:
-    first_with: dict[str, str] = {}
-    for case_id, record in manifest.cases.items():
-        first = first_with.setdefault(record.image_digest, case_id)
-        if first != case_id:
-            yield Problem(case_id, files.join(case_id), f"the image is the same as that of {first}")

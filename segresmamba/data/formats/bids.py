@@ -4,7 +4,7 @@
     derivatives/<name>/sub-01/[ses-1/]anat/..._dseg.nii.gz     labels; or ..._mask.nii.gz
     derivatives/<name>/..._dseg.tsv                            columns index and name
 
-A mask needs no table: its 1 is called `mask`. Source: BIDS 1.10, Imaging derivatives.
+A mask needs no table: its value 1 is called `mask`. Source: BIDS 1.10, Imaging derivatives.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _IMAGE = re.compile(r".*_[A-Za-z0-9]+\.nii(\.gz)?")
 
 
 def find_bids(source: Path) -> str | None:
-    """What speaks for BIDS: segmentations of subjects under derivatives/."""
+    """Evidence of BIDS: segmentations of subjects under derivatives/."""
     labels = _labels(source)
     return f"derivatives/ holds {len(labels)} segmentations of sub-*" if labels else None
 
@@ -42,7 +42,9 @@ def read_bids(source: Path) -> SourceDataset:
     labels = _labels(source)
     by_session: dict[Path, Path] = {}
     for label in labels:
-        session = _session(label)
+        parts = label.relative_to(source).parts[2:-1]
+        session = Path(*(part for part in parts if re.match("(sub|ses)-", part)))
+        # Which of two segmentations is right, nobody but the user knows.
         if session in by_session:
             raise DataError(
                 "a case has two segmentations",
@@ -60,27 +62,24 @@ def read_bids(source: Path) -> SourceDataset:
             got=f"{len(labels)} segmentations",
             remedy="images lie in sub-*/[ses-*/]anat/",
         )
-    cases = tuple(
-        SourceCase(
-            check_case_id("_".join(session.parts), label),
-            tuple(_image(source, session, images[session], channel) for channel in channels),
-            label,
-            patient=session.parts[0],
+    cases = []
+    for session, label in by_session.items():
+        stem, folder = "_".join(session.parts), source / session / "anat"
+        # A missing channel is listed under the name that it should have: the converter reports it.
+        files = tuple(
+            images[session].get(channel, folder / f"{stem}_{channel}.nii.gz")
+            for channel in channels
         )
-        for session, label in by_session.items()
-    )
+        case_id = check_case_id(stem, label)
+        cases.append(SourceCase(case_id, files, label, patient=session.parts[0]))
     declared = _declared(source, labels)
-    return SourceDataset(source.name, channels, declared, check_unique(cases, source), source)
+    unique = check_unique(tuple(cases), source)
+    return SourceDataset(source.name, channels, declared, unique, source)
 
 
 def _labels(source: Path) -> list[Path]:
     found = source.glob("derivatives/*/sub-*/**/*.nii*")
     return sorted(path for path in found if _LABEL.fullmatch(path.name))
-
-
-def _session(label: Path) -> Path:
-    parts = [part for part in label.parts[:-1] if re.match("(sub|ses)-", part)]
-    return Path(*parts)
 
 
 def _images(folder: Path) -> dict[str, Path]:
@@ -101,13 +100,8 @@ def _images(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _image(source: Path, session: Path, found: dict[str, Path], channel: str) -> Path:
-    """Where a channel is, or should be: the converter says that it is missing."""
-    name = f"{'_'.join(session.parts)}_{channel}.nii.gz"
-    return found.get(channel, source / session / "anat" / name)
-
-
 def _declared(source: Path, labels: list[Path]) -> dict[str, int]:
+    """Name to value, from the table of the labels."""
     if all("_mask." in label.name for label in labels):
         return {"background": 0, "mask": 1}
     tables = sorted(source.glob("derivatives/**/*dseg.tsv"))
@@ -128,5 +122,6 @@ def _declared(source: Path, labels: list[Path]) -> dict[str, int]:
             got=f"{type(error).__name__}: {error}",
             remedy="separate the columns index and name by tabs",
         ) from error
+    # The table may leave out the background, or give it another name.
     without_background = {name: value for name, value in rows.items() if value}
     return check_labels({"background": 0, **without_background}, tables[0])

@@ -3,9 +3,9 @@
     2021    BraTS2021_00000/BraTS2021_00000_{t1,t1ce,t2,flair,seg}.nii.gz
     2023    BraTS-GLI-00000-000/BraTS-GLI-00000-000-{t1n,t1c,t2w,t2f,seg}.nii.gz
 
-Both come out with the same channels and labels, so that one network serves both: enhancing tumour
-is 4 in the files of 2021, 3 in those of 2023 and in the store. The regions TC, WT and ET are
-those of configs/data/brats.yaml.
+Both get the same channels and labels, so that one network serves both: enhancing tumour is 4 in the
+files of 2021, and 3 in those of 2023 and in the store. configs/data/brats.yaml defines the regions
+TC, WT and ET.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _PATTERNS = {
     2021: re.compile(r"BraTS(20|2021)_.+"),
     2023: re.compile(r"BraTS-[A-Za-z]+-\d+-\d{3}"),
 }
-_FIRST_ENHANCING = 4  # of 2021
+_ENHANCING_2021 = 4
 
 
 def find_brats(source: Path, year: int) -> str | None:
-    """What speaks for the challenge of that year: the names of the case folders."""
+    """Evidence of the challenge of that year: the names of the case folders."""
     found = _folders(source, year)
     return f"{len(found)} folders such as {found[0].name}" if found else None
 
@@ -40,9 +40,26 @@ def read_brats(source: Path, year: int) -> SourceDataset:
     Raises:
         DataError: If there is no case, or a name that cannot be used.
     """
-    cases = check_unique(tuple(_case(folder, year) for folder in _folders(source, year)), source)
-    renumbered = {_FIRST_ENHANCING: LABELS["enhancing"]} if year == 2021 else {}
-    return SourceDataset(source.name, CHANNELS, dict(LABELS), cases, source, renumbered=renumbered)
+    cases = []
+    for folder in _folders(source, year):
+        files = []
+        for suffix in _SUFFIXES[year]:
+            path = folder / f"{folder.name}{suffix}.nii"
+            # If both are missing, errors name the compressed file.
+            files.append(path if path.exists() else path.with_name(f"{path.name}.gz"))
+        *images, label = files
+        # BraTS-GLI-<patient>-<visit>; in 2021 each patient has one visit.
+        patient = folder.name.rpartition("-")[0] if year == 2023 else ""
+        case_id = check_case_id(folder.name, folder)
+        cases.append(SourceCase(case_id, tuple(images), label, patient=patient))
+    return SourceDataset(
+        source.name,
+        CHANNELS,
+        dict(LABELS),
+        check_unique(tuple(cases), source),
+        source,
+        renumbered={_ENHANCING_2021: LABELS["enhancing"]} if year == 2021 else {},
+    )
 
 
 def _folders(source: Path, year: int) -> list[Path]:
@@ -51,16 +68,3 @@ def _folders(source: Path, year: int) -> list[Path]:
     return sorted(
         path for path in source.iterdir() if path.is_dir() and _PATTERNS[year].fullmatch(path.name)
     )
-
-
-def _case(folder: Path, year: int) -> SourceCase:
-    *images, label = (_file(folder, suffix) for suffix in _SUFFIXES[year])
-    # BraTS-GLI-<patient>-<visit>; 2021 has one visit each.
-    patient = folder.name.rpartition("-")[0] if year == 2023 else ""
-    return SourceCase(check_case_id(folder.name, folder), tuple(images), label, patient=patient)
-
-
-def _file(folder: Path, suffix: str) -> Path:
-    """Packed or not; where neither is there, the converter names the packed one."""
-    plain = folder / f"{folder.name}{suffix}.nii"
-    return plain if plain.exists() else plain.with_name(plain.name + ".gz")

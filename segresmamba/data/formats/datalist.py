@@ -4,7 +4,8 @@
      "training": [{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz", "fold": 0}]}
 
 In the Decathlon an image of several modalities is one 4D file. A MONAI datalist may name a list of
-3D files instead, says the fold that each case is held out in, or lists cases under "validation".
+3D files instead. It gives the fold that each case is held out in, or lists cases under
+"validation".
 
 Sources: http://medicaldecathlon.com, dataset.json of its tasks; MONAI 1.6,
 `monai.data.decathlon_datalist`, and the datalists of Auto3DSeg.
@@ -12,11 +13,10 @@ Sources: http://medicaldecathlon.com, dataset.json of its tasks; MONAI 1.6,
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from segresmamba.data.formats.source import (
     SourceCase,
@@ -25,6 +25,8 @@ from segresmamba.data.formats.source import (
     check_labels,
     check_unique,
     inside,
+    read_description,
+    read_json,
     strip_ending,
 )
 from segresmamba.errors import DataError
@@ -36,9 +38,28 @@ class _Entry(BaseModel):
     fold: int | None = None
     patient: str = ""
 
+    @property
+    def case_id(self) -> str:
+        return strip_ending(Path(self.label).name)
+
+    def case(self, path: Path, channels: int) -> SourceCase:
+        """The case in the list at `path`."""
+        names = [self.image] if isinstance(self.image, str) else self.image
+        stacked = isinstance(self.image, str) and channels > 1
+        if not stacked and len(names) != channels:
+            raise DataError(
+                "a case must have one image per channel",
+                where=f"{path}: {self.label}",
+                got=f"{len(names)} images for {channels} channels",
+                remedy="name one file for each of modality, in this order, or one 4D file",
+            )
+        label = inside(path.parent, self.label, path)
+        images = tuple(inside(path.parent, name, path) for name in names)
+        return SourceCase(check_case_id(self.case_id, path), images, label, stacked, self.patient)
+
 
 class _List(BaseModel):
-    """The keys that are used; others are allowed."""
+    """The keys that are used. Lists may have any others."""
 
     name: str | None = None
     modality: dict[int, str] = {}
@@ -46,9 +67,42 @@ class _List(BaseModel):
     training: list[_Entry]
     validation: list[_Entry] = []
 
+    def label_values(self, path: Path) -> dict[str, int]:
+        """Name to value. Lists in use have {"0": "background"} or {"background": 0}."""
+        pairs = ((k, v) if isinstance(v, int) else (v, k) for k, v in self.labels.items())
+        try:
+            return {str(name): int(value) for name, value in pairs}
+        except ValueError as error:
+            raise DataError(
+                "labels must pair values and names",
+                where=f"{path}: labels",
+                got=self.labels,
+                remedy='write {"0": "background", "1": NAME, ...}',
+            ) from error
+
+    def held_out(self, path: Path) -> tuple[tuple[str, ...], ...]:
+        """Case ids held out in each fold; none if the list has no folds."""
+        if self.validation:
+            return (tuple(sorted(entry.case_id for entry in self.validation)),)
+        folds = {entry.fold for entry in self.training}
+        if folds == {None}:
+            return ()
+        numbers = sorted(fold for fold in folds if fold is not None)
+        if None in folds or numbers != list(range(len(numbers))) or len(numbers) < 2:
+            raise DataError(
+                "folds must be numbered 0, 1, 2, ..., and each case must have one",
+                where=f"{path}: training.fold",
+                got=sorted(str(fold) for fold in folds),
+                remedy="give each case its fold, or none of them",
+            )
+        return tuple(
+            tuple(sorted(entry.case_id for entry in self.training if entry.fold == number))
+            for number in numbers
+        )
+
 
 def find_decathlon(source: Path) -> str | None:
-    """What speaks for the Decathlon: dataset.json with `modality` and `training`, no folds."""
+    """Evidence of the Decathlon: dataset.json with `modality` and `training`, without folds."""
     content = read_json(source / "dataset.json")
     if "modality" in content and "training" in content and not _has_folds(content):
         return "dataset.json lists `training` under `modality`"
@@ -56,11 +110,9 @@ def find_decathlon(source: Path) -> str | None:
 
 
 def find_monai(source: Path) -> str | None:
-    """What speaks for a MONAI datalist: a JSON with `training` that is no Decathlon's."""
-    found = _datalists(source)
-    if not found:
-        return None
-    return f"{', '.join(path.name for path in found)} lists `training`"
+    """Evidence of a MONAI datalist: a JSON with `training` that is not the Decathlon's."""
+    names = ", ".join(path.name for path in _datalists(source))
+    return f"{names} lists `training`" if names else None
 
 
 def read_decathlon(source: Path) -> SourceDataset:
@@ -69,7 +121,7 @@ def read_decathlon(source: Path) -> SourceDataset:
     Raises:
         DataError: If dataset.json is missing or contradicts itself.
     """
-    return _read(source / "dataset.json", "decathlon")
+    return _read(source / "dataset.json")
 
 
 def read_monai(source: Path) -> SourceDataset:
@@ -89,16 +141,7 @@ def read_monai(source: Path) -> SourceDataset:
             got=", ".join(path.name for path in found) or "none",
             remedy="give the path of the JSON itself",
         )
-    return _read(found[0], "monai")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty where there is none."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return _read(found[0])
 
 
 def _datalists(source: Path) -> list[Path]:
@@ -117,97 +160,26 @@ def _has_folds(content: dict[str, Any]) -> bool:
     return bool(content.get("validation")) or any("fold" in entry for entry in training)
 
 
-def _read(path: Path, kind: str) -> SourceDataset:
-    try:
-        described = _List.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise DataError(
-            "the list of cases cannot be read",
-            where=path,
-            got=error.strerror,
-            remedy=f"--format {kind} needs it",
-        ) from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise DataError(
-            "the list of cases is not as its format describes it",
-            where=f"{path}: {'.'.join(str(part) for part in first['loc'])}",
-            got=first["msg"],
-            remedy='it needs "labels": {"0": "background", "1": NAME, ...} and "training": '
-            '[{"image": FILE, "label": FILE}, ...]',
-        ) from error
+def _read(path: Path) -> SourceDataset:
+    described = read_description(
+        path,
+        _List,
+        'it needs "labels": {"0": "background", "1": NAME, ...} and "training": '
+        '[{"image": FILE, "label": FILE}, ...]',
+    )
     entries = [*described.training, *described.validation]
-    channels = _channels(described, path)
-    cases = check_unique(tuple(_case(entry, path, len(channels)) for entry in entries), path)
+    if described.modality:
+        channels = tuple(name for _, name in sorted(described.modality.items()))
+    else:  # a MONAI datalist need not name its channels
+        first = described.training[0].image if described.training else []
+        count = 1 if isinstance(first, str) else len(first)
+        channels = tuple(f"channel {number}" for number in range(count))
+    cases = tuple(entry.case(path, len(channels)) for entry in entries)
     return SourceDataset(
         described.name or path.parent.name,
         channels,
-        check_labels(_labels(described, path), path),
-        cases,
+        check_labels(described.label_values(path), path),
+        check_unique(cases, path),
         path,
-        held_out=_held_out(described, path),
-    )
-
-
-def _channels(described: _List, path: Path) -> tuple[str, ...]:
-    if described.modality:
-        return tuple(name for _, name in sorted(described.modality.items()))
-    first = described.training[0].image if described.training else []
-    count = 1 if isinstance(first, str) else len(first)
-    return tuple(f"channel {number}" for number in range(count))
-
-
-def _labels(described: _List, path: Path) -> dict[str, int]:
-    """Both directions are in use: {"0": "background"} and {"background": 0}."""
-    try:
-        return {
-            str(key if isinstance(value, int) else value): int(
-                value if isinstance(value, int) else key
-            )
-            for key, value in described.labels.items()
-        }
-    except ValueError as error:
-        raise DataError(
-            "labels must pair values and names",
-            where=f"{path}: labels",
-            got=described.labels,
-            remedy='write {"0": "background", "1": NAME, ...}',
-        ) from error
-
-
-def _case(entry: _Entry, path: Path, channels: int) -> SourceCase:
-    names = [entry.image] if isinstance(entry.image, str) else entry.image
-    stacked = isinstance(entry.image, str) and channels > 1
-    if not stacked and len(names) != channels:
-        raise DataError(
-            "a case must have one image per channel",
-            where=f"{path}: {entry.label}",
-            got=f"{len(names)} images for {channels} channels",
-            remedy="name one file for each of modality, in this order, or one 4D file",
-        )
-    label = inside(path.parent, entry.label, path)
-    images = tuple(inside(path.parent, name, path) for name in names)
-    case_id = check_case_id(strip_ending(label.name), path)
-    return SourceCase(case_id, images, label, stacked, entry.patient)
-
-
-def _held_out(described: _List, path: Path) -> tuple[tuple[str, ...], ...]:
-    def ids(entries: list[_Entry]) -> tuple[str, ...]:
-        return tuple(sorted(strip_ending(Path(entry.label).name) for entry in entries))
-
-    if described.validation:
-        return (ids(described.validation),)
-    folds = {entry.fold for entry in described.training}
-    if folds == {None}:
-        return ()
-    numbers = sorted(fold for fold in folds if fold is not None)
-    if None in folds or numbers != list(range(len(numbers))) or len(numbers) < 2:
-        raise DataError(
-            "folds must be numbered 0, 1, 2, ... and every case have one",
-            where=f"{path}: training.fold",
-            got=sorted(str(fold) for fold in folds),
-            remedy="give each case its fold, or none of them",
-        )
-    return tuple(
-        ids([entry for entry in described.training if entry.fold == number]) for number in numbers
+        held_out=described.held_out(path),
     )

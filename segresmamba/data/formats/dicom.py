@@ -3,15 +3,16 @@
 <dataset>/dataset.json                   {"channel_names": {"0": "CT"}, "labels": {...}}
 <dataset>/<case>/CT/*                    one series per channel, in a folder of its name
 <dataset>/<case>/label.nii.gz            or label.nii, label.nrrd, label.mha
+
+A label volume does not name its classes, so dataset.json declares them, with nnU-Net's keys.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from segresmamba.data.formats.datalist import read_json
 from segresmamba.data.formats.source import (
     VOLUME_ENDINGS,
     SourceCase,
@@ -19,10 +20,10 @@ from segresmamba.data.formats.source import (
     check_case_id,
     check_labels,
     check_unique,
+    read_description,
 )
-from segresmamba.errors import DataError
 
-_MAGIC_AT = 128
+_MAGIC_AT = 128  # bytes of preamble, which may hold anything
 
 
 class _DatasetJson(BaseModel):
@@ -32,15 +33,14 @@ class _DatasetJson(BaseModel):
 
 
 def find_dicom(source: Path) -> str | None:
-    """What speaks for it: a file that begins as DICOM does, two folders down."""
-    for path in source.glob("*/*/*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                file.seek(_MAGIC_AT)
-                if file.read(4) == b"DICM":
-                    return f"{path.relative_to(source)} is a DICOM file"
-            return None
-    return None
+    """Evidence of DICOM series: a file that begins as DICOM does, two folders down."""
+    first = next((path for path in source.glob("*/*/*") if path.is_file()), None)
+    if first is None:
+        return None
+    with first.open("rb") as file:
+        file.seek(_MAGIC_AT)
+        found = file.read(4) == b"DICM"
+    return f"{first.relative_to(source)} is a DICOM file" if found else None
 
 
 def read_dicom(source: Path) -> SourceDataset:
@@ -50,31 +50,22 @@ def read_dicom(source: Path) -> SourceDataset:
         DataError: If dataset.json is missing or incomplete, or there is no case.
     """
     path = source / "dataset.json"
-    try:
-        described = _DatasetJson.model_validate(read_json(path))
-    except ValidationError as error:
-        raise DataError(
-            "channels and labels are not declared",
-            where=path,
-            got=error.errors()[0]["msg"],
-            remedy='write {"channel_names": {"0": "CT"}, "labels": {"background": 0, ...}} there',
-        ) from error
+    described = read_description(
+        path,
+        _DatasetJson,
+        'write {"channel_names": {"0": "CT"}, "labels": {"background": 0, ...}} there',
+    )
     channels = tuple(name for _, name in sorted(described.channel_names.items()))
-    cases = tuple(
-        SourceCase(
-            check_case_id(folder.name, source),
-            tuple(folder / check_case_id(channel, path) for channel in channels),
-            _label(folder),
-        )
-        for folder in source.iterdir()
-        if folder.is_dir()
-    )
-    labels = check_labels(described.labels, path)
+    cases = []
+    for folder in (path for path in source.iterdir() if path.is_dir()):
+        images = tuple(folder / check_case_id(channel, path) for channel in channels)
+        labels = [folder / f"label{ending}" for ending in VOLUME_ENDINGS]
+        label = next((path for path in labels if path.exists()), labels[0])
+        cases.append(SourceCase(check_case_id(folder.name, source), images, label))
     return SourceDataset(
-        described.name or source.name, channels, labels, check_unique(cases, source), path
+        described.name or source.name,
+        channels,
+        check_labels(described.labels, path),
+        check_unique(tuple(cases), source),
+        path,
     )
-
-
-def _label(folder: Path) -> Path:
-    names = [folder / f"label{ending}" for ending in VOLUME_ENDINGS]
-    return next((path for path in names if path.exists()), names[0])

@@ -4,8 +4,9 @@
     <dataset>/imagesTr/<case>_0000.nii.gz      one file per channel: _0000, _0001, ...
     <dataset>/labelsTr/<case>.nii.gz
 
-Source: nnU-Net v2, documentation/dataset_format.md. Instead of the two folders, dataset.json may
-name the files itself: "dataset": {"<case>": {"images": [...], "label": "..."}}.
+Instead of the two folders, dataset.json may name the files itself:
+"dataset": {"<case>": {"images": [...], "label": "..."}}.
+Source: nnU-Net v2, documentation/dataset_format.md.
 """
 
 from __future__ import annotations
@@ -13,9 +14,16 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pydantic import BaseModel, PositiveInt, ValidationError
+from pydantic import BaseModel, PositiveInt
 
-from segresmamba.data.formats.source import SourceCase, SourceDataset, check_case_id, check_labels
+from segresmamba.data.formats.source import (
+    SourceCase,
+    SourceDataset,
+    check_case_id,
+    check_labels,
+    read_description,
+    read_json,
+)
 from segresmamba.errors import DataError
 
 FILE_ENDINGS = (".nii.gz", ".nii")
@@ -37,15 +45,35 @@ class _DatasetJson(BaseModel):
     dataset: dict[str, _Files] | None = None
 
 
+def find_nnunet(source: Path) -> str | None:
+    """Evidence that a folder is an nnU-Net raw dataset: two keys of dataset.json."""
+    content = read_json(source / "dataset.json")
+    if "channel_names" in content and "file_ending" in content:
+        return "dataset.json has `channel_names` and `file_ending`"
+    return None
+
+
 def read_nnunet(folder: Path) -> SourceDataset:
     """List the training cases of an nnU-Net raw dataset. No image is opened.
 
     Raises:
-        DataError: If dataset.json is missing or contradicts itself or the folder.
+        DataError: If dataset.json is missing, or contradicts itself or the folder.
     """
     path = folder / "dataset.json"
-    described = _read_json(path)
-    channels = _channel_names(described, path)
+    described = read_description(
+        path,
+        _DatasetJson,
+        "give the folder of an nnU-Net v2 raw dataset: dataset.json with channel_names, labels, "
+        "numTraining and file_ending, next to imagesTr/ and labelsTr/",
+    )
+    channels = sorted(described.channel_names.items())
+    if not channels or [number for number, _ in channels] != list(range(len(channels))):
+        raise DataError(
+            "channels must be numbered 0, 1, 2, ...",
+            where=f"{path}: channel_names",
+            got=described.channel_names,
+            remedy="number them as the files are: channel 0 is <case>_0000",
+        )
     labels = check_labels(_plain_labels(described, path), path)
     if described.file_ending not in FILE_ENDINGS:
         raise DataError(
@@ -66,41 +94,8 @@ def read_nnunet(folder: Path) -> SourceDataset:
             got=f"{described.numTraining} declared, {len(cases)} found",
             remedy="restore the missing files, or correct numTraining",
         )
-    return SourceDataset(described.name or folder.name, channels, labels, cases, path)
-
-
-def _read_json(path: Path) -> _DatasetJson:
-    remedy = (
-        "give the folder of an nnU-Net v2 raw dataset: dataset.json with channel_names, labels, "
-        "numTraining and file_ending, next to imagesTr/ and labelsTr/"
-    )
-    try:
-        return _DatasetJson.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise DataError(
-            "dataset.json cannot be read", where=path, got=error.strerror, remedy=remedy
-        ) from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise DataError(
-            "dataset.json is not as nnU-Net describes it",
-            where=f"{path}: {key}" if key else path,
-            got=first["msg"],
-            remedy=remedy,
-        ) from error
-
-
-def _channel_names(described: _DatasetJson, path: Path) -> tuple[str, ...]:
-    numbered = sorted(described.channel_names.items())
-    if not numbered or [number for number, _ in numbered] != list(range(len(numbered))):
-        raise DataError(
-            "channels must be numbered 0, 1, 2, ...",
-            where=f"{path}: channel_names",
-            got=described.channel_names,
-            remedy="number them as the files are: channel 0 is <case>_0000",
-        )
-    return tuple(name for _, name in numbered)
+    names = tuple(name for _, name in channels)
+    return SourceDataset(described.name or folder.name, names, labels, cases, path)
 
 
 def _plain_labels(described: _DatasetJson, path: Path) -> dict[str, int]:
@@ -117,7 +112,8 @@ def _plain_labels(described: _DatasetJson, path: Path) -> dict[str, int]:
 
 
 def _listed_cases(folder: Path, listed: dict[str, _Files], channels: int) -> tuple[SourceCase, ...]:
-    for case_id, files in listed.items():
+    cases = []
+    for case_id, files in sorted(listed.items()):
         if len(files.images) != channels:
             raise DataError(
                 "a case must have one image per channel",
@@ -125,18 +121,15 @@ def _listed_cases(folder: Path, listed: dict[str, _Files], channels: int) -> tup
                 got=f"{len(files.images)} images for {channels} channels",
                 remedy="name one file for each of channel_names, in this order",
             )
-    return tuple(
-        SourceCase(
-            check_case_id(case_id, folder / "dataset.json"),
-            tuple(folder / image for image in files.images),
-            folder / files.label,
-        )
-        for case_id, files in sorted(listed.items())
-    )
+        check_case_id(case_id, folder / "dataset.json")
+        # Absolute paths stay as they are: the files may lie anywhere.
+        images = tuple(folder / image for image in files.images)
+        cases.append(SourceCase(case_id, images, folder / files.label))
+    return tuple(cases)
 
 
 def _found_cases(folder: Path, ending: str, channels: int) -> tuple[SourceCase, ...]:
-    """Cases of which an image or a label is there; what else they need, the converter asks for."""
+    """Cases with an image or a label in the folders. The converter reports missing files."""
     images, labels = folder / "imagesTr", folder / "labelsTr"
     case_ids = {name.removesuffix(ending) for name in _names(labels, ending)}
     for name in _names(images, ending):
@@ -170,4 +163,5 @@ def _names(folder: Path, ending: str) -> list[str]:
             got=error.strerror,
             remedy="an nnU-Net raw dataset has imagesTr/ and labelsTr/",
         ) from error
+    # macOS leaves files such as ._case_0000.nii.gz beside those that it copies.
     return sorted(name for name in names if name.endswith(ending) and not name.startswith("."))

@@ -1,4 +1,4 @@
-"""The formats that `convert` reads, and which of them a folder is."""
+"""The formats that `convert` reads, and how to find out which of them a folder has."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from segresmamba.data.formats.datalist import (
     find_decathlon,
     find_monai,
     read_decathlon,
-    read_json,
     read_monai,
 )
 from segresmamba.data.formats.dicom import find_dicom, read_dicom
-from segresmamba.data.formats.nnunet import read_nnunet
+from segresmamba.data.formats.nnunet import find_nnunet, read_nnunet
 from segresmamba.data.formats.source import SourceDataset
 from segresmamba.errors import DataError
 
@@ -29,25 +28,16 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class Format:
-    """One way that datasets lie on a disk."""
+    """One way in which the files of a dataset are laid out."""
 
     find: Callable[[Path], str | None]
-    """What in a folder speaks for the format, in a few words; None if nothing does."""
+    """Says in a few words why a folder may have the format; None if nothing suggests it."""
     read: Callable[[Path], SourceDataset]
     """Lists the labelled cases; opens no image."""
 
 
-def _find_nnunet(source: Path) -> str | None:
-    content = read_json(source / "dataset.json")
-    return (
-        "dataset.json has `channel_names` and `file_ending`"
-        if ("channel_names" in content and "file_ending" in content)
-        else None
-    )
-
-
 FORMATS = {
-    "nnunet": Format(_find_nnunet, read_nnunet),
+    "nnunet": Format(find_nnunet, read_nnunet),
     "decathlon": Format(find_decathlon, read_decathlon),
     "monai": Format(find_monai, read_monai),
     "brats2021": Format(partial(find_brats, year=2021), partial(read_brats, year=2021)),
@@ -65,7 +55,7 @@ def read_source(source: Path, name: str = AUTO) -> SourceDataset:
         name: One of `FORMATS`, or "auto", which logs what it found and why.
 
     Raises:
-        DataError: If the format is unknown, not to be told, or the dataset contradicts it.
+        DataError: If the format is unknown or cannot be found out, or the dataset contradicts it.
     """
     if name == AUTO:
         name = detect(source)
@@ -80,10 +70,10 @@ def read_source(source: Path, name: str = AUTO) -> SourceDataset:
 
 
 def detect(source: Path) -> str:
-    """The name of a dataset's format; logs what spoke for it.
+    """Find out a dataset's format, and log why it is that one.
 
     Raises:
-        DataError: If nothing does, or several formats are possible.
+        DataError: If no format fits, or several do.
     """
     found = {name: reason for name, kind in FORMATS.items() if (reason := kind.find(source))}
     if len(found) == 1:
@@ -91,11 +81,11 @@ def detect(source: Path) -> str:
         logger.info("format %s: %s", name, reason)
         return name
     if not found and (source / "dataset.json").exists():
-        return "nnunet"  # whose reader says what dataset.json lacks
+        return "nnunet"  # its reader reports what dataset.json lacks
     raise DataError(
         "the folder fits several formats" if found else "the folder fits no known format",
         where=source,
         got="; ".join(f"{name} ({reason})" for name, reason in found.items())
-        or ("no such file or folder" if not source.exists() else "none of their marks"),
-        remedy=f"say which it is with --format, one of {', '.join(FORMATS)}",
+        or ("no such file or folder" if not source.exists() else "a folder without their files"),
+        remedy=f"give its format with --format, one of {', '.join(FORMATS)}",
     )

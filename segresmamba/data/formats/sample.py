@@ -1,9 +1,9 @@
 """A small public dataset made from a real scan: virtual subjects of the MNI152 template.
 
 The ICBM 152 nonlinear 2009a template (Fonov et al., NeuroImage 2011, 54(1):313-327) with its grey-
-and white-matter maps ships inside nilearn, so that nothing is downloaded. Each subject is the same
-head bent by its own smooth deformation, seen by its own scanner: bias field, contrast, noise, field
-of view, orientation and tilt. The result is an ordinary nnU-Net raw dataset.
+and white-matter maps ships inside nilearn, so nothing is downloaded. Each subject is the same head
+under its own smooth deformation, seen by its own scanner: bias field, contrast, noise, field of
+view, orientation and tilt. The result is an ordinary nnU-Net raw dataset.
 """
 
 from __future__ import annotations
@@ -24,20 +24,29 @@ from scipy import ndimage
 from scipy.interpolate import make_interp_spline
 from scipy.spatial.transform import Rotation
 
+from segresmamba.data.formats.source import read_json
 from segresmamba.errors import BackendMissingError, DataError
+from segresmamba.storage.atomic import complete_folder
 
 logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[np.float32]
 
-_LABELS = {"background": 0, "grey matter": 1, "white matter": 2}
+_DESCRIPTION = {
+    "name": "MNI152Virtual",
+    "description": "Virtual subjects: random smooth deformations of the MNI152 template",
+    "reference": "Fonov et al., NeuroImage 2011, 54(1):313-327 (as shipped in nilearn)",
+    "channel_names": {"0": "T1"},
+    "labels": {"background": 0, "grey matter": 1, "white matter": 2},
+    "file_ending": ".nii.gz",
+}
 _ORIENTATIONS = ("RAS", "LAS", "LPS", "PIR")
-_BRAIN_INTENSITY = 0.1  # the template is skull-stripped: below is outside
+_BRAIN_INTENSITY = 0.1  # the template is skull-stripped: what is darker lies outside the brain
 
 
 @dataclass(frozen=True)
 class _Head:
-    """The template at 2 mm, (x, y, z) in RAS, 0 to 1: a scan and two tissue probabilities."""
+    """The template at 2 mm, in RAS: a scan and two tissue probabilities, (x, y, z), 0 to 1."""
 
     t1: Array
     grey: Array
@@ -48,12 +57,12 @@ class _Head:
 def make_sample(out: Path, subjects: int = 12, seed: int = 0) -> Path:
     """Write the sample dataset in nnU-Net's raw format; the same seed gives the same files.
 
-    A complete sample that is there already is left alone.
+    If the folder already holds this sample, it is left alone.
 
     Args:
-        out: The dataset's folder: imagesTr/, labelsTr/, dataset.json.
-        subjects: Virtual subjects.
-        seed: Of all that differs between them.
+        out: The dataset's folder, which gets imagesTr/, labelsTr/ and dataset.json.
+        subjects: Number of virtual subjects.
+        seed: Seed for everything that differs between subjects.
 
     Returns:
         `out`.
@@ -62,11 +71,12 @@ def make_sample(out: Path, subjects: int = 12, seed: int = 0) -> Path:
         DataError: If the folder holds something else or cannot be written.
         BackendMissingError: If nilearn is not installed.
     """
-    description = _description(subjects, seed)
+    description = {**_DESCRIPTION, "numTraining": subjects, "seed": seed}
     if _is_there(out, description):
         logger.info("the sample is already in %s (%d subjects, seed %d)", out, subjects, seed)
         return out
     head = _template()
+    # Complete or absent: a sample that was half written must not pass for a dataset.
     temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
     try:
         for name in ("imagesTr", "labelsTr"):
@@ -74,7 +84,7 @@ def make_sample(out: Path, subjects: int = 12, seed: int = 0) -> Path:
         for number in range(subjects):
             _write_subject(temporary, number, head, np.random.default_rng([seed, number]))
         (temporary / "dataset.json").write_text(json.dumps(description, indent=2))
-        temporary.rename(out)
+        complete_folder(temporary, out)
     except OSError as error:
         raise DataError(
             "the sample cannot be written",
@@ -88,27 +98,11 @@ def make_sample(out: Path, subjects: int = 12, seed: int = 0) -> Path:
     return out
 
 
-def _description(subjects: int, seed: int) -> dict[str, Any]:
-    return {
-        "name": "MNI152Virtual",
-        "description": "Virtual subjects: random smooth deformations of the MNI152 template",
-        "reference": "Fonov et al., NeuroImage 2011, 54(1):313-327 (as shipped in nilearn)",
-        "channel_names": {"0": "T1"},
-        "labels": _LABELS,
-        "numTraining": subjects,
-        "file_ending": ".nii.gz",
-        "seed": seed,
-    }
-
-
 def _is_there(out: Path, description: dict[str, Any]) -> bool:
-    """Whether `out` is this sample: the folder is renamed into place complete."""
+    """Whether `out` is this sample, which got its name when it was complete."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
-    try:
-        found = json.loads((out / "dataset.json").read_bytes())
-    except (OSError, ValueError):
-        found = None
+    found = read_json(out / "dataset.json")
     if found != description:
         raise DataError(
             "the folder holds something else",
@@ -138,20 +132,23 @@ def _template() -> _Head:
 
 def _write_subject(folder: Path, number: int, head: _Head, rng: np.random.Generator) -> None:
     coordinates = _deformation(head.t1.shape, rng)
-    # Linear interpolation of tissue probabilities, then the likeliest: the outline stays smooth,
-    # and partial volume goes to whichever tissue has more of the voxel.
+    # Tissue probabilities are interpolated, and then the likeliest tissue is taken: outlines stay
+    # smooth, and a voxel with two tissues gets the one that has more of it.
     t1, grey, white = (
         ndimage.map_coordinates(volume, coordinates, order=1)
         for volume in (head.t1, head.grey, head.white)
     )
     label = np.stack([1 - grey - white, grey, white]).argmax(axis=0).astype(np.uint8)
-    scan = _scan(t1, rng)
+    scan = _simulate_scan(t1, rng)
     margins = rng.integers(0, 6, (3, 2))
     margins[2, 0] = 0  # the brain reaches down to the template's edge
     field_of_view = tuple(
         slice(low, size - high) for size, (low, high) in zip(t1.shape, margins, strict=True)
     )
-    placed = _tilt(rng) @ head.affine
+    # The head's tilt in the scanner makes the affine oblique; it still rounds to the same axes.
+    tilt = np.eye(4)
+    tilt[:3, :3] = Rotation.from_euler("xyz", rng.uniform(-8, 8, 3), degrees=True).as_matrix()
+    placed = tilt @ head.affine
     placed[:3, 3] = placed[:3] @ [*margins[:, 0], 1]
     code = _ORIENTATIONS[number % len(_ORIENTATIONS)]
     name = f"subject_{number + 1:02d}"
@@ -162,20 +159,22 @@ def _write_subject(folder: Path, number: int, head: _Head, rng: np.random.Genera
 def _deformation(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
     """Where each voxel of a subject lies in the template: (3, x, y, z) voxel coordinates.
 
-    A rotation and a scale about the centre, and on top shifts of a few voxels that vary smoothly.
+    The deformation is a rotation and a scale about the centre, and shifts of a few voxels that vary
+    smoothly.
     """
     centre: Array = np.array([(size - 1) / 2 for size in shape], np.float32)[:, None, None, None]
     from_centre = np.indices(shape, np.float32) - centre
     turn = Rotation.from_euler("xyz", rng.uniform(-6, 6, 3), degrees=True).as_matrix()
     matrix = (turn * rng.uniform(0.94, 1.06, 3)).astype(np.float32)
+    # A test sees to it that shifts of this size and smoothness never fold the head.
     shifts = np.stack([_smooth_field(shape, 7, rng) for _ in range(3)])
     shifts *= np.float32(rng.uniform(1.0, 1.8))
     coordinates: Array = np.tensordot(matrix, from_centre, axes=1) + centre + shifts
     return coordinates
 
 
-def _scan(t1: Array, rng: np.random.Generator) -> npt.NDArray[np.int16]:
-    """What a scanner would have stored: contrast, bias field, noise and gain of its own."""
+def _simulate_scan(t1: Array, rng: np.random.Generator) -> npt.NDArray[np.int16]:
+    """Voxels as a scanner with its own contrast, bias field, noise and gain would store them."""
     inside = t1 > _BRAIN_INTENSITY
     contrast = np.clip(t1, 0, 1) ** rng.uniform(0.8, 1.25)
     bias = np.exp(rng.uniform(0.05, 0.15) * _smooth_field(t1.shape, 4, rng))
@@ -186,20 +185,13 @@ def _scan(t1: Array, rng: np.random.Generator) -> npt.NDArray[np.int16]:
 
 
 def _smooth_field(shape: tuple[int, ...], knots: int, rng: np.random.Generator) -> Array:
-    """Normal noise on knots^3 points, interpolated by cubic splines one axis after another."""
+    """Normal noise on knots^3 points, interpolated by cubic splines, axis by axis."""
     spline = make_interp_spline(np.arange(knots), np.eye(knots), bc_type="clamped")
     field = rng.normal(size=(knots,) * 3)
     for size in shape:
         weights = spline(np.linspace(0, knots - 1, size))
         field = np.tensordot(field, weights, axes=(0, 1))  # the next axis comes to the front
     return field.astype(np.float32)
-
-
-def _tilt(rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    """The head's tilt in the scanner, 4x4: an oblique affine that still rounds to the same axes."""
-    tilt = np.eye(4)
-    tilt[:3, :3] = Rotation.from_euler("xyz", rng.uniform(-8, 8, 3), degrees=True).as_matrix()
-    return tilt
 
 
 def _save(

@@ -1,21 +1,27 @@
-"""A dataset as its files lie, before conversion: what every input format is read into."""
+"""What every format's reader returns, and the checks and helpers that readers share."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from segresmamba.errors import DataError
 
 VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
 RESERVED_NAMES = frozenset({"zarr.json", "dataset.json"})
-"""File names at the top of a store, which no case may take."""
+"""File names at the top of a store, which no case may have."""
+
+Description = TypeVar("Description", bound=BaseModel)
 
 
 @dataclass(frozen=True)
 class SourceCase:
-    """The files of one case; none has been opened."""
+    """The files of one case. Readers list them and open none."""
 
     case_id: str
     images: tuple[Path, ...]
@@ -24,33 +30,34 @@ class SourceCase:
     stacked: bool = False
     """Whether `images` is one file whose fourth axis holds the channels."""
     patient: str = ""
-    """Cases of one patient stay on one side of a split; empty: the case is a patient of its own."""
+    """Cases of one patient stay on one side of a split. Empty: no other case is of this patient."""
 
 
 @dataclass(frozen=True)
 class SourceDataset:
-    """What a format's reader returns."""
+    """A dataset as its files lie, before conversion."""
 
     name: str
     channel_names: tuple[str, ...]
     labels: dict[str, int]
-    """Name to value; background is 0, values run without gaps."""
+    """Name to value; background is 0, and the values have no gaps."""
     cases: tuple[SourceCase, ...]
     """Sorted by id."""
     declared_in: Path
-    """The file that declares channels and labels; the folder, where the format does."""
+    """The file that declares channels and labels; the folder, if the format itself does."""
     held_out: tuple[tuple[str, ...], ...] = ()
-    """Case ids held out in each fold, where the format says so."""
+    """Case ids held out in each fold, if the format has folds."""
     renumbered: dict[int, int] = field(default_factory=dict)
     """Value in the label files to declared value, where they differ."""
 
 
 def check_case_id(case_id: str, where: Path) -> str:
-    """Refuse a name that cannot be one folder of the store.
+    """Refuse a case name that cannot be the name of one folder in the store.
 
     Raises:
-        DataError: For a path separator, a leading dot (so '..'), or a reserved name.
+        DataError: For a path separator, a leading dot (so also for '..'), or a reserved name.
     """
+    # Ids come from file and folder names, or from a JSON file, which may hold anything.
     separators = set(case_id) & set("/\\:\0\n\r\t")
     if case_id and not separators and case_id[0] != "." and case_id not in RESERVED_NAMES:
         return case_id
@@ -63,11 +70,48 @@ def check_case_id(case_id: str, where: Path) -> str:
     )
 
 
-def inside(folder: Path, name: str, where: Path) -> Path:
-    """The path of a file that a list names, which must lie in the dataset's folder.
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, for finding out a format; empty if there is none."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def read_description(path: Path, kind: type[Description], remedy: str) -> Description:
+    """Read the JSON file in which a format describes its dataset.
+
+    Args:
+        path: The file.
+        kind: What it has to contain.
+        remedy: What to do if it cannot be read, or lacks something.
 
     Raises:
-        DataError: For an absolute path, or one that leaves the folder by '..'.
+        DataError: Names the first key that is missing or wrong.
+    """
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise DataError(
+            f"{path.name} cannot be read", where=path, got=error.strerror, remedy=remedy
+        ) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise DataError(
+            f"{path.name} does not describe the dataset as its format asks",
+            where=f"{path}: {key}" if key else path,
+            got=first["msg"],
+            remedy=remedy,
+        ) from error
+
+
+def inside(folder: Path, name: str, where: Path) -> Path:
+    """The path of a listed file, which must lie in the dataset's folder.
+
+    Raises:
+        DataError: For an absolute path, or one that leaves the folder through '..'.
     """
     if not Path(name).is_absolute() and ".." not in Path(name).parts:
         return folder / name
@@ -88,10 +132,10 @@ def strip_ending(name: str) -> str:
 
 
 def check_unique(cases: tuple[SourceCase, ...], where: Path) -> tuple[SourceCase, ...]:
-    """Sort cases by id and refuse two of the same.
+    """Sort cases by id, and refuse two with the same id.
 
     Raises:
-        DataError: If there is no case, or a name comes twice.
+        DataError: If there is no case, or two have the same id.
     """
     ordered = tuple(sorted(cases, key=lambda case: case.case_id))
     twice = {a.case_id for a, b in pairwise(ordered) if a.case_id == b.case_id}
@@ -106,7 +150,7 @@ def check_unique(cases: tuple[SourceCase, ...], where: Path) -> tuple[SourceCase
 
 
 def check_labels(labels: dict[str, int], where: Path) -> dict[str, int]:
-    """Sort the declared labels by value and refuse what a network's output cannot be mapped to.
+    """Sort the declared labels by value, and refuse values that are not a network's class numbers.
 
     Raises:
         DataError: Unless background is 0 and the values are 0, 1, 2, ... without gaps.

@@ -1,7 +1,7 @@
 """Voxel grids: spacing, reorientation to RAS, and the way back.
 
-The stored grid of every case is RAS: array axes (D, H, W) run towards superior, anterior and right.
-Getting there takes flips and transposes only, so it loses nothing and can be undone exactly.
+The stored grid of every case is RAS: the array axes (D, H, W) run towards superior, anterior and
+right. Reorientation only flips and transposes axes, so it loses nothing and can be undone exactly.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ _RAS = np.array([[0, 1], [1, 1], [2, 1]])
 
 
 def spacing_mm(affine: Affine) -> tuple[float, float, float]:
-    """Voxel size along (D, H, W) of the grid that `affine` places."""
+    """Voxel size along (D, H, W), from the affine of the (x, y, z) order."""
     x, y, z = (float(size) for size in voxel_sizes(affine))
     return z, y, x
 
 
 def is_usable(affine: Affine) -> bool:
-    """Whether every voxel has a place of its own: finite and not singular."""
+    """Whether an affine is finite and not singular, so that each voxel has a place of its own."""
     if not np.isfinite(affine).all():
         return False
-    # Relative to the voxel size, so that microscopy in mm is not taken for a singular matrix.
+    # Relative to the voxel size: with microscopy in mm the determinant is tiny, but not singular.
     volume, sizes = abs(np.linalg.det(affine[:3, :3])), voxel_sizes(affine)
     return bool(sizes.min() > 0 and volume > 1e-3 * sizes.prod())
 
 
 def corner_distance_voxels(shape_xyz: tuple[int, ...], first: Affine, second: Affine) -> float:
-    """How far two affines place the same corner apart, at most, in voxels of the first.
+    """The largest distance between the corners that two affines place, in voxels of the first.
 
-    One number that means the same for an offset, a rotation and a scale.
+    It is one number for an offset, a rotation and a scale alike.
     """
     ends = [(0, size - 1) for size in shape_xyz]
     corners = np.stack(np.meshgrid(*ends, indexing="ij"), axis=-1).reshape(-1, 3)
@@ -52,16 +52,17 @@ def corner_distance_voxels(shape_xyz: tuple[int, ...], first: Affine, second: Af
 
 
 def ras_grid(shape_XYZ: tuple[int, ...], affine: Affine) -> tuple[tuple[int, ...], Affine]:
-    """The stored grid of a file: its (D, H, W) shape, and the affine of its (x, y, z) order."""
+    """The RAS grid of a file: its (D, H, W) shape, and its affine in (x, y, z) order."""
     turn = orientations.io_orientation(affine)
     turned_XYZ = orientations.apply_orientation(np.broadcast_to(0, shape_XYZ), turn)
     return turned_XYZ.shape[::-1], affine @ orientations.inv_ornt_aff(turn, shape_XYZ)
 
 
-def as_filed(array_DHW: npt.NDArray[Any], affine: Affine) -> npt.NDArray[Any]:
-    """A view of an array on the stored grid, as the axes of a file with that affine run.
+def in_file_axes(array_DHW: npt.NDArray[Any], affine: Affine) -> npt.NDArray[Any]:
+    """A view of an array on the RAS grid, with the axes of a file that has this affine.
 
-    Writing to it turns a file to RAS without a copy; reading it turns a label back.
+    Writing a file's voxels to the view reorients them without a copy; reading a label from it turns
+    the label back.
     """
     back = orientations.ornt_transform(_RAS, orientations.io_orientation(affine))
     view: npt.NDArray[Any] = orientations.apply_orientation(array_DHW.transpose(2, 1, 0), back)
@@ -70,7 +71,7 @@ def as_filed(array_DHW: npt.NDArray[Any], affine: Affine) -> npt.NDArray[Any]:
 
 @dataclass(frozen=True)
 class OriginalGrid:
-    """The grid that a case came in: its NIfTI header, and with it shape, affine and dtype."""
+    """The grid of a case's source files: a NIfTI header, which holds shape, affine and dtype."""
 
     header_bytes: bytes
 
@@ -79,6 +80,7 @@ class OriginalGrid:
         """Keep a nibabel header for labels of `dtype`, stored without intensity scaling."""
         header = header.copy()
         header.set_data_dtype(dtype)
+        # A label's values mean classes: the scale of the image's file would change them.
         header.set_slope_inter(1, 0)
         return cls(header.binaryblock)
 
@@ -100,33 +102,34 @@ class OriginalGrid:
 
     @property
     def affine(self) -> Affine:
-        """Of the original grid."""
+        """Affine of the original grid."""
         affine: Affine = self.header.get_best_affine()
         return affine
 
     @property
     def shape_XYZ(self) -> tuple[int, int, int]:
-        """Of the original array, as NIfTI orders it."""
+        """Shape of the original array, in NIfTI's order."""
         x, y, z = self.header.get_data_shape()
         return x, y, z
 
     def restore(self, label_DHW: npt.NDArray[Any]) -> Any:
-        """Put a label of the stored RAS grid back into the original grid.
+        """Put a label of the RAS grid back into the original grid.
 
         Args:
-            label_DHW: Integers on the stored grid.
+            label_DHW: Integers on the RAS grid.
 
         Returns:
-            A nibabel image whose affine, orientation, shape and dtype are the original's.
+            A nibabel image with the affine, orientation, shape and dtype of the original.
         """
-        data_XYZ = as_filed(label_DHW, self.affine)
+        data_XYZ = in_file_axes(label_DHW, self.affine)
         assert data_XYZ.shape == self.shape_XYZ, (data_XYZ.shape, self.shape_XYZ)
         kind = nib.Nifti2Image if is_nifti2(self.header_bytes) else nib.Nifti1Image
         data_XYZ = data_XYZ.astype(self.header.get_data_dtype())
-        # The affine being the header's own, nibabel leaves qform, sform and their codes alone.
+        # Given the header's own affine, nibabel leaves qform, sform and their codes alone.
         return kind(data_XYZ, self.affine, self.header)
 
 
 def is_nifti2(start: bytes) -> bool:
-    """Whether a file that starts so has the 540-byte header, in either byte order."""
+    """Whether the first bytes of a file announce NIfTI-2's header, in either byte order."""
+    # The first number is the header's size: 348 bytes in NIfTI-1, 540 in NIfTI-2.
     return 540 in (int.from_bytes(start[:4], "little"), int.from_bytes(start[:4], "big"))

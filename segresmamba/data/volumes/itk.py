@@ -1,4 +1,8 @@
-"""DICOM series, NRRD and MetaImage through SimpleITK."""
+"""DICOM series, NRRD and MetaImage through SimpleITK.
+
+A series is read a few slices at a time, so that its voxels are in memory once only. SimpleITK reads
+the other formats as a whole.
+"""
 
 from __future__ import annotations
 
@@ -7,59 +11,51 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+import SimpleITK as sitk  # noqa: N813
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+# Positions in DICOM are decimal text, often rounded to hundredths.
 _UNEVEN_MM = 0.05
-"""Positions in DICOM are decimal text, often rounded to hundredths."""
-_SLICES = 8
-"""That are read at once."""
+_SLICES_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
 class ItkFile:
-    """A file or series, of which a series is read a few slices at a time."""
+    """An image file or a DICOM series whose header has been read."""
 
     affine: npt.NDArray[np.float64]
     shape: tuple[int, ...]
-    """(X, Y, Z), or what a file has."""
+    """(X, Y, Z); a file may have other dimensions."""
     dtype: np.dtype[Any]
     planes: Callable[[], Iterator[npt.NDArray[Any]]]
-    """One (X, Y) plane after the other; an error while iterating, as from `open_itk`."""
-
-    @property
-    def header(self) -> Any:
-        """A NIfTI header made up for it."""
-        nothing = np.broadcast_to(np.zeros((), self.dtype), self.shape)
-        return nib.Nifti1Image(nothing, self.affine, dtype=self.dtype).header
+    """One (X, Y) plane after the other. Iterating raises the errors of `open_itk`."""
 
 
 def open_itk(path: Path) -> ItkFile:
-    """Open a folder with one DICOM series, or a file, which is then read as a whole.
+    """Open a folder with one DICOM series, or an image file.
 
     Raises:
-        FileNotFoundError: If there is nothing.
+        FileNotFoundError: If there is no such file or folder.
         ValueError: If a folder holds several series, or slices are missing.
         RuntimeError: If SimpleITK cannot read it.
     """
-    import SimpleITK as sitk  # noqa: N813
-
     if not path.exists():
         raise FileNotFoundError(path)
+    # ITK prints warnings past Python's streams; what matters raises an error.
     sitk.ProcessObject.GlobalWarningDisplayOff()
     if not path.is_dir():
-        return _whole(sitk.ReadImage(str(path)), sitk)
-    names = _slices(path, sitk)
+        return _whole(sitk.ReadImage(str(path)))
+    names = _slice_files(path)
     # ITK takes the third axis and the distance of slices from the first and the last alone.
-    ends = _read(sorted({names[0], names[-1]}, key=names.index), sitk)
+    ends = _read(sorted({names[0], names[-1]}, key=names.index))
     if ends.GetSize()[2:] != (2,):  # a single file, perhaps with all slices in it
-        return _whole(_read(names, sitk), sitk)
-    return _series(names, ends, sitk)
+        return _whole(_read(names))
+    return _series(names, ends)
 
 
-def _whole(image: Any, sitk: Any) -> ItkFile:
+def _whole(image: Any) -> ItkFile:
     data = sitk.GetArrayFromImage(image).T
 
     def planes() -> Iterator[npt.NDArray[Any]]:
@@ -69,13 +65,15 @@ def _whole(image: Any, sitk: Any) -> ItkFile:
     return ItkFile(_affine(image), data.shape, data.dtype, planes)
 
 
-def _series(names: Sequence[str], ends: Any, sitk: Any) -> ItkFile:
+def _series(names: Sequence[str], ends: Any) -> ItkFile:
+    """A series of several files, given the image of its first and last slice."""
     size_XY, affine = ends.GetSize()[:2], _affine(ends)
+    # In `ends` the step from the first slice to the last is one voxel.
     affine[:3, 2] /= len(names) - 1
 
     def planes() -> Iterator[npt.NDArray[Any]]:
-        for first in range(0, len(names), _SLICES):
-            some = _read(names[first : first + _SLICES], sitk, ends.GetPixelID())
+        for first in range(0, len(names), _SLICES_AT_ONCE):
+            some = _read(names[first : first + _SLICES_AT_ONCE], ends.GetPixelID())
             if some.GetSize()[:2] != size_XY:
                 raise ValueError(f"slices of {size_XY} and of {some.GetSize()[:2]} pixels")
             for plane_YX in sitk.GetArrayFromImage(some):
@@ -92,8 +90,8 @@ def _affine(image: Any) -> npt.NDArray[np.float64]:
     return _LPS_TO_RAS @ affine
 
 
-def _read(names: Sequence[str], sitk: Any, pixel_type: int | None = None) -> Any:
-    """Slices as one volume; of the first one's type if none is given."""
+def _read(names: Sequence[str], pixel_type: int | None = None) -> Any:
+    """Some slices as one volume, by default with the pixel type of the first."""
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(names)
     if pixel_type is not None:
@@ -101,28 +99,23 @@ def _read(names: Sequence[str], sitk: Any, pixel_type: int | None = None) -> Any
     return reader.Execute()
 
 
-def _slices(folder: Path, sitk: Any) -> Sequence[str]:
+def _slice_files(folder: Path) -> Sequence[str]:
+    """The files of the folder's series in spatial order, at even distances."""
     series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     if len(series) != 1:
         raise ValueError(f"{len(series)} DICOM series in the folder, not one")
     names: Sequence[str] = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
-    _require_even([_origin_mm(name, sitk) for name in names])
-    return names
-
-
-def _origin_mm(name: str, sitk: Any) -> tuple[float, ...]:
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(name)
-    reader.ReadImageInformation()
-    origin: tuple[float, ...] = reader.GetOrigin()
-    return origin
-
-
-def _require_even(origins_mm: list[tuple[float, ...]]) -> None:
-    """ITK takes the mean distance of slices for all, so a missing one would shift the others."""
+    origins_mm = []
+    for name in names:
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(name)
+        reader.ReadImageInformation()
+        origins_mm.append(reader.GetOrigin())
+    # ITK takes the mean distance for all slices: a missing one would silently shift the others.
     steps_mm = np.diff(np.array(origins_mm), axis=0)
     if len(steps_mm) and np.abs(steps_mm - np.median(steps_mm, axis=0)).max() > _UNEVEN_MM:
         gaps_mm = np.linalg.norm(steps_mm, axis=1)
         raise ValueError(
             f"slices are missing or uneven: {gaps_mm.min():.3g} to {gaps_mm.max():.3g} mm apart"
         )
+    return names

@@ -1,4 +1,8 @@
-"""Memory for whole volumes."""
+"""Arrays for whole volumes, whose memory goes back to the system at once.
+
+The C library keeps freed arrays of up to 32 MiB for later use. A conversion lets one volume go for
+the next, so with ordinary arrays it would hold up to twice the memory that it needs.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +14,18 @@ import numpy as np
 import numpy.typing as npt
 
 
-def block(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """An array of zeros whose memory goes back to the system as soon as it is let go.
-
-    The C library keeps what it has freed of arrays up to 32 MiB for later ones, and a conversion,
-    which lets one volume go for the next, would take up to twice what it needs.
-    """
+def mapped_zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """An array of zeros whose memory is given back as soon as the last view of it is gone."""
     size = max(1, prod(shape)) * np.dtype(dtype).itemsize
     pages = _Pages(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return np.frombuffer(pages, dtype, prod(shape)).reshape(shape)
 
 
 def free_before(view: npt.NDArray[Any]) -> None:
-    """Give back what lies before a view of a block: it reads as zeros. Does nothing to others."""
+    """Give back the memory before a view of an array from `mapped_zeros`; it then reads as zeros.
+
+    Views of other arrays are left alone.
+    """
     whole: Any = view.base
     pages = getattr(getattr(whole, "base", None), "obj", None)  # behind frombuffer's memoryview
     if isinstance(pages, _Pages):
@@ -32,4 +35,4 @@ def free_before(view: npt.NDArray[Any]) -> None:
 
 
 class _Pages(mmap.mmap):
-    """Memory of a block."""
+    """A type of its own, so that `free_before` never touches memory that others have mapped."""

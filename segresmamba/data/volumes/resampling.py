@@ -1,4 +1,8 @@
-"""The grid that a case is stored on where a policy crops or resamples it, and the way back."""
+"""Crop and resample a case to the grid that a policy asks for, and turn its labels back.
+
+Volumes are resampled plane by plane, so that little memory is needed beside source and result, and
+axis by axis: that is eight times as fast as scipy.ndimage, which does not use that axes stay axes.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from segresmamba.data.records import Spacing, StoreRecord
-from segresmamba.data.volumes.mapped_arrays import block, free_before
+from segresmamba.data.volumes.mapped_arrays import free_before, mapped_zeros
 
 if TYPE_CHECKING:  # a reader of crops needs no nibabel
     from segresmamba.data.volumes.geometry import Affine
@@ -19,20 +23,20 @@ VoxelRange = tuple[int, int]
 
 
 class GridTransform(StoreRecord):
-    """How a stored grid lies in the RAS grid of the files: a box of it, then other voxels.
+    """How a stored grid lies in the RAS grid of the files: cut to a box, then resampled.
 
-    The stored voxels have exactly the size that was asked for, and the middle of the box is the
-    middle of the stored grid; so its edges move by less than half a voxel.
+    The stored voxels have exactly the size that was asked for. The middle of the box is the middle
+    of the stored grid, so the edges move by less than half a voxel.
     """
 
     full_DHW: Size3
     """Shape of the files' RAS grid."""
     box_DHW: tuple[VoxelRange, VoxelRange, VoxelRange]
-    """First voxel of the box, and the one behind its last."""
+    """Along each axis the first voxel of the box, and the one after its last."""
     shape_DHW: Size3
-    """Of the stored grid."""
+    """Shape of the stored grid."""
     zoom_DHW: tuple[float, float, float]
-    """Size of a stored voxel over that of a file's."""
+    """Size of a stored voxel divided by that of a voxel in the files."""
 
     @property
     def _box(self) -> tuple[slice, ...]:
@@ -45,11 +49,11 @@ class GridTransform(StoreRecord):
 
     @property
     def resamples(self) -> bool:
-        """Whether voxels change their size, so that not every label comes back as it was."""
+        """Whether voxels change their size: then a label does not come back exactly."""
         return self.zoom_DHW != (1.0, 1.0, 1.0)
 
     def affine(self, full: Affine) -> Affine:
-        """Of the stored grid, given that of the files' RAS grid (both of (x, y, z) order)."""
+        """Affine of the stored grid, given that of the files' RAS grid, in (x, y, z) order."""
         zoom = np.array(self.zoom_DHW)
         start = np.array([first for first, _ in self.box_DHW])
         offset = start + _offset(self._box_shape, self.shape_DHW, zoom)
@@ -59,26 +63,32 @@ class GridTransform(StoreRecord):
         return full @ inner
 
     def boxed(self, volume_DHW: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """What lies in the box: a view."""
+        """A view of what lies in the box."""
         return volume_DHW[self._box]
 
     def image(self, channel_DHW: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """One channel on the stored grid: interpolated to float32, or a view of the box.
+        """One channel on the stored grid: a view of the box, or interpolated to float32.
 
-        Interpolation uses up a channel that is a `block`: its memory is given back on the way.
+        Interpolation is linear along each axis. It uses up a channel from `mapped_zeros`: what has
+        been read is given back to the system, so that source and result are not both held whole.
         """
-        boxed = self.boxed(channel_DHW)
+        boxed_DHW = self.boxed(channel_DHW)
         if not self.resamples:
-            return boxed
-        return _interpolate(boxed, self.shape_DHW, self.zoom_DHW)
+            return boxed_DHW
+        out_DHW = mapped_zeros(self.shape_DHW, np.float32)
+        depth, height, width = _axes(boxed_DHW.shape, self.shape_DHW, self.zoom_DHW)
+        for plane_HW, below, above, share in zip(out_DHW, *depth, strict=True):
+            free_before(boxed_DHW[below])
+            plane_HW[:] = _plane(boxed_DHW[below], boxed_DHW[above], share, height, width)
+        return out_DHW
 
     def label(self, label_DHW: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """A label on the stored grid."""
+        """A label of the files' RAS grid on the stored grid."""
         boxed = self.boxed(label_DHW)
         return _resample_label(boxed, self.shape_DHW, self.zoom_DHW) if self.resamples else boxed
 
     def undo(self, label_DHW: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """A label of the stored grid on the files' RAS grid; outside of the box it is 0."""
+        """A label of the stored grid on the files' RAS grid; outside the box it is 0."""
         back = [1 / zoom for zoom in self.zoom_DHW]
         if self.resamples:
             label_DHW = _resample_label(label_DHW, self._box_shape, back)
@@ -87,26 +97,28 @@ class GridTransform(StoreRecord):
         return full_DHW
 
 
-def make_refit(
+def grid_transform(
     channels: Sequence[npt.NDArray[Any]],
     spacing_mm: Spacing,
     wanted_mm: Spacing | None,
     *,
     crop: bool,
 ) -> GridTransform | None:
-    """What a policy does to the grid of a case; None if it leaves it alone.
+    """What a policy does to the grid of a case; None if the grid stays as it is.
 
     Args:
-        channels: Of the image, (D, H, W) each, on its RAS grid.
+        channels: The image's channels on its RAS grid, (D, H, W) each.
         spacing_mm: Voxel size of that grid along (D, H, W).
-        wanted_mm: Voxel size to resample to, or None.
+        wanted_mm: Voxel size to resample to; None keeps it.
         crop: Whether to cut to the box around the voxels that are not zero in some channel.
     """
     depth, height, width = full = channels[0].shape
     box = nonzero_box(channels) if crop else ((0, depth), (0, height), (0, width))
     sizes = np.subtract(*np.transpose(box)[::-1])
     zoom = np.ones(3) if wanted_mm is None else np.array(wanted_mm) / spacing_mm
-    zoom[np.isclose(zoom, 1, rtol=1e-4)] = 1  # headers are float32
+    # Headers are float32: equal spacings differ in their last digits.
+    zoom[np.isclose(zoom, 1, rtol=1e-4)] = 1
+    # At least one voxel, however thin the box is.
     shape = np.maximum(1, np.rint(sizes / zoom)).astype(int)
     if tuple(shape) == full and (zoom == 1).all():
         return None
@@ -128,45 +140,36 @@ def nonzero_box(channels: Sequence[npt.NDArray[Any]]) -> tuple[VoxelRange, Voxel
 
 
 def _offset(here: Sequence[int], there: Sequence[int], zoom: npt.ArrayLike) -> npt.NDArray[Any]:
-    """Where voxel 0 of a grid lies in another with the same middle and smaller voxels by `zoom`."""
+    """Where voxel 0 of grid `there` lies in grid `here`, whose voxels are `zoom` times smaller.
+
+    Both grids have the same middle.
+    """
     offset: npt.NDArray[Any] = (np.array(here) - np.array(zoom) * (np.array(there) - 1) - 1) / 2
     return offset
-
-
-def _interpolate(
-    volume_DHW: npt.NDArray[Any], shape_DHW: Sequence[int], zoom: Sequence[float]
-) -> npt.NDArray[np.float32]:
-    """Linear in each axis; what is done with of a volume in a `block` is given back on the way."""
-    out_DHW = block(tuple(shape_DHW), np.float32)
-    depth, height, width = _axes(volume_DHW.shape, shape_DHW, zoom)
-    for plane_HW, below, above, share in zip(out_DHW, *depth, strict=True):
-        free_before(volume_DHW[below])
-        plane_HW[:] = _plane(volume_DHW[below], volume_DHW[above], share, height, width)
-    return out_DHW
 
 
 def _resample_label(
     label_DHW: npt.NDArray[Any], shape_DHW: Sequence[int], zoom: Sequence[float]
 ) -> npt.NDArray[Any]:
-    """Each voxel gets the class with the largest share, interpolated linearly as nnU-Net does."""
-    out_DHW = block(tuple(shape_DHW), label_DHW.dtype)
+    """Give each voxel the class with the largest share, interpolated linearly as in nnU-Net."""
+    out_DHW = mapped_zeros(tuple(shape_DHW), label_DHW.dtype)
     depth, height, width = _axes(label_DHW.shape, shape_DHW, zoom)
     for plane_HW, below, above, share in zip(out_DHW, *depth, strict=True):
         pair = label_DHW[below], label_DHW[above]
         values = np.unique(np.concatenate(pair))
         plane_HW[:] = values[0]
-        if len(values) == 1:
+        if len(values) == 1:  # a plane of one class needs no interpolation
             continue
         most = np.full(plane_HW.shape, -1, np.float32)
         for value in values:
-            of_value = _plane(pair[0] == value, pair[1] == value, share, height, width)
-            better = of_value >= most  # where two classes share a voxel, nnU-Net keeps the higher
-            plane_HW[better], most[better] = value, of_value[better]
+            amount = _plane(pair[0] == value, pair[1] == value, share, height, width)
+            better = amount >= most  # of two classes with equal shares nnU-Net keeps the higher
+            plane_HW[better], most[better] = value, amount[better]
     return out_DHW
 
 
 class _Axis(NamedTuple):
-    """Between which voxels of a source each voxel along an axis lies, and how near the second."""
+    """For each result voxel along an axis: its two source voxels, and the weight of the second."""
 
     below: npt.NDArray[np.intp]
     above: npt.NDArray[np.intp]
@@ -180,9 +183,10 @@ class _Axis(NamedTuple):
 
 
 def _axes(here: Sequence[int], there: Sequence[int], zoom: Sequence[float]) -> list[_Axis]:
-    """Of a grid with the same middle and voxels larger by `zoom`; the border goes on for ever."""
+    """How to fill the axes of grid `there` from grid `here`; see `_offset`."""
     axes = []
     for first, step, size, count in zip(_offset(here, there, zoom), zoom, here, there, strict=True):
+        # Places outside the source get the value at its border.
         place = np.clip(first + step * np.arange(count), 0, size - 1)
         below = place.astype(np.intp)
         share = (place - below).astype(np.float32)
@@ -197,11 +201,7 @@ def _plane(
     height: _Axis,
     width: _Axis,
 ) -> npt.NDArray[np.float32]:
-    """One plane of the result.
-
-    Plane by plane, so that little memory is needed beside the two volumes; axis by axis, as that is
-    eight times as fast as scipy.ndimage, which does not use that axes stay axes.
-    """
+    """One plane of the result, from the two source planes beside it."""
     out_HW = below_HW.astype(np.float32)
     out_HW += (above_HW - out_HW) * share
     return width.interpolate(height.interpolate(out_HW, axis=0), axis=1)

@@ -1,4 +1,7 @@
-"""What is measured on a case once, so that training need not read it whole."""
+"""What conversion measures on a case once, so that training need not read the case whole.
+
+All functions work plane by plane: a copy of a whole volume would double a converter's memory.
+"""
 
 from __future__ import annotations
 
@@ -11,29 +14,30 @@ import numpy.typing as npt
 
 from segresmamba.data.records import ChannelStatistics
 
-_POSITIONS_MIN = 10_000
-_POSITIONS_SHARE = 0.01
+_POSITIONS_MIN, _POSITIONS_SHARE = 10_000, 0.01  # nnU-Net's
+# Percentiles need a copy of the voxels, which must stay small beside the volume.
 _MOST_SORTED = 1 << 20
-_SAMPLE = 1000
+# All cases keep theirs in dataset.json, so it must be short.
+_FOREGROUND_SAMPLE = 1000
 
 
 def channel_statistics(channel_DHW: npt.NDArray[Any]) -> ChannelStatistics:
-    """Intensities of one channel over its non-zero voxels, of which there is one at least.
+    """Statistics of one channel over its non-zero voxels, of which there is at least one.
 
-    No copy of the channel is made. Percentiles are those of a million voxels at even distances,
-    or of all where there are not so many.
+    Percentiles are those of about a million voxels at even distances, or of all if they are fewer.
     """
     count, total, low, high = 0, 0.0, np.inf, -np.inf
-    for values in _planes_of(channel_DHW, channel_DHW):
+    for values in _masked_planes(channel_DHW, channel_DHW):
         count += values.size
         total += float(values.sum(dtype=np.float64))
         low, high = min(low, float(values.min())), max(high, float(values.max()))
     mean = total / count
+    # In a second pass: sums of squares alone would lose a small deviation of large values.
     squares = sum(
         float(np.square(values - mean, dtype=np.float64).sum())
-        for values in _planes_of(channel_DHW, channel_DHW)
+        for values in _masked_planes(channel_DHW, channel_DHW)
     )
-    percentiles = np.percentile(_every(channel_DHW, channel_DHW, count), (0.5, 99.5))
+    percentiles = np.percentile(_masked_sample(channel_DHW, channel_DHW, count), (0.5, 99.5))
     return ChannelStatistics(
         mean=mean,
         std=float(np.sqrt(squares / count)),
@@ -47,56 +51,55 @@ def channel_statistics(channel_DHW: npt.NDArray[Any]) -> ChannelStatistics:
 def foreground_sample(
     channel_DHW: npt.NDArray[Any], label_DHW: npt.NDArray[Any], voxels: int
 ) -> tuple[float, ...]:
-    """A thousand intensities of the labelled voxels that stand for all of them.
+    """A thousand intensities that stand for those of all labelled voxels.
 
-    They are the values at even ranks, from least to greatest, so that their mean, deviation and
-    percentiles are those of all to a thousandth. Nothing where nothing is labelled.
+    They are the quantiles at even ranks, so that their mean, deviation and percentiles are those of
+    all labelled voxels to a thousandth. A label without foreground gives none.
 
     Args:
-        channel_DHW: Of the image.
-        label_DHW: On the same grid.
-        voxels: How many are labelled.
+        channel_DHW: One channel of the image.
+        label_DHW: The label on the same grid.
+        voxels: How many voxels are labelled.
     """
     if not voxels:
         return ()
-    ranks = (np.arange(_SAMPLE) + 0.5) / _SAMPLE
-    values = np.quantile(_every(channel_DHW, label_DHW, voxels), ranks)
-    return tuple(float(f"{value:.6g}") for value in values)
+    ranks = (np.arange(_FOREGROUND_SAMPLE) + 0.5) / _FOREGROUND_SAMPLE
+    values = np.quantile(_masked_sample(channel_DHW, label_DHW, voxels), ranks)
+    return tuple(float(f"{value:.6g}") for value in values)  # the record keeps them as text
 
 
-def _planes_of(
+def _masked_planes(
     channel_DHW: npt.NDArray[Any], mask_DHW: npt.NDArray[Any]
 ) -> Iterator[npt.NDArray[Any]]:
-    """The voxels where the mask is not 0, plane by plane; planes without any are left out."""
+    """The voxels where the mask is not 0, plane by plane; empty planes are left out."""
     planes = (plane[mask != 0] for plane, mask in zip(channel_DHW, mask_DHW, strict=True))
     return (values for values in planes if values.size)
 
 
-def _every(
+def _masked_sample(
     channel_DHW: npt.NDArray[Any], mask_DHW: npt.NDArray[Any], count: int
 ) -> npt.NDArray[Any]:
-    """The voxels where the mask is not 0; if they are more than a million, so many of them."""
+    """The `count` voxels where the mask is not 0, or about a million of them at even distances."""
     step, skip, parts = max(1, count // _MOST_SORTED), 0, []
-    for values in _planes_of(channel_DHW, mask_DHW):
-        parts.append(values[skip::step].copy())  # a view would keep the others
+    for values in _masked_planes(channel_DHW, mask_DHW):
+        parts.append(values[skip::step].copy())  # a view would keep the whole plane
         skip = (skip - values.size) % step
     return np.concatenate(parts)
 
 
 def class_voxels(label_DHW: npt.NDArray[Any]) -> dict[int, int]:
     """Number of voxels of each foreground class that occurs."""
-    # By planes: bincount copies its argument to int64, eight times a whole uint8 volume.
     highest = int(label_DHW.max())
     counts = np.zeros(highest + 1, np.int64)
-    for plane in label_DHW:
+    for plane in label_DHW:  # bincount copies to int64: eight times the size of a uint8 volume
         counts += np.bincount(plane.ravel(), minlength=highest + 1)
     return {value: int(count) for value, count in enumerate(counts) if value and count}
 
 
 def positions_kept(voxels: int) -> int:
-    """How many of a class's voxels are stored.
+    """How many positions of a class are stored, of so many voxels.
 
-    nnU-Net's rule: 10 000, or 1 % where that is more, and all where there are fewer.
+    As in nnU-Net: 10 000, or 1 % where that is more, or all where there are fewer.
     """
     return min(voxels, max(_POSITIONS_MIN, int(np.ceil(_POSITIONS_SHARE * voxels))))
 
@@ -104,11 +107,12 @@ def positions_kept(voxels: int) -> int:
 def class_positions(
     label_DHW: npt.NDArray[Any], voxels: dict[int, int], case_id: str
 ) -> npt.NDArray[np.uint16]:
-    """Draw voxels of each class, without repetition; the same ones for the same case id.
+    """Draw voxels of each class without repetition, the same ones for the same case id.
 
     Returns:
-        (n, 3) D, H, W indices: the classes of `voxels` one after another, each in raster order.
+        (n, 3) indices D, H, W: one class of `voxels` after the other, each in raster order.
     """
+    # Not hash(): that of a string differs from process to process.
     rng = np.random.default_rng(zlib.crc32(case_id.encode()))
     drawn = []
     for value, count in voxels.items():
@@ -120,8 +124,7 @@ def class_positions(
 def _places(
     label_DHW: npt.NDArray[Any], value: int, ranks: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.uint16]:
-    """Where in raster order the voxels of a class with these ranks lie."""
-    # By planes: indices take eight bytes each.
+    """Indices of those voxels of a class that have these ranks in raster order."""
     places, seen = [], 0
     for depth, plane_HW in enumerate(label_DHW):
         found = np.flatnonzero(plane_HW == value)

@@ -1,4 +1,7 @@
-"""One file of voxels, read plane by plane, so that no more than a plane is held twice."""
+"""One file of voxels, read plane by plane.
+
+A reader that copies planes to their place holds a volume once, and no more than a plane twice.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,10 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedIOBase
 from math import prod
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -20,46 +24,46 @@ from nibabel.wrapstruct import WrapStructError
 
 from segresmamba.data.volumes import geometry
 from segresmamba.data.volumes.geometry import Affine
-from segresmamba.data.volumes.itk import open_itk
 from segresmamba.errors import DataError
 
+# What nibabel, gzip and SimpleITK (RuntimeError) raise for files that they cannot read.
 _UNREADABLE = (
-    OSError, EOFError, zlib.error, ValueError, RuntimeError,  # SimpleITK raises the last
+    OSError, EOFError, zlib.error, ValueError, RuntimeError,
     ImageFileError, HeaderDataError, WrapStructError,
 )  # fmt: skip
-_REST = 1 << 20  # bytes
+_ITK_SUFFIXES = {".nrrd", ".mha"}
 
 Planes = Iterator[npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class VoxelFile:
-    """A file whose header has been read, and found sound."""
+    """A file whose header has been read and found sound."""
 
     path: Path
     header: Any
-    """nibabel's; made up for what SimpleITK reads."""
+    """A nibabel header; SimpleITK's formats get one with the same grid and dtype."""
     affine: Affine
     shape: tuple[int, ...]
     """(X, Y, Z), or (X, Y, Z, C) where the file holds all channels."""
     integers: bool
-    """Whether all intensities are integers, by their dtype and the header's scale."""
+    """Whether all intensities are integers, judged by the stored dtype and the header's scale."""
     dtype: np.dtype[Any]
-    """That holds them: the stored one where there is no scale, else int64 or float32."""
+    """Type of the intensities: the stored one where there is no scale, else int64 or float32."""
     _read: Callable[[], Planes]
 
     @property
     def shape_XYZ(self) -> tuple[int, ...]:
-        """Of one channel."""
+        """Shape of one channel."""
         return self.shape[:3]
 
     def planes(self) -> Planes:
-        """The intensities of one (X, Y) plane after the other, channel by channel, of `dtype`.
+        """One (X, Y) plane of `dtype` after the other, channel by channel.
 
         Raises:
-            DataError: While or at the end of iterating: if the file is truncated or damaged.
+            DataError: While iterating or at its end, if the file is truncated or damaged.
         """
-        with _naming(self.path):
+        with _data_errors(self.path):
             yield from self._read()
 
 
@@ -68,15 +72,29 @@ def open_voxels(path: Path, channels: int = 0) -> VoxelFile:
 
     Args:
         path: The file or folder.
-        channels: How many channels the file has along a fourth axis; 0 if it has none.
+        channels: How many channels the file has along a fourth axis; 0 if it has no such axis.
 
     Raises:
-        DataError: If it is missing or damaged, of another shape, no numbers, or nowhere in space.
+        DataError: If it is missing or damaged, has another shape, does not hold numbers, or has no
+            usable affine.
     """
-    with _naming(path):
-        file = _of_itk(path) if path.is_dir() or path.suffix in {".nrrd", ".mha"} else _nifti(path)
-    if file.shape[3:] != ((channels,) if channels else ()) or len(file.shape) < 3:
-        raise _wrong_shape(path, file.shape, channels)
+    with _data_errors(path):
+        by_itk = path.is_dir() or path.suffix in _ITK_SUFFIXES
+        file = _open_itk(path) if by_itk else _open_nifti(path)
+    if channels and file.shape[3:] != (channels,):
+        raise DataError(
+            "an image must hold all channels along a fourth axis",
+            where=path,
+            got=f"shape {file.shape} for {channels} channels",
+            remedy="correct the declared modalities, or add the missing one to the file",
+        )
+    if not channels and len(file.shape) != 3:
+        raise DataError(
+            "a volume must have three dimensions",
+            where=path,
+            got=f"shape {file.shape}",
+            remedy="write one file per channel or time point",
+        )
     if not geometry.is_usable(file.affine):
         raise DataError(
             "the affine does not place the voxels in space",
@@ -87,8 +105,8 @@ def open_voxels(path: Path, channels: int = 0) -> VoxelFile:
     return file
 
 
-def _nifti(path: Path) -> VoxelFile:
-    with _stream(path) as file:
+def _open_nifti(path: Path) -> VoxelFile:
+    with _open_bytes(path) as file:
         start = file.read(4)
         file.seek(0)
         kind = nib.Nifti2Header if geometry.is_nifti2(start) else nib.Nifti1Header
@@ -97,63 +115,64 @@ def _nifti(path: Path) -> VoxelFile:
     _require_numbers(stored, path)
     slope, inter = header.get_slope_inter()
     scale = (slope if slope is not None else 1.0, inter if inter is not None else 0.0)
+    # A scale may take integers out of the range of the stored type: they are read as int64.
     whole = stored.kind in "iu" and all(float(number).is_integer() for number in scale)
     dtype = stored if scale == (1, 0) and whole else np.dtype(np.int64 if whole else np.float32)
 
     def planes() -> Planes:
-        with _stream(path) as file:
+        size = stored.itemsize * prod(shape[:2])
+        with _open_bytes(path) as file:
             file.seek(header.get_data_offset())
             for _ in range(prod(shape[2:])):
-                yield _scaled(_read_plane(file, stored, shape), scale, dtype)
-            while file.read(_REST):  # gzip checks its checksum at the end
+                content = file.read(size)
+                if len(content) < size:
+                    raise EOFError("the file ends before its last voxel")
+                plane_XY = np.frombuffer(content, stored).reshape(shape[:2], order="F")
+                yield _scaled(plane_XY, scale, dtype)
+            # gzip compares its checksum at the end of the file only.
+            while file.read(1 << 20):  # 1 MiB
                 pass
 
     affine = header.get_best_affine()
     return VoxelFile(path, header, affine, shape, whole, dtype.newbyteorder("="), planes)
 
 
-def _read_plane(file: IO[bytes], stored: np.dtype[Any], shape: tuple[int, ...]) -> Any:
-    wanted = stored.itemsize * prod(shape[:2])
-    content = file.read(wanted)
-    if len(content) < wanted:
-        raise EOFError("the file ends before its last voxel")
-    return np.frombuffer(content, stored).reshape(shape[:2], order="F")
-
-
 def _scaled(
     plane_XY: npt.NDArray[Any], scale: tuple[float, float], dtype: np.dtype[Any]
 ) -> npt.NDArray[Any]:
     slope, inter = scale
-    if slope == 1 and inter == 0:
-        with np.errstate(over="ignore"):  # becomes infinite, which is refused
+    with np.errstate(over="ignore"):  # float64 may become infinite, which is refused later
+        if slope == 1 and inter == 0:
             return plane_XY.astype(dtype.newbyteorder("="), copy=False)
-    if dtype.kind == "i":
-        return plane_XY.astype(dtype) * int(slope) + int(inter)
-    with np.errstate(over="ignore"):
+        if dtype.kind == "i":
+            return plane_XY.astype(dtype) * int(slope) + int(inter)
         return (plane_XY.astype(np.float64) * slope + inter).astype(dtype)
 
 
-def _of_itk(path: Path) -> VoxelFile:
+def _open_itk(path: Path) -> VoxelFile:
+    from segresmamba.data.volumes.itk import open_itk  # most datasets do without SimpleITK
+
     file = open_itk(path)
     _require_numbers(file.dtype, path)
     whole = file.dtype.kind in "iu"
     dtype = file.dtype if whole else np.dtype(np.float32)
+    # Restoring a label needs a NIfTI header of the same grid and dtype.
+    nothing = np.broadcast_to(np.zeros((), file.dtype), file.shape)
+    header = nib.Nifti1Image(nothing, file.affine, dtype=file.dtype).header
 
     def planes() -> Planes:
         return (_scaled(plane_XY, (1, 0), dtype) for plane_XY in file.planes())
 
-    return VoxelFile(path, file.header, file.affine, file.shape, whole, dtype, planes)
+    return VoxelFile(path, header, file.affine, file.shape, whole, dtype, planes)
+
+
+def _open_bytes(path: Path) -> BufferedIOBase:
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
 
 
 @contextmanager
-def _stream(path: Path) -> Iterator[Any]:
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-        yield file
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Errors of the libraries become errors that name the file."""
+def _data_errors(path: Path) -> Iterator[None]:
+    """Turn errors of the libraries into errors that name the file."""
     try:
         yield
     except DataError:
@@ -182,19 +201,3 @@ def _require_numbers(dtype: np.dtype[Any], path: Path) -> None:
             got=f"dtype {dtype}",
             remedy="write one file per channel, as integers or floats",
         )
-
-
-def _wrong_shape(path: Path, shape: tuple[int, ...], channels: int) -> DataError:
-    if channels:
-        return DataError(
-            "an image must hold all channels along a fourth axis",
-            where=path,
-            got=f"shape {shape} for {channels} channels",
-            remedy="correct the declared modalities, or add the missing one to the file",
-        )
-    return DataError(
-        "a volume must have three dimensions",
-        where=path,
-        got=f"shape {shape}",
-        remedy="write one file per channel or time point",
-    )

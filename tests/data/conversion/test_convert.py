@@ -19,7 +19,6 @@ from ome_zarr_models.v05 import Image
 
 from segresmamba.data import convert, open_dataset, verify
 from segresmamba.data.conversion.plan import ConversionPlan, ConversionRequest
-from segresmamba.data.store import manifest
 from segresmamba.errors import DataError
 from tests.data.raw import SHAPES, describe, image_path, label_path, write_nifti, write_raw
 
@@ -154,13 +153,14 @@ def test_a_killed_conversion_goes_on_where_it_was(raw: Path, tmp_path: Path) -> 
         f"data.convert(pathlib.Path({str(raw)!r}), pathlib.Path({str(store)!r}), progress=stop)\n"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 9
-    (store / ".case_2.0123.tmp").mkdir()  # as if killed while writing
+    for name in (".case_2.0123.tmp", ".part-host-1-case_2"):  # as if killed while writing
+        (store / name).mkdir()
     with pytest.raises(DataError, match="no converted dataset"):
         open_dataset(store)
     done = convert(raw, store)
     assert (done.kept, done.converted) == (("case_0", "case_1"), ("case_2",))
     assert verify(store) == []
-    assert not list(store.glob(".*.tmp"))
+    assert not list(store.glob(".*"))
 
 
 def test_all_bad_cases_are_reported_at_once_and_good_ones_kept(raw: Path, tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_a_read_only_folder_is_named(
         def refuse(_: int) -> None:
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr(manifest.os, "fsync", refuse)
+        monkeypatch.setattr(os, "fsync", refuse)
     error = refused(raw, store)
     assert (error.where, error.got) == (str(store), "Permission denied")
     assert not any(store.iterdir())

@@ -112,5 +112,5 @@ def test_what_is_missing_is_named(raw: Path, missing: str) -> None:
 
 def test_broken_json_is_refused(raw: Path) -> None:
     (raw / "dataset.json").write_text("{")
-    with pytest.raises(DataError, match="not as nnU-Net describes it"):
+    with pytest.raises(DataError, match="does not describe the dataset"):
         read_nnunet(raw)

@@ -184,6 +184,12 @@ def test_folds_of_a_datalist_are_kept(tmp_path: Path) -> None:
     assert folds == [["case0", "case2"], ["case1", "case3"]]
 
 
+def test_the_name_of_a_folder_above_a_bids_dataset_does_not_matter(tmp_path: Path) -> None:
+    dataset = read_source(bids(tmp_path / "sub-study" / "raw"))
+    assert dataset.cases[0].case_id == "sub-0_ses-0"
+    assert dataset.cases[0].images[0].exists()
+
+
 def test_sessions_of_one_subject_stay_together(tmp_path: Path) -> None:
     convert(bids(tmp_path / "raw"), tmp_path / "store")
     for split in open_dataset(tmp_path / "store").splits:

@@ -51,7 +51,7 @@ def test_labels_show_the_tissues(sample: Path) -> None:
 
 
 @pytest.mark.parametrize("number", range(3))
-def test_a_head_is_bent_but_never_folded(number: int) -> None:
+def test_a_deformation_never_folds_the_head(number: int) -> None:
     coordinates = sample_module._deformation((99, 117, 95), np.random.default_rng([0, number]))
     jacobian = np.stack([np.stack(np.gradient(axis)) for axis in coordinates])
     assert np.linalg.det(np.moveaxis(jacobian, (0, 1), (-2, -1))).min() > 0

@@ -41,7 +41,7 @@ def grids(draw: st.DrawFn) -> tuple[tuple[int, int, int], np.ndarray]:
 def to_ras(data_XYZ: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     shape_DHW, ras_affine = geometry.ras_grid(data_XYZ.shape, affine)
     turned_DHW = np.empty(shape_DHW, data_XYZ.dtype)
-    geometry.as_filed(turned_DHW, affine)[...] = data_XYZ
+    geometry.in_file_axes(turned_DHW, affine)[...] = data_XYZ
     return turned_DHW, ras_affine
 
 

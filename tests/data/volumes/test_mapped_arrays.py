@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from segresmamba.data.volumes.mapped_arrays import block, free_before
+from segresmamba.data.volumes.mapped_arrays import free_before, mapped_zeros
 
 
 def test_what_lies_before_a_view_is_given_back_and_nothing_else() -> None:
-    volume = block((8, 64, 64), np.float32)  # four pages a plane
+    volume = mapped_zeros((8, 64, 64), np.float32)  # four pages a plane
     volume[...] = 7
     free_before(volume[3, 5:])
     assert not volume[:3].any()

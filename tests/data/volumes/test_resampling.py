@@ -12,7 +12,7 @@ from nibabel.affines import apply_affine
 from scipy import ndimage
 
 from segresmamba.data.volumes import geometry
-from segresmamba.data.volumes.resampling import GridTransform, make_refit, nonzero_box
+from segresmamba.data.volumes.resampling import GridTransform, grid_transform, nonzero_box
 
 SPACING = (2.0, 1.0, 1.5)
 AFFINE = np.array([[1.5, 0, 0, 7], [0, 1, 0, -3], [0, 0, 2, 11], [0, 0, 0, 1.0]])
@@ -44,21 +44,21 @@ def test_voxels_stay_where_they_are_in_space(
         kept = np.zeros(shape, bool)
         kept[inside] = True
         channels = [np.where(kept, channel, 0) for channel in channels]
-    refit = make_refit(channels, SPACING, wanted, crop=crop)
-    if refit is None:
+    transform = grid_transform(channels, SPACING, wanted, crop=crop)
+    if transform is None:
         assert not crop or nonzero_box(channels) == tuple((0, size) for size in shape)
         return
-    affine = refit.affine(AFFINE)
+    affine = transform.affine(AFFINE)
     if wanted is not None:
         np.testing.assert_allclose(geometry.spacing_mm(affine), wanted, rtol=2e-4)
-    stored = np.stack(np.meshgrid(*map(np.arange, refit.shape_DHW), indexing="ij"), axis=-1)
+    stored = np.stack(np.meshgrid(*map(np.arange, transform.shape_DHW), indexing="ij"), axis=-1)
     where_mm = apply_affine(affine, stored[..., ::-1].reshape(-1, 3))
     voxels = apply_affine(np.linalg.inv(AFFINE), where_mm)[:, ::-1]
     for axis, channel in enumerate(channels):
-        low, high = refit.box_DHW[axis]
+        low, high = transform.box_DHW[axis]
         expected = np.clip(voxels[:, axis], low, high - 1) + 1
-        found = refit.image(channel).ravel()
-        assert refit.image(channel).shape == refit.shape_DHW
+        found = transform.image(channel).ravel()
+        assert transform.image(channel).shape == transform.shape_DHW
         np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
@@ -66,17 +66,17 @@ def test_voxels_stay_where_they_are_in_space(
 @given(zoom=st.tuples(sizes, sizes, sizes), seed=st.integers(0, 99))
 def test_interpolation_is_that_of_scipy(zoom: tuple[float, float, float], seed: int) -> None:
     volume = np.random.default_rng(seed).normal(size=(9, 21, 8)).astype(np.float32)
-    refit = make_refit([volume], (1.0, 1.0, 1.0), zoom, crop=False)
-    if refit is None:
+    transform = grid_transform([volume], (1.0, 1.0, 1.0), zoom, crop=False)
+    if transform is None:
         return
-    zoom = refit.zoom_DHW  # 1 where it was next to 1
-    offset = (np.array(volume.shape) - np.array(zoom) * (np.array(refit.shape_DHW) - 1) - 1) / 2
+    zoom = transform.zoom_DHW  # 1 where it was next to 1
+    offset = (np.array(volume.shape) - np.array(zoom) * (np.array(transform.shape_DHW) - 1) - 1) / 2
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scipy 0.18 meant something else by a vector
         expected = ndimage.affine_transform(
-            volume, zoom, offset, refit.shape_DHW, order=1, mode="nearest"
+            volume, zoom, offset, transform.shape_DHW, order=1, mode="nearest"
         )
-    np.testing.assert_allclose(refit.image(volume), expected, atol=1e-5)
+    np.testing.assert_allclose(transform.image(volume), expected, atol=1e-5)
 
 
 @settings(max_examples=40, deadline=None)
@@ -94,11 +94,11 @@ def test_a_crop_comes_back_exactly(
     full[box] = rng.integers(1, 100, shape)
     label = np.zeros(full.shape, np.uint8)
     label[box] = rng.integers(0, 4, shape)
-    refit = make_refit([full, full], SPACING, None, crop=True)
-    assert refit is not None
-    assert not refit.resamples
-    assert refit.label(label).shape == refit.shape_DHW == shape
-    np.testing.assert_array_equal(refit.undo(refit.label(label)), label)
+    transform = grid_transform([full, full], SPACING, None, crop=True)
+    assert transform is not None
+    assert not transform.resamples
+    assert transform.label(label).shape == transform.shape_DHW == shape
+    np.testing.assert_array_equal(transform.undo(transform.label(label)), label)
 
 
 @pytest.mark.parametrize("wanted", [(1.0, 1.0, 1.0), (2.5, 1.2, 1.2), (1.0, 2.0, 1.5)])
@@ -107,9 +107,9 @@ def test_labels_come_back_to_within_a_voxel(wanted: tuple[float, float, float]) 
     label = np.zeros(shape, np.uint8)
     label[ball(shape, (18, 36, 26), 25)] = 1
     label[ball(shape, (20, 30, 20), 9)] = 3
-    refit = make_refit([label], SPACING, wanted, crop=True)
-    assert refit is not None
-    back = refit.undo(refit.label(label))
+    transform = grid_transform([label], SPACING, wanted, crop=True)
+    assert transform is not None
+    back = transform.undo(transform.label(label))
     for value in (1, 3):
         found, expected = back == value, label == value
         assert 2 * (found & expected).sum() / (found.sum() + expected.sum()) > 0.9
@@ -121,10 +121,10 @@ def test_labels_come_back_to_within_a_voxel(wanted: tuple[float, float, float]) 
 def test_a_spacing_that_a_case_has_already_leaves_it_alone() -> None:
     volume = np.ones((5, 6, 7), np.int16)
     header_mm = tuple(np.float32(SPACING).astype(float) * (1 + 1e-6))
-    assert make_refit([volume], header_mm, SPACING, crop=True) is None
+    assert grid_transform([volume], header_mm, SPACING, crop=True) is None
 
 
-def test_a_refit_survives_json() -> None:
-    refit = make_refit([np.ones((5, 6, 7), np.int16)], SPACING, (1.1, 0.7, 3.0), crop=False)
-    assert refit is not None
-    assert GridTransform.model_validate_json(refit.model_dump_json()) == refit
+def test_a_transform_survives_json() -> None:
+    transform = grid_transform([np.ones((5, 6, 7), np.int16)], SPACING, (1.1, 0.7, 3.0), crop=False)
+    assert transform is not None
+    assert GridTransform.model_validate_json(transform.model_dump_json()) == transform
