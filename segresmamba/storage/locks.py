@@ -1,4 +1,9 @@
-"""Locks between processes. The kernel frees them when their holder dies, however it dies."""
+"""Locks between processes. The kernel frees them when their holder dies, however it dies.
+
+Some clusters mount file systems that have no locks: Lustre without its `flock` option, NFS without
+a lock service. That must not keep a run from starting, so there every lock counts as free, and a
+warning names the file once.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +13,25 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
-# Somebody may just be looking whether a lock is held, see `is_locked`.
+
+# `is_locked` has to take a lock for a moment to find out, so a lock that is held may be free soon.
 _PATIENCE_S, _POLL_S = 0.5, 0.02
 
 
 def try_lock(fd: int, path: Path) -> bool:
-    """Lock an open file for this process alone, without waiting for one that keeps it.
+    """Lock an open file for this process alone, without waiting for a process that keeps it.
+
+    Args:
+        fd: Descriptor of the file. The lock is freed when its last copy is closed.
+        path: The file's name, for the warning.
 
     Returns:
-        False if another holds it. True if it is ours, or if the file system has no locks: some
-        clusters mount Lustre without them, and that must not keep a run from starting.
+        False if another process holds the lock. True if this one has it now, or if the file system
+        has no locks.
     """
     deadline = time.monotonic() + _PATIENCE_S
     while True:
@@ -32,12 +43,12 @@ def try_lock(fd: int, path: Path) -> bool:
             time.sleep(_POLL_S)
             continue
         except OSError as error:
-            _warn_unlocked(path, error)
+            _warn_unlocked(path, error.strerror)
         return True
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds the lock of this file; not if there is none, or no locks."""
+    """Whether a process holds the lock of a file; False if there is no file, or no locks."""
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -50,17 +61,22 @@ def is_locked(path: Path) -> bool:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`, waiting for it as long as its holder lives."""
+    """Hold the lock of a file, which is created if need be. Waits as long as its holder lives.
+
+    Raises:
+        OSError: If the file cannot be created.
+    """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
         except OSError as error:
-            _warn_unlocked(path, error)
+            _warn_unlocked(path, error.strerror)
         yield
     finally:
         os.close(fd)
 
 
-def _warn_unlocked(path: Path, error: OSError) -> None:
-    logger.warning("%s cannot be locked (%s): keep other processes away from it", path, error)
+@cache  # the uploader takes its lock every second
+def _warn_unlocked(path: Path, reason: str) -> None:
+    logger.warning("%s cannot be locked (%s): keep other processes away from it", path, reason)
