@@ -1,4 +1,7 @@
-"""What training sees of tracking: a few calls that never fail, never wait and lose nothing."""
+"""The interface between training and tracking: a few calls that never fail and lose nothing.
+
+None of them waits for a server, except `close`, which waits for a short time.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,6 @@ class TrackingError(UserError):
 class Tracker(Protocol):
     """Records what a run is and does. Only rank 0 holds a real one."""
 
-    @property
-    def run_id(self) -> str | None:
-        """MLflow's id of the run; None while there is none."""
-
-    @property
     def ui_hint(self) -> str:
         """The command or the URL that shows the run."""
 
@@ -37,34 +35,38 @@ class Tracker(Protocol):
     ) -> None:
         """Record measurements.
 
-        After a resume the steps since the last checkpoint are trained again: the journal then has
-        two values of a key at a step, MLflow keeps the first.
+        A resumed run trains the steps after its last checkpoint again. The journal then has two
+        values of a key at a step; MLflow gets the first.
         """
 
     def artifact(self, path: Path, folder: str = "") -> None:
-        """Record a file or folder of the run, to be shown below `folder` among its artifacts."""
+        """Record a file or folder of the run; MLflow shows it in `folder` of the artifacts."""
 
     def dataset(self, name: str, *, digest: str, source: str, profile: Mapping[str, Any]) -> None:
-        """Record what the run is trained on, and the digest of its content."""
+        """Record what the run is trained on, with a digest of its content."""
 
     def model(self, folder: Path, *, step: int, loader: str) -> None:
-        """Record the run's model: a folder, and the module whose `_load_pyfunc(folder)` loads it.
+        """Record the run's model.
 
-        The folder must not change any more.
+        Args:
+            folder: What the model consists of; it must not change any more.
+            step: The step that the weights are of.
+            loader: Name of the module whose `_load_pyfunc(folder)` loads the model.
         """
 
     def flush(self) -> None:
-        """Make everything recorded so far survive a power loss. Call it with each checkpoint."""
+        """Write everything recorded so far to disk. Call it with each checkpoint."""
 
     def close(self, status: Status) -> None:
-        """Record how the run ended and bring MLflow up to date, as far as a short wait allows."""
+        """Record how the run ended, and wait a short time until MLflow has everything."""
 
 
 class NullTracker:
     """Records nothing: the tracker of every rank but the first."""
 
-    run_id: str | None = None
-    ui_hint: str = ""
+    def ui_hint(self) -> str:
+        """An empty text."""
+        return ""
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Do nothing."""

@@ -6,8 +6,9 @@ import pytest
 
 from segresmamba.errors import DataError
 from segresmamba.report.measures import MeasuredRun
+from segresmamba.storage.run_folder import RunFolder
 from segresmamba.tracking import read_history
-from segresmamba.tracking.journal import JOURNAL_NAME, Journal
+from segresmamba.tracking.journal import Journal
 from tests.report.recorded import BATCH, STEPS, STEPS_PER_EPOCH, record_run
 
 
@@ -33,7 +34,7 @@ def test_what_a_run_cost_and_reached(tmp_path: Path) -> None:
 
 def test_the_peak_while_training_on_the_device_comes_first(tmp_path: Path) -> None:
     folder = record_run(tmp_path, "one", memory_gib=2.0)
-    journal = Journal(folder / JOURNAL_NAME, name="one")
+    journal = Journal(RunFolder(folder).journal, name="one")
     for key, gib in (("", 9.0), ("train/", 8.0), ("validate/", 9.0)):
         name = f"memory/{key}device_peak_allocated_gib" + ("/max" if key else "")
         journal.append("metrics", step=4, epoch=None, values={name: gib})
@@ -49,7 +50,7 @@ def test_without_an_evaluation_the_best_validation_counts(tmp_path: Path) -> Non
 
 def test_what_was_not_recorded_is_missing(tmp_path: Path) -> None:
     (tmp_path / "bare").mkdir()
-    Journal(tmp_path / "bare" / JOURNAL_NAME, name="bare").close()
+    Journal(RunFolder(tmp_path / "bare").journal, name="bare").close()
     run = run_of(tmp_path / "bare")
     measures = ("parameters_m", "memory_gib", "step_s", "epoch_s", "energy_wh", "co2e_g", "dice")
     assert {getattr(run, name) for name in measures} == {None}

@@ -10,7 +10,7 @@ import torch
 from segresmamba.tracking import peak_memory
 
 REPORT = (
-    "from segresmamba.tracking.memory import _host_peak_kib; print(_host_peak_kib() / (1 << 20))"
+    "from segresmamba.tracking.memory import status_kib; print(status_kib("VmHWM") / (1 << 20))"
 )
 
 

@@ -1,4 +1,4 @@
-"""What MLflow's errors mean: worth another try, or for the user to correct."""
+"""What MLflow's errors mean: to be tried again, or to be corrected by the user."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ TRY_AGAIN_CODES = (408, 429)
 
 
 def error_name(error: Exception) -> str:
-    """MLflow's name of an error; empty for any other error."""
+    """MLflow's code of an error, such as RESOURCE_DOES_NOT_EXIST; empty for other errors."""
     return str(getattr(error, "error_code", ""))
 
 
 def is_final(error: Exception) -> bool:
-    """Whether the same request would be refused again."""
+    """Whether MLflow would refuse the same request again."""
     response = getattr(error, "response", None)
     if response is not None:
         code = response.status_code
@@ -27,17 +27,23 @@ def is_final(error: Exception) -> bool:
 
 
 def refused_error(error: Exception, state: UploadState) -> TrackingError:
-    """MLflow's refusal as an error of the user."""
+    """The error to show if MLflow refuses a request for good."""
     return TrackingError(
         "MLflow refuses this run",
         where=state.shown_uri,
         got=first_line(error),
-        remedy="correct that, then run: segresmamba sync RUN_FOLDER",
+        remedy="correct the cause, then run: segresmamba sync RUN_FOLDER",
     )
 
 
 def deleted_error(what: str, command: str, state: UploadState) -> TrackingError:
-    """An experiment or run that was deleted in MLflow, with the command that restores it."""
+    """The error to show for an experiment or run that was deleted in MLflow.
+
+    Args:
+        what: "experiment" or "run".
+        command: The mlflow command that restores it.
+        state: Of the run folder.
+    """
     return TrackingError(
         f"the {what} was deleted in MLflow",
         where=state.shown_uri,
@@ -48,5 +54,5 @@ def deleted_error(what: str, command: str, state: UploadState) -> TrackingError:
 
 
 def first_line(error: Exception) -> str:
-    """The error in one line."""
+    """The first line of an error, or its type if it has no text."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,9 +1,15 @@
-"""Which run of MLflow is a journal's: found by the journal's id, made if there is none."""
+"""Runs in MLflow: that of a journal, and the parent run of a group.
+
+The run of a journal carries the journal's id as a tag, and is looked up by it before it is created.
+A group is a sweep or a cross-validation: one parent run with the runs of the group as children.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from segresmamba.storage.locks import locked
 from segresmamba.tracking.journal import JournalRecord
 from segresmamba.tracking.mlflow.client import library
 from segresmamba.tracking.mlflow.errors import deleted_error, error_name
@@ -11,6 +17,10 @@ from segresmamba.tracking.mlflow.state import UploadState
 from segresmamba.tracking.protocol import TrackingError
 
 JOURNAL_TAG = "segresmamba.journal"
+GROUP_TAG = "segresmamba.group"
+PARENT_TAG = "mlflow.parentRunId"
+"""MLflow's pages show a run with this tag as a child."""
+GROUPS_LOCK_NAME = ".mlflow-groups.lock"
 DELETED = "deleted"
 
 
@@ -28,7 +38,7 @@ def find_experiment(client: Any, state: UploadState) -> str:
         except Exception as error:
             if error_name(error) != "RESOURCE_ALREADY_EXISTS":
                 raise
-            # Another run of a sweep was faster.
+            # Another run of a sweep has just created it.
             experiment = client.get_experiment_by_name(state.experiment)
     if experiment.lifecycle_stage == DELETED:
         raise _deleted_experiment(experiment.experiment_id, state)
@@ -58,10 +68,10 @@ def find_run(client: Any, state: UploadState, experiment_id: str, header: Journa
 
 
 def refuse_deleted(client: Any, state: UploadState) -> None:
-    """Learn that the run is still there, as far as MLflow knew it.
+    """Check that nobody has deleted the run in MLflow; a run that is not there yet passes.
 
     Raises:
-        TrackingError: If the run was deleted since, or its experiment, with which go its runs.
+        TrackingError: If the run or its experiment was deleted.
     """
     if state.run_id is None:
         return
@@ -71,6 +81,43 @@ def refuse_deleted(client: Any, state: UploadState) -> None:
         raise _deleted_experiment(experiment.experiment_id, state)
     if run.info.lifecycle_stage == DELETED:
         raise _deleted_run(state.run_id, state)
+
+
+def join_group(client: Any, group: str, experiment_id: str, run_id: str, root: Path) -> str:
+    """Make a run a child of its group's parent run, which the first run of the group creates.
+
+    Args:
+        client: MLflow's client.
+        group: Name of the group.
+        experiment_id: MLflow's id of the experiment.
+        run_id: MLflow's id of the run.
+        root: Folder of all runs. A lock in it keeps runs that start together from creating two
+            parents.
+
+    Returns:
+        MLflow's id of the parent.
+    """
+    with locked(root / GROUPS_LOCK_NAME):
+        found = client.search_runs([experiment_id], f"tags.`{GROUP_TAG}` = '{group}'", 1, 1)
+        parent = (
+            found[0]
+            if found
+            else client.create_run(experiment_id, tags={GROUP_TAG: group}, run_name=group)
+        )
+    parent_id = str(parent.info.run_id)
+    client.set_tag(run_id, PARENT_TAG, parent_id)
+    return parent_id
+
+
+def show_group_status(client: Any, parent_id: str, experiment_id: str) -> None:
+    """Show a group as running while one of its runs is; a deleted parent stays as it is."""
+    if client.get_run(parent_id).info.lifecycle_stage == DELETED:
+        return
+    running = f"tags.`{PARENT_TAG}` = '{parent_id}' and attributes.status = 'RUNNING'"
+    if client.search_runs([experiment_id], running, max_results=1):
+        client.update_run(parent_id, "RUNNING")
+    else:
+        client.set_terminated(parent_id, "FINISHED")
 
 
 def _deleted_experiment(experiment_id: str, state: UploadState) -> TrackingError:
