@@ -54,13 +54,15 @@ class TrackingConfig(Section):
     @classmethod
     def _keep_password(cls, uri: str | None) -> str | None:
         """Move the password of the URI into the environment."""
-        parts = urlsplit(uri or "")
+        if uri is None:
+            return None
+        parts = urlsplit(uri)
         if "password" in parse_qs(parts.query):
             raise ConfigError(
                 "a password in the query of a URI would be stored with the run",
                 where="tracking.uri",
-                got=f"{uri}".partition("?")[0] + "?...",
-                remedy="write it as postgresql://user:password@host/db: there it is kept out of files",
+                got=uri.partition("?")[0] + "?...",
+                remedy="write postgresql://user:password@host/db: there it is kept out of files",
             )
         login, at, host = parts.netloc.rpartition("@")
         user, colon, password = login.partition(":")

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from segresmamba.config import load_config
 from segresmamba.errors import DataError
-from segresmamba.report.measures import MeasuredRun
+from segresmamba.report.measures import MeasuredRun, complete_settings
 from segresmamba.storage.run_folder import RunFolder
-from segresmamba.tracking import read_history
+from segresmamba.tracking import flatten, read_history
 from segresmamba.tracking.journal import Journal
 from tests.report.recorded import BATCH, STEPS, STEPS_PER_EPOCH, record_run
 
@@ -63,3 +64,19 @@ def test_unreadable_results_are_refused_by_name(tmp_path: Path, content: str) ->
     (folder / "results.json").write_text(content)
     with pytest.raises(DataError, match=r"results\.json"):
         run_of(folder)
+
+
+def test_settings_that_an_earlier_version_lacked_get_their_defaults() -> None:
+    whole = flatten(load_config(["model=segresnet", "train.lr=0.5"]).model_dump(mode="json"))
+    earlier = {key: text for key, text in whole.items() if key != "train.clip_norm"}
+    assert len(earlier) == len(whole) - 1
+    assert complete_settings(earlier) == whole
+    assert complete_settings(whole) == whole
+
+
+def test_a_section_with_a_setting_that_is_unknown_now_is_left_as_it_is() -> None:
+    settings = {"model.name": "segresnet", "train.gone": "1", "seed": "3"}
+    found = complete_settings(settings)
+    assert found.items() >= settings.items()
+    assert "train.lr" not in found
+    assert found["model.init_filters"] == "32"
