@@ -73,11 +73,13 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
     """
     parsed = [_parse(text) for text in overrides]
     chosen = [override for override in parsed if override.key_or_group in presets()]
+    # Values are set after all presets are composed, so they win whatever their order is.
     composed = _compose(chosen)
     try:
         for override in parsed:
             if override not in chosen:
                 key, value = override.key_or_group, override.value()
+                # An unknown key is added here, and pydantic refuses it with the valid keys.
                 OmegaConf.update(composed, key, value, merge=False, force_add=True)
         if missing := sorted(OmegaConf.missing_keys(composed)):
             raise ConfigError(
@@ -162,7 +164,7 @@ def _parse(text: str) -> Override:
             got=text,
             remedy=f"write {override.key_or_group}={value or 'VALUE'}",
         )
-    if override.is_sweep_override():
+    if override.is_sweep_override():  # a list without brackets, or a range
         raise ConfigError(
             "a sweep was given where one run is expected",
             where=key,
@@ -202,7 +204,7 @@ def _validated(values: Any, file: Path | None = None) -> Config:
     """Validate values from overrides, or from `file`."""
     try:
         # pydantic's strict mode for JSON accepts a list for a tuple and a string for a path, but
-        # neither true nor "3" for a number.
+        # neither true nor "3" for a number. YAML also has dates, which JSON lacks: hence `str`.
         return Config.model_validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
         raise explain(error, file) from error

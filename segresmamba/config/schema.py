@@ -25,6 +25,7 @@ class RunConfig(Section):
 
     root: Path = Path("runs")
     """Folder that holds the folders of all runs."""
+    # It becomes the name of a folder, so it has no slash and does not begin with a dot.
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Folder of the run below root. Unset, it is the name of the network and a digest of the
     settings: the same command then finds its run again, and other settings never overwrite it."""
@@ -217,12 +218,14 @@ class ClusterConfig(Section):
     @property
     def variables(self) -> dict[str, str]:
         """Environment variables of the ranks, with those that choose the network interface."""
+        # NCCL connects GPUs, gloo processors.
         names = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME") if self.interface else ()
         chosen = {name: str(self.interface) for name in names}
         return chosen | {name: str(value) for name, value in self.env.items()}
 
     @model_validator(mode="after")
     def _possible(self) -> ClusterConfig:
+        # The nodes and the tasks on each that a backend is limited to; Slurm has no limit.
         most = {"local": (1, self.tasks_per_node), "debug": (1, 1)}.get(self.name)
         if most and (self.nodes, self.tasks_per_node) != most:
             raise ConfigError(
@@ -296,6 +299,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _ranks_divide_batch(self) -> Config:
+        # Every rank reads the same number of crops for each of its backward passes.
         shares = self.cluster.world_size * self.train.accumulation
         if self.train.batch_size % shares:
             raise ConfigError(

@@ -12,5 +12,8 @@ class Section(BaseModel):
     """A section: immutable, without unknown keys, and documented by docstrings below its fields."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+        extra="forbid",
+        frozen=True,  # the run folder is named after a digest of the settings
+        allow_inf_nan=False,  # inf is positive, so a PositiveFloat alone would accept it
+        use_attribute_docstrings=True,
     )

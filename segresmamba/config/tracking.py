@@ -28,6 +28,7 @@ class TrackingConfig(Section):
     (SEGRESMAMBA_TRACKING_PASSWORD) and never written to a file."""
     experiment: str = "segresmamba"
     """Name of the MLflow experiment."""
+    # MLflow is asked for a group by a query with the name in quotes, so it has none itself.
     group: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._ -]*$")
     """Name of the sweep or cross-validation that the run belongs to. MLflow shows the runs of a
     group as children of one run with this name."""
@@ -64,7 +65,7 @@ class TrackingConfig(Section):
                 got=uri.partition("?")[0] + "?...",
                 remedy="write postgresql://user:password@host/db: there it is kept out of files",
             )
-        login, at, host = parts.netloc.rpartition("@")
+        login, at, host = parts.netloc.rpartition("@")  # a password may contain an @
         user, colon, password = login.partition(":")
         if not colon:
             return uri

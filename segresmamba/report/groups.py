@@ -133,6 +133,7 @@ def pareto_front(groups: Sequence[Group], cost: str, gain: str) -> list[Group]:
         if (costs := group.mean(cost)) is not None and (gains := group.mean(gain)) is not None
     ]
     least = float("inf")
+    # From the smallest cost on, a group is on the front if it gains more than all before it.
     for _, loss, group in sorted(placed, key=lambda entry: entry[:2]):
         if loss < least:
             least = loss

@@ -84,7 +84,7 @@ class MeasuredRun:
         settings, cases = complete_settings(history.settings), _cases(history)
         dice, hd95_mm = _scores(history, cases)
         steps = history.curves["train/loss"][-1].step if "train/loss" in curves else None
-        # The first record holds compilation and cold caches.
+        # The first record includes compilation and cold caches.
         step_times_s = curves.get("time/step_s", [])
         step_s = median(step_times_s[1:] or step_times_s) if step_times_s else None
         epochs = history.last("epoch")
@@ -150,7 +150,7 @@ def complete_settings(settings: Mapping[str, str]) -> dict[str, str]:
         kind: Any = Config.model_fields[section].annotation
         try:
             valid = TypeAdapter[Section](kind).validate_json(json.dumps(values), strict=True)
-        except ValidationError:
+        except ValidationError:  # the section is of a newer version, or a setting was removed
             continue
         complete |= flatten(valid.model_dump(mode="json"), f"{section}.")
     return complete
@@ -165,6 +165,7 @@ def _compared_settings(settings: Mapping[str, str], tags: Mapping[str, str]) -> 
     if digest:  # the same dataset may lie elsewhere on another machine
         compared.pop("data.store", None)
         compared["dataset"] = digest[:8]
+    # Time, memory and energy depend on these, which are found out when a run starts.
     for tag in ("device", "world_size", "zero_stage"):
         if tag in tags:
             compared[tag] = tags[tag]

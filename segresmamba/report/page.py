@@ -36,6 +36,7 @@ from segresmamba.report.tables import (
     runs_table,
     significance_table,
 )
+from segresmamba.storage.atomic import sync_tree
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +170,9 @@ def _write(
             (new / PICTURES / picture.name).write_bytes(picture.png)
         (new / PAGE).write_text(page, encoding="utf-8")
         (new / MARKDOWN).write_text(text, encoding="utf-8")
+        sync_tree(new)
         shutil.rmtree(out / PICTURES, ignore_errors=True)
+        # report.md shows the pictures, so they come first.
         for name in (PICTURES, MARKDOWN, PAGE):
             os.replace(new / name, out / name)
     files = [out / PICTURES / picture.name for picture in pictures]
@@ -179,8 +182,8 @@ def _write(
 def _render(template: str, content: dict[str, Any]) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=select_autoescape(("html.j2",)),
-        undefined=StrictUndefined,
+        autoescape=select_autoescape(("html.j2",)),  # the name of a run is text, never markup
+        undefined=StrictUndefined,  # a misspelt name is an error, not an empty text
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,

@@ -70,8 +70,7 @@ def draw_curves(groups: Sequence[Group]) -> bytes | None:
         Line2D([], [], color=colour, linestyle=_STYLES[index % len(_STYLES)], label=group.label)
         for index, (group, colour) in enumerate(zip(groups, colours(len(groups)), strict=True))
     ]
-    _legend(figure, lines)
-    return _png(figure)
+    return _png(figure, lines)
 
 
 def draw_tradeoff(groups: Sequence[Group], front: Sequence[Group]) -> bytes | None:
@@ -88,6 +87,7 @@ def draw_tradeoff(groups: Sequence[Group], front: Sequence[Group]) -> bytes | No
     ]
     if not placed:
         return None
+    # Areas are relative to the largest, so that runs of minutes and of days are both readable.
     most_g = max((group.mean("co2e_g") or 0.0 for group in groups), default=0.0)
     figure = _figure(7.2, 4.2, len(placed) + 2)
     axes = figure.subplots()
@@ -120,8 +120,7 @@ def draw_tradeoff(groups: Sequence[Group], front: Sequence[Group]) -> bytes | No
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.2, y=0.25)
     _plain_panel(axes)
-    _legend(figure, handles)
-    return _png(figure)
+    return _png(figure, handles)
 
 
 def small_jpeg(picture: Path) -> bytes:
@@ -214,6 +213,7 @@ def _plain_panel(panel: Axes) -> None:
 
 
 def _figure(width: float, height: float, legend_rows: int) -> Figure:
+    # Without pyplot, which keeps every figure in memory until it is closed.
     figure = Figure(
         figsize=(width, height + _LEGEND_ROW * legend_rows), dpi=_DPI, layout="constrained"
     )
@@ -221,11 +221,9 @@ def _figure(width: float, height: float, legend_rows: int) -> Figure:
     return figure
 
 
-def _legend(figure: Figure, handles: Sequence[Line2D]) -> None:
+def _png(figure: Figure, handles: Sequence[Line2D]) -> bytes:
+    """Draw the figure with its legend."""
     figure.legend(handles=handles, loc="outside lower left", frameon=False, fontsize=9)
-
-
-def _png(figure: Figure) -> bytes:
     buffer = BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()

@@ -11,7 +11,7 @@ from segresmamba.report.measures import MeasuredRun
 from segresmamba.report.significance import Comparison
 
 _RUNNING = "running*"
-_DICE_POINT = 0.01
+_DICE_POINT = 0.01  # Dice is from 0 to 1, a point is a hundredth
 _SCORES = ("dice", "hd95_mm")
 
 
@@ -206,6 +206,7 @@ def _mean_cell(group: Group, groups: Sequence[Group], measure: _Measure, scale: 
     cell = _spread_cell(group.spread(measure.name), measure.decimals, scale)
     means = [mean for other in groups if (mean := other.mean(measure.name)) is not None]
     choose: Callable[[list[float]], float] = max if measure.high_is_good else min
+    # If all groups have the same value, none of them is the best.
     is_best = len(set(means)) > 1 and group.mean(measure.name) == choose(means)
     return Cell(cell.text, cell.spread, cell.sort, best=is_best)
 

@@ -89,7 +89,7 @@ def read_history(folder: Path) -> History:
     """
     journal = RunFolder(folder).journal
     header = read_header(journal)
-    status = "running"
+    status = "running"  # a run that was killed has recorded nothing else
     settings: dict[str, str] = {}
     tags: dict[str, str] = {}
     curves: dict[str, list[MetricPoint]] = {}
@@ -98,7 +98,7 @@ def read_history(folder: Path) -> History:
     for record in read_journal(journal):
         match record.kind:
             case "params":
-                settings = flatten(record.body["values"])
+                settings = flatten(record.body["values"])  # a resume records all of them again
             case "tags":
                 tags |= record.body["values"]
             case "metrics":

@@ -34,7 +34,7 @@ from typing import Any
 
 from segresmamba.storage.atomic import sync
 from segresmamba.storage.locks import try_lock
-from segresmamba.tracking.protocol import TrackingError
+from segresmamba.tracking.protocol import TrackingError, newer_error
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class Journal:
                 self.flush()
                 sync(path.parent)
             else:
-                read_header(path)
+                read_header(path)  # it raises if the file is not a journal
         except BaseException:
             self.close()
             raise
@@ -107,6 +107,7 @@ class Journal:
         Raises:
             OSError: If it could not be written; the journal then ends with the record before.
         """
+        # MLflow's time stamps are milliseconds too, so they go there unchanged.
         record = {"kind": kind, "time_ms": time.time_ns() // 1_000_000, **body}
         line = json.dumps(_as_json(record), allow_nan=False).encode() + b"\n"
         try:
@@ -154,7 +155,7 @@ def read_records(path: Path, start: int = 0) -> Iterator[JournalRecord]:
     with lines:
         lines.seek(start)
         for line in lines:
-            if not line.endswith(b"\n"):
+            if not line.endswith(b"\n"):  # it is being written, or a power loss has cut it
                 return
             record = _parse(line, start, path)
             start = record.end
@@ -211,12 +212,7 @@ def _parse(line: bytes, start: int, path: Path) -> JournalRecord:
         if not isinstance(schema, int):
             raise _not_a_journal(path, "a first record without a schema")
         if schema > SCHEMA:
-            raise TrackingError(
-                "the journal was written by a newer version of segresmamba",
-                where=path,
-                got=f"schema {schema}",
-                remedy=f"upgrade segresmamba: this version reads up to schema {SCHEMA}",
-            )
+            raise newer_error("the journal", path, schema, SCHEMA)
     return JournalRecord(kind, time_ms, body, start + len(line))
 
 

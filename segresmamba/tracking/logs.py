@@ -114,6 +114,7 @@ class StepLog:
         """
         if not self._enabled:
             return
+        # Validations and checkpoints are not counted.
         left_s = (self._max_steps - step) * values["step_s"]
         parts = [
             f"loss {values['loss']:.4f}",

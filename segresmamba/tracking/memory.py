@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+# torch is imported inside functions: the launcher and the uploader import this package too, and do
+# not need torch, whose import takes seconds.
 import resource
 import sys
 from collections.abc import Iterator, Mapping, Sequence

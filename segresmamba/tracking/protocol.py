@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from segresmamba.errors import UserError
 
@@ -18,11 +18,22 @@ class TrackingError(UserError):
     """A journal or a tracking server that cannot be used as it is."""
 
 
-class Tracker(Protocol):
-    """Records what a run is and does. Only rank 0 holds a real one."""
+def newer_error(what: str, where: Path, schema: int, known: int) -> TrackingError:
+    """The error for a file that a newer version wrote, in a schema that this one does not know."""
+    return TrackingError(
+        f"{what} was written by a newer version of segresmamba",
+        where=where,
+        got=f"schema {schema}",
+        remedy=f"upgrade segresmamba: this version reads up to schema {known}",
+    )
+
+
+class Tracker:
+    """Records what a run is and does. A call does nothing unless a subclass overrides it."""
 
     def ui_hint(self) -> str:
         """The command or the URL that shows the run."""
+        return ""
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Record the settings of the run, nested as they are in its configuration."""
@@ -61,35 +72,5 @@ class Tracker(Protocol):
         """Record how the run ended, and wait a short time until MLflow has everything."""
 
 
-class NullTracker:
+class NullTracker(Tracker):
     """Records nothing: the tracker of every rank but the first."""
-
-    def ui_hint(self) -> str:
-        """An empty text."""
-        return ""
-
-    def params(self, values: Mapping[str, Any]) -> None:
-        """Do nothing."""
-
-    def tags(self, values: Mapping[str, str]) -> None:
-        """Do nothing."""
-
-    def metrics(
-        self, values: Mapping[str, float], *, step: int, epoch: float | None = None
-    ) -> None:
-        """Do nothing."""
-
-    def artifact(self, path: Path, folder: str = "") -> None:
-        """Do nothing."""
-
-    def dataset(self, name: str, *, digest: str, source: str, profile: Mapping[str, Any]) -> None:
-        """Do nothing."""
-
-    def model(self, folder: Path, *, step: int, loader: str) -> None:
-        """Do nothing."""
-
-    def flush(self) -> None:
-        """Do nothing."""
-
-    def close(self, status: Status) -> None:
-        """Do nothing."""

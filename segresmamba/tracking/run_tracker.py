@@ -37,13 +37,14 @@ def open_tracker(folder: Path, config: TrackingConfig, *, root: Path, run_name: 
         ConfigError: If MLflow does not know such a tracking.uri.
         TrackingError: If the journal cannot be written, or another process is writing it.
     """
+    # A mistake in tracking.uri is found here, before anything is written.
     state = open_state(folder, config, root) if config.enabled else None
     folder.mkdir(parents=True, exist_ok=True)
     journal = Journal(RunFolder(folder).journal, name=run_name)
     return RunTracker(folder, journal, state, config)
 
 
-class RunTracker:
+class RunTracker(Tracker):
     """A `Tracker` that writes a journal, and starts an uploader for it.
 
     A full disk or a dead server is logged, never raised: training goes on.
@@ -140,6 +141,7 @@ class RunTracker:
             )
 
     def _relative(self, path: Path) -> str:
+        """The path from the run folder if it lies in it, so that the folder can be moved."""
         path = path.resolve()
         if path.is_relative_to(self._folder.resolve()):
             path = path.relative_to(self._folder.resolve())
@@ -150,7 +152,7 @@ class RunTracker:
             self._journal.append(kind, **body)
         except OSError as error:
             self._lost_records += 1
-            if self._lost_records == 1:
+            if self._lost_records == 1:  # training goes on, and would repeat this at every step
                 logger.error("the journal cannot be written, metrics are being lost: %s", error)
 
     def _current_state(self) -> UploadState | None:

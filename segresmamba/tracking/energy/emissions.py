@@ -138,7 +138,7 @@ class EmissionsMeter:
         if self._grid is None:
             return {}
         if self._tracker is not None:
-            self._tracker.flush()
+            self._tracker.flush()  # it measures now, and writes to the ledger
         try:
             return self._ledger.totals()
         except (OSError, ValueError) as error:
@@ -194,6 +194,7 @@ def _end_timers(tracker: OfflineEmissionsTracker) -> None:
 
     CodeCarbon 3.3 starts a timer again that fires while it stops; that one then fails repeatedly.
     """
+    # Private attributes of CodeCarbon, so a version without them is tolerated.
     names = ("_scheduler", "_scheduler_monitor_power")
     schedulers = [scheduler for name in names if (scheduler := getattr(tracker, name, None))]
 

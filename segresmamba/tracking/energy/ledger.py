@@ -19,7 +19,7 @@ from typing import Any
 from segresmamba.storage.atomic import write_text
 from segresmamba.storage.locks import locked
 from segresmamba.storage.run_folder import RunFolder
-from segresmamba.tracking.protocol import TrackingError
+from segresmamba.tracking.protocol import TrackingError, newer_error
 
 LOCK_NAME = ".emissions.lock"
 SCHEMA = 1
@@ -70,6 +70,7 @@ class Ledger:
             OSError: If the ledger cannot be written.
             TrackingError: If it is damaged or of a newer version.
         """
+        # Each node rewrites the whole file, so reading and writing must not be interleaved.
         with locked(self._lock):
             segments = self._read()
             segments.setdefault(key, {}).update(totals)
@@ -109,12 +110,7 @@ class Ledger:
                 remedy="move the file away; the run then begins a new one",
             ) from error
         if schema > SCHEMA:
-            raise TrackingError(
-                "the energy ledger was written by a newer version of segresmamba",
-                where=self._path,
-                got=f"schema {schema}",
-                remedy=f"upgrade segresmamba: this version reads up to schema {SCHEMA}",
-            )
+            raise newer_error("the energy ledger", self._path, schema, SCHEMA)
         return segments
 
     def _write(self, segments: Mapping[str, Any]) -> None:

@@ -88,28 +88,30 @@ class _HostReader:
 
     def __init__(self, folder: Path) -> None:
         self._folder = str(folder)
-        self._network, self._disk = psutil.net_io_counters(), psutil.disk_io_counters()
+        self._traffic = _traffic()
         psutil.cpu_percent()  # the first call starts the interval, and returns nothing of use
 
     def read(self) -> dict[str, float]:
         memory, disk = psutil.virtual_memory(), psutil.disk_usage(self._folder)
-        values = {
+        traffic = {name: value - self._traffic.get(name, 0) for name, value in _traffic().items()}
+        return {
             "cpu_utilization_percentage": psutil.cpu_percent(),
             "system_memory_usage_megabytes": memory.used / BYTES_PER_MB,
             "system_memory_usage_percentage": memory.percent,
             "disk_usage_percentage": disk.percent,
             "disk_usage_megabytes": disk.used / BYTES_PER_MB,
             "disk_available_megabytes": disk.free / BYTES_PER_MB,
+        } | {f"{name}_megabytes": count / BYTES_PER_MB for name, count in traffic.items()}
+
+
+def _traffic() -> dict[str, int]:
+    """Bytes since the host started; a container may hide these counters."""
+    counts: dict[str, int] = {}
+    if network := psutil.net_io_counters():
+        counts |= {
+            "network_receive": network.bytes_recv,
+            "network_transmit": network.bytes_sent,
         }
-        network, io = psutil.net_io_counters(), psutil.disk_io_counters()
-        if network and self._network:  # a container may hide these counters
-            received = network.bytes_recv - self._network.bytes_recv
-            sent = network.bytes_sent - self._network.bytes_sent
-            values["network_receive_megabytes"] = received / BYTES_PER_MB
-            values["network_transmit_megabytes"] = sent / BYTES_PER_MB
-        if io and self._disk:
-            read = io.read_bytes - self._disk.read_bytes
-            values["disk_read_megabytes"] = read / BYTES_PER_MB
-            written = io.write_bytes - self._disk.write_bytes
-            values["disk_write_megabytes"] = written / BYTES_PER_MB
-        return values
+    if disk := psutil.disk_io_counters():
+        counts |= {"disk_read": disk.read_bytes, "disk_write": disk.write_bytes}
+    return counts

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from segresmamba.tracking.mlflow.state import UploadState
-from segresmamba.tracking.protocol import TrackingError
-
 # Time-out and rate limit: the same request may succeed later. Any other 4xx is final.
 TRY_AGAIN_CODES = (408, 429)
 
@@ -24,33 +21,6 @@ def is_final(error: Exception) -> bool:
     else:
         return False
     return 400 <= code < 500 and code not in TRY_AGAIN_CODES
-
-
-def refused_error(error: Exception, state: UploadState) -> TrackingError:
-    """The error to show if MLflow refuses a request for good."""
-    return TrackingError(
-        "MLflow refuses this run",
-        where=state.shown_uri,
-        got=first_line(error),
-        remedy="correct the cause, then run: segresmamba sync RUN_FOLDER",
-    )
-
-
-def deleted_error(what: str, command: str, state: UploadState) -> TrackingError:
-    """The error to show for an experiment or run that was deleted in MLflow.
-
-    Args:
-        what: "experiment" or "run".
-        command: The mlflow command that restores it.
-        state: Of the run folder.
-    """
-    return TrackingError(
-        f"the {what} was deleted in MLflow",
-        where=state.shown_uri,
-        got=state.experiment,
-        remedy=f"restore it: MLFLOW_TRACKING_URI={state.shown_uri} mlflow {command}, then run: "
-        "segresmamba sync RUN_FOLDER; or set another tracking.experiment",
-    )
 
 
 def first_line(error: Exception) -> str:

@@ -31,8 +31,11 @@ from segresmamba.tracking.mlflow.state import UploadState
 logger = logging.getLogger(__name__)
 
 FILE_ATTEMPTS = 3
+# Prefix of a tag with the new value of a setting that a resumed run changed.
 CHANGED = "changed."
+# Artifact with a value that is longer than MLflow allows; the param has the path of the artifact.
 LONG_PARAM = "params/{}.txt"
+# MLflow has no status for a preempted run; KILLED is the closest.
 RUN_STATUS = {
     "running": "RUNNING",
     "finished": "FINISHED",
@@ -161,4 +164,4 @@ def _send_status(client: Any, record: JournalRecord, state: UploadState) -> None
     if state.parent_id and state.experiment_id:
         show_group_status(client, state.parent_id, state.experiment_id)
     if record.body["status"] == "finished":
-        state.last_step.clear()
+        state.last_step.clear()  # a later evaluation measures at the last step again

@@ -12,7 +12,7 @@ from typing import Any
 from segresmamba.storage.locks import locked
 from segresmamba.tracking.journal import JournalRecord
 from segresmamba.tracking.mlflow.client import library
-from segresmamba.tracking.mlflow.errors import deleted_error, error_name
+from segresmamba.tracking.mlflow.errors import error_name
 from segresmamba.tracking.mlflow.state import UploadState
 from segresmamba.tracking.protocol import TrackingError
 
@@ -32,6 +32,7 @@ def find_experiment(client: Any, state: UploadState) -> str:
     """
     experiment = client.get_experiment_by_name(state.experiment)
     if experiment is None:
+        # A server decides where artifacts lie; for a database it is the client that does.
         artifacts = state.artifacts if state.is_database else None
         try:
             return str(client.create_experiment(state.experiment, artifacts))
@@ -41,7 +42,7 @@ def find_experiment(client: Any, state: UploadState) -> str:
             # Another run of a sweep has just created it.
             experiment = client.get_experiment_by_name(state.experiment)
     if experiment.lifecycle_stage == DELETED:
-        raise _deleted_experiment(experiment.experiment_id, state)
+        raise _deleted("experiment", f"-x {experiment.experiment_id}", state)
     return str(experiment.experiment_id)
 
 
@@ -52,7 +53,7 @@ def find_run(client: Any, state: UploadState, experiment_id: str, header: Journa
         TrackingError: If it was deleted.
     """
     query = f"tags.`{JOURNAL_TAG}` = '{state.journal}'"
-    everything = library().entities.ViewType.ALL
+    everything = library().entities.ViewType.ALL  # a deleted run is reported, not created again
     found = client.search_runs([experiment_id], query, everything, max_results=1)
     if not found:
         run = client.create_run(
@@ -63,7 +64,7 @@ def find_run(client: Any, state: UploadState, experiment_id: str, header: Journa
         )
         return str(run.info.run_id)
     if found[0].info.lifecycle_stage == DELETED:
-        raise _deleted_run(found[0].info.run_id, state)
+        raise _deleted("run", f"--run-id {found[0].info.run_id}", state)
     return str(found[0].info.run_id)
 
 
@@ -78,9 +79,9 @@ def refuse_deleted(client: Any, state: UploadState) -> None:
     run = client.get_run(state.run_id)
     experiment = client.get_experiment(run.info.experiment_id)
     if experiment.lifecycle_stage == DELETED:
-        raise _deleted_experiment(experiment.experiment_id, state)
+        raise _deleted("experiment", f"-x {experiment.experiment_id}", state)
     if run.info.lifecycle_stage == DELETED:
-        raise _deleted_run(state.run_id, state)
+        raise _deleted("run", f"--run-id {state.run_id}", state)
 
 
 def join_group(client: Any, group: str, experiment_id: str, run_id: str, root: Path) -> str:
@@ -120,9 +121,12 @@ def show_group_status(client: Any, parent_id: str, experiment_id: str) -> None:
         client.set_terminated(parent_id, "FINISHED")
 
 
-def _deleted_experiment(experiment_id: str, state: UploadState) -> TrackingError:
-    return deleted_error("experiment", f"experiments restore -x {experiment_id}", state)
-
-
-def _deleted_run(run_id: str, state: UploadState) -> TrackingError:
-    return deleted_error("run", f"runs restore --run-id {run_id}", state)
+def _deleted(what: str, restore: str, state: UploadState) -> TrackingError:
+    """The error for an experiment or a run that was deleted, with the command that restores it."""
+    return TrackingError(
+        f"the {what} was deleted in MLflow",
+        where=state.shown_uri,
+        got=state.experiment,
+        remedy=f"restore it: MLFLOW_TRACKING_URI={state.shown_uri} mlflow {what}s restore "
+        f"{restore}, then run: segresmamba sync RUN_FOLDER; or set another tracking.experiment",
+    )

@@ -25,7 +25,7 @@ from segresmamba.tracking.energy.system import FOLDER_NAME as SYSTEM_FOLDER
 from segresmamba.tracking.journal import JournalRecord, read_header, read_records, warn_if_cut
 from segresmamba.tracking.mapping import batches
 from segresmamba.tracking.mlflow.client import connect
-from segresmamba.tracking.mlflow.errors import error_name, is_final, refused_error
+from segresmamba.tracking.mlflow.errors import error_name, first_line, is_final
 from segresmamba.tracking.mlflow.records import send_file, send_records
 from segresmamba.tracking.mlflow.runs import (
     find_experiment,
@@ -116,7 +116,12 @@ class MlflowSink:
             return cause
         except Exception:  # the server refuses everything
             logger.debug("MLflow does not say whether the run was deleted", exc_info=True)
-        return refused_error(error, state)
+        return TrackingError(
+            "MLflow refuses this run",
+            where=state.shown_uri,
+            got=first_line(error),
+            remedy="correct the cause, then run: segresmamba sync RUN_FOLDER",
+        )
 
     def _push(self, state: UploadState, header: JournalRecord, *, last: bool) -> None:
         for batch in batches(read_records(self._run.journal, state.sent_bytes)):
@@ -139,6 +144,7 @@ class MlflowSink:
     def _push_nodes(self, state: UploadState) -> None:
         """Send the samples of the nodes, each of which has its own journal, see `energy.system`."""
         for path in sorted((self._folder / SYSTEM_FOLDER).glob("*.jsonl")):
+            # Samples wait for the run, which is created with the first record of its own journal.
             if state.run_id is None or path in self._damaged:
                 continue
             try:
@@ -151,6 +157,7 @@ class MlflowSink:
                 logger.warning("the samples of a node are not sent\n%s", error.screen())
 
     def _connect(self, state: UploadState) -> Any:
+        # Only when there is something to send: the import of MLflow alone takes seconds.
         if self._client is None:
             self._client = connect(state, self._folder)
         return self._client

@@ -23,6 +23,7 @@ from segresmamba.tracking.protocol import TrackingError
 PAGE = 200
 # Samples of every node every 10 s: long curves that no report shows.
 _SAMPLED = "system/"
+# MLflow's names of a status to those of a journal.
 _STATUS = {theirs: ours for ours, theirs in RUN_STATUS.items()}
 
 
