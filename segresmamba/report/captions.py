@@ -9,8 +9,9 @@ from segresmamba.report.measures import MeasuredRun
 from segresmamba.report.significance import ALL_PAIRS_UP_TO, Comparison
 
 MEMORY = {
-    "device": "allocated on the GPU while training, by the rank that needed most",
-    "host": "resident in the training process of the rank that needed most, without its readers",
+    "device": "allocated on the GPU during training, by the rank that needed most",
+    "host": "resident in the training process of the rank that needed most, without its reader "
+    "processes",
 }
 
 
@@ -67,11 +68,11 @@ def measured(groups: Sequence[Group]) -> dict[str, str]:
     power = sorted({line for run in runs for line in run.history.power.splitlines()})
     texts = {
         "Memory": "; ".join(f"peak {MEMORY[kind]}" for kind in kinds),
-        "Step": "median over the records of a run but the first, waiting for data included",
-        "Epoch": "the step times the steps of an epoch; validation and saving do not count",
+        "Step": "median over all records of a run except the first; waiting for data is included",
+        "Epoch": "time of a step, multiplied by the steps of an epoch, without validation and saving",
         "Energy, CO₂e": "sum over all nodes and restarts of the run"
         + "".join(f"; {line}" for line in power),
-        "Per 1000 patches": "energy of the run by the crops that it trained on",
+        "Per 1000 patches": "energy of the run, divided by the number of crops that it trained on",
         "Dice, HD95": "mean over classes and held-out cases: whole volumes in the original "
         "geometry, best weights. A run that was not evaluated shows its best validation",
     }
@@ -88,7 +89,7 @@ def _networks_note(groups: Sequence[Group], baseline: MeasuredRun | None) -> str
         (group, group.spread(name)) for group in groups for name in ("dice", "energy_wh", "step_s")
     ]
     if any(spread and len(spread.values) < len(group.runs) for group, spread in spreads):
-        sentences.append("A run that lacks a figure is left out of its mean.")
+        sentences.append("A mean leaves out the runs that lack this value.")
     if baseline:
         sentences.append(
             f"Per Dice point: energy beyond that of {baseline.history.name} "

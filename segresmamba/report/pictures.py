@@ -87,7 +87,6 @@ def draw_tradeoff(groups: Sequence[Group], front: Sequence[Group]) -> bytes | No
     ]
     if not placed:
         return None
-    # Areas are relative to the largest, so that runs of minutes and of days are both readable.
     most_g = max((group.mean("co2e_g") or 0.0 for group in groups), default=0.0)
     figure = _figure(7.2, 4.2, len(placed) + 2)
     axes = figure.subplots()

@@ -93,7 +93,8 @@ class _HostReader:
 
     def read(self) -> dict[str, float]:
         memory, disk = psutil.virtual_memory(), psutil.disk_usage(self._folder)
-        traffic = {name: value - self._traffic.get(name, 0) for name, value in _traffic().items()}
+        now, before = _traffic(), self._traffic
+        traffic = {name: now[name] - before[name] for name in now.keys() & before.keys()}
         return {
             "cpu_utilization_percentage": psutil.cpu_percent(),
             "system_memory_usage_megabytes": memory.used / BYTES_PER_MB,

@@ -35,14 +35,12 @@ def send_model(client: Any, record: JournalRecord, source: Path, state: UploadSt
         mlflow.set_tracking_uri(state.connection_uri)  # MLflow looks models up there
         step, run_id = record.body["step"], str(state.run_id)
         query = f"source_run_id = '{run_id}' AND tags.`{STEP_TAG}` = '{step}'"
-        found = client.search_logged_models([state.experiment_id], query)
-        model = (
-            found[0]
-            if found
-            else client.create_logged_model(
+        found = client.search_logged_models([state.experiment_id], query) or [
+            client.create_logged_model(
                 state.experiment_id, MODEL_NAME, source_run_id=run_id, tags={STEP_TAG: str(step)}
             )
-        )
+        ]
+        model = found[0]
         ready = mlflow.entities.LoggedModelStatus.READY
         if str(model.status) != str(ready):  # it is new, or a kill cut its upload
             _upload(mlflow, client, record, source, model)

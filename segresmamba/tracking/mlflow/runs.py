@@ -100,11 +100,8 @@ def join_group(client: Any, group: str, experiment_id: str, run_id: str, root: P
     """
     with locked(root / GROUPS_LOCK_NAME):
         found = client.search_runs([experiment_id], f"tags.`{GROUP_TAG}` = '{group}'", 1, 1)
-        parent = (
-            found[0]
-            if found
-            else client.create_run(experiment_id, tags={GROUP_TAG: group}, run_name=group)
-        )
+        tags = {GROUP_TAG: group}
+        parent = found[0] if found else client.create_run(experiment_id, None, tags, group)
     parent_id = str(parent.info.run_id)
     client.set_tag(run_id, PARENT_TAG, parent_id)
     return parent_id

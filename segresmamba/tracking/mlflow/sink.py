@@ -157,7 +157,7 @@ class MlflowSink:
                 logger.warning("the samples of a node are not sent\n%s", error.screen())
 
     def _connect(self, state: UploadState) -> Any:
-        # Only when there is something to send: the import of MLflow alone takes seconds.
+        # At the first use: the import of MLflow takes seconds.
         if self._client is None:
             self._client = connect(state, self._folder)
         return self._client
