@@ -69,7 +69,7 @@ def measured(groups: Sequence[Group]) -> dict[str, str]:
     texts = {
         "Memory": "; ".join(f"peak {MEMORY[kind]}" for kind in kinds),
         "Step": "median over all records of a run except the first; waiting for data is included",
-        "Epoch": "time of a step, multiplied by the steps of an epoch, without validation and saving",
+        "Epoch": "time of a step by the steps of an epoch, without validation and saving",
         "Energy, CO₂e": "sum over all nodes and restarts of the run"
         + "".join(f"; {line}" for line in power),
         "Per 1000 patches": "energy of the run, divided by the number of crops that it trained on",
