@@ -120,8 +120,8 @@ def pareto_front(groups: Sequence[Group], cost: str, gain: str) -> list[Group]:
 
     Args:
         groups: The groups. Those that lack either measure are left out.
-        cost: Name of a measure of which less is better.
-        gain: Name of a measure of which more is better.
+        cost: Name of a measure that is better if it is lower.
+        gain: Name of a measure that is better if it is higher.
 
     Returns:
         The front from the smallest cost to the largest.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 from segresmamba.report.groups import Group, Spread
 from segresmamba.report.measures import MeasuredRun
@@ -44,7 +44,7 @@ class Table:
 
     name: str
     columns: Sequence[Column]
-    rows: Sequence[Sequence[Cell]] = field(default_factory=list)
+    rows: Sequence[Sequence[Cell]]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,16 @@ class _Measure:
     """Digits after the point; None shows three significant digits."""
     high_is_good: bool = False
     large_unit: str = ""
-    """Unit for the whole column if a value reaches 1000 of the other unit."""
+    """1000 units; the whole column has this unit if a group reaches it."""
+    scale: float = 1.0
+    """Factor that converts a value to `unit`."""
+
+    def in_column(self, groups: Sequence[Group]) -> _Measure:
+        """The measure in the unit that fits the values of these groups."""
+        largest = max((group.mean(self.name) or 0.0 for group in groups), default=0.0)
+        if self.large_unit and largest >= 1000:
+            return replace(self, unit=self.large_unit, scale=0.001)
+        return self
 
 
 _MEASURES = (
@@ -88,9 +97,9 @@ def networks_table(
     baseline: MeasuredRun | None,
 ) -> Table:
     """Means and spreads of each group; a row for each."""
-    measures = [_scaled_measure(measure, groups) for measure in _MEASURES]
+    measures = [measure.in_column(groups) for measure in _MEASURES]
     columns = [Column("Network", numeric=False), Column("Runs")]
-    columns += [Column(measure.title, unit) for measure, unit, _ in measures]
+    columns += [Column(measure.title, measure.unit) for measure in measures]
     if len(groups) > 1:
         columns.append(Column("Pareto", numeric=False))
     if baseline:
@@ -100,7 +109,7 @@ def networks_table(
         row = [
             Cell(group.label, colour=colour),
             Cell(str(len(group.runs)), sort=len(group.runs)),
-            *(_mean_cell(group, groups, measure, scale) for measure, _, scale in measures),
+            *(_mean_cell(group, groups, measure) for measure in measures),
         ]
         if len(groups) > 1:
             row.append(Cell("●" if group in front else ""))
@@ -168,7 +177,8 @@ def significance_table(comparisons: Sequence[Comparison]) -> Table:
 
 def runs_table(groups: Sequence[Group], colours: Sequence[str]) -> Table:
     """Every run, with its seed, its fold and how it ended."""
-    measures = [_scaled_measure(measure, groups) for measure in _MEASURES[1:]]
+    # The number of parameters, which comes first, is the same for all runs of a group.
+    measures = [measure.in_column(groups) for measure in _MEASURES[1:]]
     columns = [
         Column("Run", numeric=False),
         Column("Network", numeric=False),
@@ -176,7 +186,7 @@ def runs_table(groups: Sequence[Group], colours: Sequence[str]) -> Table:
         Column("Fold"),
         Column("Status", numeric=False),
         Column("Steps"),
-        *(Column(measure.title, unit) for measure, unit, _ in measures),
+        *(Column(measure.title, measure.unit) for measure in measures),
     ]
     rows = [
         [
@@ -186,7 +196,7 @@ def runs_table(groups: Sequence[Group], colours: Sequence[str]) -> Table:
             _whole(run.replica.get("train.fold")),
             Cell(_RUNNING if run.history.status == "running" else run.history.status),
             _whole(run.steps),
-            *(_run_cell(run, measure, scale) for measure, _, scale in measures),
+            *(_run_cell(run, measure) for measure in measures),
         ]
         for group, colour in zip(groups, colours, strict=True)
         for run in group.runs
@@ -194,21 +204,13 @@ def runs_table(groups: Sequence[Group], colours: Sequence[str]) -> Table:
     return Table("runs", columns, rows)
 
 
-def _scaled_measure(measure: _Measure, groups: Sequence[Group]) -> tuple[_Measure, str, float]:
-    """A measure with the unit of its column, and the factor that converts values to this unit."""
-    largest = max((group.mean(measure.name) or 0.0 for group in groups), default=0.0)
-    if measure.large_unit and largest >= 1000:
-        return measure, measure.large_unit, 0.001
-    return measure, measure.unit, 1.0
-
-
-def _mean_cell(group: Group, groups: Sequence[Group], measure: _Measure, scale: float) -> Cell:
-    cell = _spread_cell(group.spread(measure.name), measure.decimals, scale)
+def _mean_cell(group: Group, groups: Sequence[Group], measure: _Measure) -> Cell:
+    cell = _spread_cell(group.spread(measure.name), measure.decimals, measure.scale)
     means = [mean for other in groups if (mean := other.mean(measure.name)) is not None]
     choose: Callable[[list[float]], float] = max if measure.high_is_good else min
     # If all groups have the same value, none of them is the best.
     is_best = len(set(means)) > 1 and group.mean(measure.name) == choose(means)
-    return Cell(cell.text, cell.spread, cell.sort, best=is_best)
+    return replace(cell, best=is_best)
 
 
 def _spread_cell(spread: Spread | None, decimals: int | None = None, scale: float = 1.0) -> Cell:
@@ -230,10 +232,10 @@ def _number_cell(value: float | None, decimals: int | None = None, scale: float 
     return Cell() if value is None else Cell(number(value * scale, decimals), sort=value)
 
 
-def _run_cell(run: MeasuredRun, measure: _Measure, scale: float) -> Cell:
-    cell = _number_cell(getattr(run, measure.name), measure.decimals, scale)
+def _run_cell(run: MeasuredRun, measure: _Measure) -> Cell:
+    cell = _number_cell(getattr(run, measure.name), measure.decimals, measure.scale)
     is_validation = measure.name in _SCORES and run.scored_by == "validation"
-    return Cell(cell.text + "†", sort=cell.sort) if cell.text and is_validation else cell
+    return replace(cell, text=cell.text + "†") if cell.text and is_validation else cell
 
 
 def _whole(value: str | int | None) -> Cell:

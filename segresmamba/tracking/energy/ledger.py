@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +55,11 @@ class Ledger:
         """
         job = os.environ.get("SLURM_JOB_ID", "local")
         name = f"{job}/{os.environ.get('SLURM_RESTART_COUNT', '0')}/{node_name()}"
-        with locked(self._lock):
-            segments = self._read()
+        with self._changing() as segments:
             # A job may start the run more than once, for instance by two srun lines in its script.
             count = sum(key.partition("#")[0] == name for key in segments)
             key = f"{name}#{count + 1}" if count else name
             segments[key] = {**dict.fromkeys(SUMMED, 0.0), **facts}
-            self._write(segments)
         return key
 
     def update(self, key: str, totals: Mapping[str, float]) -> None:
@@ -70,11 +69,8 @@ class Ledger:
             OSError: If the ledger cannot be written.
             TrackingError: If it is damaged or of a newer version.
         """
-        # Each node rewrites the whole file, so reading and writing must not be interleaved.
-        with locked(self._lock):
-            segments = self._read()
+        with self._changing() as segments:
             segments.setdefault(key, {}).update(totals)
-            self._write(segments)
 
     def totals(self) -> dict[str, float]:
         """The sums over all segments: energy in kWh, emissions in kg CO2e, node time in s.
@@ -113,9 +109,14 @@ class Ledger:
             raise newer_error("the energy ledger", self._path, schema, SCHEMA)
         return segments
 
-    def _write(self, segments: Mapping[str, Any]) -> None:
-        content = {"schema": SCHEMA, "segments": segments}
-        write_text(self._path, json.dumps(content, indent=1))
+    @contextmanager
+    def _changing(self) -> Iterator[dict[str, dict[str, Any]]]:
+        """Give the segments to the block, and write what it makes of them."""
+        with locked(self._lock):  # every node rewrites the whole file
+            segments = self._read()
+            yield segments
+            content = {"schema": SCHEMA, "segments": segments}
+            write_text(self._path, json.dumps(content, indent=1))
 
 
 def power_line(facts: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
-"""How MLflow is imported, set up and connected to. Only this module imports it.
+"""How MLflow is imported, set up and connected to, and what its errors mean.
 
-The other modules are given a client, and take the library from here when they need its classes.
+Only this module imports MLflow. The others are given a client, and take the library from here when
+they need its classes.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ ENVIRONMENT = {
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
+
+# Time-out and rate limit: the same request may succeed later. Any other 4xx is final.
+TRY_AGAIN_CODES = (408, 429)
 
 
 def library() -> Any:
@@ -61,3 +65,25 @@ def reading_client(state: UploadState) -> Any:
             os.environ["MLFLOW_TRACKING_USERNAME"] = user
             os.environ["MLFLOW_TRACKING_PASSWORD"] = password
     return client(state.connection_uri)
+
+
+def error_name(error: Exception) -> str:
+    """MLflow's code of an error, such as RESOURCE_DOES_NOT_EXIST; empty for other errors."""
+    return str(getattr(error, "error_code", ""))
+
+
+def is_final(error: Exception) -> bool:
+    """Whether MLflow would refuse the same request again."""
+    response = getattr(error, "response", None)
+    if response is not None:
+        code = response.status_code
+    elif hasattr(error, "get_http_status_code"):
+        code = error.get_http_status_code()
+    else:
+        return False
+    return 400 <= code < 500 and code not in TRY_AGAIN_CODES
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error, or its type if it has no text."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

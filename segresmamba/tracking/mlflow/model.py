@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from segresmamba.tracking.journal import JournalRecord
-from segresmamba.tracking.mlflow.client import library
-from segresmamba.tracking.mlflow.errors import error_name
+from segresmamba.tracking.mlflow.client import error_name, library
 from segresmamba.tracking.mlflow.state import UploadState
 
 STEP_TAG = "segresmamba.step"

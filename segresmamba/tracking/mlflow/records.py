@@ -22,8 +22,7 @@ from segresmamba.tracking.mapping import (
     new_points,
     valid_name,
 )
-from segresmamba.tracking.mlflow.client import library
-from segresmamba.tracking.mlflow.errors import first_line, is_final
+from segresmamba.tracking.mlflow.client import first_line, is_final, library
 from segresmamba.tracking.mlflow.model import send_model
 from segresmamba.tracking.mlflow.runs import show_group_status
 from segresmamba.tracking.mlflow.state import UploadState

@@ -24,8 +24,7 @@ from segresmamba.storage.run_folder import RunFolder
 from segresmamba.tracking.energy.system import FOLDER_NAME as SYSTEM_FOLDER
 from segresmamba.tracking.journal import JournalRecord, read_header, read_records, warn_if_cut
 from segresmamba.tracking.mapping import batches
-from segresmamba.tracking.mlflow.client import connect
-from segresmamba.tracking.mlflow.errors import error_name, first_line, is_final
+from segresmamba.tracking.mlflow.client import connect, error_name, first_line, is_final
 from segresmamba.tracking.mlflow.records import send_file, send_records
 from segresmamba.tracking.mlflow.runs import (
     find_experiment,

@@ -13,8 +13,7 @@ from typing import Any
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.tracking.history import History, energy_of, power_of
 from segresmamba.tracking.mapping import MetricPoint
-from segresmamba.tracking.mlflow.client import reading_client
-from segresmamba.tracking.mlflow.errors import error_name, first_line
+from segresmamba.tracking.mlflow.client import error_name, first_line, reading_client
 from segresmamba.tracking.mlflow.records import CHANGED, LONG_PARAM, RUN_STATUS
 from segresmamba.tracking.mlflow.runs import JOURNAL_TAG
 from segresmamba.tracking.mlflow.state import UploadState

@@ -113,9 +113,9 @@ def test_what_was_recorded_before_a_kill_arrives_and_a_resume_goes_on(root: Path
 def test_slurms_signals_do_not_stop_the_uploader(tmp_path: Path) -> None:
     assert {signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2} < set(SIGNALS)
     code = (
-        "import os, segresmamba.tracking.__main__ as room\n"
-        "room.follow = lambda *_: [os.kill(os.getpid(), number) for number in room.SIGNALS]\n"
-        "raise SystemExit(room.main())"
+        "import os, segresmamba.tracking.__main__ as process\n"
+        "process.follow = lambda *_: [os.kill(os.getpid(), number) for number in process.SIGNALS]\n"
+        "raise SystemExit(process.main())"
     )
     assert (
         subprocess.run([sys.executable, "-c", code, str(tmp_path), "auto"], check=False).returncode
