@@ -38,10 +38,11 @@ def tell_mlflow(
     A run that never began has no journal, and nothing in MLflow. A tracker's trouble is logged:
     what is to be told must still be shown.
     """
-    from segresmamba.tracking import JOURNAL_NAME, open_tracker
+    from segresmamba.storage.run_folder import RunFolder
+    from segresmamba.tracking import open_tracker
 
     folder = run_folder(config)
-    if not (folder / JOURNAL_NAME).exists():
+    if not RunFolder(folder).journal.exists():
         return
     try:
         tracker = open_tracker(folder, config.tracking, root=config.run.root, run_name=folder.name)

@@ -44,9 +44,10 @@ class RunStatus:
 
     @classmethod
     def _of(cls, trial: Trial, job: JobState | None) -> RunStatus:
-        from segresmamba.tracking import JOURNAL_NAME, is_locked
+        from segresmamba.storage.locks import is_locked
+        from segresmamba.storage.run_folder import RunFolder
 
-        journal = Path(trial.run, JOURNAL_NAME)
+        journal = RunFolder(Path(trial.run)).journal
         history = trial.refresh(job, is_locked=is_locked(journal), must_measure=False)
         return cls(trial, job, history, _ago(journal))
 

@@ -1,19 +1,19 @@
 """Errors that a user can act on.
 
 Each names the file or key, the value received and the remedy, fits on one screen, and ends the
-command with exit code 2. Anything else that escapes is a bug in this project and keeps its
-traceback.
+command with exit code 2. Any other exception that ends a command is a bug in this project and
+keeps its traceback.
 """
 
 from __future__ import annotations
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave: a file, a key, a combination of settings.
+    """A mistake in the user's input: in a file, a key or a combination of settings.
 
     Args:
         problem: What is wrong, in one sentence.
-        where: The file or the config key at fault.
+        where: The file or the key that is wrong.
         got: The value received.
         remedy: What to do about it, as exactly as possible (a command, the valid choices).
     """
@@ -26,7 +26,10 @@ class UserError(ValueError):
         super().__init__(f"{problem} [{self.where}: {self.got}] {remedy}")
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Survive the trip back from a worker process (exceptions pickle by position)."""
+        """Make it picklable, so that it gets back from a worker process.
+
+        An exception is pickled with positional arguments only, which `__init__` does not take.
+        """
         return _rebuild, (type(self), self.problem, self.where, self.got, self.remedy)
 
     def screen(self) -> str:
@@ -40,7 +43,7 @@ class UserError(ValueError):
 
 
 class ConfigError(UserError):
-    """An unknown key, an ill-typed value, or settings that contradict each other."""
+    """An unknown key, a value of the wrong type, or settings that contradict each other."""
 
 
 class DataError(UserError):
@@ -48,7 +51,7 @@ class DataError(UserError):
 
 
 class CheckpointError(UserError):
-    """A checkpoint that does not belong to this run or is incomplete."""
+    """A checkpoint that is incomplete or does not belong to this run."""
 
 
 class LaunchError(UserError):
@@ -56,7 +59,7 @@ class LaunchError(UserError):
 
 
 class BackendMissingError(UserError, NotImplementedError):
-    """A backend was asked for by name and is not installed; the remedy is the install command."""
+    """A backend that was asked for by name is not installed; the remedy is the install command."""
 
 
 def _rebuild(kind: type[UserError], problem: str, where: str, got: str, remedy: str) -> UserError:

@@ -76,14 +76,15 @@ def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An SQLite file with MLflow's tables, which take it seconds to make, and one empty run."""
     from segresmamba.config import TrackingConfig
+    from segresmamba.storage.run_folder import RunFolder
     from segresmamba.tracking import sync
-    from segresmamba.tracking.journal import JOURNAL_NAME, Journal
+    from segresmamba.tracking.journal import Journal
     from segresmamba.tracking.mlflow.state import open_state
 
     root = tmp_path_factory.mktemp("database")
     folder = root / "run"
     folder.mkdir()
-    Journal(folder / JOURNAL_NAME, name="run").close()
+    Journal(RunFolder(folder).journal, name="run").close()
     open_state(folder, TrackingConfig(experiment="made by the fixture"), root).save(folder)
     sync(folder)
     return root / "mlflow.db"

@@ -177,7 +177,7 @@ class Sweep:
 
     def lock(self, trial: Trial) -> int | None:
         """Take a trial for a process of this machine: a descriptor to hand on, None if taken."""
-        from segresmamba.tracking import try_lock
+        from segresmamba.storage.locks import try_lock
 
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self._lock_file(trial)
@@ -216,7 +216,7 @@ class Sweep:
         return self.folder / f"trial-{trial.number:03d}.lock"
 
     def _is_locked(self, trial: Trial) -> bool:
-        from segresmamba.tracking import is_locked
+        from segresmamba.storage.locks import is_locked
 
         return is_locked(self._lock_file(trial))
 

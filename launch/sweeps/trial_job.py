@@ -162,9 +162,10 @@ class Watch:
 
     def _follow(self) -> None:
         """Read on in the journal; of a step that was validated twice, the first value counts."""
-        from segresmamba.tracking import JOURNAL_NAME, read_records
+        from segresmamba.storage.run_folder import RunFolder
+        from segresmamba.tracking import read_records
 
-        journal = Path(self._trial.run, JOURNAL_NAME)
+        journal = RunFolder(Path(self._trial.run)).journal
         for record in read_records(journal, self._read) if journal.exists() else ():
             self._read = record.end
             if METRIC in record.body.get("values", ()) and record.kind == "metrics":
@@ -178,7 +179,7 @@ def chosen(folder: Path, number: int) -> Trial:
         LaunchError: If the storage of the search cannot be used, or every point has been tried.
         ConfigError: If the settings contradict each other.
     """
-    from segresmamba.tracking import locked
+    from segresmamba.storage.locks import locked
 
     trial = Sweep.read(folder).trials[number]
     if trial.words:
@@ -215,7 +216,7 @@ def catch_up(sweep: Sweep) -> Study:
     Raises:
         LaunchError: If its storage cannot be used.
     """
-    from segresmamba.tracking import locked
+    from segresmamba.storage.locks import locked
 
     study = _study(sweep)
     with locked(sweep.folder / LOCK):

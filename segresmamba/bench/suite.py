@@ -255,7 +255,7 @@ def _track(config: Config, folder: RunFolder, result: Result, setting: Setting) 
     tracker.metrics({f"bench/{key}": value for key, value in numbers.items()}, step=0)
     tracker.artifact(folder.config)
     tracker.close("finished" if result.status == "ok" else "failed")
-    return tracker.ui_hint
+    return tracker.ui_hint()
 
 
 def default_models() -> list[str]:

@@ -1,4 +1,4 @@
-"""Configuration: presets under configs/ composed by Hydra, validated by pydantic."""
+"""Configuration: Hydra composes the presets under configs/, and pydantic validates the result."""
 
 from segresmamba.config.compose import (
     changes_result,

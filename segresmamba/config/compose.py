@@ -1,6 +1,6 @@
-"""From `key=value` words to a validated `Config`, and a run's config.yaml out and in again.
+"""From `key=value` overrides to a validated `Config`, and reading a run's config.yaml back.
 
-Hydra parses the words and composes the presets under configs/; pydantic validates the result.
+Hydra parses the overrides and composes the presets under configs/; pydantic validates the result.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from segresmamba.config.explain import explain, field_help, suggestion
 from segresmamba.config.schema import Config
 from segresmamba.errors import ConfigError
 
-# Where a run lives, is tracked and computed.
-_ELSEWHERE = ("run.", "tracking.", "cluster.", "validation.", "plan.")
-_FREE = {
+# Settings that change no result: where a run lives, where it is tracked and computed, how ranks
+# divide the computation, and how often a run records and saves. A run may go on with other values.
+_FREE_SECTIONS = ("run.", "tracking.", "cluster.", "validation.", "plan.")
+_FREE_KEYS = {
     "data.stage",
     "data.workers",
     "data.prefetch",
@@ -35,7 +36,7 @@ _FREE = {
     "train.checkpoint_every",
     "train.keep_last",
     "train.threads",
-    # The same sums in another order: a run may go on with them on other machines.
+    # These compute the same sums in another order, which depends on the machines.
     "train.accumulation",
     "train.compile",
     "train.zero_stage",
@@ -43,14 +44,14 @@ _FREE = {
 
 
 def config_folder() -> Path:
-    """The folder of the presets: inside an installed package, or at the top of a checkout."""
+    """The folder of the presets: in an installed package, or at the top of a checkout."""
     package = Path(__file__).resolve().parents[1]
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
 
 
 def presets() -> dict[str, list[str]]:
-    """The groups under configs/ and the choices in each, such as {"data": ["brats", "sample"]}."""
+    """The groups under configs/ and the presets in each, such as {"data": ["brats", "sample"]}."""
     return {
         folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
         for folder in sorted(config_folder().iterdir())
@@ -62,22 +63,31 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
     """Compose configs/config.yaml with `overrides` and validate it.
 
     Args:
-        overrides: Hydra's grammar without sweeps, additions and deletions: presets are chosen as in
-            `model=segresnet`, fields are set as in `train.lr=3e-4`. A mapping replaces the
-            preset's, it is not merged into it.
+        overrides: In Hydra's grammar, without sweeps, additions and deletions. A preset is chosen
+            as in `model=segresnet`, a field is set as in `train.lr=3e-4`. A mapping replaces that
+            of the preset; the two are not merged.
 
     Raises:
-        ConfigError: For an unknown key or preset, an ill-typed or missing value, a contradiction.
+        ConfigError: For an unknown key or preset, a missing value or one of the wrong type, and for
+            settings that contradict each other.
     """
-    parsed = [_parse(word) for word in overrides]
+    parsed = [_parse(text) for text in overrides]
     chosen = [override for override in parsed if override.key_or_group in presets()]
+    # Values are set after all presets are composed, so they win whatever their order is.
     composed = _compose(chosen)
     try:
         for override in parsed:
             if override not in chosen:
                 key, value = override.key_or_group, override.value()
+                # An unknown key is added here, and pydantic refuses it with the valid keys.
                 OmegaConf.update(composed, key, value, merge=False, force_add=True)
-        _refuse_missing(composed)
+        if missing := sorted(OmegaConf.missing_keys(composed)):
+            raise ConfigError(
+                "a value has to be given",
+                where=", ".join(missing),
+                got="nothing",
+                remedy=f"add {missing[0]}=VALUE: {field_help(missing[0])}",
+            )
         values = OmegaConf.to_container(composed, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(
@@ -108,23 +118,24 @@ def read_config(path: Path) -> Config:
 
 
 def experiment(config: Config) -> dict[str, Any]:
-    """The settings that change a result, by dotted key.
-
-    Left out are where the run lives, is tracked and computed, how ranks share the work, and how
-    often it reports and saves: those may differ between the parts of one run.
-    """
+    """The settings that change a result, by dotted key; a resumed run may change all others."""
     values = config.model_dump(mode="json")
     return {key: value for key, value in _flat(values) if changes_result(key)}
 
 
 def changes_result(key: str) -> bool:
     """Whether the setting of this dotted key changes a result; see `experiment`."""
-    return key not in _FREE and not key.startswith(_ELSEWHERE)
+    return key not in _FREE_KEYS and not key.startswith(_FREE_SECTIONS)
 
 
 def config_digest(config: Config) -> str:
     """Eight hex digits that name an experiment."""
     return hashlib.sha256(json.dumps(experiment(config), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def run_folder(config: Config) -> Path:
+    """The folder of this configuration's run."""
+    return config.run.root / (config.run.name or f"{config.model.name}-{config_digest(config)}")
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -135,85 +146,65 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield prefix + key, value
 
 
-def run_folder(config: Config) -> Path:
-    """The folder of this configuration's run."""
-    return config.run.root / (config.run.name or f"{config.model.name}-{config_digest(config)}")
-
-
-def _parse(word: str) -> Override:
-    key, _, value = word.partition("=")
+def _parse(text: str) -> Override:
+    key, _, value = text.partition("=")
     try:
-        override = OverridesParser.create().parse_override(word)
+        override = OverridesParser.create().parse_override(text)
     except HydraException as error:
         raise ConfigError(
             "an override does not parse",
-            where=key.strip() or word,
-            got=word,
-            remedy=f"write key=value; other than plain characters in quotes: '{key}=\"{value}\"'",
+            where=key.strip() or text,
+            got=text,
+            remedy=f"write key=value, with quotes around special characters: '{key}=\"{value}\"'",
         ) from error
     if override.type is not OverrideType.CHANGE or override.package:
         raise ConfigError(
-            "an override can only set a value: nothing is added, deleted or moved",
+            "an override can only set a value: it cannot add, delete or move anything",
             where=override.key_or_group,
-            got=word,
+            got=text,
             remedy=f"write {override.key_or_group}={value or 'VALUE'}",
         )
-    if override.is_sweep_override():
+    if override.is_sweep_override():  # a list without brackets, or a range
         raise ConfigError(
             "a sweep was given where one run is expected",
             where=key,
             got=value,
             remedy=f"give one value, or for a list: '{key}=[{value}]'",
         )
-    if key in presets():
-        _check_preset(key, str(override.value()))
-    return override
-
-
-def _check_preset(group: str, choice: str) -> None:
-    choices = presets()[group]
-    if choice not in choices:
+    choices, choice = presets().get(key), str(override.value())
+    if choices and choice not in choices:
         raise ConfigError(
-            f"there is no {group} preset of that name",
-            where=group,
+            f"there is no {key} preset of that name",
+            where=key,
             got=choice,
             remedy=f"choose one of {', '.join(choices)}{suggestion(choice, choices)}",
         )
+    return override
 
 
 def _compose(chosen: Iterable[Override]) -> DictConfig:
-    words = [f"{override.key_or_group}={override.value()}" for override in chosen]
+    """Let Hydra compose the presets; only overrides that choose one may be given."""
+    choices = [f"{override.key_or_group}={override.value()}" for override in chosen]
     try:
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
-            composed = compose("config", overrides=words)
+            composed = compose("config", overrides=choices)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(
             "the presets could not be composed",
             where=config_folder(),
-            got=" ".join(words),
+            got=" ".join(choices),
             remedy=" ".join(str(error).split()),
         ) from error
-    # Hydra closes the mapping; here pydantic refuses unknown keys, and says more about them.
+    # Hydra makes it refuse unknown keys. Here pydantic does that, because its error says more.
     OmegaConf.set_struct(composed, False)
     return composed
 
 
-def _refuse_missing(composed: DictConfig) -> None:
-    missing = sorted(OmegaConf.missing_keys(composed))
-    if missing:
-        raise ConfigError(
-            "a value has to be given",
-            where=", ".join(missing),
-            got="nothing",
-            remedy=f"add {missing[0]}=VALUE: {field_help(missing[0])}",
-        )
-
-
 def _validated(values: Any, file: Path | None = None) -> Config:
-    """Validate what came from words, or from `file`."""
+    """Validate values from overrides, or from `file`."""
     try:
-        # By way of JSON: its strict mode takes lists for tuples and strings for paths, but neither
-        # true nor "3" for a number.
+        # pydantic's strict mode for JSON accepts a list for a tuple and a string for a path, but
+        # neither true nor "3" for a number. YAML also has dates, which JSON lacks: hence `str`.
         return Config.model_validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
         raise explain(error, file) from error

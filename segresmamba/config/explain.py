@@ -1,4 +1,7 @@
-"""What is wrong with a configuration, in the user's words: key, value, remedy."""
+"""What is wrong with a configuration, in the user's terms: the key, the value, the remedy.
+
+Pydantic's own messages name Python types and the members of unions; users know keys and YAML.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from segresmamba.errors import ConfigError
 
 
 def explain(error: ValidationError, file: Path | None = None) -> ConfigError:
-    """The first of pydantic's complaints as an error that names key, value and remedy.
+    """Pydantic's first complaint as an error that names key, value and remedy.
 
     Args:
         error: What pydantic raised for a `Config`.
@@ -24,16 +27,14 @@ def explain(error: ValidationError, file: Path | None = None) -> ConfigError:
     """
     first = error.errors(include_url=False)[0]
     raised = first.get("ctx", {}).get("error")
-    if isinstance(raised, ConfigError):  # a contradiction: the schema has said it all
-        problem, key, got, remedy = raised.problem, raised.where, raised.got, raised.remedy
-    else:
-        problem, key, got, remedy = _translate(first)
+    # A validator of the schema has raised a ConfigError itself, which says everything already.
+    found = raised if isinstance(raised, ConfigError) else _translate(first)
     count = error.error_count()
     return ConfigError(
-        problem,
-        where=f"{file}: {key}" if file else key,
-        got=got,
-        remedy=remedy + (f" (then {count - 1} more to correct)" if count > 1 else ""),
+        found.problem,
+        where=f"{file}: {found.where}" if file else found.where,
+        got=found.got,
+        remedy=found.remedy + (f" (then {count - 1} more to correct)" if count > 1 else ""),
     )
 
 
@@ -51,33 +52,40 @@ def field_help(key: str) -> str:
 
 
 def suggestion(word: str, choices: Sequence[str]) -> str:
-    """A question to end a remedy with, where one of the choices looks like the word."""
+    """The end of a remedy that asks for the choice most similar to `word`; empty if none is."""
     close = difflib.get_close_matches(word, choices, n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _translate(detail: ErrorDetails) -> tuple[str, str, str, str]:
-    """Problem, key, value and remedy of one of pydantic's own complaints."""
-    path, tag = _path(detail)
+def _translate(detail: ErrorDetails) -> ConfigError:
+    """One of pydantic's own complaints in the user's terms."""
+    path, network = [str(part) for part in detail["loc"]], None
+    if len(path) > 1 and path[0] == "model":
+        network = path.pop(1)  # pydantic's tag of the union's member, which users do not write
     key = ".".join(path) or "the configuration"
     got = _shown(detail["input"])
     match detail["type"]:
         case "extra_forbidden":
-            return _unknown_key(path, tag, got)
+            return _unknown_key(path, network, got)
         case "missing":
-            return "a value is missing", key, "nothing", f"give {key}: {_help(path)}"
+            problem, got, remedy = "a value is missing", "nothing", f"give {key}: {_help(path)}"
         case "union_tag_invalid" | "union_tag_not_found":
             networks = _sections(Config.model_fields["model"].annotation)
-            tags = ", ".join(kind.model_fields["name"].default for kind in networks)
-            name = _shown(detail["input"].get("name", "nothing"))
-            return "there is no such network", f"{key}.name", name, f"choose one of {tags}"
+            names = ", ".join(kind.model_fields["name"].default for kind in networks)
+            problem, remedy = "there is no such network", f"choose one of {names}"
+            key, got = f"{key}.name", _shown(detail["input"].get("name", "nothing"))
         case "literal_error":
             choices = detail["ctx"]["expected"].replace("'", "")
             similar = suggestion(got, choices.replace(" or ", ", ").split(", "))
-            return "there is no such choice", key, got, f"choose {choices}{similar}"
+            problem, remedy = "there is no such choice", f"choose {choices}{similar}"
         case "string_type" if not isinstance(detail["input"], dict | list):
-            return "the value has the wrong type", key, got, f"quote it: '{key}=\"{got}\"'"
-    return f"the value does not fit: {_plain(detail['msg'])}", key, got, f"{key}: {_help(path)}"
+            problem, remedy = "the value has the wrong type", f"quote it: '{key}=\"{got}\"'"
+        case _:
+            message = detail["msg"][:1].lower() + detail["msg"][1:]
+            for json, yaml in (("a valid array", "a list"), ("an object", "a mapping")):
+                message = message.replace(json, yaml)
+            problem, remedy = f"the value does not fit: {message}", f"{key}: {_help(path)}"
+    return ConfigError(problem, where=key, got=got, remedy=remedy)
 
 
 def _shown(value: object) -> str:
@@ -85,14 +93,8 @@ def _shown(value: object) -> str:
     return textwrap.shorten(str(value), 160, placeholder=" ...") or "an empty text"
 
 
-def _plain(message: str) -> str:
-    """Put pydantic's sentence about JSON in the words of YAML."""
-    words = message[:1].lower() + message[1:]
-    return words.replace("a valid array", "a list").replace("an object", "a mapping")
-
-
 def _help(path: list[str]) -> str:
-    """Help of the closest documented field at or above a path, such as patch for patch.2."""
+    """Help of the field with this path, or of the closest one above it: of patch for patch.2."""
     while path:
         if text := field_help(".".join(path)):
             return text
@@ -100,38 +102,26 @@ def _help(path: list[str]) -> str:
     return "a mapping of sections, as in configs/config.yaml"
 
 
-def _path(detail: ErrorDetails) -> tuple[list[str], str | None]:
-    """The dotted path as users write it, and pydantic's tag of the union member in it."""
-    loc = [str(part) for part in detail["loc"]]
-    if len(loc) > 1 and loc[0] == "model":
-        return [loc[0], *loc[2:]], loc[1]
-    return loc, None
-
-
-def _unknown_key(path: list[str], tag: str | None, got: str) -> tuple[str, str, str, str]:
+def _unknown_key(path: list[str], network: str | None, got: str) -> ConfigError:
     kinds: list[type[BaseModel]] = [Config]
     for part in path[:-1]:
         kinds = _sections(kinds[0].model_fields[part].annotation)
-    if tag:
-        kinds = [kind for kind in kinds if kind.model_fields["name"].default == tag]
-    problem = f"unknown key for model.name={tag}" if tag else "unknown key"
-    remedy = f"valid keys here: {', '.join(kinds[0].model_fields)}"
-    if tag:
-        remedy += "; choose another network by its preset, as in model=NAME"
-    return problem, ".".join(path), got, remedy + _similar_key(path)
-
-
-def _similar_key(path: list[str]) -> str:
-    """Ask for the same name in another section first, then for a similar spelling."""
+    problem, advice = "unknown key", ""
+    if network:
+        kinds = [kind for kind in kinds if kind.model_fields["name"].default == network]
+        problem = f"unknown key for model.name={network}"
+        advice = "; choose another network by its preset, as in model=NAME"
     key, fields = ".".join(path), list(_fields(Config))
-    if key in fields:  # of another network
-        return ""
-    same_name = [field for field in fields if field.rpartition(".")[2] == path[-1]]
-    return f"; did you mean {same_name[0]}?" if same_name else suggestion(key, fields)
+    if key not in fields:  # a known field belongs to another network
+        # The same name in another section comes first, then a similar spelling.
+        same_name = [field for field in fields if field.rpartition(".")[2] == path[-1]]
+        advice += f"; did you mean {same_name[0]}?" if same_name else suggestion(key, fields)
+    remedy = f"valid keys here: {', '.join(kinds[0].model_fields)}{advice}"
+    return ConfigError(problem, where=key, got=got, remedy=remedy)
 
 
 def _fields(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Dotted names of all fields, those of every network under model."""
+    """Dotted names of all fields; those of every network are below model."""
     for name, field in section.model_fields.items():
         yield prefix + name
         for kind in _sections(field.annotation):

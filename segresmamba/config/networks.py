@@ -1,4 +1,4 @@
-"""The settings of every network; `name` says which one is meant."""
+"""The settings of every network; the field `name` says which network it is."""
 
 from __future__ import annotations
 
@@ -13,59 +13,62 @@ ScanBackend = Literal["auto", "reference", "cpu", "triton", "mamba_ssm"]
 
 
 class SegResMambaFamily(Section):
-    """What the paper's network and its variants have in common: one class, different defaults.
+    """Settings of the paper's network and its variants, which differ in their defaults only.
 
     `segresmamba.models.build` takes its defaults from here too, so a variant is defined once.
     """
 
     name: str
-    """The network."""
+    """Name of the network."""
     dims: tuple[PositiveInt, ...] = (48, 96, 192, 384)
     """Channels of the stages."""
     d_state: PositiveInt = 16
     """State size N of the selective scan."""
     d_conv: PositiveInt = 4
-    """Width of the causal depthwise convolution before each scan."""
+    """Kernel size of the causal depthwise convolution before each scan."""
     expand: PositiveInt = 2
     """Inner width of a Mamba layer as a multiple of its channels."""
     num_slices: PositiveInt | None = None
-    """Slices of the inter-slice scan; unset takes the depth of the feature map."""
+    """Slices that the inter-slice scan divides a volume into; unset takes the depth of the feature
+    map."""
     inner_tom: bool = True
-    """Tri-oriented Mamba inside each Conv-Mamba block."""
+    """Whether each Conv-Mamba block has a tri-oriented Mamba layer inside."""
     outer_toms: NonNegativeInt = 1
-    """Tri-oriented Mamba layers after the block's residual."""
+    """Tri-oriented Mamba layers after the residual connection of a block."""
     stage_convs: NonNegativeInt = 0
-    """3x3x3 convolutions between the block's residual and those layers."""
+    """3x3x3 convolutions between the residual connection of a block and those layers."""
     tom_residual: bool = True
-    """Add a Mamba layer's input to its output."""
+    """Add the input of a Mamba layer to its output."""
     shared_directions: bool = False
-    """One set of state-space parameters for the three scan orders instead of one each."""
+    """Use one set of state-space parameters for all three scan orders instead of one for each."""
     norm_biases: bool = False
-    """Biases on convolutions that feed an instance norm. The norm cancels them: they only count."""
+    """Give a bias to convolutions before an instance norm. The norm cancels it, so it changes only
+    the number of parameters."""
     released_padding: bool = False
-    """Pad where the released code does: the input to a multiple of the coarsest stage, Mamba layers
-    to even sides."""
+    """Pad where the released code does: the input to a multiple of the stride of the coarsest
+    stage, and the input of Mamba layers to even sides."""
     deep_supervision: bool = False
-    """Also predict at the coarser decoder levels while training."""
+    """Also predict at the coarser levels of the decoder while training."""
     checkpoint_stages: NonNegativeInt = 0
-    """Stages, finest first, whose activations are computed again in the backward pass instead of
-    kept: less memory, about a third more time in those stages, the same loss."""
+    """Number of stages, from the finest, whose activations are computed again in the backward pass
+    instead of being kept. They take less memory and about a third more time; the loss is the same.
+    """
     scan_backend: ScanBackend = "auto"
-    """Implementation of the selective scan; auto logs what it chose and why."""
+    """Implementation of the selective scan. auto chooses one, and logs which one and why."""
 
 
 class SegResMambaConfig(SegResMambaFamily):
     """The paper's network (Das et al., MIDL 2025, Figure 1): 68,301,891 parameters for 4 -> 3."""
 
     name: Literal["segresmamba"] = "segresmamba"
-    """The network."""
+    """Name of the network."""
 
 
 class SegResMambaNoMambaConfig(SegResMambaFamily):
-    """The same network with every Mamba layer replaced by identity, the ablation."""
+    """The ablation: the same network with every Mamba layer replaced by the identity."""
 
     name: Literal["segresmamba_nomamba"] = "segresmamba_nomamba"
-    """The network."""
+    """Name of the network."""
     inner_tom: bool = False
     outer_toms: NonNegativeInt = 0
 
@@ -73,19 +76,19 @@ class SegResMambaNoMambaConfig(SegResMambaFamily):
 class SegResMambaReleasedConfig(SegResMambaFamily):
     """What the released code computes (github.com/badhandas/SegResMamba at 71426511).
 
-    Its forward pass calls no Mamba layer, has one more 3x3x3 convolution per stage, and biases
-    before instance norms. For 4 -> 3 channels:
+    Its forward pass calls no Mamba layer. It has one more 3x3x3 convolution in each stage, and
+    biases before instance norms. The parameters for 4 -> 3 channels:
 
         70,471,587  used, and built here
          1,560,960  Mamba layers that are built and never called
         39,578,404  encoder and last convolution of the SegResNet whose decoder is used
        111,610,951  the 111.61 M of the released model
 
-    3,936 of those that are used are biases that an instance norm cancels.
+    An instance norm cancels 3,936 of the used ones, which are biases.
     """
 
     name: Literal["segresmamba_released"] = "segresmamba_released"
-    """The network."""
+    """Name of the network."""
     inner_tom: bool = False
     outer_toms: NonNegativeInt = 0
     stage_convs: NonNegativeInt = 1
@@ -94,10 +97,11 @@ class SegResMambaReleasedConfig(SegResMambaFamily):
 
 
 class SegResMambaPaperConfig(SegResMambaFamily):
-    """A reconstruction of the network whose 119.98 M parameters the paper prints.
+    """A reconstruction of the network for which the paper prints 119.98 M parameters.
 
-    The released network with its Mamba layers called, as they are written there (four slices, no
-    residual), two more of them and one more 3x3x3 convolution per stage. For 1 -> 14 channels:
+    It is the released network with its Mamba layers called as they are written there (four slices,
+    no residual), two more Mamba layers after each block, and one more 3x3x3 convolution in each
+    stage. The parameters for 1 -> 14 channels:
 
         70,426,430  the released network's used part
          1,560,960  Mamba layers inside the blocks
@@ -107,11 +111,11 @@ class SegResMambaPaperConfig(SegResMambaFamily):
         39,578,404  the released model's unused SegResNet encoder, not built
        119,976,114  119.976 M
 
-    That the sum fits is the only evidence for it; the order of what is added is a guess.
+    The only evidence for it is that the sum fits; the order of the added layers is a guess.
     """
 
     name: Literal["segresmamba_paper"] = "segresmamba_paper"
-    """The network."""
+    """Name of the network."""
     num_slices: PositiveInt | None = 4
     inner_tom: bool = True
     outer_toms: NonNegativeInt = 2
@@ -122,10 +126,10 @@ class SegResMambaPaperConfig(SegResMambaFamily):
 
 
 class SegMambaConfig(Section):
-    """SegMamba (Xing et al., MICCAI 2024), the Mamba baseline, on this project's scans."""
+    """SegMamba (Xing et al., MICCAI 2024), the Mamba baseline, with the scans of this project."""
 
     name: Literal["segmamba"] = "segmamba"
-    """The network."""
+    """Name of the network."""
     dims: FourStages = (48, 96, 192, 384)
     """Channels of the stages."""
     depths: FourStages = (2, 2, 2, 2)
@@ -135,106 +139,107 @@ class SegMambaConfig(Section):
     d_state: PositiveInt = 16
     """State size N of the selective scan."""
     d_conv: PositiveInt = 4
-    """Width of the causal depthwise convolution before each scan."""
+    """Kernel size of the causal depthwise convolution before each scan."""
     expand: PositiveInt = 2
     """Inner width of a Mamba layer as a multiple of its channels."""
     num_slices: FourStages | None = None
-    """Slices of each stage's inter-slice scan; unset takes the depth of the feature map, which for
-    a patch of depth 128 is what the official code has: [64, 32, 16, 8]."""
+    """Slices of the inter-slice scan of each stage; unset takes the depth of the feature map. For a
+    patch of depth 128 that is [64, 32, 16, 8], as in the official code."""
     scan_backend: ScanBackend = "auto"
-    """Implementation of the selective scan; auto logs what it chose and why."""
+    """Implementation of the selective scan. auto chooses one, and logs which one and why."""
 
 
 class SegResNetConfig(Section):
     """MONAI's SegResNet, the baseline whose decoder SegResMamba shares."""
 
     name: Literal["segresnet"] = "segresnet"
-    """The network."""
+    """Name of the network."""
     init_filters: PositiveInt = 32
     """Channels of the first level, a multiple of 8."""
     blocks_down: tuple[PositiveInt, ...] = (1, 2, 2, 4)
-    """Residual blocks on the way down."""
+    """Residual blocks of each level of the encoder."""
     blocks_up: tuple[PositiveInt, ...] = (1, 1, 1)
-    """Residual blocks on the way up."""
+    """Residual blocks of each level of the decoder."""
 
 
 class SwinUNETRConfig(Section):
-    """MONAI's SwinUNETR: shifted-window attention on the way down."""
+    """MONAI's SwinUNETR, whose encoder is shifted-window attention."""
 
     name: Literal["swinunetr"] = "swinunetr"
-    """The network."""
+    """Name of the network."""
     feature_size: PositiveInt = 48
     """Channels of the first level, a multiple of 12."""
     use_checkpoint: bool = False
-    """Compute the attention again in the backward pass instead of keeping it."""
+    """Compute the attention again in the backward pass instead of keeping it, which takes less
+    memory and more time."""
 
 
 class UNETRConfig(Section):
-    """MONAI's UNETR: a vision transformer whose position embedding is made for data.patch."""
+    """MONAI's UNETR: a vision transformer. Its position embedding has the size of data.patch."""
 
     name: Literal["unetr"] = "unetr"
-    """The network."""
+    """Name of the network."""
     feature_size: PositiveInt = 16
     """Channels of the decoder's last level."""
     hidden_size: PositiveInt = 768
     """Channels of the transformer, a multiple of num_heads."""
     mlp_dim: PositiveInt = 3072
-    """Inner width of the transformer's MLPs."""
+    """Hidden channels of the transformer's MLPs."""
     num_heads: PositiveInt = 12
-    """Heads of the attention."""
+    """Number of attention heads."""
 
 
 class UNetConfig(Section):
     """MONAI's UNet with residual units."""
 
     name: Literal["unet"] = "unet"
-    """The network."""
+    """Name of the network."""
     channels: tuple[PositiveInt, ...] = (32, 64, 128, 256, 512)
-    """Channels of the levels, each at half the resolution of the one before."""
+    """Channels of the levels, each of which has half the resolution of the one before."""
     num_res_units: NonNegativeInt = 2
-    """Convolutions of a residual unit; 0 has plain convolutions."""
+    """Convolutions of a residual unit; 0 uses plain convolutions instead."""
 
 
 class DynUNetConfig(Section):
     """MONAI's DynUNet with the channels of nnU-Net's 3D U-Net."""
 
     name: Literal["dynunet"] = "dynunet"
-    """The network."""
+    """Name of the network."""
     filters: tuple[PositiveInt, ...] = (32, 64, 128, 256, 320, 320)
-    """Channels of the levels, each at half the resolution of the one before."""
+    """Channels of the levels, each of which has half the resolution of the one before."""
     res_block: bool = False
-    """Residual blocks instead of plain ones."""
+    """Use residual blocks instead of plain ones."""
     deep_supervision: bool = False
-    """Also predict at the coarser decoder levels while training, all but the coarsest."""
+    """Also predict at the coarser levels of the decoder while training, except the coarsest."""
 
 
 class MedNeXtConfig(Section):
-    """MONAI's MedNeXt (Roy et al., MICCAI 2023): large depthwise kernels."""
+    """MONAI's MedNeXt (Roy et al., MICCAI 2023), with large depthwise convolutions."""
 
     name: Literal["mednext"] = "mednext"
-    """The network."""
+    """Name of the network."""
     variant: Literal["S", "B", "M", "L"] = "S"
-    """Its size in the paper."""
+    """Size of the network, as in its paper."""
     kernel_size: Literal[3, 5, 7] = 3
-    """Side of the depthwise convolutions."""
+    """Kernel size of the depthwise convolutions."""
     deep_supervision: bool = False
-    """Also predict at the coarser decoder levels while training."""
+    """Also predict at the coarser levels of the decoder while training."""
 
 
 class ResEncUNetConfig(Section):
-    """nnU-Net's residual-encoder U-Net (Isensee et al., MICCAI 2024), as its preset M has it.
+    """nnU-Net's residual-encoder U-Net (Isensee et al., MICCAI 2024), by default its preset M.
 
-    From dynamic-network-architectures: pip install 'segresmamba[rivals]'.
+    It comes from dynamic-network-architectures: pip install 'segresmamba[rivals]'.
     """
 
     name: Literal["resenc_unet"] = "resenc_unet"
-    """The network."""
+    """Name of the network."""
     features: tuple[PositiveInt, ...] = (32, 64, 128, 256, 320, 320)
-    """Channels of the levels, each at half the resolution of the one before."""
+    """Channels of the levels, each of which has half the resolution of the one before."""
     blocks: tuple[PositiveInt, ...] = (1, 3, 4, 6, 6, 6)
     """Residual blocks of each level of the encoder."""
     deep_supervision: bool = False
-    """Also predict at the coarser decoder levels while training."""
+    """Also predict at the coarser levels of the decoder while training."""
 
 
 SegResMambaVariant = (
@@ -258,4 +263,4 @@ NETWORKS: dict[str, type[Section]] = {
     network.model_fields["name"].default: network
     for network in (*get_args(SegResMambaVariant), *get_args(Rival))
 }
-"""Section of each network, by name."""
+"""The section of each network, by its name."""

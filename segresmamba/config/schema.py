@@ -1,7 +1,7 @@
-"""Every setting there is, with its type, default and meaning.
+"""Every setting, with its type, default and meaning.
 
-The docstring under a field is its help. Unknown keys are refused: a typo must never train a
-different experiment than the one asked for.
+The docstring under a field is its help, which error messages show. Unknown keys are refused: a
+typo must never train another experiment than the one that was asked for.
 """
 
 from __future__ import annotations
@@ -24,113 +24,118 @@ class RunConfig(Section):
     """Where a run lives."""
 
     root: Path = Path("runs")
-    """Folder that holds one folder per run."""
+    """Folder that holds the folders of all runs."""
+    # It becomes the name of a folder, so it has no slash and does not begin with a dot.
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """Folder of the run below root. Default: model name and a digest of the configuration, so the
-    same command finds its run again and another configuration never overwrites it."""
+    """Folder of the run below root. Unset, it is the name of the network and a digest of the
+    settings: the same command then finds its run again, and other settings never overwrite it."""
     allow_config_change: bool = False
-    """Go on with a run whose settings were others when its checkpoint was written."""
+    """Go on with a run although its settings have changed since its checkpoint was written."""
 
 
 class DataConfig(Section):
-    """What is trained on and how it is read."""
+    """What a network is trained on, and how it is read."""
 
     store: str = Field(min_length=1)
-    """Converted dataset: the folder that `segresmamba convert` wrote, a .zip file of it, or a URL,
+    """Converted dataset: the folder that `segresmamba convert` wrote, a .zip file of it, or a URL
     such as s3://bucket/store.zarr."""
     stage: str | None = Field(default=None, min_length=1)
-    """Folder on each node to copy the job's cases to, once, before training; unset reads the store
-    where it lies. $NAME stands for an environment variable of the node: 'data.stage=$SLURM_TMPDIR',
-    in quotes, since the shell that submits does not know it."""
+    """Folder on each node to which the job's cases are copied once before training; unset, the
+    store is read where it lies. $NAME stands for an environment variable of the node. Put it in
+    quotes, as in 'data.stage=$SLURM_TMPDIR', so that the shell that submits leaves it alone."""
     patch: Size3
-    """Size of a training crop in voxels, (D, H, W); also the sliding window of validation."""
+    """Size of a training crop in voxels, (D, H, W); also of the sliding window in validation."""
     foreground_fraction: Fraction = 1 / 3
-    """Share of crops centred on a labelled voxel, exact over the global batch sequence."""
+    """Share of the crops that are centred on a labelled voxel. Over all batches of all ranks
+    together this share is exact."""
     regions: dict[str, tuple[PositiveInt, ...]] | None = None
-    """Overlapping classes as unions of label values, such as {WT: [1, 2, 3], TC: [1, 3]}. Set, they
-    are trained with a sigmoid per region; unset, the labels are trained with a softmax."""
+    """Overlapping classes as unions of label values, such as {WT: [1, 2, 3], TC: [1, 3]}. They are
+    trained with a sigmoid for each region. Unset, the labels are trained with a softmax."""
     crops_per_case: PositiveInt = 1
-    """Crops drawn from each case in one epoch."""
+    """Crops from each case in one epoch."""
     workers: Annotated[int, Field(ge=0)] = 1
-    """Reader processes per rank; 0 reads in the training process. A store behind a URL wants 4 or
-    more: they wait for the server most of the time."""
+    """Reader processes of each rank; 0 reads in the training process. For a store at a URL use 4 or
+    more: readers then wait for the server most of the time."""
     prefetch: PositiveInt = 2
-    """Batches that each reader prepares ahead."""
+    """Batches that each reader prepares in advance."""
 
 
 class AugmentConfig(Section):
-    """Random changes of a training batch, made on the training device.
+    """Random changes of a training batch, on the training device.
 
-    Each probability is per sample; 0 switches the change off.
+    Each probability is that of one sample; 0 switches the change off.
     """
 
     flip_probability: Fraction = 0.5
-    """Mirror along an axis, drawn for each of the three axes."""
+    """Probability of mirroring along an axis, drawn for each of the three axes."""
     affine_probability: Fraction = 0.2
-    """Rotate and scale."""
+    """Probability of rotating and scaling."""
     rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 15.0
-    """Largest rotation about each axis."""
+    """Largest rotation about each axis, in degrees."""
     scale_range: Annotated[float, Field(ge=0, lt=1)] = 0.15
-    """Largest relative change of size."""
+    """Largest relative change of the size."""
     intensity_scale_probability: Fraction = 0.5
-    """Multiply a channel by 1 + s."""
+    """Probability of multiplying a channel by 1 + s."""
     intensity_scale_range: Annotated[float, Field(ge=0)] = 0.1
-    """Largest |s|."""
+    """Largest absolute value of s."""
     intensity_shift_probability: Fraction = 0.5
-    """Add an offset to a channel, in standard deviations."""
+    """Probability of adding an offset to a channel."""
     intensity_shift_range: Annotated[float, Field(ge=0)] = 0.1
-    """Largest offset."""
+    """Largest absolute value of the offset, in standard deviations of the image."""
     noise_probability: Fraction = 0.15
-    """Add Gaussian noise."""
+    """Probability of adding Gaussian noise."""
     noise_std: Annotated[float, Field(ge=0)] = 0.1
     """Largest standard deviation of the noise, in standard deviations of the image."""
     gamma_probability: Fraction = 0.15
-    """Apply a gamma curve to the intensity range of a channel."""
+    """Probability of applying a gamma curve to the intensity range of a channel."""
     gamma_range: tuple[PositiveFloat, PositiveFloat] = (0.7, 1.5)
-    """Smallest and largest exponent."""
+    """Smallest and largest exponent of the curve."""
 
 
 class TrainConfig(Section):
-    """Optimisation, precision, and how often things happen."""
+    """Optimisation, precision, and how often a run records, validates and saves."""
 
     max_steps: PositiveInt = 1000
-    """Optimizer steps in all."""
+    """Optimizer steps of the whole training."""
     batch_size: PositiveInt = 2
-    """Crops per optimizer step, over all ranks and accumulation steps together."""
+    """Crops in one optimizer step, over all ranks and accumulation steps together."""
     accumulation: PositiveInt = 1
-    """Backward passes per optimizer step."""
+    """Backward passes in one optimizer step. More of them need less memory: each has a smaller
+    part of the batch."""
     fold: Annotated[int, Field(ge=0)] = 0
-    """Fold of the store's split that is held out."""
+    """Number of the fold that is held out for validation; the store holds the split."""
     lr: PositiveFloat = 1e-4
     """Peak learning rate."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-5
-    """AdamW weight decay."""
+    """Weight decay of AdamW."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    """Steps of linear warm-up."""
+    """Steps in which the learning rate rises linearly to its peak."""
     schedule: Literal["cosine", "polynomial", "constant"] = "cosine"
-    """Decay after the warm-up, down to zero at max_steps (polynomial: power 0.9)."""
+    """How the learning rate falls after the warm-up. cosine and polynomial (power 0.9) reach zero
+    at max_steps."""
     clip_norm: PositiveFloat = 12.0
-    """Largest norm of the gradient."""
+    """Largest norm of the gradient; a longer one is scaled down to it."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Autocast type; parameters stay fp32 in every case."""
+    """Number format of autocast. The parameters are fp32 with each of them."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
-    """DeepSpeed ZeRO stage: 1 shards optimizer states, 2 also gradients, 3 also parameters."""
+    """DeepSpeed ZeRO stage: what the ranks divide among them. 0: nothing; 1: optimizer states; 2:
+    also gradients; 3: also parameters."""
     channels_last: bool = False
-    """Run convolutions with the channels of a voxel together in memory (channels_last_3d): the same
-    results, faster on some devices and slower on others."""
+    """Keep the channels of a voxel together in memory for convolutions (channels_last_3d). The
+    results are the same up to rounding; it is faster on some devices and slower on others."""
     compile: bool = False
-    """Compile the network with torch.compile for training, which takes a minute or more at the
-    first step. Needs a C++ compiler, and a train.zero_stage below 3."""
+    """Compile the network with torch.compile for training. It takes a minute or more at the first
+    step, and needs a C++ compiler and a train.zero_stage below 3."""
     log_every: PositiveInt = 10
-    """Steps between metric records."""
+    """Steps between two records of metrics."""
     validate_every: PositiveInt | None = None
-    """Steps between validations on the held-out fold; unset validates once, at the end."""
+    """Steps between two validations on the held-out fold; unset, there is one at the end."""
     checkpoint_every: PositiveInt = 500
-    """Steps between checkpoints; one is always written at the end."""
+    """Steps between two checkpoints; one is always written at the end."""
     keep_last: PositiveInt = 2
-    """Checkpoints kept, besides the best weights."""
+    """How many checkpoints are kept, besides the best weights."""
     threads: PositiveInt | None = None
-    """CPU threads per rank; unset shares the cores of the node among its ranks."""
+    """CPU threads of each rank; unset, the ranks of a node share its cores."""
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
@@ -155,11 +160,11 @@ class ValidationConfig(Section):
     """Sliding-window inference over whole volumes."""
 
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Overlap of neighbouring windows."""
+    """Overlap of neighbouring windows, as a share of their size."""
     window_batch: PositiveInt = 1
     """Windows computed at once."""
     overlays: Annotated[int, Field(ge=0)] = 4
-    """Cases drawn as overlay pictures: those of the lowest Dice."""
+    """How many cases are drawn as overlay pictures: those with the lowest Dice."""
 
 
 class ClusterConfig(Section):
@@ -168,21 +173,22 @@ class ClusterConfig(Section):
     name: Literal["local", "debug", "slurm"] = "local"
     """local: processes on this machine; debug: in this process; slurm: sbatch."""
     nodes: PositiveInt = 1
-    """Nodes."""
+    """Number of nodes."""
     tasks_per_node: PositiveInt = 1
-    """Processes (ranks) per node: one per GPU where there are GPUs."""
+    """Processes (ranks) on each node: one for each GPU if there are GPUs."""
     gpus_per_node: Annotated[int, Field(ge=0)] = 0
-    """GPUs that Slurm is asked for on each node. Without Slurm, ranks see what the shell sees."""
+    """GPUs to ask Slurm for on each node. Without Slurm, the ranks see the GPUs of the shell."""
     cpus_per_task: PositiveInt = 2
-    """CPU cores that Slurm is asked for per rank, readers included."""
+    """CPU cores to ask Slurm for, for each rank and its reader processes together."""
     memory_gib: PositiveInt | None = None
-    """Host memory per node; unset leaves it to the partition's default."""
+    """Host memory of each node in GiB; unset takes the default of the partition."""
     time_min: PositiveInt | None = None
-    """Time limit; Slurm needs one. A job that reaches it saves a checkpoint and is queued again."""
+    """Time limit of a job in minutes; Slurm needs one. A job that reaches it saves a checkpoint and
+    is queued again."""
     signal_delay_s: PositiveInt = 120
-    """Warning time before the limit, for that checkpoint."""
+    """Seconds before the time limit at which Slurm warns the job, so that it saves a checkpoint."""
     partition: str | None = None
-    """Slurm partition; unset takes the cluster's default."""
+    """Slurm partition; unset takes the default of the cluster."""
     account: str | None = None
     """Slurm account to charge."""
     constraint: str | None = None
@@ -192,39 +198,41 @@ class ClusterConfig(Section):
     exclude: str | None = None
     """Slurm nodes to avoid, such as gpu[07-08]."""
     setup: tuple[str, ...] = ()
-    """Shell lines before a Slurm job, such as `module load cuda`."""
+    """Shell lines that run before a Slurm job, such as `module load cuda`."""
     srun: tuple[str, ...] = ("--cpu-bind=cores",)
     """Further options of the srun that starts the ranks, such as --gpu-bind=closest."""
     interface: str | None = None
     """Network interface between the nodes, such as ib0, for NCCL and gloo."""
     env: dict[str, str | int] = Field(default_factory=dict)
-    """Environment of the ranks, such as {NCCL_DEBUG: INFO, NCCL_IB_HCA: mlx5_0}."""
+    """Environment variables of the ranks, such as {NCCL_DEBUG: INFO, NCCL_IB_HCA: mlx5_0}."""
     retries: Annotated[int, Field(ge=0)] = 2
-    """How often a Slurm job whose rank failed is queued again without having written a newer
-    checkpoint. Preemption and time limit do not count; a mistake in the settings ends it at once.
-    """
+    """How often a Slurm job is queued again after a rank failed, if it has written no newer
+    checkpoint in between. Preemption and the time limit do not count. A mistake in the settings
+    ends a job at once."""
 
     @property
     def world_size(self) -> int:
-        """Ranks of a job."""
+        """Number of ranks of a job."""
         return self.nodes * self.tasks_per_node
 
     @property
     def variables(self) -> dict[str, str]:
-        """The ranks' environment, the network interface included."""
+        """Environment variables of the ranks, with those that choose the network interface."""
+        # NCCL connects GPUs, gloo processors.
         names = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME") if self.interface else ()
         chosen = {name: str(self.interface) for name in names}
         return chosen | {name: str(value) for name, value in self.env.items()}
 
     @model_validator(mode="after")
     def _possible(self) -> ClusterConfig:
+        # The nodes and the tasks on each that a backend is limited to; Slurm has no limit.
         most = {"local": (1, self.tasks_per_node), "debug": (1, 1)}.get(self.name)
         if most and (self.nodes, self.tasks_per_node) != most:
             raise ConfigError(
-                f"cluster={self.name} has no place for that many ranks",
+                f"cluster={self.name} cannot run that many ranks",
                 where="cluster.nodes, cluster.tasks_per_node",
                 got=f"{self.nodes}, {self.tasks_per_node}",
-                remedy="local runs on one node, debug in one process; cluster=slurm on many",
+                remedy="local uses one node, debug one process; for more: cluster=slurm on many",
             )
         if self.name == "slurm" and self.time_min is None:
             raise ConfigError(
@@ -235,7 +243,7 @@ class ClusterConfig(Section):
             )
         if self.time_min and self.signal_delay_s >= 60 * self.time_min:
             raise ConfigError(
-                "the warning before the time limit is longer than the limit",
+                "the warning comes longer before the time limit than the job may run",
                 where="cluster.signal_delay_s",
                 got=f"{self.signal_delay_s}, with cluster.time_min={self.time_min}",
                 remedy=f"give a cluster.signal_delay_s below {60 * self.time_min}",
@@ -244,56 +252,58 @@ class ClusterConfig(Section):
 
 
 class PlanConfig(Section):
-    """Whether a training step fits the GPUs, see `segresmamba plan`."""
+    """Whether a training step fits the memory of the GPUs, see `segresmamba plan`."""
 
     gpu_memory_gib: PositiveFloat | None = None
-    """Memory of one GPU. Set, `python -m launch train` predicts before it submits whether a step
-    fits, and warns if not. On Slurm each job, a sweep's trial too, asks it of the GPUs it got."""
+    """Memory of one GPU in GiB. If it is set, `python -m launch train` predicts before it submits
+    whether a step fits, and warns if not. On Slurm each job, also each trial of a sweep, checks
+    the GPUs that it was given."""
     strict: bool = False
-    """Refuse to submit or start what does not fit."""
+    """Refuse to submit or start a job that does not fit, instead of a warning."""
 
     @model_validator(mode="after")
     def _has_a_limit(self) -> PlanConfig:
         if self.strict and self.gpu_memory_gib is None:
             raise ConfigError(
-                "what does not fit cannot be refused: the memory of the GPUs is not given",
+                "without the memory of a GPU, nothing can be refused for not fitting",
                 where="plan.gpu_memory_gib",
                 got="nothing, with plan.strict=true",
-                remedy="give the GiB of one GPU, as in plan.gpu_memory_gib=40",
+                remedy="give the memory of one GPU in GiB, as in plan.gpu_memory_gib=40",
             )
         return self
 
 
 class Config(Section):
-    """One training run, completely."""
+    """All settings of one training run."""
 
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the weights, the crops and the augmentation."""
     run: RunConfig = RunConfig()
     """Where the run lives."""
     data: DataConfig
-    """What is trained on."""
+    """What the network is trained on."""
     augment: AugmentConfig = AugmentConfig()
-    """Random changes of a batch."""
+    """Random changes of a training batch."""
     model: ModelConfig = SegResMambaConfig()
     """The network."""
     train: TrainConfig = TrainConfig()
-    """Optimisation."""
+    """Optimisation, and how often a run records, validates and saves."""
     validation: ValidationConfig = ValidationConfig()
-    """Whole-volume inference."""
+    """Sliding-window inference over whole volumes."""
     tracking: TrackingConfig = TrackingConfig()
-    """Journal, MLflow, energy."""
+    """Where metrics go, and what is measured besides them."""
     cluster: ClusterConfig = ClusterConfig()
     """Where the job runs."""
     plan: PlanConfig = PlanConfig()
-    """Memory of the GPUs."""
+    """Whether a training step fits the memory of the GPUs."""
 
     @model_validator(mode="after")
     def _ranks_divide_batch(self) -> Config:
+        # Every rank reads the same number of crops for each of its backward passes.
         shares = self.cluster.world_size * self.train.accumulation
         if self.train.batch_size % shares:
             raise ConfigError(
-                "the batch cannot be shared out evenly",
+                "the batch cannot be divided evenly among ranks and accumulation steps",
                 where="train.batch_size",
                 got=f"{self.train.batch_size}, with {self.cluster.nodes} x "
                 f"{self.cluster.tasks_per_node} ranks (cluster.nodes x cluster.tasks_per_node) "

@@ -1,4 +1,7 @@
-"""The base of every section of the configuration."""
+"""The base of every section of the configuration.
+
+It has a file of its own because the sections of `schema`, `networks` and `tracking` all need it.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,11 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """Base of every section: immutable, closed, documented by its attribute docstrings."""
+    """A section: immutable, without unknown keys, and documented by docstrings below its fields."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+        extra="forbid",
+        frozen=True,  # the run folder is named after a digest of the settings
+        allow_inf_nan=False,  # inf is positive, so a PositiveFloat alone would accept it
+        use_attribute_docstrings=True,
     )

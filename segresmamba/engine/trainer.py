@@ -108,7 +108,7 @@ def train(config: Config) -> dict[str, Any]:
         "step": trainer.step,
         "folder": str(folder.path),
         "dice_mean": trainer.last_dice,
-        "ui_hint": tracker.ui_hint,
+        "ui_hint": tracker.ui_hint(),
     }
 
 
@@ -144,7 +144,7 @@ class Trainer:
         self.last_dice: float | None = None
         style, steps = config.tracking.logs, config.train.max_steps
         self.wait_advice = WaitAdvice(config.data)
-        self.step_log = StepLog(style, steps, speaks=ranks.is_main)
+        self.step_log = StepLog(style, steps, enabled=ranks.is_main)
 
     @property
     def choices(self) -> dict[str, str]:

@@ -70,7 +70,7 @@ def evaluate_run(run: Path) -> Evaluation:
         raise cannot_write(run, error) from error
     finally:
         tracker.close(status)
-    return Evaluation(results_table(results), folder.results, folder.overlays, tracker.ui_hint)
+    return Evaluation(results_table(results), folder.results, folder.overlays, tracker.ui_hint())
 
 
 def _trained(

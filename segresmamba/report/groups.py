@@ -1,44 +1,48 @@
-"""Runs that differ in seed and fold alone are one group: a row, a colour, a mean and a spread."""
+"""Groups of runs that differ only in seed and fold, with means and spreads of their measures.
+
+A report shows a group as one row and one colour, because such runs repeat one experiment.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from segresmamba.report.measures import CaseScore, MeasuredRun
 
-_LONGEST_VALUE = 24
+_LONGEST_VALUE = 24  # characters
+_WORST_OF_GROUP, _WORST_OF_ALL = 3, 12
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A measure over the runs of a group."""
+    """The values of a measure over the runs of a group; there is at least one."""
 
     values: tuple[float, ...]
 
     @property
     def mean(self) -> float:
-        """Of at least one value."""
+        """Mean of the values."""
         return fmean(self.values)
 
     @property
     def deviation(self) -> float | None:
-        """Sample standard deviation; None of a single value."""
+        """Sample standard deviation; None if there is one value."""
         return stdev(self.values) if len(self.values) > 1 else None
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one network under the same settings."""
+    """Runs of one network with the same settings, except seed and fold."""
 
     label: str
-    """The network, and the settings that tell the group from others of that network."""
+    """The network, and the settings that differ from those of its other groups."""
     runs: tuple[MeasuredRun, ...]
 
     def spread(self, measure: str) -> Spread | None:
-        """A measure of `MeasuredRun` by its name; None if no run has it."""
+        """A measure, by the name of its field in `MeasuredRun`; None if no run has it."""
         values = (getattr(run, measure) for run in self.runs)
         present = tuple(value for value in values if value is not None)
         return Spread(present) if present else None
@@ -49,7 +53,11 @@ class Group:
         return spread.mean if spread else None
 
     def case_dice(self) -> dict[tuple[str, str], float]:
-        """Mean Dice of each case over the runs that were evaluated on it, by dataset and case."""
+        """Mean Dice of each case over the runs that were evaluated on it.
+
+        Returns:
+            Dice by dataset and case, since two datasets may use the same names.
+        """
         scores: dict[tuple[str, str], list[float]] = defaultdict(list)
         for run in self.runs:
             for case_id, score in run.cases.items():
@@ -57,20 +65,39 @@ class Group:
         return {case: fmean(values) for case, values in scores.items()}
 
     def class_dice(self) -> dict[str, Spread]:
-        """Dice of each class: of a run the mean over its cases."""
+        """Dice of each class; the value of a run is the mean over its cases."""
         values: dict[str, list[float]] = defaultdict(list)
         for run in self.runs:
-            for name in next(iter(run.cases.values()), CaseScore(0, 0, {})).classes:
-                values[name].append(fmean(case.classes[name] for case in run.cases.values()))
-        return {name: Spread(tuple(of_runs)) for name, of_runs in values.items()}
+            of_run: dict[str, list[float]] = defaultdict(list)
+            for case in run.cases.values():
+                for name, dice in case.classes.items():
+                    of_run[name].append(dice)
+            for name, of_cases in of_run.items():
+                values[name].append(fmean(of_cases))
+        return {name: Spread(tuple(means)) for name, means in values.items()}
+
+
+@dataclass(frozen=True)
+class WorstCase:
+    """A case with the run that was worst on it."""
+
+    group: Group
+    run: MeasuredRun
+    case_id: str
+    score: CaseScore
 
 
 def group_runs(runs: Iterable[MeasuredRun]) -> list[Group]:
-    """Group runs that differ in seed and fold alone, in the order of their networks' names."""
+    """Group runs that differ only in seed and fold; the groups are sorted by their labels."""
     found: dict[frozenset[tuple[str, str]], list[MeasuredRun]] = defaultdict(list)
     for run in runs:
         found[frozenset(run.settings.items())].append(run)
-    groups = [tuple(sorted(group, key=_order)) for group in found.values()]
+
+    def order(run: MeasuredRun) -> tuple[int, int, str]:
+        fold, seed = (int(run.replica.get(key, 0)) for key in ("train.fold", "seed"))
+        return fold, seed, run.history.name
+
+    groups = [tuple(sorted(group, key=order)) for group in found.values()]
     labels = _labels([group[0] for group in groups])
     return sorted(
         (Group(label, group) for label, group in zip(labels, groups, strict=True)),
@@ -79,7 +106,7 @@ def group_runs(runs: Iterable[MeasuredRun]) -> list[Group]:
 
 
 def differences(groups: Sequence[Group]) -> dict[str, list[str]]:
-    """Settings beside the network's own that are not the same in all groups, with their values."""
+    """Settings that differ between groups, except those of the network, with their values."""
     everywhere = _differing([group.runs[0] for group in groups])
     return {
         key: [group.runs[0].settings.get(key, "") for group in groups]
@@ -89,12 +116,12 @@ def differences(groups: Sequence[Group]) -> dict[str, list[str]]:
 
 
 def pareto_front(groups: Sequence[Group], cost: str, gain: str) -> list[Group]:
-    """Groups that no other beats: none has less `cost` and no less `gain`, or the reverse.
+    """Groups that no other group beats in one measure without losing in the other.
 
     Args:
-        groups: Those that lack either measure are left out.
-        cost: A measure of which less is better.
-        gain: A measure of which more is better.
+        groups: The groups. Those that lack either measure are left out.
+        cost: Name of a measure that is better if it is lower.
+        gain: Name of a measure that is better if it is higher.
 
     Returns:
         The front from the smallest cost to the largest.
@@ -106,6 +133,7 @@ def pareto_front(groups: Sequence[Group], cost: str, gain: str) -> list[Group]:
         if (costs := group.mean(cost)) is not None and (gains := group.mean(gain)) is not None
     ]
     least = float("inf")
+    # From the smallest cost on, a group is on the front if it gains more than all before it.
     for _, loss, group in sorted(placed, key=lambda entry: entry[:2]):
         if loss < least:
             least = loss
@@ -113,36 +141,49 @@ def pareto_front(groups: Sequence[Group], cost: str, gain: str) -> list[Group]:
     return front
 
 
+def worst_cases(groups: Sequence[Group]) -> list[WorstCase]:
+    """The cases of the lowest Dice, at most three of each group and twelve in all, worst first.
+
+    Where several runs of a group were evaluated on a case, the worst of them is taken.
+    """
+
+    def dice(case: WorstCase) -> float:
+        return case.score.dice
+
+    chosen: list[WorstCase] = []
+    for group in groups:
+        worst: dict[str, WorstCase] = {}
+        for run in group.runs:
+            for case_id, score in run.cases.items():
+                if case_id not in worst or score.dice < worst[case_id].score.dice:
+                    worst[case_id] = WorstCase(group, run, case_id, score)
+        chosen += sorted(worst.values(), key=dice)[:_WORST_OF_GROUP]
+    return sorted(chosen, key=dice)[:_WORST_OF_ALL]
+
+
 def _labels(examples: Sequence[MeasuredRun]) -> list[str]:
-    """Names that tell groups apart, each given by one of its runs."""
+    """A name for each group, given by one of its runs: the network and what differs within it."""
     by_model: dict[str, list[MeasuredRun]] = defaultdict(list)
     for run in examples:
         by_model[run.model].append(run)
     labels = []
     for run in examples:
         keys = _differing(by_model[run.model])
-        details = ", ".join(f"{_short(key, keys)}={_value(run.settings, key)}" for key in keys)
+        last_parts = [key.rpartition(".")[2] for key in keys]
+        details = []
+        for key, last in zip(keys, last_parts, strict=True):
+            # The last part of a dotted key is enough, unless another key has the same one.
+            name = last if last_parts.count(last) == 1 else key
+            value = run.settings.get(key, "unset")
+            if len(value) > _LONGEST_VALUE:
+                value = value[: _LONGEST_VALUE - 1] + "…"
+            details.append(f"{name}={value}")
         model = run.model or "unknown network"
-        labels.append(f"{model} ({details})" if details else model)
+        labels.append(f"{model} ({', '.join(details)})" if details else model)
     return labels
 
 
 def _differing(runs: Sequence[MeasuredRun]) -> list[str]:
+    """Keys of the settings that are not the same in all runs."""
     keys = {key for run in runs for key in run.settings}
     return sorted(key for key in keys if len({run.settings.get(key) for run in runs}) > 1)
-
-
-def _short(key: str, keys: Sequence[str]) -> str:
-    """The last part of a dotted key, unless another one ends so too."""
-    last = key.rpartition(".")[2]
-    return key if sum(other.rpartition(".")[2] == last for other in keys) > 1 else last
-
-
-def _value(settings: Mapping[str, str], key: str) -> str:
-    text = settings.get(key, "unset")
-    return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 1] + "…"
-
-
-def _order(run: MeasuredRun) -> tuple[int, int, str]:
-    fold, seed = (int(run.replica.get(key, 0)) for key in ("train.fold", "seed"))
-    return fold, seed, run.history.name

@@ -1,22 +1,28 @@
-"""What one run cost and reached, taken from its history. What was not recorded is None."""
+"""The measures of one run, from what it recorded: its scores, and what it cost to reach them.
+
+A measure is None if what it needs was not recorded.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
+from typing import Any
 
-from segresmamba.config import changes_result
+from pydantic import TypeAdapter, ValidationError
+
+from segresmamba.config import Config, changes_result
+from segresmamba.config.section import Section
 from segresmamba.errors import DataError
-from segresmamba.report.settings import completed
-from segresmamba.tracking import History
+from segresmamba.tracking import History, flatten
 
-RESULTS = "results.json"
 REPLICAS = ("seed", "train.fold")
 """Settings in which the runs of one group may differ."""
-# Of the rank that needed most: while training, or, where phases were not told apart, ever.
+# Peaks of the rank that needed most memory: during training, or during the whole run where phases
+# were not recorded.
 _DEVICE_MEMORY = (
     "memory/train/device_peak_allocated_gib/max",
     "memory/device_peak_allocated_gib",
@@ -39,20 +45,22 @@ class CaseScore:
 
 @dataclass(frozen=True)
 class MeasuredRun:
-    """One row of the table of runs."""
+    """A run with its measures; the unit of a measure is in its name."""
 
     history: History
     model: str
     replica: Mapping[str, str]
     """Its seed and fold."""
     settings: Mapping[str, str]
-    """All else that its result, its time or its energy depends on."""
+    """Every other setting that its result, its time or its energy depends on."""
     steps: int | None
     parameters_m: float | None
+    """Parameters of the network in millions."""
     memory_gib: float | None
     memory_on: str
-    """device or host."""
+    """Where that memory is: device or host."""
     step_s: float | None
+    """Median time of a step."""
     epoch_s: float | None
     energy_wh: float | None
     co2e_g: float | None
@@ -60,27 +68,31 @@ class MeasuredRun:
     dice: float | None
     hd95_mm: float | None
     scored_by: str
-    """evaluation, or validation during training."""
+    """evaluation, or validation if only training measured the scores; empty without scores."""
     cases: Mapping[str, CaseScore]
 
     @classmethod
     def from_history(cls, history: History) -> MeasuredRun:
-        """Derive everything from what was recorded.
+        """Compute the measures from what was recorded.
 
         Raises:
             DataError: If the results of the evaluation cannot be read.
         """
-        settings, cases = completed(history.settings), _cases(history)
-        steps = _steps(history)
-        step_s = _step_s(history)
-        per_epoch = _steps_per_epoch(history)
-        energy_kwh, emissions_kg = (
-            history.energy.get(name) for name in ("energy_kwh", "emissions_kg")
-        )
-        energy_wh = _scaled(energy_kwh, 1000)
-        patches = steps * int(settings.get("train.batch_size", 0)) if steps else 0
+        curves = {
+            key: [point.value for point in curve] for key, curve in history.curves.items() if curve
+        }
+        settings, cases = complete_settings(history.settings), _cases(history)
         dice, hd95_mm = _scores(history, cases)
-        on_device = any(key in history.curves for key in _DEVICE_MEMORY)
+        steps = history.curves["train/loss"][-1].step if "train/loss" in curves else None
+        # The first record includes compilation and cold caches.
+        step_times_s = curves.get("time/step_s", [])
+        step_s = median(step_times_s[1:] or step_times_s) if step_times_s else None
+        epochs = history.last("epoch")
+        steps_per_epoch = history.curves["epoch"][-1].step / epochs if epochs else None
+        energy_wh = _scaled(history.energy.get("energy_kwh"), 1000)
+        patches = steps * int(settings.get("train.batch_size", 0)) if steps else 0
+        on_device = any(key in curves for key in _DEVICE_MEMORY)
+        memory = _DEVICE_MEMORY if on_device else _HOST_MEMORY
         parameters = history.tags.get("parameters")
         return cls(
             history=history,
@@ -89,12 +101,12 @@ class MeasuredRun:
             settings=_compared_settings(settings, history.tags),
             steps=steps,
             parameters_m=int(parameters) / 1e6 if parameters else None,
-            memory_gib=_most(history, _DEVICE_MEMORY if on_device else _HOST_MEMORY),
+            memory_gib=next((max(curves[key]) for key in memory if key in curves), None),
             memory_on="device" if on_device else "host",
             step_s=step_s,
-            epoch_s=step_s * per_epoch if step_s and per_epoch else None,
+            epoch_s=step_s * steps_per_epoch if step_s and steps_per_epoch else None,
             energy_wh=energy_wh,
-            co2e_g=_scaled(emissions_kg, 1000),
+            co2e_g=_scaled(history.energy.get("emissions_kg"), 1000),
             wh_per_1000_patches=_scaled(energy_wh, 1000 / patches) if patches else None,
             dice=dice,
             hd95_mm=hd95_mm,
@@ -104,16 +116,48 @@ class MeasuredRun:
 
     @property
     def dataset(self) -> str:
-        """What tells its cases from those of another dataset."""
+        """Digest of the dataset, or where it lies if the digest was not recorded."""
         return self.settings.get("dataset", self.settings.get("data.store", ""))
 
     def picture(self, case_id: str) -> Path | None:
-        """The overlay that the evaluation drew of a case."""
+        """The overlay picture of a case, if the evaluation drew one."""
         return self.history.files.get(f"overlays/{case_id}.png")
 
 
+def complete_settings(settings: Mapping[str, str]) -> dict[str, str]:
+    """Add the defaults of settings that the version which recorded a run did not have yet.
+
+    Without them, runs of two versions would never be in one group.
+
+    Args:
+        settings: As in `History.settings`. A section with a setting that this version does not know
+            is returned as it is.
+    """
+    sections: dict[str, dict[str, Any]] = {}
+    for key, text in settings.items():
+        section, dot, rest = key.partition(".")
+        if dot and section in Config.model_fields:
+            place = sections.setdefault(section, {})
+            *outer, name = rest.split(".")
+            for part in outer:
+                place = place.setdefault(part, {})
+            try:
+                place[name] = json.loads(text)
+            except ValueError:
+                place[name] = text
+    complete = dict(settings)
+    for section, values in sections.items():
+        kind: Any = Config.model_fields[section].annotation
+        try:
+            valid = TypeAdapter[Section](kind).validate_json(json.dumps(values), strict=True)
+        except ValidationError:  # the section is of a newer version, or a setting was removed
+            continue
+        complete |= flatten(valid.model_dump(mode="json"), f"{section}.")
+    return complete
+
+
 def _compared_settings(settings: Mapping[str, str], tags: Mapping[str, str]) -> dict[str, str]:
-    """The settings and circumstances that runs of one group share."""
+    """The settings and circumstances that all runs of one group share."""
     compared = {
         key: value for key, value in settings.items() if changes_result(key) and key not in REPLICAS
     }
@@ -121,6 +165,7 @@ def _compared_settings(settings: Mapping[str, str], tags: Mapping[str, str]) -> 
     if digest:  # the same dataset may lie elsewhere on another machine
         compared.pop("data.store", None)
         compared["dataset"] = digest[:8]
+    # Time, memory and energy depend on these, which are found out when a run starts.
     for tag in ("device", "world_size", "zero_stage"):
         if tag in tags:
             compared[tag] = tags[tag]
@@ -128,13 +173,20 @@ def _compared_settings(settings: Mapping[str, str], tags: Mapping[str, str]) -> 
 
 
 def _cases(history: History) -> dict[str, CaseScore]:
-    """The cases of results.json, which the evaluation wrote."""
-    path = history.files.get(RESULTS)
+    """The scores of each case in results.json, which the evaluation wrote."""
+    path = history.files.get("results.json")
     if path is None:
         return {}
     try:
         cases = json.loads(path.read_text(encoding="utf-8"))["cases"]
-        return {case_id: _case_score(scores) for case_id, scores in cases.items()}
+        return {
+            case_id: CaseScore(
+                dice=fmean(score["dice"] for score in scores.values()),
+                hd95_mm=fmean(score["hd95_mm"] for score in scores.values()),
+                classes={name: float(score["dice"]) for name, score in scores.items()},
+            )
+            for case_id, scores in cases.items()
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             "the results of an evaluation cannot be read",
@@ -142,14 +194,6 @@ def _cases(history: History) -> dict[str, CaseScore]:
             got=f"{type(error).__name__}: {error}",
             remedy="evaluate the run again: segresmamba evaluate RUN_FOLDER",
         ) from error
-
-
-def _case_score(scores: Mapping[str, Mapping[str, float]]) -> CaseScore:
-    return CaseScore(
-        dice=fmean(score["dice"] for score in scores.values()),
-        hd95_mm=fmean(score["hd95_mm"] for score in scores.values()),
-        classes={name: float(score["dice"]) for name, score in scores.items()},
-    )
 
 
 def _scores(history: History, cases: Mapping[str, CaseScore]) -> tuple[float | None, float | None]:
@@ -163,32 +207,6 @@ def _scores(history: History, cases: Mapping[str, CaseScore]) -> tuple[float | N
     best = max(dice, key=lambda point: point.value)
     hd95_mm = {point.step: point.value for point in history.curves.get(_VALIDATION_HD95, ())}
     return best.value, hd95_mm.get(best.step)
-
-
-def _steps(history: History) -> int | None:
-    """Steps trained, as far as they were recorded."""
-    losses = history.curves.get("train/loss")
-    return losses[-1].step if losses else None
-
-
-def _step_s(history: History) -> float | None:
-    """The usual step: the first record holds compilation and cold caches."""
-    values = _values(history, "time/step_s")
-    return median(values[1:] or values) if values else None
-
-
-def _steps_per_epoch(history: History) -> float | None:
-    epochs = history.curves.get("epoch")
-    return epochs[-1].step / epochs[-1].value if epochs and epochs[-1].value else None
-
-
-def _most(history: History, keys: Sequence[str]) -> float | None:
-    """The highest value of the first metric that was recorded."""
-    return next((max(values) for key in keys if (values := _values(history, key))), None)
-
-
-def _values(history: History, key: str) -> Sequence[float]:
-    return [point.value for point in history.curves.get(key, ())]
 
 
 def _scaled(value: float | None, factor: float) -> float | None:

@@ -1,4 +1,4 @@
-"""Lay a report out: report.html, which needs nothing besides itself, report.md and its pictures."""
+"""Writes a report: report.html, which is complete in one file, and report.md with its pictures."""
 
 from __future__ import annotations
 
@@ -16,10 +16,17 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 import segresmamba
-from segresmamba.report import words
-from segresmamba.report.groups import Group, differences, group_runs, pareto_front
+from segresmamba.report import captions
+from segresmamba.report.groups import (
+    Group,
+    WorstCase,
+    differences,
+    group_runs,
+    pareto_front,
+    worst_cases,
+)
 from segresmamba.report.measures import MeasuredRun
-from segresmamba.report.pictures import colours, draw_curves, draw_tradeoff
+from segresmamba.report.pictures import colours, draw_curves, draw_tradeoff, small_jpeg
 from segresmamba.report.significance import compare
 from segresmamba.report.sources import ReportError, find_baseline, find_runs
 from segresmamba.report.tables import (
@@ -29,7 +36,7 @@ from segresmamba.report.tables import (
     runs_table,
     significance_table,
 )
-from segresmamba.report.worst import WorstCase, small_jpeg, worst_cases
+from segresmamba.storage.atomic import sync_tree
 
 logger = logging.getLogger(__name__)
 
@@ -49,12 +56,12 @@ class Report:
 
 @dataclass(frozen=True)
 class _Picture:
-    """A picture of the page: as a file, and small within the page."""
+    """A picture of the report: a file beside report.md, and embedded in report.html."""
 
     name: str
     png: bytes
     inline: str
-    """As a data URI."""
+    """The embedded picture, perhaps smaller, as a data URI."""
 
 
 def write_report(
@@ -64,12 +71,12 @@ def write_report(
 
     Args:
         targets: Run folders, folders that hold run folders, or names of MLflow experiments.
-        out: Folder to write to; a report that is there is replaced, other files stay.
-        uri: Gives the tracking URI of MLflow, if a target is no folder.
-        baseline: Run that the others' energy and Dice are set against: its name or its folder.
+        out: Folder to write to. A report in it is replaced; other files stay.
+        uri: Returns the tracking URI of MLflow; called only if a target is not a folder.
+        baseline: Name or folder of the run with which energy and Dice of the others are compared.
 
     Raises:
-        UserError: For what cannot be read or written; nothing is then written.
+        UserError: If something cannot be read or written; nothing is then written.
     """
     with tempfile.TemporaryDirectory(prefix="segresmamba-report-") as downloads:
         runs = find_runs(targets, uri, Path(downloads))
@@ -90,10 +97,15 @@ def write_report(
 def _content(
     groups: Sequence[Group], baseline: MeasuredRun | None
 ) -> tuple[list[_Picture], dict[str, Any]]:
-    """The pictures, and all that the templates show."""
+    """The pictures, and the values of the templates by name."""
     palette = colours(len(groups))
     front = pareto_front(groups, cost="memory_gib", gain="dice")
-    comparisons = compare(groups, _group_of(baseline, groups))
+    of_baseline = (
+        group
+        for group in groups
+        if baseline and baseline.history.id in {run.history.id for run in group.runs}
+    )
+    comparisons = compare(groups, next(of_baseline, None))
     pictures = {
         name: _Picture(f"{name}.png", png, _data_uri("image/png", png))
         for name, png in (
@@ -107,11 +119,14 @@ def _content(
     content = {
         "version": segresmamba.__version__,
         "written": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        "title": words.title(groups),
-        "lead": words.lead(runs),
-        "notes": words.notes(groups, comparisons, baseline),
-        "measured": words.measured(groups),
-        "differences": words.differing(differences(groups)),
+        "title": captions.title(groups),
+        "lead": captions.lead(runs),
+        "notes": captions.notes(groups, comparisons, baseline),
+        "measured": captions.measured(groups),
+        "differences": [
+            f"{key} ({' / '.join(dict.fromkeys(values))})"
+            for key, values in differences(groups).items()
+        ],
         "networks": networks_table(groups, palette, front, baseline),
         "classes": classes_table(groups, palette),
         "significance": significance_table(comparisons),
@@ -125,19 +140,12 @@ def _content(
     return [*pictures.values(), *overlays], content
 
 
-def _group_of(baseline: MeasuredRun | None, groups: Sequence[Group]) -> Group | None:
-    """The group that the baseline belongs to, if it is in the report."""
-    for group in groups:
-        if baseline and baseline.history.id in {run.history.id for run in group.runs}:
-            return group
-    return None
-
-
 def _overlay(case: WorstCase) -> _Picture | None:
-    if case.picture is None:
+    path = case.run.picture(case.case_id)
+    if path is None:
         return None
     try:
-        png, jpeg = case.picture.read_bytes(), small_jpeg(case.picture)
+        png, jpeg = path.read_bytes(), small_jpeg(path)
     except OSError as error:
         logger.warning("the picture of a case is left out: %s", error)
         return None
@@ -152,7 +160,7 @@ def _data_uri(kind: str, content: bytes) -> str:
 def _write(
     out: Path, pictures: Sequence[_Picture], content: dict[str, Any], runs: int, groups: int
 ) -> Report:
-    """Write beside `out` first, so that a full disk leaves the report that was there."""
+    """Write into a folder beside the report first, so that a full disk leaves the old report."""
     page, text = _render("page.html.j2", content), _render("page.md.j2", content)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".part-report-", dir=out) as part:
@@ -162,7 +170,9 @@ def _write(
             (new / PICTURES / picture.name).write_bytes(picture.png)
         (new / PAGE).write_text(page, encoding="utf-8")
         (new / MARKDOWN).write_text(text, encoding="utf-8")
+        sync_tree(new)
         shutil.rmtree(out / PICTURES, ignore_errors=True)
+        # report.md shows the pictures, so they come first.
         for name in (PICTURES, MARKDOWN, PAGE):
             os.replace(new / name, out / name)
     files = [out / PICTURES / picture.name for picture in pictures]
@@ -172,8 +182,8 @@ def _write(
 def _render(template: str, content: dict[str, Any]) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=select_autoescape(("html.j2",)),
-        undefined=StrictUndefined,
+        autoescape=select_autoescape(("html.j2",)),  # the name of a run is text, never markup
+        undefined=StrictUndefined,  # a misspelt name is an error, not an empty text
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,

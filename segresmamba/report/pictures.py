@@ -1,4 +1,4 @@
-"""The pictures of a report: training curves, and Dice against memory."""
+"""The pictures of a report: training curves, Dice against memory, and small overlays."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from io import BytesIO
+from pathlib import Path
 from statistics import fmean
 from typing import Literal
 
@@ -16,6 +17,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from PIL import Image
 
 from segresmamba.report.groups import Group
 from segresmamba.report.tables import number
@@ -29,10 +31,12 @@ _INK, _GRID, _FRONT = "#222222", "#DDDDDD", "#777777"
 _LARGEST_AREA, _SMALLEST_AREA = 900.0, 40.0  # square points
 _LOGARITHMIC_FROM = 4.0  # ratio of the largest to the smallest
 _LEGEND_ROW = 0.24  # inches
+_JPEG_SIZE = (1000, 2000)  # largest width and height in pixels
+_JPEG_QUALITY = 85
 
 
 def colours(count: int) -> list[str]:
-    """A colour for each group, which colour-blind readers tell apart up to seven of them."""
+    """A colour for each group; up to seven are distinguishable for colour-blind readers."""
     if count <= len(_COLOURS):
         return list(_COLOURS[:count])
     many = colormaps["turbo"]
@@ -42,7 +46,7 @@ def colours(count: int) -> list[str]:
 def draw_curves(groups: Sequence[Group]) -> bytes | None:
     """A PNG of loss and validation Dice by step; None if neither was recorded.
 
-    The line is the mean over a group's runs, the band goes from the lowest to the highest.
+    The line is the mean over the runs of a group; the band goes from the lowest to the highest.
     """
     shown = [
         (key, title)
@@ -66,16 +70,15 @@ def draw_curves(groups: Sequence[Group]) -> bytes | None:
         Line2D([], [], color=colour, linestyle=_STYLES[index % len(_STYLES)], label=group.label)
         for index, (group, colour) in enumerate(zip(groups, colours(len(groups)), strict=True))
     ]
-    _legend(figure, lines)
-    return _png(figure)
+    return _png(figure, lines)
 
 
 def draw_tradeoff(groups: Sequence[Group], front: Sequence[Group]) -> bytes | None:
-    """A PNG of Dice against memory, bubbles as large as CO2e; None if no group has both.
+    """A PNG of Dice against memory, with CO2e as the area of bubbles; None if no group has both.
 
     Args:
         groups: All groups.
-        front: Those on the Pareto front, from the least memory to the most.
+        front: The groups on the Pareto front, from the least memory to the most.
     """
     placed = [
         (index, group)
@@ -107,11 +110,30 @@ def draw_tradeoff(groups: Sequence[Group], front: Sequence[Group]) -> bytes | No
         text = f"area: CO₂e, the largest {number(most_g)} g; white: not measured"
         handles.append(_handle("o", text, _INK, filled=False))
     axes.set(xlabel="peak memory (GiB)", ylabel="Dice")
-    _spread_axis(axes, [group.mean("memory_gib") or 0.0 for _, group in placed])
+    memories = [group.mean("memory_gib") or 0.0 for _, group in placed]
+    if max(memories) >= _LOGARITHMIC_FROM * min(memories):
+        axes.set_xscale("log")
+        # Matplotlib's own labels of such an axis are powers of ten.
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.2, y=0.25)
     _plain_panel(axes)
-    _legend(figure, handles)
-    return _png(figure)
+    return _png(figure, handles)
+
+
+def small_jpeg(picture: Path) -> bytes:
+    """The picture as a JPEG that is small enough to be embedded in the page.
+
+    Raises:
+        OSError: If the file is not a picture.
+    """
+    buffer = BytesIO()
+    with Image.open(picture) as image:
+        small = image.convert("RGB")
+    small.thumbnail(_JPEG_SIZE)
+    small.save(buffer, "JPEG", quality=_JPEG_QUALITY)
+    return buffer.getvalue()
 
 
 def _curve(panel: Axes, group: Group, key: str, colour: str, index: int) -> None:
@@ -180,16 +202,6 @@ def _handle(marker: str, label: str, colour: str, *, filled: bool) -> Line2D:
     )
 
 
-def _spread_axis(axes: Axes, values: Sequence[float]) -> None:
-    """A logarithmic scale with plain numbers where networks differ by factors."""
-    if max(values) < _LOGARITHMIC_FROM * min(values):
-        return
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-
-
 def _plain_panel(panel: Axes) -> None:
     panel.grid(visible=True, color=_GRID, linewidth=0.6)
     panel.set_axisbelow(True)
@@ -200,6 +212,7 @@ def _plain_panel(panel: Axes) -> None:
 
 
 def _figure(width: float, height: float, legend_rows: int) -> Figure:
+    # Without pyplot, which keeps every figure in memory until it is closed.
     figure = Figure(
         figsize=(width, height + _LEGEND_ROW * legend_rows), dpi=_DPI, layout="constrained"
     )
@@ -207,11 +220,9 @@ def _figure(width: float, height: float, legend_rows: int) -> Figure:
     return figure
 
 
-def _legend(figure: Figure, handles: Sequence[Line2D]) -> None:
+def _png(figure: Figure, handles: Sequence[Line2D]) -> bytes:
+    """Draw the figure with its legend."""
     figure.legend(handles=handles, loc="outside lower left", frameon=False, fontsize=9)
-
-
-def _png(figure: Figure) -> bytes:
     buffer = BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()

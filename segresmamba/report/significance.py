@@ -1,4 +1,7 @@
-"""Whether two groups differ on the same cases: Wilcoxon's signed-rank test, corrected by Holm."""
+"""Tests whether two groups differ on the same cases.
+
+It is Wilcoxon's signed-rank test on the Dice of each case, corrected by Holm's method.
+"""
 
 from __future__ import annotations
 
@@ -10,27 +13,30 @@ from statistics import median
 from segresmamba.report.groups import Group
 
 ALL_PAIRS_UP_TO = 6
-"""More groups than these are each compared with one only."""
+"""With more groups than this, each is compared with one group only."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two groups on the cases that both were evaluated on."""
+    """Two groups, compared on the cases that both were evaluated on."""
 
     first: Group
     second: Group
     cases: int
-    """Cases that both have."""
+    """Number of these cases."""
     difference: float
-    """Median over the cases of Dice of the first minus Dice of the second."""
+    """Dice of the first minus Dice of the second, the median over the cases."""
     p: float
-    """Two-sided."""
+    """Two-sided p value."""
     p_holm: float
-    """Corrected for the number of comparisons."""
+    """The p value corrected for the number of comparisons."""
 
     @property
     def smallest_p(self) -> float:
-        """What p can at best be with so many cases."""
+        """The smallest p value that the test can give with so many cases.
+
+        With n cases there are 2^n sign patterns, and two of them are the most extreme.
+        """
         return float(min(1.0, 2.0 ** (1 - self.cases)))
 
 
@@ -38,13 +44,15 @@ def compare(groups: Sequence[Group], reference: Group | None) -> list[Comparison
     """Compare groups in pairs.
 
     Args:
-        groups: Those without evaluated cases are left out.
-        reference: The group to compare the others with; None compares all pairs, or, of many
-            groups, all with the one of the highest Dice.
+        groups: The groups. Those without evaluated cases are left out.
+        reference: The group to compare the others with. None compares all pairs; of more than
+            `ALL_PAIRS_UP_TO` groups it compares each with that of the highest Dice.
 
     Returns:
-        The comparisons, by p; pairs without a common case are left out.
+        The comparisons, sorted by p. Pairs without a common case are left out.
     """
+    from scipy.stats import wilcoxon
+
     scored = [group for group in groups if group.case_dice()]
     if reference is None and len(scored) > ALL_PAIRS_UP_TO:
         reference = max(scored, key=lambda group: group.mean("dice") or 0.0)
@@ -52,11 +60,19 @@ def compare(groups: Sequence[Group], reference: Group | None) -> list[Comparison
         pairs = list(combinations(scored, 2))
     else:
         pairs = [(group, reference) for group in scored if group is not reference]
-    tested = [(pair, differences) for pair in pairs if (differences := _differences(*pair))]
-    values = [_wilcoxon(differences) for _, differences in tested]
+    tested = []
+    for first, second in pairs:
+        ours, theirs = first.case_dice(), second.case_dice()
+        if common := sorted(ours.keys() & theirs.keys()):
+            tested.append((first, second, [ours[case] - theirs[case] for case in common]))
+    # SciPy has no p value for differences that are all zero.
+    values = [
+        float(wilcoxon(differences).pvalue) if any(differences) else 1.0
+        for *_, differences in tested
+    ]
     comparisons = [
         Comparison(first, second, len(differences), median(differences), p, corrected)
-        for ((first, second), differences), p, corrected in zip(
+        for (first, second, differences), p, corrected in zip(
             tested, values, holm(values), strict=True
         )
     ]
@@ -64,7 +80,7 @@ def compare(groups: Sequence[Group], reference: Group | None) -> list[Comparison
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """P values corrected for their number by Holm's step-down method, in the given order.
+    """Correct p values for their number by Holm's step-down method, in the given order.
 
     Example:
         >>> holm([0.25, 0.125, 0.5])
@@ -76,17 +92,3 @@ def holm(values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(values) - rank) * values[index]))
         corrected[index] = highest
     return corrected
-
-
-def _differences(first: Group, second: Group) -> list[float]:
-    ours, theirs = first.case_dice(), second.case_dice()
-    return [ours[case] - theirs[case] for case in sorted(ours.keys() & theirs.keys())]
-
-
-def _wilcoxon(differences: Sequence[float]) -> float:
-    """The two-sided p value; 1 where every case is a tie."""
-    from scipy.stats import wilcoxon
-
-    if not any(differences):
-        return 1.0
-    return float(wilcoxon(differences).pvalue)

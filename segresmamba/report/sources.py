@@ -1,4 +1,4 @@
-"""What the user named: run folders, folders of runs, or experiments and runs in MLflow."""
+"""Finds the runs that the user named: run folders, folders of runs, or experiments in MLflow."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class ReportError(UserError):
 
 
 def find_runs(targets: Sequence[str], uri: Callable[[], str], downloads: Path) -> list[MeasuredRun]:
-    """Read all that is named, each run once.
+    """Read everything that is named, each run once.
 
     Args:
-        targets: Run folders, folders that hold run folders, or names of MLflow experiments. What
-            exists as a folder is taken for one.
-        uri: Gives the tracking URI of MLflow, where it is needed.
+        targets: Run folders, folders that hold run folders, or names of MLflow experiments. A name
+            that exists as a path is never an experiment.
+        uri: Returns the tracking URI of MLflow; called only if it is needed.
         downloads: Folder for what has to be fetched from MLflow.
 
     Raises:
@@ -40,22 +40,30 @@ def find_runs(targets: Sequence[str], uri: Callable[[], str], downloads: Path) -
         if folder.exists():
             found = [read_history(path) for path in run_folders(folder)]
         else:
-            mlflow = mlflow or _open(uri(), target)
-            found = _of_experiment(mlflow, target, downloads)
+            try:
+                mlflow = mlflow or MlflowSource(uri())
+            except TrackingError as error:
+                raise ReportError(
+                    f"there is no folder {target}, and no MLflow to look for such an experiment",
+                    where=error.where,
+                    got=error.got,
+                    remedy=error.remedy,
+                ) from error
+            found = _runs_of_experiment(mlflow, target, downloads)
         for history in found:
             histories.setdefault(history.id, history)
     return [MeasuredRun.from_history(history) for history in histories.values()]
 
 
 def find_baseline(name: str, runs: Sequence[MeasuredRun]) -> MeasuredRun:
-    """The run that others are compared with.
+    """The run that the others are compared with.
 
     Args:
-        name: Name of one of the runs, or a run folder, which need not be among them.
+        name: Name of one of the runs, or a run folder, which does not have to be among them.
         runs: The runs of the report.
 
     Raises:
-        UserError: If there is no such run, it is not unique, or its records cannot be read.
+        UserError: If there is no such run or more than one, or if its records cannot be read.
     """
     if is_run(Path(name)):
         return MeasuredRun.from_history(read_history(Path(name)))
@@ -70,19 +78,7 @@ def find_baseline(name: str, runs: Sequence[MeasuredRun]) -> MeasuredRun:
     )
 
 
-def _open(uri: str, target: str) -> MlflowSource:
-    try:
-        return MlflowSource(uri)
-    except TrackingError as error:
-        raise ReportError(
-            f"there is no folder {target}, and no MLflow to look for such an experiment",
-            where=error.where,
-            got=error.got,
-            remedy=error.remedy,
-        ) from error
-
-
-def _of_experiment(mlflow: MlflowSource, name: str, downloads: Path) -> list[History]:
+def _runs_of_experiment(mlflow: MlflowSource, name: str, downloads: Path) -> list[History]:
     experiments = mlflow.experiments()
     if name not in experiments:
         raise ReportError(
@@ -103,7 +99,7 @@ def _of_experiment(mlflow: MlflowSource, name: str, downloads: Path) -> list[His
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Names on a screen: the first twenty."""
+    """The names in one line, at most twenty of them."""
     unique = list(dict.fromkeys(names))
     shown = ", ".join(unique[:20])
     return (

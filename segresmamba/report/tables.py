@@ -1,32 +1,32 @@
-"""The tables of a report as cells, which the page and the Markdown file lay out each in its way."""
+"""The tables of a report as cells, from which the page and the Markdown file are made."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 from segresmamba.report.groups import Group, Spread
 from segresmamba.report.measures import MeasuredRun
 from segresmamba.report.significance import Comparison
 
 _RUNNING = "running*"
-_DICE_POINT = 0.01
+_DICE_POINT = 0.01  # Dice is from 0 to 1, a point is a hundredth
 _SCORES = ("dice", "hd95_mm")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What a table shows in one place."""
+    """One cell of a table."""
 
     text: str = ""
     spread: str = ""
-    """Standard deviation, shown smaller behind the text."""
+    """Standard deviation, shown smaller after the text."""
     sort: float | None = None
-    """What a numeric column is sorted by; None comes last."""
+    """The value that a numeric column is sorted by; None comes last."""
     best: bool = False
     colour: str = ""
-    """Colour of the group in the pictures, on its name."""
+    """Colour of the group in the pictures, shown beside its name."""
 
 
 @dataclass(frozen=True)
@@ -40,25 +40,34 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table under a heading."""
+    """A table of a report."""
 
     name: str
     columns: Sequence[Column]
-    rows: Sequence[Sequence[Cell]] = field(default_factory=list)
+    rows: Sequence[Sequence[Cell]]
 
 
 @dataclass(frozen=True)
 class _Measure:
-    """A column of numbers."""
+    """A measure of `MeasuredRun` as a column."""
 
     name: str
     title: str
     unit: str
     decimals: int | None = None
-    """Digits after the point; None shows three digits that count."""
+    """Digits after the point; None shows three significant digits."""
     high_is_good: bool = False
     large_unit: str = ""
-    """Unit of a thousand, where a value reaches it."""
+    """1000 units; the whole column has this unit if a group reaches it."""
+    scale: float = 1.0
+    """Factor that converts a value to `unit`."""
+
+    def in_column(self, groups: Sequence[Group]) -> _Measure:
+        """The measure in the unit that fits the values of these groups."""
+        largest = max((group.mean(self.name) or 0.0 for group in groups), default=0.0)
+        if self.large_unit and largest >= 1000:
+            return replace(self, unit=self.large_unit, scale=0.001)
+        return self
 
 
 _MEASURES = (
@@ -75,7 +84,7 @@ _MEASURES = (
 
 
 def number(value: float | None, decimals: int | None = None) -> str:
-    """Fixed digits after the point, or three that count, without an exponent."""
+    """A number with fixed digits after the point, or with three significant ones; no exponent."""
     if value is None:
         return ""
     return f"{value:,.{_decimals_of(value) if decimals is None else decimals}f}"
@@ -87,10 +96,10 @@ def networks_table(
     front: Sequence[Group],
     baseline: MeasuredRun | None,
 ) -> Table:
-    """The paper's table with our columns: a row for each group, means and spreads."""
-    measures = [_scaled_measure(measure, groups) for measure in _MEASURES]
+    """Means and spreads of each group; a row for each."""
+    measures = [measure.in_column(groups) for measure in _MEASURES]
     columns = [Column("Network", numeric=False), Column("Runs")]
-    columns += [Column(measure.title, unit) for measure, unit, _ in measures]
+    columns += [Column(measure.title, measure.unit) for measure in measures]
     if len(groups) > 1:
         columns.append(Column("Pareto", numeric=False))
     if baseline:
@@ -100,21 +109,22 @@ def networks_table(
         row = [
             Cell(group.label, colour=colour),
             Cell(str(len(group.runs)), sort=len(group.runs)),
-            *(_measured(group, groups, measure, scale) for measure, _, scale in measures),
+            *(_mean_cell(group, groups, measure) for measure in measures),
         ]
         if len(groups) > 1:
             row.append(Cell("●" if group in front else ""))
         if baseline:
-            row.append(_plain(wh_per_dice_point(group, baseline)))
+            row.append(_number_cell(wh_per_dice_point(group, baseline)))
         rows.append(row)
     return Table("networks", columns, rows)
 
 
 def wh_per_dice_point(group: Group, baseline: MeasuredRun) -> float | None:
-    """Energy of a run beyond the baseline's for each hundredth of Dice gained over it.
+    """Energy that a group uses more than the baseline for each 0.01 of Dice that it gains over it.
 
     Returns:
-        Wh, below zero if the gain saves energy; None without a gain, or where a figure is missing.
+        Energy in Wh; below zero if the group uses less. None if it gains nothing, or if one of the
+        values is missing.
     """
     energy, dice = group.mean("energy_wh"), group.mean("dice")
     if energy is None or dice is None or baseline.energy_wh is None or baseline.dice is None:
@@ -124,7 +134,7 @@ def wh_per_dice_point(group: Group, baseline: MeasuredRun) -> float | None:
 
 
 def classes_table(groups: Sequence[Group], colours: Sequence[str]) -> Table:
-    """Dice of each class."""
+    """Dice of each class; a row for each group that was evaluated."""
     found = [group.class_dice() for group in groups]
     names = list(dict.fromkeys(name for classes in found for name in classes))
     rows = [
@@ -140,7 +150,7 @@ def classes_table(groups: Sequence[Group], colours: Sequence[str]) -> Table:
 
 
 def significance_table(comparisons: Sequence[Comparison]) -> Table:
-    """A row for each pair."""
+    """The comparisons; a row for each pair of groups."""
     columns = [
         Column("First", numeric=False),
         Column("Second", numeric=False),
@@ -156,9 +166,9 @@ def significance_table(comparisons: Sequence[Comparison]) -> Table:
             Cell(pair.second.label),
             Cell(str(pair.cases), sort=pair.cases),
             Cell(f"{pair.difference:+.4f}".replace("-", "−"), sort=pair.difference),
-            _plain(pair.p),
-            _plain(pair.p_holm),
-            _plain(pair.smallest_p),
+            _number_cell(pair.p),
+            _number_cell(pair.p_holm),
+            _number_cell(pair.smallest_p),
         ]
         for pair in comparisons
     ]
@@ -166,8 +176,9 @@ def significance_table(comparisons: Sequence[Comparison]) -> Table:
 
 
 def runs_table(groups: Sequence[Group], colours: Sequence[str]) -> Table:
-    """Every run with its seed, fold and how it ended."""
-    measures = [_scaled_measure(measure, groups) for measure in _MEASURES[1:]]
+    """Every run, with its seed, its fold and how it ended."""
+    # The number of parameters, which comes first, is the same for all runs of a group.
+    measures = [measure.in_column(groups) for measure in _MEASURES[1:]]
     columns = [
         Column("Run", numeric=False),
         Column("Network", numeric=False),
@@ -175,7 +186,7 @@ def runs_table(groups: Sequence[Group], colours: Sequence[str]) -> Table:
         Column("Fold"),
         Column("Status", numeric=False),
         Column("Steps"),
-        *(Column(measure.title, unit) for measure, unit, _ in measures),
+        *(Column(measure.title, measure.unit) for measure in measures),
     ]
     rows = [
         [
@@ -185,7 +196,7 @@ def runs_table(groups: Sequence[Group], colours: Sequence[str]) -> Table:
             _whole(run.replica.get("train.fold")),
             Cell(_RUNNING if run.history.status == "running" else run.history.status),
             _whole(run.steps),
-            *(_of_run(run, measure, scale) for measure, _, scale in measures),
+            *(_run_cell(run, measure) for measure in measures),
         ]
         for group, colour in zip(groups, colours, strict=True)
         for run in group.runs
@@ -193,45 +204,38 @@ def runs_table(groups: Sequence[Group], colours: Sequence[str]) -> Table:
     return Table("runs", columns, rows)
 
 
-def _scaled_measure(measure: _Measure, groups: Sequence[Group]) -> tuple[_Measure, str, float]:
-    """The unit to show a measure in, one for the whole column, and its factor."""
-    largest = max((group.mean(measure.name) or 0.0 for group in groups), default=0.0)
-    if measure.large_unit and largest >= 1000:
-        return measure, measure.large_unit, 0.001
-    return measure, measure.unit, 1.0
-
-
-def _measured(group: Group, groups: Sequence[Group], measure: _Measure, scale: float) -> Cell:
-    cell = _spread_cell(group.spread(measure.name), measure.decimals, scale)
+def _mean_cell(group: Group, groups: Sequence[Group], measure: _Measure) -> Cell:
+    cell = _spread_cell(group.spread(measure.name), measure.decimals, measure.scale)
     means = [mean for other in groups if (mean := other.mean(measure.name)) is not None]
     choose: Callable[[list[float]], float] = max if measure.high_is_good else min
+    # If all groups have the same value, none of them is the best.
     is_best = len(set(means)) > 1 and group.mean(measure.name) == choose(means)
-    return Cell(cell.text, cell.spread, cell.sort, best=is_best)
+    return replace(cell, best=is_best)
 
 
 def _spread_cell(spread: Spread | None, decimals: int | None = None, scale: float = 1.0) -> Cell:
     if spread is None:
         return Cell()
     mean, deviation, shown = spread.mean * scale, spread.deviation, ""
-    if deviation:  # of parameters it is zero, which says nothing
+    if deviation:  # for parameters it is always zero
         places = _decimals_of(mean) if decimals is None else decimals
         shown = number(deviation * scale, places)
     return Cell(number(mean, decimals), shown, spread.mean)
 
 
 def _decimals_of(value: float) -> int:
-    """Digits after the point that make three that count."""
+    """Digits after the point for three significant digits."""
     return max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
 
 
-def _plain(value: float | None, decimals: int | None = None, scale: float = 1.0) -> Cell:
+def _number_cell(value: float | None, decimals: int | None = None, scale: float = 1.0) -> Cell:
     return Cell() if value is None else Cell(number(value * scale, decimals), sort=value)
 
 
-def _of_run(run: MeasuredRun, measure: _Measure, scale: float) -> Cell:
-    cell = _plain(getattr(run, measure.name), measure.decimals, scale)
+def _run_cell(run: MeasuredRun, measure: _Measure) -> Cell:
+    cell = _number_cell(getattr(run, measure.name), measure.decimals, measure.scale)
     is_validation = measure.name in _SCORES and run.scored_by == "validation"
-    return Cell(cell.text + "†", sort=cell.sort) if cell.text and is_validation else cell
+    return replace(cell, text=cell.text + "†") if cell.text and is_validation else cell
 
 
 def _whole(value: str | int | None) -> Cell:

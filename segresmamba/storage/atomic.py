@@ -85,9 +85,15 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete what killed processes left under temporary names; nobody else may be writing here."""
-    for path in folder.glob(f"{_PREFIX}*"):
+def remove_leftovers(folder: Path, name: str = "") -> None:
+    """Delete what killed processes left under temporary names.
+
+    Args:
+        folder: Where to look.
+        name: Only what was to become this file; no other process may be writing it. Without a name
+            everything is deleted, so no other process may be writing in the folder.
+    """
+    for path in folder.glob(f"{_PREFIX}*{name}"):
         if path.is_dir():
             shutil.rmtree(path)
         else:

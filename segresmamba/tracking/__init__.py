@@ -1,15 +1,14 @@
-"""Tracking: the journal of a run is the truth; MLflow is built from it, as often as need be."""
+"""Tracking: the journal of a run is the truth, and MLflow can be rebuilt from it at any time."""
 
-from segresmamba.storage.locks import is_locked, locked, try_lock
 from segresmamba.tracking.energy.emissions import EmissionsMeter
 from segresmamba.tracking.energy.gpus import gpu_uuid
 from segresmamba.tracking.energy.ledger import node_name
 from segresmamba.tracking.energy.system import SystemSampler
 from segresmamba.tracking.history import History, is_run, read_history, run_folders
-from segresmamba.tracking.journal import JOURNAL_NAME, read_journal, read_records
+from segresmamba.tracking.journal import read_journal, read_records
 from segresmamba.tracking.logs import StepLog, log_as
 from segresmamba.tracking.mapping import flatten
-from segresmamba.tracking.memory import PhaseMemory, memory_metrics, peak_memory
+from segresmamba.tracking.memory import PhaseMemory, memory_metrics, peak_memory, status_kib
 from segresmamba.tracking.mlflow.sink import sync
 from segresmamba.tracking.mlflow.source import MlflowSource
 from segresmamba.tracking.mlflow.state import run_hint, tracking_uri
@@ -18,7 +17,6 @@ from segresmamba.tracking.provenance import environment, provenance
 from segresmamba.tracking.run_tracker import open_tracker
 
 __all__ = [
-    "JOURNAL_NAME",
     "EmissionsMeter",
     "History",
     "MlflowSource",
@@ -32,9 +30,7 @@ __all__ = [
     "environment",
     "flatten",
     "gpu_uuid",
-    "is_locked",
     "is_run",
-    "locked",
     "log_as",
     "memory_metrics",
     "node_name",
@@ -46,7 +42,7 @@ __all__ = [
     "read_records",
     "run_folders",
     "run_hint",
+    "status_kib",
     "sync",
     "tracking_uri",
-    "try_lock",
 ]

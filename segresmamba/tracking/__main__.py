@@ -1,4 +1,7 @@
-"""The uploader's process: `python -m segresmamba.tracking RUN_FOLDER LOGS`, started by training."""
+"""The process of the uploader: `python -m segresmamba.tracking RUN_FOLDER LOGS`.
+
+`RunTracker` starts it, and `mlflow.uploader` says why it is a process of its own.
+"""
 
 from __future__ import annotations
 
@@ -13,23 +16,25 @@ from typing import cast
 from segresmamba.tracking.logs import Style, log_as
 from segresmamba.tracking.mlflow.uploader import follow
 
-# Slurm sends these to every process of a job; what they mean is training's business.
+# Slurm sends these to every process of a job. Training reacts to them; the uploader has to live on
+# to send what training records in its last seconds.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def main() -> int:
-    """Follow the journal until standard input closes, which it does when training is gone."""
+    """Follow the journal until standard input closes, which happens when training ends or dies."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    os.nice(5)
+    os.nice(5)  # training comes first
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     logging.captureWarnings(capture=True)
     log_as(cast(Style, sys.argv[2]), rank=0)
-    return 0 if follow(Path(sys.argv[1]), _training_ended) else 1
 
+    def training_ended(wait_s: float) -> bool:
+        # Nothing is ever written to standard input, so it is readable only at its end.
+        return bool(select.select([sys.stdin], [], [], wait_s)[0])
 
-def _training_ended(wait_s: float) -> bool:
-    return bool(select.select([sys.stdin], [], [], wait_s)[0])
+    return 0 if follow(Path(sys.argv[1]), training_ended) else 1
 
 
 if __name__ == "__main__":

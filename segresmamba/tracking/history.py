@@ -1,13 +1,14 @@
-"""A run as it was recorded, for those who read it afterwards: from its folder or from MLflow."""
+"""A run as it was recorded, read back from its folder; `mlflow.source` reads it from MLflow."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from segresmamba.tracking.energy.ledger import LEDGER_NAME, Ledger, power_line
-from segresmamba.tracking.journal import JOURNAL_NAME, JournalRecord, read_header, read_journal
+from segresmamba.storage.run_folder import RunFolder
+from segresmamba.tracking.energy.ledger import Ledger, power_line
+from segresmamba.tracking.journal import read_header, read_journal
 from segresmamba.tracking.mapping import MetricPoint, flatten, new_points
 from segresmamba.tracking.protocol import TrackingError
 
@@ -17,19 +18,21 @@ ENERGY_FACT = "energy."
 
 @dataclass(frozen=True)
 class History:
-    """What is known of one run.
+    """What one run recorded.
 
     Attributes:
         id: Id of its journal, the same in the folder and in MLflow.
         name: Its name.
         where: The folder, or MLflow's URI and the id there.
-        status: finished, failed, preempted, or running, which is also what a killed run leaves.
+        status: finished, failed, preempted or running. A run that was killed is still running.
         settings: Every setting as an override would give it, such as {"train.lr": "0.0001"}.
-        tags: What was chosen and found besides the settings, such as the device.
-        curves: The values of each metric in the order of their steps, resumed steps once.
-        energy: Totals over nodes and restarts: energy_kwh, emissions_kg; empty if not measured.
-        power: How the power was known; empty if that is not recorded.
-        files: Artifacts that are there, by their path among the artifacts.
+        tags: Facts besides the settings, such as the device.
+        curves: The values of each metric in the order of their steps. A step that a resumed run
+            trained again counts once, with its first value, as in MLflow.
+        energy: Totals over all nodes and restarts, such as energy_kwh and emissions_kg; empty if
+            energy was not measured.
+        power: How the power was measured or estimated; empty if that is not recorded.
+        files: Artifacts that still exist, by their path among the artifacts of the run in MLflow.
     """
 
     id: str
@@ -51,11 +54,11 @@ class History:
 
 def is_run(folder: Path) -> bool:
     """Whether a folder holds a run."""
-    return (folder / JOURNAL_NAME).is_file()
+    return RunFolder(folder).journal.is_file()
 
 
 def run_folders(folder: Path) -> list[Path]:
-    """The folder itself if it is a run's, else the runs in it by name.
+    """The folder itself if it holds a run, otherwise the folders of runs in it, by name.
 
     Raises:
         TrackingError: If there is no run.
@@ -64,9 +67,10 @@ def run_folders(folder: Path) -> list[Path]:
         return [folder]
     inside = sorted(path for path in folder.iterdir() if is_run(path)) if folder.is_dir() else []
     if not inside:
-        got = "a folder without journal.jsonl" if folder.is_dir() else "no folder"
+        journal = RunFolder(folder).journal.name
+        got = f"a folder without {journal}" if folder.is_dir() else "no folder"
         raise TrackingError(
-            "this is no run, and no folder of runs",
+            "this is neither a run nor a folder of runs",
             where=folder,
             got=got,
             remedy="name the folder of a run, such as runs/sample, or the folder of all runs",
@@ -83,20 +87,31 @@ def read_history(folder: Path) -> History:
         TrackingError: If the journal or the energy ledger is missing, damaged or of a newer
             version.
     """
-    header = read_header(folder / JOURNAL_NAME)
+    journal = RunFolder(folder).journal
+    header = read_header(journal)
+    status = "running"  # a run that was killed has recorded nothing else
     settings: dict[str, str] = {}
     tags: dict[str, str] = {}
-    status = "running"
-    records = read_journal(folder / JOURNAL_NAME)
-    for record in records:
+    curves: dict[str, list[MetricPoint]] = {}
+    last_step: dict[str, int] = {}
+    files: dict[str, Path] = {}
+    for record in read_journal(journal):
         match record.kind:
             case "params":
-                settings = flatten(record.body["values"])
+                settings = flatten(record.body["values"])  # a resume records all of them again
             case "tags":
                 tags |= record.body["values"]
+            case "metrics":
+                for point in new_points(record, last_step):
+                    curves.setdefault(point.key, []).append(point)
+            case "artifact":
+                path = folder / record.body["path"]
+                if path.is_file():
+                    files[str(PurePosixPath(record.body["folder"], path.name))] = path
             case "status":
                 status = record.body["status"]
-    curves = _curves(records)
+                if status == "finished":
+                    last_step.clear()  # what comes after is another evaluation, not a resume
     return History(
         id=header.body["id"],
         name=header.body["name"],
@@ -107,19 +122,19 @@ def read_history(folder: Path) -> History:
         curves=curves,
         energy=energy_of(folder, curves),
         power=power_of(folder, tags),
-        files=_files(folder, records),
+        files=files,
     )
 
 
 def energy_of(folder: Path, curves: Mapping[str, Sequence[MetricPoint]]) -> dict[str, float]:
-    """The totals of the ledger in a folder, which has the segments of killed jobs, too.
+    """Totals of the energy ledger in a folder; without a ledger, those in the run's metrics.
 
-    Without a ledger, what the run recorded as metrics, by the same names.
+    The ledger comes first, because a job that was killed recorded no energy as a metric.
 
     Raises:
         TrackingError: If the ledger is damaged or of a newer version.
     """
-    if (folder / LEDGER_NAME).exists():
+    if RunFolder(folder).emissions.exists():
         return Ledger(folder).totals()
     return {
         key.removeprefix(ENERGY): curve[-1].value
@@ -129,7 +144,7 @@ def energy_of(folder: Path, curves: Mapping[str, Sequence[MetricPoint]]) -> dict
 
 
 def power_of(folder: Path, tags: Mapping[str, str]) -> str:
-    """How power was known by the ledger in a folder, or else by a run's tags.
+    """How power was measured or estimated, from the ledger in a folder or else from the run's tags.
 
     Raises:
         TrackingError: If the ledger is damaged or of a newer version.
@@ -140,28 +155,3 @@ def power_of(folder: Path, tags: Mapping[str, str]) -> str:
         if key.startswith(ENERGY_FACT)
     }
     return Ledger(folder).power() or power_line(facts)
-
-
-def _curves(records: Iterable[JournalRecord]) -> dict[str, list[MetricPoint]]:
-    """As MLflow has them: of a step that a resumed run trained again, the first value."""
-    curves: dict[str, list[MetricPoint]] = {}
-    last_step: dict[str, int] = {}
-    for record in records:
-        if record.kind == "metrics":
-            for point in new_points(record, last_step):
-                curves.setdefault(point.key, []).append(point)
-        elif record.kind == "status" and record.body["status"] == "finished":
-            last_step.clear()
-    return curves
-
-
-def _files(folder: Path, records: Iterable[JournalRecord]) -> dict[str, Path]:
-    """Artifacts that are single files, by the names that MLflow shows."""
-    files = {}
-    for record in records:
-        if record.kind == "artifact":
-            path = folder / record.body["path"]
-            name = "/".join(part for part in (record.body["folder"], path.name) if part)
-            if path.is_file():
-                files[name] = path
-    return files

@@ -11,8 +11,10 @@ One JSON object a line, only ever appended to:
     {"kind": "model", "time_ms": ..., "path": "best", "step": 900, "loader": "package.module"}
     {"kind": "status", "time_ms": ..., "status": "running", "host": "n1", "pid": 4711}
 
-Numbers that JSON lacks are strings: "nan", "inf", "-inf". `float` reads them back. Paths are
-relative to the run folder where they lie below it.
+JSON has no numbers that are not finite: "nan", "inf" and "-inf" are strings, which `float` reads
+back. A path that lies below the run folder is relative to it.
+
+Each append is one system call, so a crash can only cut the last line.
 """
 
 from __future__ import annotations
@@ -30,12 +32,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from segresmamba.storage.atomic import sync
 from segresmamba.storage.locks import try_lock
-from segresmamba.tracking.protocol import TrackingError
+from segresmamba.tracking.protocol import TrackingError, newer_error
 
 logger = logging.getLogger(__name__)
 
-JOURNAL_NAME = "journal.jsonl"
 SCHEMA = 1
 
 
@@ -57,11 +59,11 @@ class JournalRecord:
 
 
 class Journal:
-    """The writing end of a journal; the process that opens it has it alone.
+    """A journal that this process writes, and no other.
 
     Args:
-        path: The journal; created, or continued after its last complete record.
-        name: Name of the run, kept in the first record.
+        path: The file. A journal that exists is continued after its last complete record.
+        name: Name of the run, for the first record.
 
     Raises:
         TrackingError: If the file cannot be written, another process is writing it, or it is not a
@@ -83,59 +85,60 @@ class Journal:
         try:
             if not try_lock(self._fd, path):
                 raise _held_error(path)
-            self._end = self._cut_incomplete_record()
+            self._end = path.read_bytes().rfind(b"\n") + 1
+            warn_if_cut(path, self._end)
+            os.ftruncate(self._fd, self._end)  # a power loss may have cut the last line
             if self._end == 0:
                 self.append("run", schema=SCHEMA, id=uuid.uuid4().hex, name=name)
                 self.flush()
-                _sync_folder(path.parent)
+                sync(path.parent)
             else:
-                read_header(path)
+                read_header(path)  # it raises if the file is not a journal
         except BaseException:
             self.close()
             raise
 
     def append(self, kind: str, **body: Any) -> None:
-        """Add a record: one write into the page cache, which survives the death of this process.
+        """Add a record.
+
+        One write into the kernel's page cache, which survives the death of this process. What has
+        to survive a power loss is flushed.
 
         Raises:
             OSError: If it could not be written; the journal then ends with the record before.
         """
+        # MLflow's time stamps are milliseconds too, so they go there unchanged.
         record = {"kind": kind, "time_ms": time.time_ns() // 1_000_000, **body}
-        line = json.dumps(_plain(record), allow_nan=False).encode() + b"\n"
+        line = json.dumps(_as_json(record), allow_nan=False).encode() + b"\n"
         try:
             if os.write(self._fd, line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
         except OSError:
-            # Half a record would be glued to the next one.
+            # The next record would continue the line of half a record.
             with suppress(OSError):
                 os.ftruncate(self._fd, self._end)
             raise
         self._end += len(line)
 
     def flush(self) -> None:
-        """Force all records to the disk."""
+        """Write all records to disk."""
         os.fsync(self._fd)
 
     def close(self) -> None:
-        """Let another process have the journal."""
+        """Close the file and free its lock."""
         with suppress(OSError):
             os.close(self._fd)
         self._fd = -1
 
-    def _cut_incomplete_record(self) -> int:
-        """Remove a last line that a power loss cut; return the size in bytes of what is left."""
-        content = self._path.read_bytes()
-        end = content.rfind(b"\n") + 1
-        warn_if_cut(self._path, end)
-        if end < len(content):
-            os.ftruncate(self._fd, end)
-        return end
-
 
 def read_records(path: Path, start: int = 0) -> Iterator[JournalRecord]:
-    """The complete records of a journal from offset `start` (a `JournalRecord.end`, or 0) on.
+    """The complete records of a journal.
 
     A journal that is being written may end in the middle of a line; that line is not yet a record.
+
+    Args:
+        path: The journal.
+        start: Offset in bytes to begin at: the `end` of a record, or 0.
 
     Raises:
         TrackingError: If the file is missing, damaged, not a journal, or of a newer version.
@@ -147,12 +150,12 @@ def read_records(path: Path, start: int = 0) -> Iterator[JournalRecord]:
             "there is no journal to read",
             where=path,
             got=error.strerror,
-            remedy="name the folder of a run, which holds journal.jsonl",
+            remedy=f"name the folder of a run, which holds {path.name}",
         ) from error
     with lines:
         lines.seek(start)
         for line in lines:
-            if not line.endswith(b"\n"):
+            if not line.endswith(b"\n"):  # it is being written, or a power loss has cut it
                 return
             record = _parse(line, start, path)
             start = record.end
@@ -160,7 +163,7 @@ def read_records(path: Path, start: int = 0) -> Iterator[JournalRecord]:
 
 
 def read_journal(path: Path) -> list[JournalRecord]:
-    """All records; says so when the last line is cut.
+    """All complete records, with a warning if the last line is cut.
 
     Raises:
         TrackingError: As `read_records`.
@@ -182,11 +185,10 @@ def read_header(path: Path) -> JournalRecord:
 
 
 def warn_if_cut(path: Path, end: int) -> None:
-    """Say that a journal goes on after its last complete record, which ends at byte `end`."""
-    cut = path.stat().st_size - end
-    if cut:
+    """Warn if a journal does not end with its last complete record, whose end is `end`."""
+    if cut := path.stat().st_size - end:
         logger.warning(
-            "%s ends in the middle of a record (power loss?): its last %d bytes are left out",
+            "%s ends in the middle of a record (power loss?): the last %d bytes are left out",
             path,
             cut,
         )
@@ -206,20 +208,12 @@ def _parse(line: bytes, start: int, path: Path) -> JournalRecord:
             remedy=f"keep a copy, then cut it there: truncate -s {start} {path}",
         ) from error
     if start == 0:
-        _check_schema(body.get("schema"), path)
+        schema = body.get("schema")
+        if not isinstance(schema, int):
+            raise _not_a_journal(path, "a first record without a schema")
+        if schema > SCHEMA:
+            raise newer_error("the journal", path, schema, SCHEMA)
     return JournalRecord(kind, time_ms, body, start + len(line))
-
-
-def _check_schema(schema: object, path: Path) -> None:
-    if not isinstance(schema, int):
-        raise _not_a_journal(path, "a first record without a schema")
-    if schema > SCHEMA:
-        raise TrackingError(
-            "the journal was written by a newer version of segresmamba",
-            where=path,
-            got=f"schema {schema}",
-            remedy=f"upgrade segresmamba: this one reads up to schema {SCHEMA}",
-        )
 
 
 def _not_a_journal(path: Path, got: str) -> TrackingError:
@@ -232,7 +226,7 @@ def _not_a_journal(path: Path, got: str) -> TrackingError:
 
 
 def _held_error(path: Path) -> TrackingError:
-    # The holder has put its name into the journal when it opened it.
+    # Each process that opens a journal records its host and process id first, see `RunTracker`.
     holders = [record.body for record in read_records(path) if "pid" in record.body]
     holder = f"process {holders[-1]['pid']} on {holders[-1]['host']}" if holders else "unknown"
     return TrackingError(
@@ -243,23 +237,14 @@ def _held_error(path: Path) -> TrackingError:
     )
 
 
-def _plain(value: Any) -> Any:
-    """The value in JSON's terms."""
+def _as_json(value: Any) -> Any:
+    """The value in types that JSON has; any other object becomes its text."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _as_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_as_json(item) for item in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
     return str(value)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the name of a new file survive a power loss."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

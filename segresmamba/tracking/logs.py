@@ -1,4 +1,4 @@
-"""What a run says while it trains: a live bar on a terminal, a line a minute elsewhere, or JSON."""
+"""The output of a run while it trains: a bar on a terminal, a line a minute elsewhere, or JSON."""
 
 from __future__ import annotations
 
@@ -22,10 +22,13 @@ LINE_S = 60.0
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, rank, logger, message, and what `extra` holds.
+    """Formats a log record as one line of JSON.
+
+    Its keys are time, level, rank, logger, message, those of `extra={"values": {...}}`, and
+    traceback.
 
     Args:
-        rank: This process.
+        rank: Rank of this process.
     """
 
     def __init__(self, rank: int) -> None:
@@ -33,7 +36,7 @@ class JsonFormatter(logging.Formatter):
         self._rank = rank
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record on one line."""
+        """Format the record."""
         time_utc = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         line: dict[str, object] = {
             "time": time_utc,
@@ -49,7 +52,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def log_as(style: Style, rank: int) -> None:
-    """With style json, have all handlers of this process write JSON to standard error."""
+    """With style json, replace all handlers of this process by one that writes JSON to stderr."""
     if style != "json":
         return
     handler = logging.StreamHandler()
@@ -58,27 +61,33 @@ def log_as(style: Style, rank: int) -> None:
 
 
 class StepLog:
-    """Tells how training goes on. A context manager; only the main rank makes one that speaks.
+    """Shows how training goes on. A context manager.
 
     Args:
-        style: See tracking.logs.
-        max_steps: Steps in all.
-        speaks: Whether this rank does.
-        console: The terminal, or what stands in for it.
+        style: The setting tracking.logs.
+        max_steps: Steps of the whole training.
+        enabled: Whether this rank shows anything: one rank does.
+        console: The terminal; None takes that of the log, so that messages appear above the bar.
     """
 
     def __init__(
-        self, style: Style, max_steps: int, *, speaks: bool, console: Console | None = None
+        self, style: Style, max_steps: int, *, enabled: bool, console: Console | None = None
     ) -> None:
-        console = console or _console_of_log()
-        self._max_steps, self._speaks = max_steps, speaks
+        handlers = logging.getLogger().handlers
+        of_log = (handler.console for handler in handlers if isinstance(handler, RichHandler))
+        console = console or next(of_log, Console(stderr=True))
+        self._max_steps, self._enabled = max_steps, enabled
         self._last_line_s = -LINE_S
         self._bar: Progress | None = None
-        if speaks and style == "auto" and console.is_terminal:
-            columns = (TextColumn("step"), BarColumn(), MofNCompleteColumn())
-            # Slow enough to cost nothing; each record redraws it anyway.
+        if enabled and style == "auto" and console.is_terminal:
             self._bar = Progress(
-                *columns, TextColumn("{task.description}"), console=console, refresh_per_second=1
+                TextColumn("step"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.description}"),
+                console=console,
+                # The thread that redraws takes processor time; each `step` redraws the bar anyway.
+                refresh_per_second=1,
             )
             self._task = self._bar.add_task("", total=max_steps)
 
@@ -97,47 +106,34 @@ class StepLog:
             self._bar.stop()
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
-        """Show a record.
+        """Show the metrics of a step.
 
         Args:
             step: The step that has been done.
-            values: loss, step_s, data_wait_s, memory_gib, and dice once there was a validation.
+            values: loss, step_s, data_wait_s, memory_gib, and dice if there was a validation.
         """
-        if not self._speaks:
+        if not self._enabled:
             return
+        # Validations and checkpoints are not counted.
         left_s = (self._max_steps - step) * values["step_s"]
-        text = "  ".join(_words(values, left_s))
+        parts = [
+            f"loss {values['loss']:.4f}",
+            *([f"Dice {values['dice']:.4f}"] if "dice" in values else []),
+            f"{values['step_s']:.2f} s/step",
+            f"{100 * values['data_wait_s'] / values['step_s']:.0f} % data wait",
+            f"{values['memory_gib']:.2f} GiB",
+            f"{_duration(left_s)} left",
+        ]
+        text = "  ".join(parts)
         if self._bar:
             self._bar.update(self._task, completed=step, description=text)
-        if self._bar is None or step == self._max_steps:
-            self._line(step, text, {**values, "step": step, "left_s": left_s})
-
-    def _line(self, step: int, text: str, values: Mapping[str, float]) -> None:
+            if step < self._max_steps:
+                return
         now_s = time.monotonic()
-        if now_s - self._last_line_s < LINE_S and step != self._max_steps:
-            return
-        self._last_line_s = now_s
-        logger.info("step %d/%d  %s", step, self._max_steps, text, extra={"values": values})
-
-
-def _console_of_log() -> Console:
-    """Standard error; the log's own console if it has one, which then writes above the bar."""
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, RichHandler):
-            return handler.console
-    return Console(stderr=True)
-
-
-def _words(values: Mapping[str, float], left_s: float) -> list[str]:
-    dice = [f"Dice {values['dice']:.4f}"] if "dice" in values else []
-    return [
-        f"loss {values['loss']:.4f}",
-        *dice,
-        f"{values['step_s']:.2f} s/step",
-        f"{100 * values['data_wait_s'] / values['step_s']:.0f} % data wait",
-        f"{values['memory_gib']:.2f} GiB",
-        f"{_duration(left_s)} left",
-    ]
+        if now_s - self._last_line_s >= LINE_S or step == self._max_steps:
+            self._last_line_s = now_s
+            extra = {"values": {**values, "step": step, "left_s": left_s}}
+            logger.info("step %d/%d  %s", step, self._max_steps, text, extra=extra)
 
 
 def _duration(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""Journal records in MLflow's terms: its names, its texts, its limits."""
+"""Journal records in the terms of MLflow: its names, its texts, its limits."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ PARAM_CHARACTERS = 6000
 DIGEST_CHARACTERS = 36
 
 RECORDS_PER_BATCH = 200
+"""Records that are sent between two moves of the cursor in mlflow.json."""
 
 
 class MetricPoint(NamedTuple):
@@ -32,7 +33,7 @@ class MetricPoint(NamedTuple):
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as flat texts, each written as an override is.
+    """Nested settings as flat texts, each written as in an override.
 
     Example:
         >>> flatten({"train": {"lr": 1e-4, "threads": None}, "patch": [64, 64, 64]})
@@ -48,14 +49,22 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def valid_name(key: str) -> str:
-    """The key in the characters that MLflow allows, without empty or upward path parts."""
+    """The key with only characters that MLflow allows, and without empty or ".." path parts."""
     allowed = "".join(char if char.isalnum() or char in "_-. :/" else "_" for char in key)
     parts = [part for part in PurePosixPath(allowed).parts if part not in ("/", "//", "..")]
     return ("/".join(parts) or "_")[:NAME_CHARACTERS].rstrip("/")
 
 
 def new_points(record: JournalRecord, last_step: dict[str, int]) -> list[MetricPoint]:
-    """The values of a metrics record at steps that were not sent yet; moves `last_step` on."""
+    """The values of a metrics record that are new, which `last_step` then remembers.
+
+    A value is new if its step is above the last step of its key. After a resume this drops the
+    steps that are trained again: MLflow cannot take back a value, so the first one stays.
+
+    Args:
+        record: The record.
+        last_step: Highest step so far of each key; changed in place.
+    """
     step = record.body["step"]
     values = dict(record.body["values"])
     if record.body["epoch"] is not None:
@@ -66,7 +75,7 @@ def new_points(record: JournalRecord, last_step: dict[str, int]) -> list[MetricP
 
 
 def batches(records: Iterable[JournalRecord]) -> Iterator[list[JournalRecord]]:
-    """Groups of consecutive records; a status, whose order matters, is a group of its own."""
+    """Groups of consecutive records. A status is a group of its own, since its order matters."""
     batch: list[JournalRecord] = []
     for record in records:
         if batch and (record.kind == "status" or len(batch) == RECORDS_PER_BATCH):

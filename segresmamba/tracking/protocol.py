@@ -1,10 +1,13 @@
-"""What training sees of tracking: a few calls that never fail, never wait and lose nothing."""
+"""The interface between training and tracking: a few calls that never fail and lose nothing.
+
+None of them waits for a server, except `close`, which waits for a short time.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from segresmamba.errors import UserError
 
@@ -15,16 +18,22 @@ class TrackingError(UserError):
     """A journal or a tracking server that cannot be used as it is."""
 
 
-class Tracker(Protocol):
-    """Records what a run is and does. Only rank 0 holds a real one."""
+def newer_error(what: str, where: Path, schema: int, known: int) -> TrackingError:
+    """The error for a file that a newer version wrote, in a schema that this one does not know."""
+    return TrackingError(
+        f"{what} was written by a newer version of segresmamba",
+        where=where,
+        got=f"schema {schema}",
+        remedy=f"upgrade segresmamba: this version reads up to schema {known}",
+    )
 
-    @property
-    def run_id(self) -> str | None:
-        """MLflow's id of the run; None while there is none."""
 
-    @property
+class Tracker:
+    """Records what a run is and does. A call does nothing unless a subclass overrides it."""
+
     def ui_hint(self) -> str:
         """The command or the URL that shows the run."""
+        return ""
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Record the settings of the run, nested as they are in its configuration."""
@@ -37,57 +46,31 @@ class Tracker(Protocol):
     ) -> None:
         """Record measurements.
 
-        After a resume the steps since the last checkpoint are trained again: the journal then has
-        two values of a key at a step, MLflow keeps the first.
+        A resumed run trains the steps after its last checkpoint again. The journal then has two
+        values of a key at a step; MLflow gets the first.
         """
 
     def artifact(self, path: Path, folder: str = "") -> None:
-        """Record a file or folder of the run, to be shown below `folder` among its artifacts."""
+        """Record a file or folder of the run; MLflow shows it in `folder` of the artifacts."""
 
     def dataset(self, name: str, *, digest: str, source: str, profile: Mapping[str, Any]) -> None:
-        """Record what the run is trained on, and the digest of its content."""
+        """Record what the run is trained on, with a digest of its content."""
 
     def model(self, folder: Path, *, step: int, loader: str) -> None:
-        """Record the run's model: a folder, and the module whose `_load_pyfunc(folder)` loads it.
+        """Record the run's model.
 
-        The folder must not change any more.
+        Args:
+            folder: What the model consists of; it must not change any more.
+            step: The step that the weights are of.
+            loader: Name of the module whose `_load_pyfunc(folder)` loads the model.
         """
 
     def flush(self) -> None:
-        """Make everything recorded so far survive a power loss. Call it with each checkpoint."""
+        """Write everything recorded so far to disk. Call it with each checkpoint."""
 
     def close(self, status: Status) -> None:
-        """Record how the run ended and bring MLflow up to date, as far as a short wait allows."""
+        """Record how the run ended, and wait a short time until MLflow has everything."""
 
 
-class NullTracker:
+class NullTracker(Tracker):
     """Records nothing: the tracker of every rank but the first."""
-
-    run_id: str | None = None
-    ui_hint: str = ""
-
-    def params(self, values: Mapping[str, Any]) -> None:
-        """Do nothing."""
-
-    def tags(self, values: Mapping[str, str]) -> None:
-        """Do nothing."""
-
-    def metrics(
-        self, values: Mapping[str, float], *, step: int, epoch: float | None = None
-    ) -> None:
-        """Do nothing."""
-
-    def artifact(self, path: Path, folder: str = "") -> None:
-        """Do nothing."""
-
-    def dataset(self, name: str, *, digest: str, source: str, profile: Mapping[str, Any]) -> None:
-        """Do nothing."""
-
-    def model(self, folder: Path, *, step: int, loader: str) -> None:
-        """Do nothing."""
-
-    def flush(self) -> None:
-        """Do nothing."""
-
-    def close(self, status: Status) -> None:
-        """Do nothing."""

@@ -1,4 +1,7 @@
-"""Where a run comes from: commit, packages, user, Slurm job. Found out once, when it starts."""
+"""Where a run comes from: its commit, packages, user and Slurm job.
+
+It is found out once, when the run starts: the checkout and the environment may change later.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import os
 import platform
 import socket
 import subprocess
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -16,14 +20,20 @@ GIT_S = 10.0
 
 
 def provenance() -> dict[str, str]:
-    """Tags of a run, in the names that MLflow's pages look for where there are any."""
+    """Tags of a run. Names that begin with mlflow are those that MLflow's pages show."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # in a container the user's number may have no name
+        user = str(os.getuid())
     tags = {
         "python": platform.python_version(),
         "host": socket.gethostname(),
-        "mlflow.user": _user(),
+        "mlflow.user": user,
         "mlflow.source.name": "segresmamba",
     }
-    tags |= {f"version.{name}": version for name in PACKAGES if (version := _version(name))}
+    for package in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            tags[f"version.{package}"] = metadata.version(package)
     slurm = {name: os.environ.get(f"SLURM_{name}") for name in SLURM}
     tags |= {f"slurm.{name.lower()}": value for name, value in slurm.items() if value}
     return tags | git_tags(Path(__file__))
@@ -38,10 +48,10 @@ def environment() -> str:
 
 
 def git_tags(source: Path) -> dict[str, str]:
-    """Commit and state of the checkout that a source file is tracked in; none for an installed one.
+    """Commit of the checkout that tracks a source file, and whether there are changes since.
 
-    An installed package may lie in a folder of somebody else's repository, whose commit would say
-    nothing about it.
+    There are no tags for an installed package. It may lie in a folder of another repository, such
+    as an environment below a project, whose commit would say nothing about it.
     """
     if _git(source, "ls-files", "--error-unmatch", source.name) is None:
         return {}
@@ -53,24 +63,10 @@ def git_tags(source: Path) -> dict[str, str]:
 
 
 def _git(source: Path, *arguments: str) -> str | None:
-    """What git says about the folder of a file; None if it refuses or is not there."""
+    """Output of a git command in the folder of a file; None if it fails or git is missing."""
     command = ["git", "-C", str(source.parent), *arguments]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=GIT_S, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.strip()
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container's user id without a name
-        return str(os.getuid())
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -1,4 +1,4 @@
-"""The tracker of rank 0: every call is one line in the journal, which the uploader follows."""
+"""The tracker of rank 0: each call appends a line to the journal, and the uploader reads that."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from typing import Any
 
 from segresmamba import __version__
 from segresmamba.config import TrackingConfig
-from segresmamba.tracking.journal import JOURNAL_NAME, Journal
+from segresmamba.storage.run_folder import RunFolder
+from segresmamba.tracking.journal import Journal
 from segresmamba.tracking.mlflow.state import UploadState, open_state
 from segresmamba.tracking.mlflow.uploader import Uploader
 from segresmamba.tracking.protocol import Status, Tracker, TrackingError
 
 logger = logging.getLogger(__name__)
 
-# How long closing may wait for the uploader. A preempted job has seconds to live.
+# How long `close` waits for the uploader: Slurm kills a preempted job within seconds.
 WAIT_S: dict[Status, float] = {"finished": 120.0, "failed": 20.0, "preempted": 5.0}
 
 
@@ -27,27 +28,32 @@ def open_tracker(folder: Path, config: TrackingConfig, *, root: Path, run_name: 
     """Open the journal of a run and start the upload to MLflow.
 
     Args:
-        folder: The run folder; a run that is resumed continues its journal and its MLflow run.
+        folder: The run folder. A resumed run continues its journal and its MLflow run.
         config: Where metrics go besides the journal.
-        root: Folder of all runs, which holds the default database.
+        root: The folder of all runs, where the default database lies.
         run_name: Name of the run in MLflow.
 
     Raises:
-        ConfigError: If tracking.uri is none that MLflow knows.
+        ConfigError: If MLflow does not know such a tracking.uri.
         TrackingError: If the journal cannot be written, or another process is writing it.
     """
+    # A mistake in tracking.uri is found here, before anything is written.
     state = open_state(folder, config, root) if config.enabled else None
     folder.mkdir(parents=True, exist_ok=True)
-    journal = Journal(folder / JOURNAL_NAME, name=run_name)
-    tracker = RunTracker(folder, journal, state, config)
-    tracker.start()
-    return tracker
+    journal = Journal(RunFolder(folder).journal, name=run_name)
+    return RunTracker(folder, journal, state, config)
 
 
-class RunTracker:
-    """A `Tracker` of a journal and, where there is a state of it, of an upload to MLflow.
+class RunTracker(Tracker):
+    """A `Tracker` that writes a journal, and starts an uploader for it.
 
     A full disk or a dead server is logged, never raised: training goes on.
+
+    Args:
+        folder: The run folder.
+        journal: The journal in it, open.
+        state: Where the journal is sent; None starts no uploader.
+        config: The settings of tracking.
     """
 
     def __init__(
@@ -59,29 +65,19 @@ class RunTracker:
         self._state = state
         self._uploader: Uploader | None = None
         self._lost_records = 0
-
-    def start(self) -> None:
-        """Record that the run is running, and start the uploader."""
         self._append("status", status="running", host=socket.gethostname(), pid=os.getpid())
-        if self._state is None:
+        if state is None:
             return
         try:
-            self._state.save(self._folder)
-            self._uploader = Uploader(self._folder, self._config.logs)
+            state.save(folder)
+            self._uploader = Uploader(folder, config.logs)
         except OSError as error:
-            logger.error("nothing is sent to MLflow, the journal has it all: %s", error)
+            logger.error("nothing is sent to MLflow; the journal has everything: %s", error)
 
-    @property
-    def run_id(self) -> str | None:
-        """MLflow's id of the run; None while there is none."""
-        state = self._current_state()
-        return state.run_id if state else None
-
-    @property
     def ui_hint(self) -> str:
-        """The command or the URL that shows the run; without MLflow, the journal."""
+        """The command or the URL that shows the run; without MLflow, the path of the journal."""
         state = self._current_state()
-        return state.ui_hint if state else str(self._folder / JOURNAL_NAME)
+        return state.ui_hint if state else str(RunFolder(self._folder).journal)
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Record the settings of the run, nested as they are in its configuration."""
@@ -94,12 +90,12 @@ class RunTracker:
     def metrics(
         self, values: Mapping[str, float], *, step: int, epoch: float | None = None
     ) -> None:
-        """Record measurements; numbers of NumPy and torch are converted."""
+        """Record measurements, which may be numbers of NumPy or torch."""
         numbers = {key: float(value) for key, value in values.items()}
         self._append("metrics", step=step, epoch=epoch, values=numbers)
 
     def artifact(self, path: Path, folder: str = "") -> None:
-        """Record a file or folder; the path is kept relative to the run folder if it lies in it."""
+        """Record a file or folder, relative to the run folder if it lies in it."""
         self._append("artifact", path=self._relative(path), folder=folder)
 
     def dataset(self, name: str, *, digest: str, source: str, profile: Mapping[str, Any]) -> None:
@@ -107,7 +103,7 @@ class RunTracker:
         self._append("dataset", name=name, digest=digest, source=source, profile=profile)
 
     def model(self, folder: Path, *, step: int, loader: str) -> None:
-        """Record the model, to be registered if tracking.register_model names one."""
+        """Record the model; MLflow registers it if tracking.register_model is set."""
         self._append(
             "model",
             path=self._relative(folder),
@@ -118,23 +114,34 @@ class RunTracker:
         )
 
     def flush(self) -> None:
-        """Force the journal to the disk."""
+        """Write the journal to disk."""
         try:
             self._journal.flush()
         except OSError as error:
-            logger.error("the journal is not on the disk: %s", error)
+            logger.error("the journal cannot be written to disk: %s", error)
 
     def close(self, status: Status) -> None:
-        """Record how the run ended, and wait a while for MLflow to have everything."""
+        """Record how the run ended, and wait up to `WAIT_S` until MLflow has everything."""
         self._append("status", status=status)
         self.flush()
         self._journal.close()
-        if self._uploader is not None:
-            self._uploader.close(WAIT_S[status])
-            self._uploader = None
-            self._report_missing()
+        if self._uploader is None:
+            return
+        self._uploader.close(WAIT_S[status])
+        self._uploader = None
+        state = self._current_state()
+        size = RunFolder(self._folder).journal.stat().st_size
+        if state is not None and (missing := size - state.sent_bytes):
+            logger.warning(
+                "MLflow (%s) lacks the last %d bytes of the journal; send them with: "
+                "segresmamba sync %s",
+                state.shown_uri,
+                missing,
+                self._folder,
+            )
 
     def _relative(self, path: Path) -> str:
+        """The path from the run folder if it lies in it, so that the folder can be moved."""
         path = path.resolve()
         if path.is_relative_to(self._folder.resolve()):
             path = path.relative_to(self._folder.resolve())
@@ -145,24 +152,12 @@ class RunTracker:
             self._journal.append(kind, **body)
         except OSError as error:
             self._lost_records += 1
-            if self._lost_records == 1:
+            if self._lost_records == 1:  # training goes on, and would repeat this at every step
                 logger.error("the journal cannot be written, metrics are being lost: %s", error)
 
     def _current_state(self) -> UploadState | None:
-        """The state as the uploader last saved it."""
+        """The state that the uploader saved last."""
         if self._state is not None:
             with suppress(TrackingError):
                 self._state = UploadState.load(self._folder)
         return self._state
-
-    def _report_missing(self) -> None:
-        state = self._current_state()
-        size = (self._folder / JOURNAL_NAME).stat().st_size
-        if state is not None and (missing := size - state.sent_bytes):
-            logger.warning(
-                "MLflow (%s) lacks the last %d bytes of the journal; send them with: "
-                "segresmamba sync %s",
-                state.shown_uri,
-                missing,
-                self._folder,
-            )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segresmamba.config import Config, config_digest, load_config, presets, read_config, run_folder
@@ -121,6 +121,7 @@ def configs(draw: st.DrawFn) -> Config:
     )
 
 
+@settings(deadline=None)  # each write waits for the disk
 @given(config=configs())
 def test_a_written_configuration_reads_back_the_same(
     config: Config, tmp_path_factory: pytest.TempPathFactory

@@ -10,8 +10,9 @@ from typing import Any
 
 from PIL import Image
 
+from segresmamba.storage.run_folder import RunFolder
 from segresmamba.tracking.energy.ledger import Ledger
-from segresmamba.tracking.journal import JOURNAL_NAME, Journal
+from segresmamba.tracking.journal import Journal
 
 STEPS, STEPS_PER_EPOCH, BATCH = 4, 2, 5
 FACTS = {
@@ -55,7 +56,7 @@ def record_run(
     """
     folder = root / name
     folder.mkdir(parents=True)
-    journal = Journal(folder / JOURNAL_NAME, name=name)
+    journal = Journal(RunFolder(folder).journal, name=name)
     journal.append("status", status="running", host="here", pid=1)
     train = {"fold": fold, "batch_size": BATCH, "lr": 0.1, **(settings or {})}
     values = {"seed": seed, "model": {"name": model}, "train": train, "run": {"name": name}}

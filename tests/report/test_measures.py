@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from segresmamba.config import load_config
 from segresmamba.errors import DataError
-from segresmamba.report.measures import MeasuredRun
-from segresmamba.tracking import read_history
-from segresmamba.tracking.journal import JOURNAL_NAME, Journal
+from segresmamba.report.measures import MeasuredRun, complete_settings
+from segresmamba.storage.run_folder import RunFolder
+from segresmamba.tracking import flatten, read_history
+from segresmamba.tracking.journal import Journal
 from tests.report.recorded import BATCH, STEPS, STEPS_PER_EPOCH, record_run
 
 
@@ -33,7 +35,7 @@ def test_what_a_run_cost_and_reached(tmp_path: Path) -> None:
 
 def test_the_peak_while_training_on_the_device_comes_first(tmp_path: Path) -> None:
     folder = record_run(tmp_path, "one", memory_gib=2.0)
-    journal = Journal(folder / JOURNAL_NAME, name="one")
+    journal = Journal(RunFolder(folder).journal, name="one")
     for key, gib in (("", 9.0), ("train/", 8.0), ("validate/", 9.0)):
         name = f"memory/{key}device_peak_allocated_gib" + ("/max" if key else "")
         journal.append("metrics", step=4, epoch=None, values={name: gib})
@@ -49,7 +51,7 @@ def test_without_an_evaluation_the_best_validation_counts(tmp_path: Path) -> Non
 
 def test_what_was_not_recorded_is_missing(tmp_path: Path) -> None:
     (tmp_path / "bare").mkdir()
-    Journal(tmp_path / "bare" / JOURNAL_NAME, name="bare").close()
+    Journal(RunFolder(tmp_path / "bare").journal, name="bare").close()
     run = run_of(tmp_path / "bare")
     measures = ("parameters_m", "memory_gib", "step_s", "epoch_s", "energy_wh", "co2e_g", "dice")
     assert {getattr(run, name) for name in measures} == {None}
@@ -62,3 +64,19 @@ def test_unreadable_results_are_refused_by_name(tmp_path: Path, content: str) ->
     (folder / "results.json").write_text(content)
     with pytest.raises(DataError, match=r"results\.json"):
         run_of(folder)
+
+
+def test_settings_that_an_earlier_version_lacked_get_their_defaults() -> None:
+    whole = flatten(load_config(["model=segresnet", "train.lr=0.5"]).model_dump(mode="json"))
+    earlier = {key: text for key, text in whole.items() if key != "train.clip_norm"}
+    assert len(earlier) == len(whole) - 1
+    assert complete_settings(earlier) == whole
+    assert complete_settings(whole) == whole
+
+
+def test_a_section_with_a_setting_that_is_unknown_now_is_left_as_it_is() -> None:
+    settings = {"model.name": "segresnet", "train.gone": "1", "seed": "3"}
+    found = complete_settings(settings)
+    assert found.items() >= settings.items()
+    assert "train.lr" not in found
+    assert found["model.init_filters"] == "32"

@@ -11,9 +11,10 @@ from PIL import Image
 from segresmamba.config import TrackingConfig
 from segresmamba.errors import DataError
 from segresmamba.report import Report, ReportError, write_report
+from segresmamba.storage.run_folder import RunFolder
 from segresmamba.tracking import TrackingError, read_history, sync
 from segresmamba.tracking.energy.ledger import Ledger
-from segresmamba.tracking.journal import JOURNAL_NAME, Journal
+from segresmamba.tracking.journal import Journal
 from segresmamba.tracking.mlflow.state import open_state
 from tests.report.recorded import FACTS, record_run
 
@@ -130,7 +131,7 @@ def test_mlflow_alone_gives_the_same_report_as_the_folders_alone(
     killed = Ledger(runs / "net_1")  # a later segment, of which no metric tells
     killed.update(killed.claim(FACTS), {"energy_kwh": 0.007, "emissions_kg": 0.0003})
     for name, limit in (("mamba_0", 2.0), ("mamba_1", 2.0), ("net_1", 3.0)):
-        journal = Journal(runs / name / JOURNAL_NAME, name=name)
+        journal = Journal(RunFolder(runs / name).journal, name=name)
         settings = read_history(runs / name).settings
         changed = {"train.clip_norm": limit, "classes": "c" * 7000 + name[:3]}
         journal.append("params", values={**settings, **changed})

@@ -31,7 +31,7 @@ def test_runs_and_folders_of_runs_are_read_each_run_once(tmp_path: Path) -> None
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for target in (tmp_path, tmp_path / "file"):
-        with pytest.raises(TrackingError, match="no run, and no folder of runs"):
+        with pytest.raises(TrackingError, match="neither a run nor a folder of runs"):
             names([target], tmp_path)
 
 

@@ -66,3 +66,10 @@ def test_a_folder_gets_its_name_when_it_is_complete(tmp_path: Path) -> None:
     complete_folder(part, tmp_path / "whole")
     assert (tmp_path / "whole" / "deep" / "file").read_text() == "x"
     assert not part.exists()
+
+
+def test_leftovers_of_one_file_can_be_removed_alone(tmp_path: Path) -> None:
+    for name in (".part-node-1-mine.db", ".part-node-2-mine.db", ".part-node-1-other.db"):
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path, "mine.db")
+    assert os.listdir(tmp_path) == [".part-node-1-other.db"]

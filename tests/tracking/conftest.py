@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from segresmamba.config import TrackingConfig
-from segresmamba.tracking.journal import JOURNAL_NAME, Journal
+from segresmamba.storage.run_folder import RunFolder
+from segresmamba.tracking.journal import Journal
 from segresmamba.tracking.mlflow.state import open_state
 from tests.tracking.server import Server
 
@@ -41,7 +42,7 @@ def run(root: Path) -> Path:
 @pytest.fixture
 def journal(run: Path) -> Journal:
     """The journal of `run`, open."""
-    journal = Journal(run / JOURNAL_NAME, name="my run")
+    journal = Journal(RunFolder(run).journal, name="my run")
     yield journal
     journal.close()
 

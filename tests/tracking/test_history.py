@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from segresmamba.storage.run_folder import RunFolder
 from segresmamba.tracking import TrackingError, is_run, read_history
-from segresmamba.tracking.energy.ledger import LEDGER_NAME
-from segresmamba.tracking.journal import JOURNAL_NAME, Journal
+from segresmamba.tracking.journal import Journal
 from tests.report.recorded import record_run
 
 
@@ -29,13 +29,13 @@ def test_a_folder_tells_what_was_recorded(tmp_path: Path) -> None:
 
 def test_without_a_ledger_the_recorded_totals_count(tmp_path: Path) -> None:
     folder = record_run(tmp_path, "one")
-    (folder / LEDGER_NAME).unlink()
+    RunFolder(folder).emissions.unlink()
     assert read_history(folder).energy["energy_kwh"] == 0.003
 
 
 def test_steps_that_a_resume_trained_again_count_once(tmp_path: Path) -> None:
     folder = record_run(tmp_path, "one", status="preempted")
-    journal = Journal(folder / JOURNAL_NAME, name="one")
+    journal = Journal(RunFolder(folder).journal, name="one")
     for step in (4, 5):
         journal.append("metrics", step=step, epoch=None, values={"train/loss": 99.0})
     journal.close()
@@ -50,7 +50,7 @@ def test_a_run_without_an_end_is_running(tmp_path: Path) -> None:
 def test_a_journal_cut_in_mid_line_is_read_up_to_the_cut_and_that_is_said_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    journal = record_run(tmp_path, "one", energy_kwh=None) / JOURNAL_NAME
+    journal = RunFolder(record_run(tmp_path, "one", energy_kwh=None)).journal
     content = journal.read_bytes()
     journal.write_bytes(content[:-5])
     with caplog.at_level(logging.WARNING):
@@ -66,6 +66,6 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     assert not is_run(tmp_path)
     with pytest.raises(TrackingError, match="no journal"):
         read_history(tmp_path)
-    (tmp_path / JOURNAL_NAME).write_text("hello\n")
+    RunFolder(tmp_path).journal.write_text("hello\n")
     with pytest.raises(TrackingError, match="not a journal"):
         read_history(tmp_path)

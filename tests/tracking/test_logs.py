@@ -33,7 +33,7 @@ def test_without_a_terminal_there_is_a_line_a_minute_and_one_at_the_end(
 ) -> None:
     now_s = iter(float(second) for second in range(0, 10_000, 10))  # a record every 10 s
     monkeypatch.setattr("segresmamba.tracking.logs.time.monotonic", lambda: next(now_s))
-    record(StepLog("auto", 21, speaks=True, console=Console(file=io.StringIO())), range(1, 22))
+    record(StepLog("auto", 21, enabled=True, console=Console(file=io.StringIO())), range(1, 22))
     told = [message.split()[1] for message in caplog.messages]
     assert told == ["1/21", "7/21", "13/21", "19/21", "21/21"]
 
@@ -41,7 +41,7 @@ def test_without_a_terminal_there_is_a_line_a_minute_and_one_at_the_end(
 def test_a_line_has_loss_dice_wait_memory_and_the_time_left(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    with StepLog("text", 100, speaks=True) as log:
+    with StepLog("text", 100, enabled=True) as log:
         log.step(10, VALUES | {"dice": 0.875})
     assert caplog.messages == [
         "step 10/100  loss 0.5000  Dice 0.8750  2.00 s/step  25 % data wait  1.25 GiB  3 min left"
@@ -51,7 +51,7 @@ def test_a_line_has_loss_dice_wait_memory_and_the_time_left(
 def test_a_terminal_gets_a_live_bar(caplog: pytest.LogCaptureFixture) -> None:
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=120)
-    with StepLog("auto", 4, speaks=True, console=console) as log:
+    with StepLog("auto", 4, enabled=True, console=console) as log:
         log.step(2, VALUES | {"dice": 0.875})
     shown = screen.getvalue()
     for part in ("2/4", "loss 0.5000", "Dice 0.8750", "25 % data wait", "1.25 GiB", "4 s left"):
@@ -60,7 +60,7 @@ def test_a_terminal_gets_a_live_bar(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_other_ranks_are_silent(caplog: pytest.LogCaptureFixture) -> None:
-    record(StepLog("text", 4, speaks=False), range(1, 5))
+    record(StepLog("text", 4, enabled=False), range(1, 5))
     assert caplog.messages == []
 
 
@@ -71,7 +71,7 @@ from rich.logging import RichHandler
 from segresmamba.tracking import StepLog, log_as
 logging.basicConfig(level="INFO", handlers=[RichHandler(console=Console(stderr=True))])
 log_as(sys.argv[1], 3)
-with StepLog(sys.argv[1], 2, speaks=True) as log:
+with StepLog(sys.argv[1], 2, enabled=True) as log:
     log.step(1, dict(loss=0.5, step_s=2.0, data_wait_s=0.5, memory_gib=1.25))
     logging.getLogger("segresmamba").info("case %s", "a")
     log.step(2, dict(loss=0.25, step_s=2.0, data_wait_s=0.5, memory_gib=1.25))

@@ -9,9 +9,7 @@ import torch
 
 from segresmamba.tracking import peak_memory
 
-REPORT = (
-    "from segresmamba.tracking.memory import _host_peak_kib; print(_host_peak_kib() / (1 << 20))"
-)
+REPORT = "from segresmamba.tracking import status_kib; print(status_kib('VmHWM') / (1 << 20))"
 
 
 def test_the_peak_stays_after_memory_is_given_back() -> None:

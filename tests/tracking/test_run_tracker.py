@@ -60,8 +60,7 @@ def test_a_file_outside_the_run_folder_keeps_its_whole_path(run: Path, tmp_path:
 
 def test_without_mlflow_the_journal_is_what_to_look_at(run: Path) -> None:
     tracker = open_offline(run)
-    assert tracker.run_id is None
-    assert tracker.ui_hint == str(run / "journal.jsonl")
+    assert tracker.ui_hint() == str(run / "journal.jsonl")
     tracker.close("finished")
     assert not (run / "mlflow.json").exists()
 
@@ -125,4 +124,4 @@ def test_the_null_tracker_takes_every_call(
         tracker.artifact(tmp_path)
         tracker.flush()
         tracker.close("finished")
-    assert (tracker.run_id, tracker.ui_hint, caplog.text) == (None, "", "")
+    assert (tracker.ui_hint(), caplog.text) == ("", "")

@@ -1,10 +1,12 @@
-"""Energy and CO2e of a run. The only module that imports codecarbon.
+"""Energy and CO2e of a run, measured by CodeCarbon.
 
-CodeCarbon measures in its offline mode: it needs no network and writes no files of its own. It
-counts the whole node's processors and memory (another rank's share is not to be lost; on a shared
-node other jobs' is in it) and the job's own GPUs. Where the processor has no energy counter that
-this user may read (RAPL), its power is estimated from load and nominal power, and memory's always
-is from its size: each segment of the ledger says which.
+CodeCarbon runs in its offline mode: it needs no network and writes no files of its own. It counts
+the processors and the memory of the whole node, because the other ranks of the job run there too;
+on a shared node this includes other jobs. Of the GPUs it counts only those of the job.
+
+If the processor has an energy counter (RAPL) that this user may read, its energy is measured.
+Otherwise it is estimated from load and nominal power. The energy of memory is always estimated
+from its size. Each segment of the ledger says what was measured and what was estimated.
 """
 
 from __future__ import annotations
@@ -13,12 +15,14 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segresmamba.config import TrackingConfig
 from segresmamba.errors import ConfigError
+from segresmamba.tracking.energy.gpus import indices_of, job_gpus, machine_gpus
 from segresmamba.tracking.energy.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -29,21 +33,55 @@ logger = logging.getLogger(__name__)
 
 MEASURE_S = 10.0
 MEASURES_PER_WRITE = 3
-"""The ledger is written every 30 s: what a killed process loses at most."""
+"""The ledger is written every 30 s, so a killed process loses at most 30 s."""
 STOP_PATIENCE_S = 5.0
-"""A driver that does not answer must not keep a run from ending."""
+"""How long to wait for a driver that does not answer: it must not keep a run from ending."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The electricity grid that a run takes its power from."""
+
+    intensity_g_per_kwh: float
+    """Carbon intensity in g CO2e/kWh."""
+    intensity_source: str
+    """Where the number comes from."""
+
+    @classmethod
+    def from_config(cls, config: TrackingConfig) -> Grid:
+        """The supplier's intensity if the configuration gives it, else the country's.
+
+        Raises:
+            ConfigError: If no carbon intensity is known for the country.
+        """
+        from codecarbon.input import DataSource
+
+        if config.grid_g_per_kwh is not None:
+            return cls(config.grid_g_per_kwh, "tracking.grid_g_per_kwh")
+        countries = DataSource().get_global_energy_mix_data()
+        if config.country not in countries:
+            raise ConfigError(
+                "no carbon intensity is known for this country",
+                where="tracking.country",
+                got=config.country,
+                remedy="give an ISO 3166 alpha-3 code such as USA, DEU or FRA, "
+                "or set tracking.emissions=false",
+            )
+        mix = countries[config.country]
+        return cls(mix["carbon_intensity"], f"CodeCarbon's energy mix of {mix['year']}")
 
 
 class EmissionsMeter:
-    """Measures the energy of one node while the run is on it, into the run's ledger.
+    """Measures the energy of one node while the run uses it, and writes it to the run's ledger.
 
-    One per node (local rank 0). It never raises after it has been made: a run does not die because
-    its energy cannot be measured. With tracking.emissions off it measures nothing.
+    There is one meter on each node, in the process of local rank 0. Once made it never raises: a
+    run does not die because its energy cannot be measured. With tracking.emissions=false it
+    measures nothing.
 
     Args:
         folder: The run folder, shared by all nodes.
         config: Whether to measure, and the country or the intensity of the grid.
-        gpus: NVML's identities of the job's GPUs on this node; None takes those that Slurm and
+        gpus: UUIDs of the job's GPUs on this node; None takes those that Slurm and
             CUDA_VISIBLE_DEVICES name.
 
     Raises:
@@ -57,20 +95,26 @@ class EmissionsMeter:
         self._ledger = Ledger(folder)
         self._country = config.country
         self._gpus = gpus
-        self._grid = _grid_of(config) if config.emissions else None
+        self._grid: Grid | None = None
+        if config.emissions:
+            try:
+                self._grid = Grid.from_config(config)
+            except ImportError as error:
+                logger.warning("energy is not measured: %s", error)
         self._tracker: OfflineEmissionsTracker | None = None
         self.power: str | None = None
-        """How the power of each kind of hardware is known, once it is being measured."""
+        """How the power of each kind of hardware is measured or estimated; None before `start`."""
         self.facts: dict[str, Any] = {}
-        """What the ledger keeps with each segment: the grid, and what was measured or estimated."""
+        """What the ledger holds besides the totals: the grid, and how power is measured."""
 
     def start(self) -> None:
         """Begin a segment of the ledger."""
         if self._grid is None or self._tracker is not None:
             return
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)  # rank 0 may be later than this node
-            self._tracker = self._started_tracker(self._grid)
+            # The main rank creates the run folder, but this node may be faster.
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._tracker = self._start_tracker(self._grid)
         except Exception as error:
             logger.warning("energy is not measured: %s", error)
 
@@ -84,35 +128,41 @@ class EmissionsMeter:
     def totals(self) -> dict[str, float]:
         """What the run has used so far, on all nodes and over all restarts.
 
+        The share of another node may be 30 s old until its meter has stopped.
+
         Returns:
             energy_kwh, emissions_kg (CO2e), cpu_energy_kwh, gpu_energy_kwh, ram_energy_kwh, and
-            duration_s, the time of all nodes together. Other nodes' share is up to 30 s old until
-            they have stopped. Empty with tracking.emissions off.
+            duration_s, which adds the time of all nodes. Empty with tracking.emissions=false, or if
+            the ledger cannot be read.
         """
         if self._grid is None:
             return {}
         if self._tracker is not None:
-            self._tracker.flush()
+            self._tracker.flush()  # it measures now, and writes to the ledger
         try:
             return self._ledger.totals()
         except (OSError, ValueError) as error:
             logger.warning("the energy ledger cannot be read: %s", error)
             return {}
 
-    def _started_tracker(self, grid: dict[str, Any]) -> OfflineEmissionsTracker:
+    def _start_tracker(self, grid: Grid) -> OfflineEmissionsTracker:
         from codecarbon import OfflineEmissionsTracker
 
-        # It speaks before its log_level argument has taken effect.
+        # CodeCarbon logs before its argument log_level takes effect.
         logging.getLogger("codecarbon").setLevel(logging.ERROR)
         output = _LedgerOutput(self._ledger)
+        if self._gpus is None:
+            gpu_ids = job_gpus(os.environ, visible=len(machine_gpus()))
+        else:
+            gpu_ids = indices_of(self._gpus, machine_gpus())
         tracker = OfflineEmissionsTracker(
             country_iso_code=self._country,
-            # Given, it is what is used: no region, cloud or token of a user's configuration file
-            # can change it or look it up on the internet.
-            force_carbon_intensity_g_co2e_kwh=grid["intensity_g_per_kwh"],
+            # Otherwise a region, cloud or token in the user's own configuration of CodeCarbon would
+            # change the intensity, or have it looked up on the internet.
+            force_carbon_intensity_g_co2e_kwh=grid.intensity_g_per_kwh,
             cloud_provider=None,
             tracking_mode="machine",
-            gpu_ids=self._gpu_ids(),
+            gpu_ids=gpu_ids,
             measure_power_secs=MEASURE_S,
             api_call_interval=MEASURES_PER_WRITE,
             output_methods=[],
@@ -122,10 +172,10 @@ class EmissionsMeter:
             allow_multiple_runs=True,
             log_level="error",
         )
-        self.facts = {"country": self._country, **grid, **_power_sources(tracker)}
+        self.facts = {"country": self._country, **asdict(grid), **_power_sources(tracker)}
         output.facts = self.facts
         tracker.start()
-        if tracker.flush() is None:  # it swallows its own errors
+        if tracker.flush() is None:  # `start` does not raise: CodeCarbon logs its own errors
             raise RuntimeError("CodeCarbon did not start")
         self.power = "processors {cpu_power}, GPUs {gpu_power}, memory {ram_power}".format(
             **output.facts
@@ -133,22 +183,18 @@ class EmissionsMeter:
         logger.info(
             "energy: %s; %.0f g CO2e/kWh in %s",
             self.power,
-            grid["intensity_g_per_kwh"],
+            grid.intensity_g_per_kwh,
             self._country,
         )
         return tracker
 
-    def _gpu_ids(self) -> list[int] | None:
-        if self._gpus is None:
-            return _job_gpus(os.environ, _visible_gpus())
-        return _indices_of(self._gpus, _gpus_of_machine())
-
 
 def _end_timers(tracker: OfflineEmissionsTracker) -> None:
-    """Wait for measurements under way, and let none follow.
+    """Wait for measurements that have begun, and prevent further ones.
 
-    A timer that fires while CodeCarbon 3.3 stops is set anew, and then fails time and again.
+    CodeCarbon 3.3 starts a timer again that fires while it stops; that one then fails repeatedly.
     """
+    # Private attributes of CodeCarbon, so a version without them is tolerated.
     names = ("_scheduler", "_scheduler_monitor_power")
     schedulers = [scheduler for name in names if (scheduler := getattr(tracker, name, None))]
 
@@ -164,7 +210,7 @@ def _end_timers(tracker: OfflineEmissionsTracker) -> None:
 
 
 class _LedgerOutput:
-    """CodeCarbon's way out: it hands its running totals over to the ledger."""
+    """An output of CodeCarbon that writes its running totals to the ledger."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.facts: dict[str, Any] = {}
@@ -173,63 +219,31 @@ class _LedgerOutput:
         self._lock = threading.Lock()
 
     def out(self, total: EmissionsData, delta: EmissionsData) -> None:
-        """Write the totals: on flush and stop here, and as `live_out` in CodeCarbon's thread."""
+        """Write the totals. CodeCarbon calls this on flush and stop, `live_out` in its thread."""
+        totals = {
+            "energy_kwh": total.energy_consumed,
+            "emissions_kg": total.emissions,
+            "cpu_energy_kwh": total.cpu_energy,
+            "gpu_energy_kwh": total.gpu_energy,
+            "ram_energy_kwh": total.ram_energy,
+            "duration_s": total.duration,
+        }
         try:
             with self._lock:
                 if self._key is None:
                     self._key = self._ledger.claim(self.facts)
-                self._ledger.update(self._key, _totals(total))
+                self._ledger.update(self._key, totals)
         except (OSError, ValueError) as error:
             logger.warning("the energy ledger cannot be written: %s", error)
 
     live_out = out
 
     def exit(self) -> None:
-        """Nothing is held open."""
-
-
-def _totals(data: EmissionsData) -> dict[str, float]:
-    return {
-        "energy_kwh": data.energy_consumed,
-        "emissions_kg": data.emissions,
-        "cpu_energy_kwh": data.cpu_energy,
-        "gpu_energy_kwh": data.gpu_energy,
-        "ram_energy_kwh": data.ram_energy,
-        "duration_s": data.duration,
-    }
-
-
-def _grid_of(config: TrackingConfig) -> dict[str, Any] | None:
-    """Carbon intensity of the grid in g CO2e/kWh and where the number comes from."""
-    country = config.country
-    try:
-        from codecarbon.input import DataSource
-    except ImportError as error:
-        logger.warning("energy is not measured: %s", error)
-        return None
-    if config.grid_g_per_kwh is not None:
-        return {
-            "intensity_g_per_kwh": config.grid_g_per_kwh,
-            "intensity_source": "tracking.grid_g_per_kwh",
-        }
-    countries = DataSource().get_global_energy_mix_data()
-    if country not in countries:
-        raise ConfigError(
-            "no carbon intensity is known for this country",
-            where="tracking.country",
-            got=country,
-            remedy="give an ISO 3166 alpha-3 code such as USA, DEU or FRA, "
-            "or set tracking.emissions=false",
-        )
-    mix = countries[country]
-    return {
-        "intensity_g_per_kwh": mix["carbon_intensity"],
-        "intensity_source": f"CodeCarbon's energy mix of {mix['year']}",
-    }
+        """Do nothing: there is nothing to close."""
 
 
 def _power_sources(tracker: OfflineEmissionsTracker) -> dict[str, str]:
-    """How each kind of power is known."""
+    """How each kind of power is measured or estimated."""
     from codecarbon.core import cpu, gpu
 
     measured_gpus = tracker.get_detected_hardware()["gpu_model"]
@@ -239,46 +253,3 @@ def _power_sources(tracker: OfflineEmissionsTracker) -> dict[str, str]:
         "gpu_power": f"measured ({library}): {measured_gpus}" if measured_gpus else "none",
         "ram_power": "estimated from size",
     }
-
-
-def _visible_gpus() -> int:
-    return len(_gpus_of_machine())
-
-
-def _gpus_of_machine() -> list[dict[str, Any]]:
-    """What the driver shows this process, whatever CUDA_VISIBLE_DEVICES says."""
-    from codecarbon.core import gpu
-
-    if not (gpu.is_nvidia_system() or gpu.is_rocm_system()):
-        return []
-    found: list[dict[str, Any]] = gpu.AllGPUDevices().get_gpu_static_info()
-    return found
-
-
-def _indices_of(uuids: Sequence[str], machine: Sequence[Mapping[str, Any]]) -> list[int]:
-    """The driver's numbers of some GPUs.
-
-    CodeCarbon 3.3.2 takes UUIDs too, but strips the G of "GPU-" and so finds none of them.
-    """
-    numbers = {str(gpu["uuid"]): int(gpu["gpu_index"]) for gpu in machine}
-    missing = [uuid for uuid in uuids if uuid not in numbers]
-    if missing:  # a MIG slice has no meter of its own
-        logger.warning("the energy of these GPUs is not measured: %s", ", ".join(missing))
-    return sorted(numbers[uuid] for uuid in uuids if uuid in numbers)
-
-
-def _job_gpus(environment: Mapping[str, str], visible: int) -> list[int] | None:
-    """Indices of the GPUs to measure among the visible ones.
-
-    Returns:
-        None leaves it to CodeCarbon: those in CUDA_VISIBLE_DEVICES, or all. Under Slurm that would
-        be too few where each rank sees only its own GPU, so there it is the job's on this node;
-        their numbers are the machine's, unless Slurm hides all others and so renumbers them.
-    """
-    if environment.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        return []
-    numbers = environment.get("SLURM_STEP_GPUS") or environment.get("SLURM_JOB_GPUS")
-    if numbers is None:
-        return None
-    mine = [int(number) for number in numbers.split(",")]
-    return mine if len(mine) < visible else list(range(visible))

@@ -2,9 +2,9 @@
 
     {"schema": 1, "segments": {"4711/0/n1": {"energy_kwh": 0.12, "emissions_kg": 0.05, ...}, ...}}
 
-A segment is named job/restart/node and holds running totals that only its own meter overwrites. So
-a segment whose process was killed stays as last written, the next start of the run writes another
-one, and the sum counts each exactly once.
+A segment is named job/restart/node and holds running totals, which only its own meter overwrites.
+When a process is killed, its segment keeps what was written last. The next start of the run writes
+another segment, so the sum counts each exactly once.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from segresmamba.storage.atomic import write_text
 from segresmamba.storage.locks import locked
-from segresmamba.tracking.protocol import TrackingError
+from segresmamba.storage.run_folder import RunFolder
+from segresmamba.tracking.protocol import TrackingError, newer_error
 
-LEDGER_NAME = "emissions.json"
 LOCK_NAME = ".emissions.lock"
 SCHEMA = 1
 SUMMED = (
@@ -33,30 +35,31 @@ SUMMED = (
 
 
 class Ledger:
-    """emissions.json of a run folder, shared by the meters of all nodes."""
+    """The energy ledger of a run folder, shared by the meters of all nodes."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / LEDGER_NAME
+        self._path = RunFolder(folder).emissions
         self._lock = folder / LOCK_NAME
 
     def claim(self, facts: Mapping[str, Any]) -> str:
-        """Begin a segment of this job, restart and node, and return its name.
+        """Begin a segment for this job, restart and node, and return its name.
+
+        Outside Slurm the job is called "local".
 
         Args:
-            facts: What is to be kept with it besides the running totals.
+            facts: What the segment holds besides the running totals.
 
         Raises:
             OSError: If the ledger cannot be written.
             TrackingError: If it is damaged or of a newer version.
         """
-        name = _segment_name(os.environ)
-        with locked(self._lock):
-            segments = self._read()
-            # A job may start the run more than once, as with two srun lines in one script.
+        job = os.environ.get("SLURM_JOB_ID", "local")
+        name = f"{job}/{os.environ.get('SLURM_RESTART_COUNT', '0')}/{node_name()}"
+        with self._changing() as segments:
+            # A job may start the run more than once, for instance by two srun lines in its script.
             count = sum(key.partition("#")[0] == name for key in segments)
             key = f"{name}#{count + 1}" if count else name
             segments[key] = {**dict.fromkeys(SUMMED, 0.0), **facts}
-            self._write(segments)
         return key
 
     def update(self, key: str, totals: Mapping[str, float]) -> None:
@@ -66,10 +69,8 @@ class Ledger:
             OSError: If the ledger cannot be written.
             TrackingError: If it is damaged or of a newer version.
         """
-        with locked(self._lock):
-            segments = self._read()
+        with self._changing() as segments:
             segments.setdefault(key, {}).update(totals)
-            self._write(segments)
 
     def totals(self) -> dict[str, float]:
         """The sums over all segments: energy in kWh, emissions in kg CO2e, node time in s.
@@ -82,7 +83,7 @@ class Ledger:
         return {name: sum(segment.get(name, 0.0) for segment in segments) for name in SUMMED}
 
     def power(self) -> str:
-        """How power and carbon intensity were known; more than one line if starts or nodes differ.
+        """How power was measured, and the carbon intensity; a line for each different answer.
 
         Raises:
             OSError: If the ledger cannot be read.
@@ -102,28 +103,24 @@ class Ledger:
                 "the energy ledger is damaged",
                 where=self._path,
                 got=str(error),
-                remedy="move it away: the run begins another one",
+                remedy="move the file away; the run then begins a new one",
             ) from error
         if schema > SCHEMA:
-            raise TrackingError(
-                "the energy ledger was written by a newer version of segresmamba",
-                where=self._path,
-                got=f"schema {schema}",
-                remedy=f"upgrade segresmamba: this one reads up to schema {SCHEMA}",
-            )
+            raise newer_error("the energy ledger", self._path, schema, SCHEMA)
         return segments
 
-    def _write(self, segments: Mapping[str, Any]) -> None:
-        new = self._path.with_suffix(".tmp")
-        with new.open("w") as file:
-            json.dump({"schema": SCHEMA, "segments": segments}, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, self._path)
+    @contextmanager
+    def _changing(self) -> Iterator[dict[str, dict[str, Any]]]:
+        """Give the segments to the block, and write what it makes of them."""
+        with locked(self._lock):  # every node rewrites the whole file
+            segments = self._read()
+            yield segments
+            content = {"schema": SCHEMA, "segments": segments}
+            write_text(self._path, json.dumps(content, indent=1))
 
 
 def power_line(facts: Mapping[str, Any]) -> str:
-    """A segment's facts in a line; empty if they are not there."""
+    """The facts of a segment in one line; empty if they were not recorded."""
     try:
         return (
             "processors {cpu_power}, GPUs {gpu_power}, memory {ram_power}; "
@@ -133,13 +130,6 @@ def power_line(facts: Mapping[str, Any]) -> str:
         return ""
 
 
-def _segment_name(environment: Mapping[str, str]) -> str:
-    """job/restart/node under Slurm; elsewhere the job is "local" and each start is counted."""
-    job = environment.get("SLURM_JOB_ID", "local")
-    restart = environment.get("SLURM_RESTART_COUNT", "0")
-    return f"{job}/{restart}/{node_name(environment)}"
-
-
-def node_name(environment: Mapping[str, str] = os.environ) -> str:
-    """This node, as Slurm calls it: two nodes of a test cluster may share a host's name."""
-    return environment.get("SLURMD_NODENAME") or socket.gethostname()
+def node_name() -> str:
+    """Slurm's name of this node, or its host name: two nodes of a test cluster may share a host."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()

@@ -1,9 +1,9 @@
-"""What a node does while a run is on it: processors, memory, disk, network, GPUs.
+"""The load of each node of a run: processors, memory, disk, network and GPUs.
 
 Each node writes a journal of its own, system/<node>.jsonl in the run folder, in the format of
-`journal`: no rank waits for another, a hang is recorded while it lasts, and what was sampled before
-a kill is there. The uploader sends these journals too. The step of a sample is its number on that
-node, so a resumed run goes on where the samples before it end.
+`journal`. So no rank waits for another, a hang is recorded while it lasts, and a kill loses no
+sample. The uploader sends these journals too. The step of a sample is its number on that node: a
+resumed run continues after the samples before it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SAMPLE_S = 10.0
 
 
 class SystemSampler:
-    """Samples this node in a thread until it is stopped. Nothing it does reaches training.
+    """Samples this node in a thread until it is stopped. Its errors never reach training.
 
     Args:
         folder: The run folder.
@@ -41,11 +41,11 @@ class SystemSampler:
         self._thread = threading.Thread(target=self._run, name="system-sampler", daemon=True)
 
     def start(self) -> None:
-        """Begin to sample."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Take no more samples."""
+        """Take the last sample and end the thread."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -59,56 +59,60 @@ class SystemSampler:
             logger.warning("this node is not sampled: %s", error)
             return
         try:
-            self._sample(journal, path)
+            step = sum(record.kind == "metrics" for record in read_records(path))
+            gpus, host = GpuReader(self._gpu_uuids), _HostReader(self._folder)
+            ended = False
+            while not ended:
+                # Wait first: a run of less than SAMPLE_S still gets the sample at its end.
+                ended = self._stop.wait(SAMPLE_S)
+                values = host.read() | gpus.read()
+                named = {f"system/{self._node}/{name}": value for name, value in values.items()}
+                journal.append("metrics", step=step, epoch=None, values=named)
+                step += 1
         except Exception as error:
             logger.warning("this node is no longer sampled: %s", error)
         finally:
             journal.close()
 
-    def _sample(self, journal: Journal, path: Path) -> None:
-        step = sum(record.kind == "metrics" for record in read_records(path))
-        gpus, meter = GpuReader(self._gpu_uuids), _HostMeter(self._folder)
-        ended = False
-        while not ended:
-            ended = self._stop.wait(SAMPLE_S)  # a short run has at least the sample at its end
-            values = meter.read() | gpus.read()
-            named = {f"system/{self._node}/{name}": value for name, value in values.items()}
-            journal.append("metrics", step=step, epoch=None, values=named)
-            step += 1
-
 
 def node_journal(folder: Path, node: str) -> Path:
-    """Where a node's samples lie."""
+    """The journal with the samples of a node."""
     return folder / FOLDER_NAME / f"{node}.jsonl"
 
 
-class _HostMeter:
-    """The host's side, in the names of MLflow's own monitor; traffic is counted from the start."""
+class _HostReader:
+    """Reads the load of the host, in the names of MLflow's own monitor.
+
+    Network and disk traffic are counted from the moment when this object is made.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = str(folder)
-        self._network, self._disk = psutil.net_io_counters(), psutil.disk_io_counters()
-        psutil.cpu_percent()  # the first call only starts the clock
+        self._traffic = _traffic()
+        psutil.cpu_percent()  # the first call starts the interval, and returns nothing of use
 
     def read(self) -> dict[str, float]:
         memory, disk = psutil.virtual_memory(), psutil.disk_usage(self._folder)
-        values = {
+        now, before = _traffic(), self._traffic
+        traffic = {name: now[name] - before[name] for name in now.keys() & before.keys()}
+        return {
             "cpu_utilization_percentage": psutil.cpu_percent(),
             "system_memory_usage_megabytes": memory.used / BYTES_PER_MB,
             "system_memory_usage_percentage": memory.percent,
             "disk_usage_percentage": disk.percent,
             "disk_usage_megabytes": disk.used / BYTES_PER_MB,
             "disk_available_megabytes": disk.free / BYTES_PER_MB,
+        } | {f"{name}_megabytes": count / BYTES_PER_MB for name, count in traffic.items()}
+
+
+def _traffic() -> dict[str, int]:
+    """Bytes since the host started; a container may hide these counters."""
+    counts: dict[str, int] = {}
+    if network := psutil.net_io_counters():
+        counts |= {
+            "network_receive": network.bytes_recv,
+            "network_transmit": network.bytes_sent,
         }
-        network, io = psutil.net_io_counters(), psutil.disk_io_counters()
-        if network and self._network:
-            received = network.bytes_recv - self._network.bytes_recv
-            sent = network.bytes_sent - self._network.bytes_sent
-            values["network_receive_megabytes"] = received / BYTES_PER_MB
-            values["network_transmit_megabytes"] = sent / BYTES_PER_MB
-        if io and self._disk:  # containers may hide them
-            read = io.read_bytes - self._disk.read_bytes
-            values["disk_read_megabytes"] = read / BYTES_PER_MB
-            written = io.write_bytes - self._disk.write_bytes
-            values["disk_write_megabytes"] = written / BYTES_PER_MB
-        return values
+    if disk := psutil.disk_io_counters():
+        counts |= {"disk_read": disk.read_bytes, "disk_write": disk.write_bytes}
+    return counts

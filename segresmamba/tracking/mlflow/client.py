@@ -1,6 +1,7 @@
-"""The only module that imports mlflow: how it is set up, and how one connects to it.
+"""How MLflow is imported, set up and connected to, and what its errors mean.
 
-The other modules take a client, or the library from here when they need its classes.
+Only this module imports MLflow. The others are given a client, and take the library from here when
+they need its classes.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from segresmamba.config.tracking import server_login
+from segresmamba.storage.atomic import atomic_path, remove_leftovers
 from segresmamba.storage.locks import locked
 from segresmamba.tracking.mlflow.state import SQLITE_PREFIX, UploadState
 
@@ -22,9 +24,12 @@ ENVIRONMENT = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 
+# Time-out and rate limit: the same request may succeed later. Any other 4xx is final.
+TRY_AGAIN_CODES = (408, 429)
+
 
 def library() -> Any:
-    """The library, imported at its first use: it takes seconds."""
+    """The library, imported at its first use because the import takes seconds."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import mlflow
@@ -33,43 +38,52 @@ def library() -> Any:
 
 
 def connect(state: UploadState, folder: Path) -> Any:
-    """A client for a run folder's MLflow; a database that has no tables yet gets them."""
+    """A client for the MLflow of a run folder; a database without tables gets them."""
     if not state.is_database:
         return reading_client(state)
-    # The first connection makes the tables; two at once trip over each other.
-    with locked(_database_lock(state, folder)):
-        if state.sqlite_file and not state.sqlite_file.exists():
-            _make_database(state.sqlite_file)
+    file, lock = state.sqlite_file, folder.parent / ".mlflow-database.lock"
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = file.with_name(f".{file.name}.lock")
+    # The first connection makes the tables, and fails if another process is making them.
+    with locked(lock):
+        if file is not None and not file.exists():
+            # A process that is killed here would leave a file with some of the tables.
+            remove_leftovers(file.parent, file.name)
+            with atomic_path(file) as new:
+                library().MlflowClient(f"{SQLITE_PREFIX}{new}")
         return reading_client(state)
 
 
 def reading_client(state: UploadState) -> Any:
-    """A client for what is already there."""
+    """A client for an MLflow that exists already."""
     client = library().MlflowClient
     if not state.is_database:
-        _log_in(state)
+        # MLflow looks for the login here. In the URI, its error messages would show it.
+        _, user, password = server_login(state.uri)
+        if user and password:
+            os.environ["MLFLOW_TRACKING_USERNAME"] = user
+            os.environ["MLFLOW_TRACKING_PASSWORD"] = password
     return client(state.connection_uri)
 
 
-def _log_in(state: UploadState) -> None:
-    """Where MLflow looks for the login; in the URI, its error messages would show it."""
-    _, user, password = server_login(state.uri)
-    if user and password:
-        os.environ["MLFLOW_TRACKING_USERNAME"] = user
-        os.environ["MLFLOW_TRACKING_PASSWORD"] = password
+def error_name(error: Exception) -> str:
+    """MLflow's code of an error, such as RESOURCE_DOES_NOT_EXIST; empty for other errors."""
+    return str(getattr(error, "error_code", ""))
 
 
-def _database_lock(state: UploadState, folder: Path) -> Path:
-    """Lock file of the database: beside an SQLite file, beside the run folder for any other."""
-    if state.sqlite_file is None:
-        return folder.parent / ".mlflow-database.lock"
-    state.sqlite_file.parent.mkdir(parents=True, exist_ok=True)
-    return state.sqlite_file.with_name(f".{state.sqlite_file.name}.lock")
+def is_final(error: Exception) -> bool:
+    """Whether MLflow would refuse the same request again."""
+    response = getattr(error, "response", None)
+    if response is not None:
+        code = response.status_code
+    elif hasattr(error, "get_http_status_code"):
+        code = error.get_http_status_code()
+    else:
+        return False
+    return 400 <= code < 500 and code not in TRY_AGAIN_CODES
 
 
-def _make_database(path: Path) -> None:
-    """Make the tables under another name: half of them, left by a kill, would be of no use."""
-    new = path.with_name(f".{path.name}.new")
-    new.unlink(missing_ok=True)
-    library().MlflowClient(f"{SQLITE_PREFIX}{new}")
-    new.rename(path)
+def first_line(error: Exception) -> str:
+    """The first line of an error, or its type if it has no text."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

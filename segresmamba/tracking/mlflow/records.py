@@ -1,4 +1,4 @@
-"""Records of a journal as requests to MLflow, each of which may be repeated."""
+"""Sends the records of a journal to MLflow, in requests that may all be repeated."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from segresmamba.tracking.groups import show_group_status
 from segresmamba.tracking.journal import JournalRecord
 from segresmamba.tracking.mapping import (
     DIGEST_CHARACTERS,
@@ -23,16 +22,19 @@ from segresmamba.tracking.mapping import (
     new_points,
     valid_name,
 )
-from segresmamba.tracking.mlflow.client import library
-from segresmamba.tracking.mlflow.errors import first_line, is_final
+from segresmamba.tracking.mlflow.client import first_line, is_final, library
 from segresmamba.tracking.mlflow.model import send_model
+from segresmamba.tracking.mlflow.runs import show_group_status
 from segresmamba.tracking.mlflow.state import UploadState
 
 logger = logging.getLogger(__name__)
 
 FILE_ATTEMPTS = 3
+# Prefix of a tag with the new value of a setting that a resumed run changed.
 CHANGED = "changed."
+# Artifact with a value that is longer than MLflow allows; the param has the path of the artifact.
 LONG_PARAM = "params/{}.txt"
+# MLflow has no status for a preempted run; KILLED is the closest.
 RUN_STATUS = {
     "running": "RUNNING",
     "finished": "FINISHED",
@@ -47,7 +49,7 @@ def send_records(client: Any, batch: list[JournalRecord], state: UploadState, fo
     Args:
         client: MLflow's client.
         batch: The records.
-        state: Of a run that is in MLflow; the last step of each metric moves on.
+        state: The state of a run that is in MLflow. Its `last_step` is updated.
         folder: The run folder, from which files are sent.
     """
     run_id = str(state.run_id)
@@ -75,22 +77,27 @@ def send_records(client: Any, batch: list[JournalRecord], state: UploadState, fo
                 _send_status(client, record, state)
     if params:
         tags |= _send_params(client, run_id, params)
-    _send_tags_and_points(client, run_id, tags, points)
+    entities = library().entities
+    for some_tags in chunks(list(tags.items()), TAGS_PER_REQUEST):
+        new_tags = [entities.RunTag(valid_name(key), text) for key, text in some_tags]
+        client.log_batch(run_id, tags=new_tags)
+    for some_points in chunks(points, METRICS_PER_REQUEST):
+        client.log_batch(run_id, metrics=[entities.Metric(*point) for point in some_points])
 
 
 def send_file(client: Any, run_id: str, path: Path, place: str | None) -> None:
-    """Copy a file or folder to the run's artifacts, in the folder `place` of them."""
+    """Copy a file or folder to the run's artifacts, below the folder `place` if there is one."""
     _send_large(client, run_id, path, lambda: client.log_artifact(run_id, path, place))
 
 
 def _send_large(client: Any, run_id: str, path: Path, send: Callable[[], None]) -> None:
-    """Send something large; what is gone, refused or too large must not hold up the rest.
+    """Send something large, or warn: a file that is missing or refused must not stop the rest.
 
-    A server or proxy with a limit may answer 413, or close the connection in mid-upload. The
-    latter looks like an outage, so after it a small request tells whether the server is there.
+    A server or proxy with a limit may answer 413, or close the connection during the upload. The
+    latter looks like an outage, so a small request then tells whether the server is there.
     """
     if not path.exists():
-        logger.warning("%s is gone: MLflow does not get it", path)
+        logger.warning("%s does not exist any more: MLflow does not get it", path)
         return
     for attempt in range(1, FILE_ATTEMPTS + 1):
         try:
@@ -101,23 +108,16 @@ def _send_large(client: Any, run_id: str, path: Path, send: Callable[[], None]) 
                 client.get_run(run_id)  # raises if this is an outage
                 if attempt < FILE_ATTEMPTS:
                     continue
-            logger.warning("MLflow refuses %s, it stays there: %s", path, first_line(error))
+            logger.warning("MLflow refuses %s and does not get it: %s", path, first_line(error))
             return
 
 
-def _send_tags_and_points(
-    client: Any, run_id: str, tags: dict[str, str], points: list[MetricPoint]
-) -> None:
-    entities = library().entities
-    for some_tags in chunks(list(tags.items()), TAGS_PER_REQUEST):
-        new_tags = [entities.RunTag(valid_name(key), text) for key, text in some_tags]
-        client.log_batch(run_id, tags=new_tags)
-    for some_points in chunks(points, METRICS_PER_REQUEST):
-        client.log_batch(run_id, metrics=[entities.Metric(*point) for point in some_points])
-
-
 def _send_params(client: Any, run_id: str, params: dict[str, str]) -> dict[str, str]:
-    """Send settings; return tags for those that a resumed run changed, which MLflow forbids."""
+    """Send settings.
+
+    Returns:
+        Tags for the settings that a resumed run changed: MLflow's params cannot be changed.
+    """
     data = client.get_run(run_id).data
     new: dict[str, str] = {}
     changed: dict[str, str] = {}
@@ -133,7 +133,7 @@ def _send_params(client: Any, run_id: str, params: dict[str, str]) -> dict[str, 
         before = data.tags.get(tag, data.params[name])
         if before != text:
             changed[tag] = text
-            logger.warning("%s was %s and is %s since a resume", key, before, text)
+            logger.warning("the resumed run changed %s from %s to %s", key, before, text)
     param = library().entities.Param
     for some in chunks(list(new.items()), PARAMS_PER_REQUEST):
         client.log_batch(run_id, params=[param(name, text) for name, text in some])
@@ -141,7 +141,7 @@ def _send_params(client: Any, run_id: str, params: dict[str, str]) -> dict[str, 
 
 
 def _send_dataset(client: Any, run_id: str, record: JournalRecord) -> None:
-    """Log the dataset; MLflow knows one by name and digest, so twice is once."""
+    """Log the dataset. MLflow identifies it by name and digest, so a second time adds nothing."""
     entities, body = library().entities, record.body
     dataset = entities.Dataset(
         body["name"],
@@ -163,4 +163,4 @@ def _send_status(client: Any, record: JournalRecord, state: UploadState) -> None
     if state.parent_id and state.experiment_id:
         show_group_status(client, state.parent_id, state.experiment_id)
     if record.body["status"] == "finished":
-        state.last_step.clear()
+        state.last_step.clear()  # a later evaluation measures at the last step again

@@ -1,16 +1,25 @@
-"""Which run of MLflow is a journal's: found by the journal's id, made if there is none."""
+"""Runs in MLflow: that of a journal, and the parent run of a group.
+
+The run of a journal carries the journal's id as a tag, and is looked up by it before it is created.
+A group is a sweep or a cross-validation: one parent run with the runs of the group as children.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from segresmamba.storage.locks import locked
 from segresmamba.tracking.journal import JournalRecord
-from segresmamba.tracking.mlflow.client import library
-from segresmamba.tracking.mlflow.errors import deleted_error, error_name
+from segresmamba.tracking.mlflow.client import error_name, library
 from segresmamba.tracking.mlflow.state import UploadState
 from segresmamba.tracking.protocol import TrackingError
 
 JOURNAL_TAG = "segresmamba.journal"
+GROUP_TAG = "segresmamba.group"
+PARENT_TAG = "mlflow.parentRunId"
+"""MLflow's pages show a run with this tag as a child."""
+GROUPS_LOCK_NAME = ".mlflow-groups.lock"
 DELETED = "deleted"
 
 
@@ -22,16 +31,17 @@ def find_experiment(client: Any, state: UploadState) -> str:
     """
     experiment = client.get_experiment_by_name(state.experiment)
     if experiment is None:
+        # A server decides where artifacts lie; for a database it is the client that does.
         artifacts = state.artifacts if state.is_database else None
         try:
             return str(client.create_experiment(state.experiment, artifacts))
         except Exception as error:
             if error_name(error) != "RESOURCE_ALREADY_EXISTS":
                 raise
-            # Another run of a sweep was faster.
+            # Another run of a sweep has just created it.
             experiment = client.get_experiment_by_name(state.experiment)
     if experiment.lifecycle_stage == DELETED:
-        raise _deleted_experiment(experiment.experiment_id, state)
+        raise _deleted("experiment", f"-x {experiment.experiment_id}", state)
     return str(experiment.experiment_id)
 
 
@@ -42,7 +52,7 @@ def find_run(client: Any, state: UploadState, experiment_id: str, header: Journa
         TrackingError: If it was deleted.
     """
     query = f"tags.`{JOURNAL_TAG}` = '{state.journal}'"
-    everything = library().entities.ViewType.ALL
+    everything = library().entities.ViewType.ALL  # a deleted run is reported, not created again
     found = client.search_runs([experiment_id], query, everything, max_results=1)
     if not found:
         run = client.create_run(
@@ -53,29 +63,66 @@ def find_run(client: Any, state: UploadState, experiment_id: str, header: Journa
         )
         return str(run.info.run_id)
     if found[0].info.lifecycle_stage == DELETED:
-        raise _deleted_run(found[0].info.run_id, state)
+        raise _deleted("run", f"--run-id {found[0].info.run_id}", state)
     return str(found[0].info.run_id)
 
 
 def refuse_deleted(client: Any, state: UploadState) -> None:
-    """Learn that the run is still there, as far as MLflow knew it.
+    """Check that nobody has deleted the run in MLflow; a run that is not there yet passes.
 
     Raises:
-        TrackingError: If the run was deleted since, or its experiment, with which go its runs.
+        TrackingError: If the run or its experiment was deleted.
     """
     if state.run_id is None:
         return
     run = client.get_run(state.run_id)
     experiment = client.get_experiment(run.info.experiment_id)
     if experiment.lifecycle_stage == DELETED:
-        raise _deleted_experiment(experiment.experiment_id, state)
+        raise _deleted("experiment", f"-x {experiment.experiment_id}", state)
     if run.info.lifecycle_stage == DELETED:
-        raise _deleted_run(state.run_id, state)
+        raise _deleted("run", f"--run-id {state.run_id}", state)
 
 
-def _deleted_experiment(experiment_id: str, state: UploadState) -> TrackingError:
-    return deleted_error("experiment", f"experiments restore -x {experiment_id}", state)
+def join_group(client: Any, group: str, experiment_id: str, run_id: str, root: Path) -> str:
+    """Make a run a child of its group's parent run, which the first run of the group creates.
+
+    Args:
+        client: MLflow's client.
+        group: Name of the group.
+        experiment_id: MLflow's id of the experiment.
+        run_id: MLflow's id of the run.
+        root: Folder of all runs. A lock in it keeps runs that start together from creating two
+            parents.
+
+    Returns:
+        MLflow's id of the parent.
+    """
+    with locked(root / GROUPS_LOCK_NAME):
+        found = client.search_runs([experiment_id], f"tags.`{GROUP_TAG}` = '{group}'", 1, 1)
+        tags = {GROUP_TAG: group}
+        parent = found[0] if found else client.create_run(experiment_id, None, tags, group)
+    parent_id = str(parent.info.run_id)
+    client.set_tag(run_id, PARENT_TAG, parent_id)
+    return parent_id
 
 
-def _deleted_run(run_id: str, state: UploadState) -> TrackingError:
-    return deleted_error("run", f"runs restore --run-id {run_id}", state)
+def show_group_status(client: Any, parent_id: str, experiment_id: str) -> None:
+    """Show a group as running while one of its runs is; a deleted parent stays as it is."""
+    if client.get_run(parent_id).info.lifecycle_stage == DELETED:
+        return
+    running = f"tags.`{PARENT_TAG}` = '{parent_id}' and attributes.status = 'RUNNING'"
+    if client.search_runs([experiment_id], running, max_results=1):
+        client.update_run(parent_id, "RUNNING")
+    else:
+        client.set_terminated(parent_id, "FINISHED")
+
+
+def _deleted(what: str, restore: str, state: UploadState) -> TrackingError:
+    """The error for an experiment or a run that was deleted, with the command that restores it."""
+    return TrackingError(
+        f"the {what} was deleted in MLflow",
+        where=state.shown_uri,
+        got=state.experiment,
+        remedy=f"restore it: MLFLOW_TRACKING_URI={state.shown_uri} mlflow {what}s restore "
+        f"{restore}, then run: segresmamba sync RUN_FOLDER; or set another tracking.experiment",
+    )

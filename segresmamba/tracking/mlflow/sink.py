@@ -1,14 +1,15 @@
-"""Bring MLflow to the state of a journal.
+"""Brings MLflow to the state of a journal.
 
-Everything arrives exactly once, however often it is sent and wherever a crash falls:
+Everything arrives exactly once, however often it is sent and wherever a crash happens:
 
-- The run carries the journal's id as a tag, and is looked up by it before one is created.
+- The run carries the journal's id as a tag, and is looked up by it before it is created.
 - The cursor in mlflow.json moves after a batch has arrived, so a crash between the two sends that
   batch again. MLflow's primary key of a metric is (run, key, timestamp, step, value), and all of
-  them come from the journal, so the second time changes nothing; nor do tags and artifacts.
-- Of a metric that a resumed run measured again at a step, the first value is sent: MLflow cannot
-  take back a value. The rule holds for a rebuild too, so both give the same curves. A run that has
-  finished trains no step again; what is measured after that, by another evaluation, is sent.
+  them come from the journal, so the second time changes nothing. The same holds for tags and
+  artifacts.
+- If a resumed run measures a metric again at a step, only the first value is sent, because MLflow
+  cannot take back a value. A rebuild from the journal follows the same rule and gives the same
+  curves. A finished run trains no step again, so what another evaluation measures then is sent.
 """
 
 from __future__ import annotations
@@ -19,62 +20,58 @@ from typing import Any
 
 from segresmamba.config import read_config
 from segresmamba.storage.locks import locked
-from segresmamba.tracking.energy.ledger import LEDGER_NAME
+from segresmamba.storage.run_folder import RunFolder
 from segresmamba.tracking.energy.system import FOLDER_NAME as SYSTEM_FOLDER
-from segresmamba.tracking.groups import join_group
-from segresmamba.tracking.journal import (
-    JOURNAL_NAME,
-    JournalRecord,
-    read_header,
-    read_records,
-    warn_if_cut,
-)
+from segresmamba.tracking.journal import JournalRecord, read_header, read_records, warn_if_cut
 from segresmamba.tracking.mapping import batches
-from segresmamba.tracking.mlflow.client import connect
-from segresmamba.tracking.mlflow.errors import error_name, is_final, refused_error
+from segresmamba.tracking.mlflow.client import connect, error_name, first_line, is_final
 from segresmamba.tracking.mlflow.records import send_file, send_records
-from segresmamba.tracking.mlflow.runs import find_experiment, find_run, refuse_deleted
-from segresmamba.tracking.mlflow.state import LOCK_NAME, STATE_NAME, UploadState, open_state
+from segresmamba.tracking.mlflow.runs import (
+    find_experiment,
+    find_run,
+    join_group,
+    refuse_deleted,
+)
+from segresmamba.tracking.mlflow.state import LOCK_NAME, UploadState, open_state
 from segresmamba.tracking.protocol import TrackingError
 
 logger = logging.getLogger(__name__)
-
-CONFIG_NAME = "config.yaml"
 
 
 def sync(folder: Path) -> UploadState:
     """Send MLflow what it lacks of a run's journal.
 
-    Where it goes stands in mlflow.json; without that file, in the run's configuration. If that
-    names no MLflow, it is the one that `tracking_uri` finds now: a server may have come or gone.
+    mlflow.json says where to; without that file the run's configuration does. If the configuration
+    sets no tracking.uri, `tracking_uri` looks again now: a server may have started or ended.
 
     Args:
         folder: The run folder.
 
     Returns:
-        The state that MLflow has now.
+        The state after sending.
 
     Raises:
         ConfigError: If neither file says where to send it.
         TrackingError: If the journal cannot be read, or MLflow refuses it for good.
         Exception: Whatever MLflow raises while it cannot be reached.
     """
-    is_known = (folder / STATE_NAME).exists()
-    if not is_known or (folder / CONFIG_NAME).exists():
-        config = read_config(folder / CONFIG_NAME)
+    run = RunFolder(folder)
+    is_known = run.mlflow.exists()
+    if not is_known or run.config.exists():
+        config = read_config(run.config)
         if not is_known or config.tracking.uri is None:
             open_state(folder, config.tracking, folder.parent).save(folder)
     state = MlflowSink(folder).push(last=True)
-    warn_if_cut(folder / JOURNAL_NAME, state.sent_bytes)
+    warn_if_cut(run.journal, state.sent_bytes)
     return state
 
 
 class MlflowSink:
-    """MLflow's end of one run folder; keeps the connection from push to push."""
+    """Sends one run folder to MLflow, and keeps the connection between pushes."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._journal = folder / JOURNAL_NAME
+        self._run = RunFolder(folder)
         self._client: Any = None
         self._damaged: set[Path] = set()
 
@@ -82,20 +79,21 @@ class MlflowSink:
         """Send what is new since the last push.
 
         Args:
-            last: Whether no more is recorded for now: the energy ledger goes with it.
+            last: Whether the run has ended; the energy ledger is then sent too.
 
         Raises:
             TrackingError: If the journal cannot be read, or MLflow refuses it for good.
             Exception: Whatever MLflow raises while it cannot be reached.
         """
-        header = read_header(self._journal)
+        header = read_header(self._run.journal)
         with locked(self._folder / LOCK_NAME):
             state = UploadState.load(self._folder)
             if state.journal != header.body["id"]:
                 state.restart(header.body["id"])
             try:
                 if state.run_id and self._client is None:
-                    # Even if there is nothing new to send: a database may have been replaced.
+                    # Also when there is nothing new to send: somebody may have deleted the run, or
+                    # replaced the database.
                     refuse_deleted(self._connect(state), state)
                 self._push(state, header, last=last)
             except Exception as error:
@@ -110,24 +108,22 @@ class MlflowSink:
             return state
 
     def _refusal(self, error: Exception, state: UploadState) -> TrackingError:
-        """A final error as the user's: the run or its experiment was deleted, or anything else."""
+        """The user's error for a final error of MLflow, which a deleted run may have caused."""
         try:
             refuse_deleted(self._connect(state), state)
         except TrackingError as cause:
             return cause
-        except Exception:  # a server that refuses everything
-            logger.debug("nor does MLflow say whether the run was deleted", exc_info=True)
-        return refused_error(error, state)
+        except Exception:  # the server refuses everything
+            logger.debug("MLflow does not say whether the run was deleted", exc_info=True)
+        return TrackingError(
+            "MLflow refuses this run",
+            where=state.shown_uri,
+            got=first_line(error),
+            remedy="correct the cause, then run: segresmamba sync RUN_FOLDER",
+        )
 
     def _push(self, state: UploadState, header: JournalRecord, *, last: bool) -> None:
-        self._push_run(state, header)
-        self._push_nodes(state)
-        ledger = self._folder / LEDGER_NAME
-        if last and state.run_id and ledger.exists():
-            send_file(self._connect(state), state.run_id, ledger, None)
-
-    def _push_run(self, state: UploadState, header: JournalRecord) -> None:
-        for batch in batches(read_records(self._journal, state.sent_bytes)):
+        for batch in batches(read_records(self._run.journal, state.sent_bytes)):
             client = self._connect(state)
             if state.run_id is None:
                 state.experiment_id = find_experiment(client, state)
@@ -140,10 +136,14 @@ class MlflowSink:
             send_records(client, batch, state, self._folder)
             state.sent_bytes = batch[-1].end
             state.save(self._folder)
+        self._push_nodes(state)
+        if last and state.run_id and self._run.emissions.exists():
+            send_file(self._connect(state), state.run_id, self._run.emissions, None)
 
     def _push_nodes(self, state: UploadState) -> None:
-        """Send the samples of the nodes, which each have a journal; see `system`."""
+        """Send the samples of the nodes, each of which has its own journal, see `energy.system`."""
         for path in sorted((self._folder / SYSTEM_FOLDER).glob("*.jsonl")):
+            # Samples wait for the run, which is created with the first record of its own journal.
             if state.run_id is None or path in self._damaged:
                 continue
             try:
@@ -151,11 +151,12 @@ class MlflowSink:
                     send_records(self._connect(state), batch, state, self._folder)
                     state.nodes[path.stem] = batch[-1].end
                     state.save(self._folder)
-            except TrackingError as error:  # must not hold up the run's own journal
+            except TrackingError as error:  # it must not stop the upload of the run's own journal
                 self._damaged.add(path)
-                logger.warning("samples of a node are left out\n%s", error.screen())
+                logger.warning("the samples of a node are not sent\n%s", error.screen())
 
     def _connect(self, state: UploadState) -> Any:
+        # At the first use: the import of MLflow takes seconds.
         if self._client is None:
             self._client = connect(state, self._folder)
         return self._client

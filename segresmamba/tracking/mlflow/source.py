@@ -1,36 +1,33 @@
-"""Runs read back from MLflow, where their folders are out of reach.
+"""Reads runs back from MLflow, for reports on a machine that does not have their folders.
 
-What was sent by `mlflow_records` comes back as `history` reads it from the folder.
+What `records` sent comes back as the `History` that `read_history` reads from the folder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
 
-from segresmamba.tracking.energy.ledger import LEDGER_NAME
+from segresmamba.storage.run_folder import RunFolder
 from segresmamba.tracking.history import History, energy_of, power_of
 from segresmamba.tracking.mapping import MetricPoint
-from segresmamba.tracking.mlflow.client import reading_client
-from segresmamba.tracking.mlflow.errors import error_name, first_line
+from segresmamba.tracking.mlflow.client import error_name, first_line, reading_client
 from segresmamba.tracking.mlflow.records import CHANGED, LONG_PARAM, RUN_STATUS
 from segresmamba.tracking.mlflow.runs import JOURNAL_TAG
 from segresmamba.tracking.mlflow.state import UploadState
 from segresmamba.tracking.protocol import TrackingError
 
-T = TypeVar("T")
-
 PAGE = 200
-# Sampled every few seconds on every node; long curves that no report shows.
+# Samples of every node every 10 s: long curves that no report shows.
 _SAMPLED = "system/"
-_SHOWN = {"results.json", "overlays"}
-_FETCHED = {*_SHOWN, LEDGER_NAME, "params"}
+# MLflow's names of a status to those of a journal.
 _STATUS = {theirs: ours for ours, theirs in RUN_STATUS.items()}
 
 
 class MlflowSource:
-    """The runs of an MLflow.
+    """Reads the runs of an MLflow server or database.
 
     Args:
         uri: Its tracking URI.
@@ -43,14 +40,15 @@ class MlflowSource:
         self._state = UploadState(uri=uri, experiment="", artifacts="")
         file = self._state.sqlite_file
         if file is not None and not file.is_file():
-            # Opened, it would be made.
+            # MLflow would create the file.
             raise TrackingError(
                 "there is no MLflow database",
                 where=file,
                 got="no such file",
                 remedy="name run folders, or give the tracking URI of the experiment with --uri",
             )
-        self._client: Any = self._ask(lambda: reading_client(self._state))
+        with self._answering():
+            self._client: Any = reading_client(self._state)
 
     @property
     def shown_uri(self) -> str:
@@ -58,14 +56,13 @@ class MlflowSource:
         return self._state.shown_uri
 
     def experiments(self) -> list[str]:
-        """Names of the experiments that are not deleted.
+        """Names of the experiments, without deleted ones.
 
         Raises:
             TrackingError: If MLflow does not answer.
         """
-        return [
-            str(found.name) for found in self._ask(lambda: _all(self._client.search_experiments))
-        ]
+        with self._answering():
+            return [str(found.name) for found in _all(self._client.search_experiments)]
 
     def histories(self, experiment: str, downloads: Path) -> list[History]:
         """All runs of an experiment that this project recorded, the oldest first.
@@ -77,14 +74,14 @@ class MlflowSource:
         Raises:
             TrackingError: If MLflow does not answer.
         """
-        return self._ask(lambda: self._histories(experiment, downloads))
+        with self._answering():
+            experiment_id = self._client.get_experiment_by_name(experiment).experiment_id
+            runs = _all(self._client.search_runs, [experiment_id], order_by=["start_time ASC"])
+            ours = [run for run in runs if JOURNAL_TAG in run.data.tags]
+            return [self._history(run, downloads / run.info.run_id) for run in ours]
 
-    def _histories(self, experiment: str, downloads: Path) -> list[History]:
-        experiment_id = self._client.get_experiment_by_name(experiment).experiment_id
-        runs = _all(self._client.search_runs, [experiment_id], order_by=["start_time ASC"])
-        return [self._history(run, downloads) for run in runs if JOURNAL_TAG in run.data.tags]
-
-    def _history(self, run: Any, downloads: Path) -> History:
+    def _history(self, run: Any, folder: Path) -> History:
+        """A run's history; what a report shows of its artifacts is downloaded to `folder`."""
         run_id = run.info.run_id
         curves = {
             key: [
@@ -97,7 +94,14 @@ class MlflowSource:
         for curve in curves.values():
             curve.sort(key=lambda point: (point.step, point.timestamp))
         tags = {key: text for key, text in run.data.tags.items() if not key.startswith("mlflow")}
-        folder = self._download(run_id, downloads / run_id)
+        layout = RunFolder(folder)  # artifacts have the paths that they had in the run folder
+        shown = {layout.results.name, layout.overlays.name}
+        wanted = {*shown, layout.emissions.name, PurePosixPath(LONG_PARAM).parts[0]}
+        folder.mkdir(parents=True)
+        present = {item.path for item in self._client.list_artifacts(run_id)}
+        for path in sorted(present & wanted):
+            self._client.download_artifacts(run_id, path, str(folder))
+        files = {file.relative_to(folder): file for file in folder.rglob("*") if file.is_file()}
         return History(
             id=run.data.tags[JOURNAL_TAG],
             name=run.info.run_name,
@@ -108,24 +112,17 @@ class MlflowSource:
             curves=curves,
             energy=energy_of(folder, curves),
             power=power_of(folder, tags),
-            files=_files(folder),
+            files={path.as_posix(): file for path, file in files.items() if path.parts[0] in shown},
         )
 
-    def _download(self, run_id: str, folder: Path) -> Path:
-        """Fetch what a report looks at; not a model or the list of packages."""
-        folder.mkdir(parents=True)
-        present = {item.path for item in self._client.list_artifacts(run_id)}
-        for path in sorted(present & _FETCHED):
-            self._client.download_artifacts(run_id, path, str(folder))
-        return folder
-
-    def _ask(self, question: Callable[[], T]) -> T:
-        """An answer of MLflow, or what keeps it from answering as an error of the user."""
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Turn whatever keeps MLflow from answering into an error of the user."""
         try:
-            return question()
+            yield
         except TrackingError:
             raise
-        except Exception as error:  # it passes on what its HTTP client and database raise
+        except Exception as error:  # MLflow passes on what its HTTP client and database raise
             raise TrackingError(
                 "MLflow does not answer",
                 where=self.shown_uri,
@@ -135,7 +132,11 @@ class MlflowSource:
 
 
 def _settings(params: Mapping[str, str], tags: Mapping[str, str], folder: Path) -> dict[str, str]:
-    """The settings that the run last had: a resume may have changed some, some are files."""
+    """The settings that the run had last.
+
+    A tag has the new value of a setting that a resume changed. A file below `folder` has a value
+    that is too long for MLflow.
+    """
     changed = {
         key.removeprefix(CHANGED): text for key, text in tags.items() if key.startswith(CHANGED)
     }
@@ -146,14 +147,8 @@ def _settings(params: Mapping[str, str], tags: Mapping[str, str], folder: Path) 
     return settings
 
 
-def _files(folder: Path) -> dict[str, Path]:
-    """Results and pictures by their path among the artifacts."""
-    files = {file.relative_to(folder): file for file in folder.rglob("*") if file.is_file()}
-    return {path.as_posix(): file for path, file in files.items() if path.parts[0] in _SHOWN}
-
-
 def _all(search: Callable[..., Any], *arguments: Any, **options: Any) -> list[Any]:
-    """Every page of a search."""
+    """The results on all pages of a search."""
     found: list[Any] = []
     token = None
     while True:

@@ -1,9 +1,8 @@
-"""Where a run's journal goes in MLflow, and how far it has got: mlflow.json in the run folder."""
+"""Where a run's journal is sent in MLflow, and how much of it: mlflow.json in the run folder."""
 
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -13,13 +12,13 @@ from urllib.parse import urlsplit, urlunsplit
 from segresmamba.config import TrackingConfig
 from segresmamba.config.tracking import server_login, with_password
 from segresmamba.errors import ConfigError
-from segresmamba.tracking.journal import JOURNAL_NAME
+from segresmamba.storage.atomic import write_text
+from segresmamba.storage.run_folder import RunFolder
 from segresmamba.tracking.protocol import TrackingError
 
-STATE_NAME = "mlflow.json"
 LOCK_NAME = ".mlflow.lock"
 SERVER_NAME = "mlflow-server.json"
-"""In the folder of all runs: the address of its MLflow server, while one runs."""
+"""A file in the folder of all runs with the address of its MLflow server, while one runs."""
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 SERVERS = ("http", "https")
 SQLITE_PREFIX = "sqlite:///"
@@ -27,15 +26,15 @@ SQLITE_PREFIX = "sqlite:///"
 
 @dataclass
 class UploadState:
-    """The destination of a journal and the cursor into it.
+    """The destination of a journal, and how much of it has arrived there.
 
     Attributes:
         uri: MLflow tracking URI.
         experiment: Name of the MLflow experiment.
         group: Name of the sweep or cross-validation that the run belongs to, if any.
-        artifacts: Where a database's experiments keep their artifacts, as a file URI. A server
-            decides for itself.
-        journal: Id of the journal that has been sent; another journal starts from the beginning.
+        artifacts: File URI of the folder for artifacts, if `uri` is a database. A server has its
+            own folder.
+        journal: Id of the journal. A folder with another journal is sent from the beginning.
         experiment_id: MLflow's id of the experiment, once there is one.
         run_id: MLflow's id of the run, once there is one.
         sent_bytes: Offset in the journal up to which MLflow has everything.
@@ -63,26 +62,27 @@ class UploadState:
         Raises:
             TrackingError: If it is missing or unreadable.
         """
-        path = folder / STATE_NAME
+        path = RunFolder(folder).mlflow
         try:
             return cls(**json.loads(path.read_text()))
         except (OSError, ValueError, TypeError) as error:
             raise TrackingError(
-                "it is not known which MLflow this run belongs to",
+                "the file that says which MLflow a run is sent to cannot be read",
                 where=path,
                 got=error.strerror if isinstance(error, OSError) else str(error),
                 remedy="name the folder of a run",
             ) from error
 
     def save(self, folder: Path) -> None:
-        """Write mlflow.json; a crash leaves the old one or the new one."""
-        path = folder / STATE_NAME
-        new = path.with_suffix(".tmp")
-        new.write_text(json.dumps(asdict(self), indent=1))
-        os.replace(new, path)
+        """Write mlflow.json; a crash leaves the old one or the new one.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        write_text(RunFolder(folder).mlflow, json.dumps(asdict(self), indent=1))
 
     def restart(self, journal: str) -> None:
-        """Forget the run in MLflow and go back to the start of the journal."""
+        """Forget the run in MLflow, and go back to the start of the journal."""
         self.journal = journal
         self.experiment_id = self.run_id = self.parent_id = None
         self.sent_bytes = 0
@@ -91,7 +91,7 @@ class UploadState:
 
     @property
     def is_database(self) -> bool:
-        """Whether MLflow's tables are written directly, without a server."""
+        """Whether `uri` is a database that is written directly, without a server."""
         return _scheme(self.uri) in DATABASES
 
     @property
@@ -103,7 +103,7 @@ class UploadState:
 
     @property
     def connection_uri(self) -> str:
-        """The URI to connect to: a database's with its password, a server's without any login."""
+        """The URI to connect to: of a database with its password, of a server without a login."""
         return with_password(self.uri) if self.is_database else server_login(self.uri)[0]
 
     @property
@@ -129,8 +129,8 @@ class UploadState:
 def open_state(folder: Path, config: TrackingConfig, root: Path) -> UploadState:
     """The state of a run folder for the MLflow that the configuration names.
 
-    A run that is resumed continues where its upload stands; one that is resumed with another MLflow
-    starts there from the beginning.
+    A resumed run continues its upload; if it is resumed with another MLflow or experiment, the
+    upload begins there from the start of the journal.
 
     Raises:
         ConfigError: If MLflow cannot be reached through such a URI.
@@ -140,7 +140,7 @@ def open_state(folder: Path, config: TrackingConfig, root: Path) -> UploadState:
     try:
         state = UploadState.load(folder)
     except TrackingError:
-        # Nothing is lost with it: the upload finds its run in MLflow by the journal's id.
+        # Nothing is lost without it: the upload finds its run in MLflow by the journal's id.
         state = None
     if state is None or (state.uri, state.experiment) != (uri, config.experiment):
         state = UploadState(uri=uri, experiment=config.experiment, artifacts=artifacts)
@@ -150,21 +150,21 @@ def open_state(folder: Path, config: TrackingConfig, root: Path) -> UploadState:
 
 
 def run_hint(folder: Path, config: TrackingConfig, root: Path) -> str:
-    """The command or the URL that shows a run, also before it has begun; see `Tracker.ui_hint`.
+    """The command or the URL that shows a run, before or after it has begun, as `Tracker.ui_hint`.
 
     Raises:
         ConfigError: If MLflow cannot be reached through the configured URI.
     """
     if not config.enabled:
-        return str(folder / JOURNAL_NAME)
+        return str(RunFolder(folder).journal)
     return open_state(folder, config, root).ui_hint
 
 
 def tracking_uri(config: TrackingConfig, root: Path) -> str:
-    """The configured tracking URI, absolute.
+    """The configured tracking URI, with an absolute path.
 
-    Unset it is the server that `slurm/mlflow.sh` runs for `root`, and without one the file
-    mlflow.db there, which is also what that server shows.
+    If none is configured, it is the server that `slurm/mlflow.sh` runs for `root`. Without such a
+    server it is the file mlflow.db in `root`, which is also what that server shows.
 
     Raises:
         ConfigError: If MLflow cannot be reached through such a URI.
@@ -182,7 +182,7 @@ def tracking_uri(config: TrackingConfig, root: Path) -> str:
             " or leave it out for an SQLite file in run.root",
         )
     if config.uri.startswith(SQLITE_PREFIX):
-        # Relative to the working folder, which the uploader and a later sync need not share.
+        # The uploader and a later sync may have another working folder.
         return f"{SQLITE_PREFIX}{Path(config.uri.removeprefix(SQLITE_PREFIX)).resolve()}"
     return config.uri.rstrip("/")
 
@@ -191,7 +191,7 @@ def _is_known(uri: str) -> bool:
     scheme, parts = _scheme(uri), urlsplit(uri)
     try:
         has_address = scheme == "sqlite" or (bool(parts.hostname) and parts.port != 0)
-    except ValueError:  # a port that is no number
+    except ValueError:  # the port is not a number
         return False
     return has_address and scheme in DATABASES + SERVERS
 

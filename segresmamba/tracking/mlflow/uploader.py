@@ -1,9 +1,9 @@
 """The uploader: a process of its own that follows a run's journal and keeps MLflow up to date.
 
-A process and not a thread, because importing MLflow and talking to a database is seconds of Python
-that would share the interpreter lock with training, and hundreds of megabytes that would count as
-its memory. The two share nothing but the run folder and a pipe: when the pipe closes, training has
-ended or died, and the uploader sends what is left and ends.
+It is not a thread: importing MLflow and talking to a database takes seconds of Python, which would
+share the interpreter lock with training, and hundreds of megabytes, which would count as its
+memory. The two processes share only the run folder and a pipe. When the pipe closes, training has
+ended or died; the uploader then sends what is left and ends.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ATTEMPTS_AT_END = 3
 
 
 class Uploader:
-    """Training's handle on the uploader of a run folder.
+    """Starts and ends the uploader of a run folder.
 
     Args:
         folder: The run folder.
@@ -38,7 +38,7 @@ class Uploader:
     """
 
     def __init__(self, folder: Path, logs: Style) -> None:
-        # A session of its own keeps the terminal's Ctrl-C from it: it has to outlive training.
+        # It has to outlive training: a session of its own does not get the terminal's Ctrl-C.
         self._process = subprocess.Popen(
             [sys.executable, "-m", "segresmamba.tracking", str(folder), logs],
             stdin=subprocess.PIPE,
@@ -47,7 +47,7 @@ class Uploader:
         )
 
     def close(self, wait_s: float) -> None:
-        """Let it send the rest for at most `wait_s`, then end it."""
+        """Let it send the rest for at most `wait_s`, then kill it."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:
@@ -60,9 +60,12 @@ class Uploader:
 def follow(folder: Path, training_ended: Callable[[float], bool]) -> bool:
     """Send the journal's records as they come, until training has ended.
 
+    While MLflow cannot be reached, the delay between two attempts doubles up to `LONGEST_DELAY_S`.
+    After the end of training there are `ATTEMPTS_AT_END` more.
+
     Args:
         folder: The run folder.
-        training_ended: Waits at most the given seconds and says whether training has ended.
+        training_ended: Waits at most the given seconds and returns whether training has ended.
 
     Returns:
         Whether MLflow has everything.
@@ -74,17 +77,18 @@ def follow(folder: Path, training_ended: Callable[[float], bool]) -> bool:
             time.sleep(delay_s)
         elif training_ended(delay_s):
             ended, delay_s = True, POLL_S
-        attempts_left -= ended
+        if ended:
+            attempts_left -= 1
         try:
             sink.push(last=ended)
         except TrackingError as error:
-            logger.error("no more is sent to MLflow\n%s", error.screen())
+            logger.error("nothing more is sent to MLflow\n%s", error.screen())
             return False
         except Exception as error:
             failures += 1
             delay_s = min(2 * delay_s, LONGEST_DELAY_S)
             if failures == 1:
-                logger.warning("MLflow cannot be reached, trying on: %s", error)
+                logger.warning("MLflow cannot be reached, the uploader goes on trying: %s", error)
         else:
             if failures:
                 logger.warning("MLflow can be reached again and has everything")

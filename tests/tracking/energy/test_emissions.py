@@ -16,7 +16,7 @@ from codecarbon.external.scheduler import PeriodicScheduler
 from segresmamba.config import TrackingConfig
 from segresmamba.errors import ConfigError
 from segresmamba.tracking import EmissionsMeter, gpu_uuid
-from segresmamba.tracking.energy.emissions import _indices_of, _job_gpus
+from segresmamba.tracking.energy.gpus import indices_of, job_gpus
 
 CONFIG = TrackingConfig(country="FRA")
 
@@ -201,10 +201,10 @@ def test_gpus_are_found_by_identity_however_they_are_numbered(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     machine = [{"uuid": f"GPU-{letter}", "gpu_index": i} for i, letter in enumerate("abcd")]
-    assert _indices_of(["GPU-d", "GPU-b"], machine) == [1, 3]
-    assert _indices_of([], machine) == []
+    assert indices_of(["GPU-d", "GPU-b"], machine) == [1, 3]
+    assert indices_of([], machine) == []
     assert not caplog.messages
-    assert _indices_of(["GPU-a", "MIG-x"], machine) == [0]
+    assert indices_of(["GPU-a", "MIG-x"], machine) == [0]
     assert "MIG-x" in caplog.text
 
 
@@ -243,4 +243,4 @@ def test_only_the_named_gpu_is_measured(tmp_path: Path) -> None:
 def test_the_gpus_of_the_job_are_measured(
     environment: dict[str, str], visible: int, measured: list[int] | None
 ) -> None:
-    assert _job_gpus(environment, visible) == measured
+    assert job_gpus(environment, visible) == measured

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from segresmamba.storage.run_folder import RunFolder
 from segresmamba.tracking import TrackingError
-from segresmamba.tracking.energy.ledger import LEDGER_NAME, SUMMED, Ledger
+from segresmamba.tracking.energy.ledger import SUMMED, Ledger
 
 
 def segment(energy_kwh: float) -> dict[str, float]:
@@ -43,7 +44,7 @@ def test_running_totals_replace_each_other_and_segments_add_up(
         for energy_kwh in (0.25, 0.5, 1.0):
             ledger.update(key, segment(energy_kwh))
     assert ledger.totals()["energy_kwh"] == 3.0
-    stored = json.loads((tmp_path / LEDGER_NAME).read_text())["segments"]
+    stored = json.loads(RunFolder(tmp_path).emissions.read_text())["segments"]
     assert [facts["country"] for facts in stored.values()] == ["FRA"] * 3
 
 
@@ -75,14 +76,14 @@ def test_nodes_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
     "content", ["", "{", "[]", '{"schema": 1}', '{"schema": 1, "segments": 3}']
 )
 def test_a_damaged_ledger_is_named_and_left_alone(tmp_path: Path, content: str) -> None:
-    (tmp_path / LEDGER_NAME).write_text(content)
+    RunFolder(tmp_path).emissions.write_text(content)
     with pytest.raises(TrackingError, match="damaged") as error:
         Ledger(tmp_path).claim({})
-    assert error.value.where == str(tmp_path / LEDGER_NAME)
-    assert (tmp_path / LEDGER_NAME).read_text() == content
+    assert error.value.where == str(RunFolder(tmp_path).emissions)
+    assert RunFolder(tmp_path).emissions.read_text() == content
 
 
 def test_a_newer_ledger_is_refused(tmp_path: Path) -> None:
-    (tmp_path / LEDGER_NAME).write_text('{"schema": 2, "segments": {}}')
+    RunFolder(tmp_path).emissions.write_text('{"schema": 2, "segments": {}}')
     with pytest.raises(TrackingError, match="newer version"):
         Ledger(tmp_path).totals()

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from segresmamba.storage.run_folder import RunFolder
 from segresmamba.tracking import read_journal, sync
 from segresmamba.tracking.energy.system import SystemSampler, node_journal
-from segresmamba.tracking.journal import JOURNAL_NAME, Journal
+from segresmamba.tracking.journal import Journal
 from segresmamba.tracking.mlflow.state import UploadState
 
 NODE = "n7"
@@ -149,8 +150,8 @@ def test_a_damaged_journal_of_a_node_holds_nothing_up(
     node_journal(run, NODE).write_text("rubbish\n")
     journal.append("metrics", step=0, epoch=None, values={"loss": 1.0})
     state = sync(run)
-    assert state.sent_bytes == (run / JOURNAL_NAME).stat().st_size
-    assert "samples of a node are left out" in caplog.text
+    assert state.sent_bytes == RunFolder(run).journal.stat().st_size
+    assert "samples of a node are not sent" in caplog.text
 
 
 @pytest.mark.gpu

@@ -10,9 +10,10 @@ import pytest
 
 from segresmamba.config import TrackingConfig, load_config
 from segresmamba.errors import ConfigError
+from segresmamba.storage.run_folder import RunFolder
 from segresmamba.tracking import sync
-from segresmamba.tracking.groups import GROUP_TAG, PARENT_TAG
-from segresmamba.tracking.journal import JOURNAL_NAME, Journal
+from segresmamba.tracking.journal import Journal
+from segresmamba.tracking.mlflow.runs import GROUP_TAG, PARENT_TAG
 from segresmamba.tracking.mlflow.state import UploadState, open_state
 
 SWEEP = TrackingConfig(group="lr sweep")
@@ -37,7 +38,7 @@ def trial(root: Path) -> Callable[[str, str], Path]:
     def record(name: str, status: str) -> Path:
         folder = root / name
         folder.mkdir(exist_ok=True)
-        journal = Journal(folder / JOURNAL_NAME, name=name)
+        journal = Journal(RunFolder(folder).journal, name=name)
         journal.append("status", status=status)
         journal.close()
         open_state(folder, SWEEP, root).save(folder)
@@ -88,7 +89,7 @@ def test_a_repeated_or_rebuilt_sync_makes_no_second_parent(trial: Callable[..., 
 def test_a_run_moved_to_another_group_changes_its_parent(trial: Callable[..., Path]) -> None:
     folder = trial("a", "finished")
     open_state(folder, TrackingConfig(group="folds"), folder.parent).save(folder)
-    journal = Journal(folder / JOURNAL_NAME, name="a")
+    journal = Journal(RunFolder(folder).journal, name="a")
     journal.append("tags", values={"a": "b"})
     journal.close()
     state = sync(folder)

@@ -14,10 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from segresmamba.config import TrackingConfig
+from segresmamba.storage.run_folder import RunFolder
 from segresmamba.tracking import sync
-from segresmamba.tracking.energy.ledger import LEDGER_NAME, Ledger
+from segresmamba.tracking.energy.ledger import Ledger
 from segresmamba.tracking.energy.system import node_journal
-from segresmamba.tracking.journal import JOURNAL_NAME, Journal
+from segresmamba.tracking.journal import Journal
 from segresmamba.tracking.mlflow.state import open_state
 
 # A helper that has imported MLflow once. Each line of its input names a run folder and a number:
@@ -96,7 +97,7 @@ def record_a_run(root: Path) -> Path:
     (folder / "best" / "weights.pt").write_bytes(b"weights")
     (folder / "overlays").mkdir()
     (folder / "overlays" / "case.png").write_bytes(b"picture")
-    journal = Journal(folder / JOURNAL_NAME, name="trial")
+    journal = Journal(RunFolder(folder).journal, name="trial")
     for start, (ranks, status) in enumerate(((2, "preempted"), (4, "finished"))):
         journal.append("status", status="running", host="node", pid=1)
         journal.append("params", values={"ranks": ranks, "lr": 0.1, "cases": "c" * 7000})
@@ -194,7 +195,7 @@ def test_the_run_has_all_that_can_be_sent_twice(world: World) -> None:
     assert ("trial", "changed.ranks", "4") in expected["tags"]
     assert [len(expected[name]) for name in ("datasets", "models", "versions")] == [1, 1, 1]
     assert sum(row[1] == "loss" for row in expected["metrics"]) == 7
-    assert {"case.png", "cases.txt", LEDGER_NAME, "weights.pt"} <= set(expected["files"])
+    assert {"case.png", "cases.txt", "emissions.json", "weights.pt"} <= set(expected["files"])
 
 
 @pytest.mark.slow

@@ -12,8 +12,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from segresmamba.config import TrackingConfig
+from segresmamba.storage.run_folder import RunFolder
 from segresmamba.tracking import sync
-from segresmamba.tracking.journal import JOURNAL_NAME, Journal
+from segresmamba.tracking.journal import Journal
 from segresmamba.tracking.mlflow.state import UploadState, open_state
 from tests.tracking.server import Server
 
@@ -88,7 +89,7 @@ def test_an_artifact_over_the_limit_is_told_and_holds_nothing_up(
         config = TrackingConfig(uri=proxy.uri, experiment="limits")
         (run / "large.bin").write_bytes(bytes(50 * LIMIT))
         (run / "small.txt").write_text("fits")
-        journal = Journal(run / JOURNAL_NAME, name=run.name)
+        journal = Journal(RunFolder(run).journal, name=run.name)
         for name in ("large.bin", "small.txt"):
             journal.append("artifact", path=name, folder="")
         journal.append("metrics", step=0, epoch=None, values={"loss": 1.0})

@@ -23,9 +23,10 @@ import pytest
 
 from segresmamba.config import TrackingConfig
 from segresmamba.config.tracking import PASSWORD_VARIABLE
+from segresmamba.storage.run_folder import RunFolder
 from segresmamba.tracking import TrackingError, sync
-from segresmamba.tracking.journal import JOURNAL_NAME, Journal
-from segresmamba.tracking.mlflow.state import STATE_NAME, UploadState, open_state
+from segresmamba.tracking.journal import Journal
+from segresmamba.tracking.mlflow.state import UploadState, open_state
 from tests.tracking.mlflow.test_sink import FIRST_USE
 
 PASSWORD = "p%40ss"  # as it stands in a URI: the password itself has an @
@@ -93,7 +94,7 @@ def _no_password(monkeypatch: pytest.MonkeyPatch) -> None:
 def new_run(root: Path, name: str, uri: str) -> Path:
     folder = root / name
     folder.mkdir()
-    journal = Journal(folder / JOURNAL_NAME, name=name)
+    journal = Journal(RunFolder(folder).journal, name=name)
     for step in range(3):
         journal.append("metrics", step=step, epoch=None, values={"loss": 1 / (step + 1)})
     journal.append("status", status="finished")
@@ -123,7 +124,7 @@ def test_runs_that_start_together_share_a_new_database_and_arrive_once(
     for folder in folders:
         sync(folder)
         assert history(folder) == [(step, 1 / (step + 1)) for step in range(3)]
-        assert PASSWORD not in (folder / STATE_NAME).read_text()
+        assert PASSWORD not in RunFolder(folder).mlflow.read_text()
 
 
 def test_a_missing_password_is_an_error_that_shows_none(

@@ -17,11 +17,11 @@ import pytest
 
 from segresmamba.config import TrackingConfig, load_config
 from segresmamba.errors import ConfigError
-from segresmamba.storage.run_folder import write_config
+from segresmamba.storage.run_folder import RunFolder, write_config
 from segresmamba.tracking import TrackingError, sync
-from segresmamba.tracking.energy.ledger import LEDGER_NAME, Ledger
-from segresmamba.tracking.journal import JOURNAL_NAME, Journal, read_header
-from segresmamba.tracking.mlflow.state import STATE_NAME, UploadState, open_state
+from segresmamba.tracking.energy.ledger import Ledger
+from segresmamba.tracking.journal import Journal, read_header
+from segresmamba.tracking.mlflow.state import UploadState, open_state
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -74,10 +74,10 @@ def test_everything_arrives(run: Path, journal: Journal) -> None:
     log_a_run(journal, run)
     state = sync(run)
     found = in_mlflow(run)
-    assert state.sent_bytes == (run / JOURNAL_NAME).stat().st_size
+    assert state.sent_bytes == RunFolder(run).journal.stat().st_size
     assert found.info.run_name == "my run"
     assert found.info.status == "FINISHED"
-    assert found.info.start_time == read_header(run / JOURNAL_NAME).time_ms
+    assert found.info.start_time == read_header(RunFolder(run).journal).time_ms
     assert found.data.params == {"train.lr": "0.0001", "train.threads": "null"}
     assert found.data.tags["scan_backend"] == "cpu"
     assert history(run, "train/loss") == [(step, float(step)) for step in range(5)]
@@ -99,12 +99,12 @@ def test_a_crash_before_the_cursor_moved_duplicates_nothing(run: Path, journal: 
     log(journal, range(3))
     journal.append("metrics", step=3, epoch=None, values={"train/loss": math.nan, "hd95": math.inf})
     sync(run)
-    early = (run / STATE_NAME).read_text()
+    early = RunFolder(run).mlflow.read_text()
     log_a_run(journal, run)
     log(journal, range(5, 8))
     sync(run)
     before = rows(run)
-    (run / STATE_NAME).write_text(early)  # what a crash right after sending leaves
+    RunFolder(run).mlflow.write_text(early)  # what a crash right after sending leaves
     sync(run)
     assert rows(run) == before
 
@@ -114,7 +114,7 @@ def test_a_lost_state_is_found_again_in_mlflow(run: Path, journal: Journal) -> N
     write_config(load_config(), run / "config.yaml")
     first = sync(run)
     before = rows(run)
-    (run / STATE_NAME).unlink()
+    RunFolder(run).mlflow.unlink()
     assert sync(run).run_id == first.run_id
     assert rows(run) == before
 
@@ -129,7 +129,7 @@ def test_a_server_that_has_gone_is_not_waited_for(run: Path, journal: Journal) -
 
 
 def test_a_folder_that_says_nowhere_to_send_it_is_refused(run: Path, journal: Journal) -> None:
-    (run / STATE_NAME).unlink()
+    RunFolder(run).mlflow.unlink()
     with pytest.raises(ConfigError) as error:
         sync(run)
     assert error.value.where == str(run / "config.yaml")
@@ -209,7 +209,7 @@ def test_a_file_that_is_gone_holds_nothing_up(
     log(journal, range(2))
     sync(run)
     assert len(history(run, "train/loss")) == 2
-    assert "gone.png is gone" in caplog.text
+    assert "gone.png does not exist any more" in caplog.text
 
 
 def test_the_dataset_arrives_once_with_its_digest(run: Path, journal: Journal) -> None:
@@ -230,7 +230,7 @@ def test_the_energy_ledger_arrives_as_it_is_last(run: Path, journal: Journal) ->
     for energy_kwh in (1.0, 2.0):
         ledger.update(key, {"energy_kwh": energy_kwh})
         sync(run)
-    stored = in_mlflow(run).info.run_id, "artifacts", LEDGER_NAME
+    stored = in_mlflow(run).info.run_id, "artifacts", RunFolder(run).emissions.name
     assert '"energy_kwh": 2.0' in (run.parent / "mlartifacts").joinpath(*stored).read_text()
 
 
@@ -312,7 +312,7 @@ def test_a_journal_cut_by_a_power_loss_arrives_up_to_the_cut(
     run: Path, journal: Journal, caplog: pytest.LogCaptureFixture
 ) -> None:
     log(journal, range(3))
-    with (run / JOURNAL_NAME).open("ab") as file:
+    with RunFolder(run).journal.open("ab") as file:
         file.write(b'{"kind": "metr')
     sync(run)
     assert len(history(run, "train/loss")) == 3
@@ -365,7 +365,7 @@ def test_a_deleted_run_is_not_brought_back_behind_the_users_back(
     log(journal, range(2))
     run_id = sync(run).run_id
     client(run).delete_run(run_id)
-    (run / STATE_NAME).unlink()
+    RunFolder(run).mlflow.unlink()
     open_state(run, TrackingConfig(), run.parent).save(run)
     with pytest.raises(TrackingError, match="run was deleted") as error:
         sync(run)
@@ -479,11 +479,11 @@ sys.exit(any(os.waitpid(pid, 0)[1] for pid in children))
 
 @pytest.mark.slow
 def test_many_runs_may_be_the_first_to_use_a_database(tmp_path: Path) -> None:
-    (tmp_path / ".mlflow.db.new").write_text("left behind by a first use that was killed")
+    (tmp_path / ".part-node-1-mlflow.db").write_text("left behind by a first use that was killed")
     folders = [tmp_path / f"run{index}" for index in range(20)]
     for folder in folders:
         folder.mkdir()
-        journal = Journal(folder / JOURNAL_NAME, name=folder.name)
+        journal = Journal(RunFolder(folder).journal, name=folder.name)
         log(journal, range(3))
         journal.close()
         open_state(folder, TrackingConfig(group="sweep"), tmp_path).save(folder)
@@ -494,7 +494,7 @@ def test_many_runs_may_be_the_first_to_use_a_database(tmp_path: Path) -> None:
         check=False,
     )
     assert started.returncode == 0, started.stdout + started.stderr
-    assert not (tmp_path / ".mlflow.db.new").exists()
+    assert not (tmp_path / ".part-node-1-mlflow.db").exists()
     assert len({UploadState.load(folder).run_id for folder in folders}) == 20
     assert len({UploadState.load(folder).parent_id for folder in folders}) == 1
     assert len({UploadState.load(folder).experiment_id for folder in folders}) == 1

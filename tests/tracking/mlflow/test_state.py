@@ -7,8 +7,9 @@ import pytest
 from segresmamba.config import TrackingConfig
 from segresmamba.config.tracking import PASSWORD_VARIABLE
 from segresmamba.errors import ConfigError
+from segresmamba.storage.run_folder import RunFolder
 from segresmamba.tracking import TrackingError, run_hint, tracking_uri
-from segresmamba.tracking.mlflow.state import STATE_NAME, UploadState, open_state
+from segresmamba.tracking.mlflow.state import UploadState, open_state
 
 
 def state(uri: str) -> UploadState:
@@ -75,11 +76,11 @@ def test_another_destination_starts_from_the_beginning(
 
 
 def test_a_state_that_a_power_loss_emptied_keeps_no_run_from_starting(tmp_path: Path) -> None:
-    (tmp_path / STATE_NAME).write_text("")
+    RunFolder(tmp_path).mlflow.write_text("")
     assert open_state(tmp_path, TrackingConfig(), tmp_path).run_id is None
     with pytest.raises(TrackingError) as error:
         UploadState.load(tmp_path)
-    assert error.value.where == str(tmp_path / STATE_NAME)
+    assert error.value.where == str(RunFolder(tmp_path).mlflow)
 
 
 def test_the_hint_for_a_database_is_a_command() -> None:
@@ -101,7 +102,7 @@ def test_a_password_is_used_but_neither_stored_nor_shown(
     monkeypatch.setenv(PASSWORD_VARIABLE, "")
     found = open_state(tmp_path, TrackingConfig(uri="postgresql://me:secret@host/db"), tmp_path)
     found.save(tmp_path)
-    assert "secret" not in (tmp_path / STATE_NAME).read_text()
+    assert "secret" not in RunFolder(tmp_path).mlflow.read_text()
     assert found.ui_hint == "mlflow ui --backend-store-uri postgresql://me@host/db"
     assert UploadState.load(tmp_path).connection_uri == "postgresql://me:secret@host/db"
 

@@ -13,16 +13,17 @@ from pathlib import Path
 import pytest
 
 from segresmamba.config import TrackingConfig
+from segresmamba.storage.run_folder import RunFolder
 from segresmamba.tracking import open_tracker, sync
 from segresmamba.tracking.__main__ import SIGNALS
-from segresmamba.tracking.journal import JOURNAL_NAME, Journal
+from segresmamba.tracking.journal import Journal
 from segresmamba.tracking.mlflow.state import UploadState, open_state
 from segresmamba.tracking.mlflow.uploader import follow
 from tests.tracking.server import Server, wait_for
 
 
 def everything_sent(run: Path) -> bool:
-    return UploadState.load(run).sent_bytes == (run / JOURNAL_NAME).stat().st_size
+    return UploadState.load(run).sent_bytes == RunFolder(run).journal.stat().st_size
 
 
 def history(run: Path, key: str = "loss") -> list[tuple[int, float]]:
@@ -45,13 +46,13 @@ def test_a_server_that_comes_late_and_is_killed_gets_everything_once(
     tracker = open_tracker(run, config, root=tmp_path, run_name="run")
     tracker.params({"train": {"lr": 0.1}})
     tracker.metrics({"loss": 0.0}, step=0)
-    assert tracker.run_id is None
+    assert tracker.ui_hint() == server.uri  # no page of the run yet
 
     server.start()
     server.wait()
     wait_for(lambda: everything_sent(run))
-    assert tracker.ui_hint.startswith(f"{server.uri}/#/experiments/")
-    assert tracker.ui_hint.endswith(f"/runs/{tracker.run_id}")
+    assert tracker.ui_hint().startswith(f"{server.uri}/#/experiments/")
+    assert tracker.ui_hint().endswith(f"/runs/{UploadState.load(run).run_id}")
 
     server.kill()
     tracker.metrics({"loss": 1.0}, step=1)
@@ -105,16 +106,16 @@ def test_what_was_recorded_before_a_kill_arrives_and_a_resume_goes_on(root: Path
     for step in range(3, 8):
         tracker.metrics({"loss": step}, step=step)
     tracker.close("finished")
-    assert tracker.run_id == first
+    assert UploadState.load(run).run_id == first
     assert history(run) == [(step, float(step)) for step in range(8)]
 
 
 def test_slurms_signals_do_not_stop_the_uploader(tmp_path: Path) -> None:
     assert {signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2} < set(SIGNALS)
     code = (
-        "import os, segresmamba.tracking.__main__ as room\n"
-        "room.follow = lambda *_: [os.kill(os.getpid(), number) for number in room.SIGNALS]\n"
-        "raise SystemExit(room.main())"
+        "import os, segresmamba.tracking.__main__ as process\n"
+        "process.follow = lambda *_: [os.kill(os.getpid(), number) for number in process.SIGNALS]\n"
+        "raise SystemExit(process.main())"
     )
     assert (
         subprocess.run([sys.executable, "-c", code, str(tmp_path), "auto"], check=False).returncode
@@ -130,7 +131,7 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def nowhere(tmp_path: Path) -> Path:
     """A run folder whose MLflow does not exist."""
-    Journal(tmp_path / JOURNAL_NAME, name="run").close()
+    Journal(RunFolder(tmp_path).journal, name="run").close()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{free.getsockname()[1]}"

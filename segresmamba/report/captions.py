@@ -1,16 +1,17 @@
-"""The sentences of a report: what is compared, and how each number came about."""
+"""The sentences of a report: what is compared, and how each number was measured."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from segresmamba.report.groups import Group, Spread
+from segresmamba.report.groups import Group
 from segresmamba.report.measures import MeasuredRun
 from segresmamba.report.significance import ALL_PAIRS_UP_TO, Comparison
 
 MEMORY = {
-    "device": "allocated on the GPU while training, by the rank that needed most",
-    "host": "resident in the training process of the rank that needed most, without its readers",
+    "device": "allocated on the GPU during training, by the rank that needed most",
+    "host": "resident in the training process of the rank that needed most, without its reader "
+    "processes",
 }
 
 
@@ -41,8 +42,13 @@ def lead(runs: Sequence[MeasuredRun]) -> str:
 def notes(
     groups: Sequence[Group], comparisons: Sequence[Comparison], baseline: MeasuredRun | None
 ) -> dict[str, str]:
-    """The note under each part, by its name."""
+    """The note under each part of the report, by the name of the part."""
     runs = [run for group in groups for run in group.runs]
+    marks = []
+    if any(run.history.status == "running" for run in runs):
+        marks.append("* No end is recorded: the run is still going, or it was killed.")
+    if any(run.scored_by == "validation" for run in runs):
+        marks.append("† Best validation; segresmamba evaluate was not run.")
     return {
         "networks": _networks_note(groups, baseline),
         "tradeoff": "Bubble: mean of a network's runs; whiskers: standard deviation. No network on "
@@ -51,31 +57,26 @@ def notes(
         "significance": _significance_note(comparisons),
         "worst": "Up to three cases of each network, from its worst run on that case. Area: "
         "prediction; line: reference. A picture is there if the evaluation drew one.",
-        "runs": _runs_note(runs),
+        "runs": " ".join(marks),
     }
 
 
 def measured(groups: Sequence[Group]) -> dict[str, str]:
-    """How each number came about."""
+    """How each number was measured."""
     runs = [run for group in groups for run in group.runs]
     kinds = sorted({run.memory_on for run in runs if run.memory_gib is not None})
     power = sorted({line for run in runs for line in run.history.power.splitlines()})
     texts = {
         "Memory": "; ".join(f"peak {MEMORY[kind]}" for kind in kinds),
-        "Step": "median over the records of a run but the first, waiting for data included",
-        "Epoch": "the step times the steps of an epoch; validation and saving do not count",
+        "Step": "median over all records of a run except the first; waiting for data is included",
+        "Epoch": "time of a step by the steps of an epoch, without validation and saving",
         "Energy, CO₂e": "sum over all nodes and restarts of the run"
         + "".join(f"; {line}" for line in power),
-        "Per 1000 patches": "energy of the run by the crops that it trained on",
+        "Per 1000 patches": "energy of the run, divided by the number of crops that it trained on",
         "Dice, HD95": "mean over classes and held-out cases: whole volumes in the original "
         "geometry, best weights. A run that was not evaluated shows its best validation",
     }
     return {name: f"{text}." for name, text in texts.items() if text}
-
-
-def differing(settings: dict[str, list[str]]) -> list[str]:
-    """Settings that differ between groups, with their values."""
-    return [f"{key} ({' / '.join(dict.fromkeys(values))})" for key, values in settings.items()]
 
 
 def _networks_note(groups: Sequence[Group], baseline: MeasuredRun | None) -> str:
@@ -84,8 +85,11 @@ def _networks_note(groups: Sequence[Group], baseline: MeasuredRun | None) -> str
         sentences.append("Means ± standard deviations over seeds and folds.")
     if len(groups) > 1:
         sentences.append("Bold: best of the column. Pareto ●: on the front of Dice and memory.")
-    if any(_lacks_values(group) for group in groups):
-        sentences.append("A run that lacks a figure is left out of its mean.")
+    spreads = [
+        (group, group.spread(name)) for group in groups for name in ("dice", "energy_wh", "step_s")
+    ]
+    if any(spread and len(spread.values) < len(group.runs) for group, spread in spreads):
+        sentences.append("A mean leaves out the runs that lack this value.")
     if baseline:
         sentences.append(
             f"Per Dice point: energy beyond that of {baseline.history.name} "
@@ -106,20 +110,6 @@ def _significance_note(comparisons: Sequence[Comparison]) -> str:
     if len(groups) > ALL_PAIRS_UP_TO and len({id(pair.second) for pair in comparisons}) == 1:
         text += f" All are compared with {comparisons[0].second.label} only."
     return text
-
-
-def _runs_note(runs: Sequence[MeasuredRun]) -> str:
-    sentences = []
-    if any(run.history.status == "running" for run in runs):
-        sentences.append("* No end is recorded: the run is still going, or it was killed.")
-    if any(run.scored_by == "validation" for run in runs):
-        sentences.append("† Best validation; segresmamba evaluate was not run.")
-    return " ".join(sentences)
-
-
-def _lacks_values(group: Group) -> bool:
-    spreads: Iterable[Spread | None] = map(group.spread, ("dice", "energy_wh", "step_s"))
-    return any(spread and len(spread.values) < len(group.runs) for spread in spreads)
 
 
 def _count(number: int, noun: str) -> str:
