@@ -15,20 +15,20 @@ BYTES_PER_GIB = 1 << 30
 
 Phase = Literal["load", "train", "validate", "save"]
 Gauges = dict[str, float]
-"""host_peak_gib: resident memory of this process, without reader processes. shared_gib: the part of
-it that is shared with them, when the phase ended. On a CUDA device also device_peak_allocated_gib,
-what tensors took, and device_peak_reserved_gib, what the allocator held for them."""
+"""Memory in GiB by name.
 
-_STATUS = Path("/proc/self/status")
-_CLEAR = Path("/proc/self/clear_refs")
-_CLEAR_PEAK = "5"  # proc(5): reset the peak resident set size to the present one
+- host_peak_gib: peak of the resident memory of this process, without its reader processes.
+- shared_gib: the part of it that was shared with them when the phase ended.
+- device_peak_allocated_gib, on CUDA: peak of what tensors took.
+- device_peak_reserved_gib, on CUDA: peak of what PyTorch's allocator held for them.
+"""
 
 
 class PhaseMemory:
-    """Peaks of this process by phase; it begins in "load".
+    """Peaks of this process by phase; the first phase is "load".
 
-    A phase that comes again keeps its highest peak. Where the kernel lets nobody reset the host's
-    peak, a phase has the highest so far.
+    A phase that comes again keeps its highest peak. Where the kernel does not let a process reset
+    its peak, the host peak of a phase is the highest since the process started.
     """
 
     def __init__(self) -> None:
@@ -37,13 +37,13 @@ class PhaseMemory:
         _reset_peaks()
 
     def enter(self, phase: Phase) -> None:
-        """End the present phase, begin another."""
-        self._settle()
+        """End the present phase and begin another."""
+        self._end_phase()
         self._phase = phase
 
     @contextmanager
     def during(self, phase: Phase) -> Iterator[None]:
-        """Count the enclosed part as another phase, then go back to the present one."""
+        """Count the block as another phase, then continue the present one."""
         before = self._phase
         self.enter(phase)
         try:
@@ -57,21 +57,21 @@ class PhaseMemory:
         return self._phase
 
     def peaks(self) -> dict[Phase, Gauges]:
-        """The highest so far of each phase that has been."""
-        self._settle()
+        """The highest values of each phase until now."""
+        self._end_phase()
         return {phase: dict(gauges) for phase, gauges in self._peaks.items()}
 
-    def _settle(self) -> None:
+    def _end_phase(self) -> None:
         now, known = _gauges(), self._peaks.get(self._phase, {})
         self._peaks[self._phase] = {name: max(now[name], known.get(name, 0.0)) for name in now}
         _reset_peaks()
 
 
 def peak_memory() -> dict[str, float]:
-    """The most memory this process has held since it started, or since a `PhaseMemory` looked.
+    """Peaks of this process since it started or since a `PhaseMemory` last reset them.
 
     Returns:
-        The gauges under names such as memory/host_peak_gib.
+        The `Gauges` as metrics, such as memory/host_peak_gib.
     """
     return {f"memory/{name}": value for name, value in _gauges().items()}
 
@@ -80,11 +80,11 @@ def memory_metrics(ranks: Sequence[Mapping[Phase, Gauges]]) -> dict[str, float]:
     """Peaks of all ranks as metrics.
 
     Args:
-        ranks: For each rank its `PhaseMemory.peaks`.
+        ranks: `PhaseMemory.peaks` of each rank.
 
     Returns:
-        memory/<phase>/<gauge>/max and /mean over the ranks, and memory/<gauge>, the most that any
-        rank took in any phase.
+        memory/<phase>/<gauge>/max and memory/<phase>/<gauge>/mean over the ranks, and
+        memory/<gauge>, the highest of all ranks and phases.
     """
     metrics: dict[str, float] = {}
     for phase in ranks[0]:
@@ -97,12 +97,27 @@ def memory_metrics(ranks: Sequence[Mapping[Phase, Gauges]]) -> dict[str, float]:
     return metrics
 
 
+def status_kib(field: str) -> float | None:
+    """A field of /proc/self/status in KiB, such as VmHWM; None where there is no such field."""
+    with suppress(OSError):  # not Linux
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(f"{field}:"):
+                return float(line.split()[1])
+    return None
+
+
 def _gauges() -> Gauges:
     import torch
 
+    # `ru_maxrss` is the second choice: it starts at the size of the parent that forked this
+    # process. It is in KiB on Linux and in bytes on macOS.
+    peak_kib = status_kib("VmHWM")
+    if peak_kib is None:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak_kib = peak / 1024 if sys.platform == "darwin" else float(peak)
     gauges = {
-        "host_peak_gib": _host_peak_kib() / KIB_PER_GIB,
-        "shared_gib": _status_kib("RssShmem") / KIB_PER_GIB,
+        "host_peak_gib": peak_kib / KIB_PER_GIB,
+        "shared_gib": (status_kib("RssShmem") or 0.0) / KIB_PER_GIB,
     }
     if torch.cuda.is_available():
         allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
@@ -115,26 +130,7 @@ def _reset_peaks() -> None:
     import torch
 
     with suppress(OSError):  # not Linux, or a container that forbids it
-        _CLEAR.write_text(_CLEAR_PEAK)
+        # proc(5): "5" resets the peak of the resident memory to its present size.
+        Path("/proc/self/clear_refs").write_text("5")
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.reset_peak_memory_stats()
-
-
-def _host_peak_kib() -> float:
-    """Peak resident memory.
-
-    Linux: VmHWM. `ru_maxrss` would start at the size of the parent that forked this process.
-    """
-    if _STATUS.exists():
-        return _status_kib("VmHWM")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1024 if sys.platform == "darwin" else float(peak)
-
-
-def _status_kib(field: str) -> float:
-    """A field of /proc/self/status; 0 where there is none."""
-    if _STATUS.exists():
-        for line in _STATUS.read_text().splitlines():
-            if line.startswith(f"{field}:"):
-                return float(line.split()[1])
-    return 0.0
