@@ -1,8 +1,8 @@
 """`segresmamba bench`: networks side by side, each measured in a process of its own.
 
-`suite` runs them one after another, `worker` is what runs in each process, `synthetic` stands in
-for a dataset, `memory` watches and limits, `result` is what comes out, `report` and `picture` write
-it down.
+`suite` runs them one after the other, `worker` runs in each process, `synthetic` makes data where
+there is no dataset, `memory` measures and limits, `result` is one row, `report` and `picture` write
+the rows.
 """
 
 from segresmamba.bench.suite import Bench, bench, default_models

@@ -1,14 +1,17 @@
-"""Memory against step time, a bubble for each network."""
+"""A picture of peak memory against step time, with a bubble for each network.
+
+Names are placed so that they cover neither bubbles nor each other: networks of similar cost would
+otherwise have unreadable labels.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
@@ -16,12 +19,19 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
 from segresmamba.bench.result import Result, Setting
+from segresmamba.storage.atomic import atomic_path
 
 _DPI = 150
 _POINTS_PER_INCH = 72
 _AREA_PER_MILLION = 6.0  # square points
 _OURS, _OTHERS = "#D55E00", "#0072B2"  # Okabe and Ito's palette
 _LEGEND_M = (10, 50, 100)
+# Places for a name, the nearest first: distance from the bubble's edge in points, and direction.
+_PLACES = [
+    (distance, math.radians(degrees))
+    for distance in (3.0, 12.0, 24.0, 40.0, 60.0)
+    for degrees in (0, 90, 270, 180, 45, 315, 135, 225)
+]
 
 
 class _Bubble(NamedTuple):
@@ -32,34 +42,37 @@ class _Bubble(NamedTuple):
 
     @property
     def area(self) -> float:
-        """In square points."""
+        """Area in square points."""
         return _AREA_PER_MILLION * self.parameters_m
 
     @property
     def radius(self) -> float:
-        """In points."""
+        """Radius in points."""
         return math.sqrt(self.area / math.pi)
 
     def box(self, axes: Axes) -> Bbox:
-        """The square around it in pixels."""
+        """The square around the bubble, in pixels."""
         x, y = axes.transData.transform((self.step_s, self.peak_gib))
         half = self.radius * _DPI / _POINTS_PER_INCH
         return Bbox.from_extents(x - half, y - half, x + half, y + half)
 
 
 def draw(path: Path, results: Sequence[Result], setting: Setting) -> bool:
-    """Write a PNG, whole or not at all; whether there was anything to draw."""
+    """Write a PNG, atomically.
+
+    Returns:
+        Whether there was anything to draw.
+    """
     figure = picture(results, setting)
     if figure is None:
         return False
-    part = path.with_name(f".part-{path.name}")
-    figure.savefig(part, format="png")
-    part.replace(path)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")
     return True
 
 
 def picture(results: Sequence[Result], setting: Setting) -> Figure | None:
-    """The figure of all networks that were timed; None if none was."""
+    """The figure of all networks that were timed; None if there is no such network."""
     bubbles = [
         _Bubble(row.model, row.step_s, row.peak_gib, row.trained_parameters / 1e6)
         for row in results
@@ -70,20 +83,6 @@ def picture(results: Sequence[Result], setting: Setting) -> Figure | None:
     figure = Figure(figsize=(8.5, 6), dpi=_DPI, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    _bubbles(axes, bubbles)
-    _scales(axes, bubbles)
-    axes.set_title(
-        f"One training step, {' x '.join(map(str, setting.patch))} voxels, "
-        f"batch {setting.batch_size}, {setting.precision}\n{setting.device}",
-        fontsize=10,
-    )
-    _size_legend(figure, axes)
-    canvas.draw()  # type: ignore[no-untyped-call]  # labels are placed in the final layout
-    _label(axes, bubbles)
-    return figure
-
-
-def _bubbles(axes: Axes, bubbles: Sequence[_Bubble]) -> None:
     axes.scatter(
         [bubble.step_s for bubble in bubbles],
         [bubble.peak_gib for bubble in bubbles],
@@ -93,10 +92,20 @@ def _bubbles(axes: Axes, bubbles: Sequence[_Bubble]) -> None:
         edgecolors="black",
         linewidths=0.6,
     )
+    _draw_axes(axes, bubbles)
+    axes.set_title(
+        f"One training step, {' x '.join(map(str, setting.patch))} voxels, "
+        f"batch {setting.batch_size}, {setting.precision}\n{setting.device}",
+        fontsize=10,
+    )
+    _draw_size_legend(figure, axes)
+    canvas.draw()  # type: ignore[no-untyped-call]  # labels are placed in the final layout
+    _draw_names(axes, bubbles)
+    return figure
 
 
-def _scales(axes: Axes, bubbles: Sequence[_Bubble]) -> None:
-    """Logarithmic axes with plain numbers and room around the bubbles."""
+def _draw_axes(axes: Axes, bubbles: Sequence[_Bubble]) -> None:
+    """Logarithmic axes, labelled with plain numbers, with margins around the bubbles."""
     axes.set(xscale="log", yscale="log")
     axes.set_xlabel("step time on synthetic data (s)")
     axes.set_ylabel("peak memory of training (GiB)")
@@ -107,16 +116,12 @@ def _scales(axes: Axes, bubbles: Sequence[_Bubble]) -> None:
     axes.set_xlim(min(times) / 1.6, max(times) * 1.6)
     axes.set_ylim(min(peaks) / 1.5, max(peaks) * 1.5)
     for axis in (axes.xaxis, axes.yaxis):
-        _plain_ticks(axis)
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
 
 
-def _plain_ticks(axis: Axis) -> None:
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
-
-
-def _size_legend(figure: Figure, axes: Axes) -> None:
+def _draw_size_legend(figure: Figure, axes: Axes) -> None:
     handles = [
         axes.scatter([], [], s=_AREA_PER_MILLION * size, c="none", edgecolors="black")
         for size in _LEGEND_M
@@ -132,41 +137,29 @@ def _size_legend(figure: Figure, axes: Axes) -> None:
     )
 
 
-def _label(axes: Axes, bubbles: Sequence[_Bubble]) -> None:
-    """Put each name where it covers neither a bubble nor another name, as near as that allows."""
+def _draw_names(axes: Axes, bubbles: Sequence[_Bubble]) -> None:
+    """Put each name as near to its bubble as it can be without covering something."""
     taken = [bubble.box(axes) for bubble in bubbles]
     frame = axes.get_window_extent()
     for bubble in bubbles:
-        places = list(_places())
-        extents = [_extent(axes, bubble, *place) for place in places]
-        clashes = [
-            sum(extent.overlaps(other) for other in taken) + 10 * (not _inside(extent, frame))
-            for extent in extents
-        ]
+        extents, clashes = [], []
+        for distance, angle in _PLACES:
+            text = _annotate(axes, bubble, distance, angle, line=False)
+            extent = text.get_window_extent()
+            text.remove()
+            is_inside = extent.min[0] >= frame.x0 and extent.max[0] <= frame.x1
+            is_inside &= extent.min[1] >= frame.y0 and extent.max[1] <= frame.y1
+            extents.append(extent)
+            clashes.append(sum(extent.overlaps(other) for other in taken) + 10 * (not is_inside))
         best = clashes.index(min(clashes))
         taken.append(extents[best])
-        _annotate(axes, bubble, *places[best])
-
-
-def _places() -> Iterator[tuple[float, float]]:
-    """Distances from a bubble's edge in points and directions, the nearest first."""
-    for distance in (3.0, 12.0, 24.0, 40.0, 60.0):
-        for degrees in (0, 90, 270, 180, 45, 315, 135, 225):
-            yield distance, math.radians(degrees)
-
-
-def _extent(axes: Axes, bubble: _Bubble, distance: float, angle: float) -> Bbox:
-    """What the name would cover, in pixels, without the line to its bubble."""
-    text = _annotate(axes, bubble, distance, angle, line=False)
-    extent = text.get_window_extent()
-    text.remove()
-    return extent
+        _annotate(axes, bubble, *_PLACES[best])
 
 
 def _annotate(
     axes: Axes, bubble: _Bubble, distance: float, angle: float, *, line: bool = True
 ) -> Annotation:
-    """The name at a distance from the bubble, with a line to it if that is not next to it."""
+    """Write a name at a distance from its bubble, with a line between them unless they touch."""
     across, up = math.cos(angle), math.sin(angle)
     reach = bubble.radius + distance
     return axes.annotate(
@@ -178,10 +171,4 @@ def _annotate(
         ha="left" if across > 0.1 else "right" if across < -0.1 else "center",
         va="bottom" if up > 0.1 else "top" if up < -0.1 else "center",
         arrowprops={"arrowstyle": "-", "linewidth": 0.6} if line and distance > 3 else None,
-    )
-
-
-def _inside(box: Bbox, frame: Bbox) -> bool:
-    return bool(
-        box.x0 >= frame.x0 and box.x1 <= frame.x1 and box.y0 >= frame.y0 and box.y1 <= frame.y1
     )

@@ -1,4 +1,4 @@
-"""The table: as CSV, as Markdown beside the paper's figures, and for a terminal."""
+"""The table of results: as CSV, as Markdown with the paper's figures, and for a terminal."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import NamedTuple
 from rich.table import Table
 
 from segresmamba.bench.result import PAPER, PAPER_SOURCE, Paper, Result, Setting
+from segresmamba.storage.atomic import write_text
 
 
 class _Column(NamedTuple):
@@ -20,7 +21,7 @@ class _Column(NamedTuple):
 
 
 def _number(value: float | None, digits: int = 3) -> str:
-    """Three digits that count, without an exponent; nothing where nothing was measured."""
+    """A number with three significant digits and no exponent; empty if it was not measured."""
     return "" if value is None else f"{float(f'{value:.{digits}g}'):,.10g}"
 
 
@@ -44,12 +45,12 @@ _MEASURED = (
     _Column("Wh / 1000 steps", lambda row: _number(row.wh_per_1000_steps)),
     _Column("g CO2e / 1000 steps", lambda row: _number(row.co2e_g_per_1000_steps)),
     _Column("scan", lambda row: row.scan_backend or ""),
-    _Column("ended", lambda row: row.status if row.status == "ok" else _ending(row)),
+    _Column("ended", lambda row: row.status + (f": {row.note}" if row.note else "")),
 )
 
 
 def write_csv(path: Path, results: Sequence[Result], setting: Setting) -> None:
-    """Every field of every row, the setting and the paper's figures repeated in each."""
+    """Write every field of every row, followed by the paper's figures and the setting."""
     names = [field.name for field in fields(Result)]
     printed = [f"paper_{field.name}" for field in fields(Paper)]
     lines = io.StringIO()
@@ -57,14 +58,17 @@ def write_csv(path: Path, results: Sequence[Result], setting: Setting) -> None:
     table.writerow([*names, *printed, *asdict(setting)])
     for result in results:
         paper = PAPER.get(result.model)
-        values = [_rounded(value) for value in asdict(result).values()]
+        values = [
+            float(f"{value:.4g}") if isinstance(value, float) else value
+            for value in asdict(result).values()
+        ]
         theirs = asdict(paper).values() if paper else [None] * len(printed)
         table.writerow([*values, *theirs, *map(_joined, asdict(setting).values())])
-    _replace(path, lines.getvalue())
+    write_text(path, lines.getvalue())
 
 
 def write_markdown(path: Path, results: Sequence[Result], setting: Setting) -> None:
-    """What was measured, then the paper's figures of the same networks."""
+    """Write what was measured, then the paper's figures of the same networks."""
     columns = [_Column("network", lambda row: row.model), *_REFERENCE, *_MEASURED]
     powers = {row.power for row in results if row.power}
     text = [
@@ -85,15 +89,23 @@ def write_markdown(path: Path, results: Sequence[Result], setting: Setting) -> N
         "3 classes, batch 1 and bf16 autocast, counted with fake tensors: the same on any machine. "
         "Saved is what the forward pass keeps for the backward pass, at 128^3 under the CPU's "
         "autocast lists and under CUDA's, which keep norms in fp32. Peak is that of whole training "
-        "steps, weights, gradients and optimizer included: what tensors took on a GPU, resident "
-        "memory above the idle process on a CPU.",
+        "steps, weights, gradients and optimizer included: tensors on a GPU, resident "
+        "memory above that of the idle process on a CPU.",
     ]  # fmt: skip
-    text += _paper_part([row.model for row in results])
-    _replace(path, "\n".join(text) + "\n")
+    if printed := [(row.model, PAPER[row.model]) for row in results if row.model in PAPER]:
+        titles = ["network", "parameters (M)", "memory (GB)", "epoch (s)", "CO2 (kg)", "remark"]
+        rows = [
+            [model, f"{paper.parameters_m:.2f}", _number(paper.memory_gb, 4),
+             f"{paper.epoch_s:.2f}", f"{paper.co2_kg:.2f}", paper.note]
+            for model, paper in printed
+        ]  # fmt: skip
+        text += ["", "## As the paper prints them", "", f"{PAPER_SOURCE}.", ""]
+        text += _rows(titles, rows)
+    write_text(path, "\n".join(text) + "\n")
 
 
 def results_table(results: Sequence[Result], setting: Setting) -> Table:
-    """The main columns for a terminal."""
+    """The most important columns, for a terminal."""
     table = Table(title=f"{setting.device}, {_joined(setting.patch)}, {setting.precision}")
     ended = _Column("ended", lambda row: row.status)
     columns = [_REFERENCE[0], _REFERENCE[3], *_MEASURED[1:3], ended]
@@ -105,43 +117,11 @@ def results_table(results: Sequence[Result], setting: Setting) -> Table:
     return table
 
 
-def _paper_part(models: Sequence[str]) -> list[str]:
-    printed = [(model, PAPER[model]) for model in models if model in PAPER]
-    if not printed:
-        return []
-    titles = ["network", "parameters (M)", "memory (GB)", "epoch (s)", "CO2 (kg)", "remark"]
-    rows = [
-        [
-            model,
-            f"{paper.parameters_m:.2f}",
-            _number(paper.memory_gb, 4),
-            f"{paper.epoch_s:.2f}",
-            f"{paper.co2_kg:.2f}",
-            paper.note,
-        ]
-        for model, paper in printed
-    ]
-    return ["", "## As the paper prints them", "", f"{PAPER_SOURCE}.", "", *_rows(titles, rows)]
-
-
 def _rows(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table as lines."""
     lines = [titles, ["---"] * len(titles), *rows]
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
 
 
-def _ending(row: Result) -> str:
-    return f"{row.status}: {row.note}"
-
-
-def _rounded(value: object) -> object:
-    return float(f"{value:.4g}") if isinstance(value, float) else value
-
-
 def _joined(value: object) -> str:
     return " x ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
-
-
-def _replace(path: Path, text: str) -> None:
-    part = path.with_name(f".part-{path.name}")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)

@@ -1,12 +1,14 @@
-"""What is known of one network: measured here, and printed in the paper."""
+"""The figures of one network: measured here, and printed in the paper."""
 
 from __future__ import annotations
 
 import json
-import os
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
+
+from segresmamba.storage.atomic import write_text
 
 REFERENCE_CHANNELS, REFERENCE_CLASSES = 4, 3
 REFERENCE_PATCH = (128, 128, 128)
@@ -19,23 +21,23 @@ Status = Literal["ok", "out of memory", "failed", "interrupted"]
 class Result:
     """One row of the table; None stands for what was not measured.
 
-    "Reference" is 4 channels of 128^3 voxels, batch 1, 3 classes, bf16 autocast, counted with fake
-    tensors: the same on every machine. All else is measured on the
+    The figures at the reference (4 channels of 128^3 voxels, batch 1, 3 classes, bf16 autocast) are
+    counted with fake tensors, so they are the same on every machine. All others are measured on the
     device at the size of the run.
     """
 
     model: str
     """Name of the preset."""
     status: Status = "ok"
-    """How it ended; a row that did not end well keeps what was found before."""
+    """How the measurement ended; the row keeps what was found up to then."""
     note: str = ""
     """Why it did not end well."""
     trained_parameters: int | None = None
-    """At the reference."""
+    """Parameters with a gradient, at the reference."""
     dead_parameters: int | None = None
     """Parameters without a gradient, at the reference."""
     reference_gmacs: float | None = None
-    """Of one forward pass at the reference, scan included."""
+    """Multiply-accumulate operations of one forward pass at the reference, in 10^9."""
     reference_saved_gib: float | None = None
     """Kept for the backward pass at the reference, under the CPU's autocast lists."""
     reference_saved_cuda_gib: float | None = None
@@ -43,32 +45,37 @@ class Result:
     saved_gib: float | None = None
     """Kept for the backward pass in the run."""
     peak_gib: float | None = None
-    """Most memory of the training steps, weights and optimizer included: what tensors took on a
+    """Peak memory of the training steps, weights and optimizer included: the memory of tensors on a
     GPU, resident memory above that of the idle process on a CPU."""
     step_s: float | None = None
     """Mean time of a training step on synthetic data, augmentation included."""
     loaded_step_s: float | None = None
     """Mean time of a training step that reads its crops from the store."""
     data_wait_s: float | None = None
-    """Of that, waiting for the readers."""
+    """Part of loaded_step_s in which the step waits for the readers."""
     wh_per_1000_steps: float | None = None
     """Energy of 1000 steps on synthetic data."""
     co2e_g_per_1000_steps: float | None = None
     """The same energy in grams of CO2e."""
     power: str | None = None
-    """How the power is known: measured, or estimated."""
+    """Whether the power was measured or estimated."""
     scan_backend: str | None = None
     """Implementation of the scan; "none" where nothing is scanned."""
 
+    @property
+    def summary(self) -> str:
+        """The result in one line."""
+        if self.status != "ok":
+            return f"{self.status}: {self.note}"
+        return f"{self.step_s:.3g} s a step, peak {self.peak_gib or math.nan:.3g} GiB"
+
     def save(self, path: Path) -> None:
-        """Write it, whole or not at all."""
-        part = path.with_name(f".{path.name}.{os.getpid()}")
-        part.write_text(json.dumps(asdict(self)))
-        part.replace(path)
+        """Write the result as JSON, atomically."""
+        write_text(path, json.dumps(asdict(self)))
 
     @classmethod
     def load(cls, path: Path) -> Result:
-        """Read back what `save` wrote."""
+        """Read what `save` wrote."""
         return cls(**json.loads(path.read_text()))
 
 
@@ -97,12 +104,12 @@ PAPER = {
     "unetr": Paper(93.01, 3.02, 262.83, 11.13),
     "dynunet": Paper(31.19, None, 255.80, 10.84, "called 3D U-Net there"),
 }
-"""What the paper prints for a network, by the name that it has here."""
+"""The paper's figures for a network, by the name of its preset."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What the rows of one table have in common."""
+    """What is the same for all rows of a table."""
 
     device: str
     patch: tuple[int, int, int]
@@ -110,5 +117,5 @@ class Setting:
     precision: str
     steps: int
     data: str
-    """The store that real loading reads, or why there is none."""
+    """The store that is read, or why none is."""
     versions: str

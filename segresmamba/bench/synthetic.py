@@ -1,4 +1,4 @@
-"""Batches of noise with the shapes and types of a dataset's."""
+"""Batches of noise, with the shapes and types of a dataset's batches."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from segresmamba.config import Config
 
 
 def synthetic_labels(config: Config) -> dict[str, int]:
-    """Label values where there is no dataset: those of the regions, or two besides background."""
+    """Label values without a dataset: up to the highest in the regions, or two and background."""
     regions = config.data.regions or {"": tuple(range(1, REFERENCE_CLASSES))}
     highest = max(value for members in regions.values() for value in members)
     return {"background": 0} | {f"class {value}": value for value in range(1, highest + 1)}
 
 
 def synthetic_batches(config: Config, channels: int, labels: int) -> Iterator[data.Batch]:
-    """The same batch over and over, as a reader would hand it over.
+    """Yield the same batch again and again, in the form in which a reader yields it.
 
     Args:
-        config: For the size of the batch.
-        channels: Of the image.
+        config: The run's configuration, for the size of the batch.
+        channels: Number of channels of the image.
         labels: Number of label values, background included.
     """
     size = (config.train.batch_size, *config.data.patch)

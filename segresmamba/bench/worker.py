@@ -1,9 +1,9 @@
-"""What is measured of one network, in the process that `suite` starts for it.
+"""The measurement of one network, in the process that `suite` starts for it.
 
-    python -m segresmamba.bench.worker RUN_FOLDER REQUEST_AS_JSON
+    python -m segresmamba.bench.worker RUN_FOLDER MEASUREMENT_AS_JSON
 
-The configuration lies in the run folder; result.json is written there anew after each stage, so
-that whatever ends this process leaves what was found before.
+The configuration lies in the run folder. result.json is written there after each stage, so that
+the results of finished stages are there even if this process is killed.
 """
 
 from __future__ import annotations
@@ -20,12 +20,7 @@ from pathlib import Path
 import torch
 
 from segresmamba import data
-from segresmamba.bench.memory import (
-    BYTES_PER_GIB,
-    PeakMemory,
-    lift_limit,
-    limit_memory,
-)
+from segresmamba.bench.memory import PeakMemory, lift_limit, limit_memory
 from segresmamba.bench.result import (
     REFERENCE_CHANNELS,
     REFERENCE_CLASSES,
@@ -47,83 +42,92 @@ from segresmamba.task.precision import Autocast
 from segresmamba.task.ranks import Ranks
 from segresmamba.task.task import Task, build_network, scan_backend
 from segresmamba.tracking import EmissionsMeter
+from segresmamba.tracking.memory import BYTES_PER_GIB
 
 RESULT_NAME = "result.json"
 WARM_UP_STEPS = {"cpu": 1, "cuda": 5}
 
 
 @dataclass(frozen=True)
-class BenchRequest:
-    """What the process is asked for besides the configuration."""
+class Measurement:
+    """What to measure, besides the configuration."""
 
     model: str
     """Name of the preset."""
     steps: int
     """Steps to time, after some that warm up."""
     memory_gib: float | None
-    """Above this, memory has run out."""
+    """Limit of the memory; None sets no limit."""
     with_store: bool
     """Also train from data.store."""
 
 
 def main() -> None:
-    """Measure; the exit code is 0 if a result was written, good or bad."""
-    folder, request = RunFolder(Path(sys.argv[1])), BenchRequest(**json.loads(sys.argv[2]))
-    result = Result(request.model)
+    """Measure; the exit code is 0 if a result was written, even that of a failure."""
+    folder, measurement = RunFolder(Path(sys.argv[1])), Measurement(**json.loads(sys.argv[2]))
+    result = Result(measurement.model)
     try:
-        measure(read_config(folder.config), request, folder, result)
+        measure(read_config(folder.config), measurement, folder, result)
     except Exception as error:
         lift_limit()
         traceback.print_exc()
         result.status = "out of memory" if ran_out(error) else "failed"
-        result.note = describe(error)
+        first_line = (str(error).strip().splitlines() or ["no message"])[0]
+        result.note = f"{type(error).__name__}: {first_line[:300]}"
     result.save(folder.path / RESULT_NAME)
     sys.stdout.flush()
     sys.stderr.flush()
 
 
-def describe(error: BaseException) -> str:
-    """An exception in one line."""
-    lines = str(error).strip().splitlines()
-    text = lines[0] if lines else "no message"
-    return f"{type(error).__name__}: {text[:300]}"
-
-
-def measure(config: Config, request: BenchRequest, folder: RunFolder, result: Result) -> None:
-    """Fill in a result, stage by stage; the cheap ones, which cannot run out of memory, first."""
+def measure(config: Config, measurement: Measurement, folder: RunFolder, result: Result) -> None:
+    """Fill in a result, stage by stage; the first stage is cheap and cannot run out of memory."""
     ranks = Ranks.from_environment()
     join(ranks, config.train.threads)
     path = folder.path / RESULT_NAME
     _count(config, ranks.device, result)
     result.save(path)
-    trial = BenchTrial(config, ranks, request)
-    _train_on_noise(trial, EmissionsMeter(folder.path, config.tracking), result)
+    training = Training(config, ranks, measurement)
+    _train_on_noise(training, EmissionsMeter(folder.path, config.tracking), result)
     result.save(path)
-    if trial.task is not None:
-        _train_from_store(trial, trial.task, result)
+    if training.task is not None:
+        batches = data.make_loader(
+            training.task.dataset,
+            training.task.split["train"],
+            config.data,
+            config.seed,
+            rank=0,
+            world_size=1,
+            micro_batch=config.train.batch_size,
+            start_index=0,
+        )
+        training.warm_up(batches)
+        result.loaded_step_s, result.data_wait_s = training.timed(batches)
 
 
-class BenchTrial:
-    """A network in training, by the engine, loss and augmentation that `train` uses.
+class Training:
+    """A network in training, with the engine, loss and augmentation that `train` uses.
 
     Args:
         config: The run's configuration.
         ranks: This process.
-        request: How many steps, and whether from the store.
+        measurement: How many steps to time, and whether to read the store.
     """
 
-    def __init__(self, config: Config, ranks: Ranks, request: BenchRequest) -> None:
-        self.config, self.steps, self.device = config, request.steps, ranks.device
-        self.task = Task.from_config(config) if request.with_store else None
+    def __init__(self, config: Config, ranks: Ranks, measurement: Measurement) -> None:
+        self.config, self.steps, self.device = config, measurement.steps, ranks.device
+        self.task = Task.from_config(config) if measurement.with_store else None
         self.labels: Mapping[str, int] = (
             self.task.dataset.labels if self.task else synthetic_labels(config)
         )
         self.channels = len(self.task.dataset.channel_names) if self.task else REFERENCE_CHANNELS
-        self.warm_up = WARM_UP_STEPS[self.device.type]
         self._loss = build_loss(config, self.labels)
+        # Libraries and kernels are loaded first: their memory should not count as the network's.
         import_deepspeed(ranks)
-        _load_kernels(config, self.device)
-        limit_memory(request.memory_gib, self.device)
+        if self.device.type == "cpu":
+            scan = Autocast(TriOrientedMamba(8), config.train.precision)
+            output = scan(torch.randn(1, 8, 4, 4, 4))
+            torch.autograd.backward([output.sum()])
+        limit_memory(measurement.memory_gib, self.device)
         self.memory = PeakMemory(self.device)
         network = build_network(
             config, self.channels, Classes.from_labels(config, self.labels).channels
@@ -131,24 +135,29 @@ class BenchTrial:
         self._engine = ZeroEngine(network, config, ranks)
 
     def step(self, batch: data.Batch) -> None:
-        """Train one step, as `engine.trainer` does, and wait for the device."""
+        """Train one step, as `engine.trainer` does, and wait for the device to finish it."""
         x_BCDHW, label_BDHW = data.augment(
             batch.to(self.device), self.config.augment, self.config.seed
         )
         loss = self._loss(self._engine.forward(x_BCDHW), label_BDHW)
         self._engine.backward(loss, self.config.train.lr)
-        float(loss.detach())
+        float(loss.detach())  # waits for the device
 
     def saved_gib(self, batch: data.Batch) -> float:
-        """What a forward pass keeps for the backward pass."""
+        """Memory that a forward pass keeps for the backward pass."""
         x_BCDHW = batch.to(self.device).image_BCDHW
         network = self._engine.network.train()
         with SavedBytes([*network.parameters(), *network.buffers(), x_BCDHW]) as saved:
             Autocast(network, self.config.train.precision)(x_BCDHW)
         return saved.total / BYTES_PER_GIB
 
+    def warm_up(self, batches: Iterator[data.Batch]) -> None:
+        """Train some steps that do not count."""
+        for batch in itertools.islice(batches, WARM_UP_STEPS[self.device.type]):
+            self.step(batch)
+
     def timed(self, batches: Iterator[data.Batch]) -> tuple[float, float]:
-        """Mean time of a step in s, and of waiting for its batch."""
+        """Mean time of a step, and of waiting for its batch, in seconds."""
         started, wait_s = time.perf_counter(), 0.0
         for _ in range(self.steps):
             asked = time.perf_counter()
@@ -159,7 +168,7 @@ class BenchTrial:
 
 
 def _count(config: Config, device: torch.device, result: Result) -> None:
-    """What is the same on every machine."""
+    """Fill in what is the same on every machine."""
     reference = config.model_copy(
         update={"data": config.data.model_copy(update={"patch": REFERENCE_PATCH})}
     )
@@ -175,47 +184,23 @@ def _count(config: Config, device: torch.device, result: Result) -> None:
     result.reference_saved_cuda_gib = on_cuda.saved_bytes / BYTES_PER_GIB
 
 
-def _train_on_noise(trial: BenchTrial, meter: EmissionsMeter, result: Result) -> None:
-    batches = synthetic_batches(trial.config, trial.channels, len(trial.labels))
-    result.saved_gib = trial.saved_gib(next(batches))
-    for batch in itertools.islice(batches, trial.warm_up):
-        trial.step(batch)
-    trial.memory.forget()  # compiling and tuning kernels may have taken more than training does
+def _train_on_noise(training: Training, meter: EmissionsMeter, result: Result) -> None:
+    """Measure memory, time and energy of steps that do not wait for data."""
+    batches = synthetic_batches(training.config, training.channels, len(training.labels))
+    result.saved_gib = training.saved_gib(next(batches))
+    training.warm_up(batches)
+    training.memory.forget()  # compiling and tuning kernels may have taken more than training
     meter.start()
-    result.step_s, _ = trial.timed(batches)
+    result.step_s, _ = training.timed(batches)
     meter.stop()
-    result.peak_gib = trial.memory.gib()
+    result.peak_gib = training.memory.gib()
     totals = meter.totals()
     if totals.get("duration_s"):
-        # The meter also ran before and after the steps: what it gives is power.
+        # The meter also ran before and after the steps, so its energy is scaled by the time.
         share = 1000 * result.step_s / totals["duration_s"]
         result.wh_per_1000_steps = 1e3 * totals["energy_kwh"] * share
         result.co2e_g_per_1000_steps = 1e3 * totals["emissions_kg"] * share
         result.power = meter.power
-
-
-def _train_from_store(trial: BenchTrial, task: Task, result: Result) -> None:
-    batches = data.make_loader(
-        task.dataset,
-        task.split["train"],
-        trial.config.data,
-        trial.config.seed,
-        rank=0,
-        world_size=1,
-        micro_batch=trial.config.train.batch_size,
-        start_index=0,
-    )
-    for batch in itertools.islice(batches, trial.warm_up):
-        trial.step(batch)
-    result.loaded_step_s, result.data_wait_s = trial.timed(batches)
-
-
-def _load_kernels(config: Config, device: torch.device) -> None:
-    """Compile the scan now: the compiler's memory is not the network's."""
-    if device.type == "cpu":
-        layer = Autocast(TriOrientedMamba(8), config.train.precision)
-        output = layer(torch.randn(1, 8, 4, 4, 4))
-        torch.autograd.backward([output.sum()])
 
 
 if __name__ == "__main__":

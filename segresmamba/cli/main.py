@@ -167,7 +167,7 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder")],
 ) -> None:
     """Score a run's best weights on its held-out cases, whole volumes, original geometry."""
-    from segresmamba.evaluation.evaluate_run import evaluate_run
+    from segresmamba.evaluation import evaluate_run
 
     evaluation = evaluate_run(run)
     console.print(evaluation.table)

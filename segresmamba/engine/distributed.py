@@ -1,14 +1,13 @@
-"""Who this process is among the processes of a job, and what they say to each other.
+"""The process group of a job, and the collective calls that its ranks make.
 
-The launcher sets RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as
-torchrun does; without them the job is this one process.
+Every rank has to make the same collective calls in the same order: a rank that leaves one out keeps
+the others waiting.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
-import socket
 from datetime import timedelta
 from typing import TypeVar
 
@@ -22,7 +21,7 @@ from segresmamba.task.ranks import Ranks
 
 T = TypeVar("T")
 
-# Ranks wait for each other while one of them scores a large volume.
+# While one rank scores a large volume, the others wait longer than PyTorch's default allows.
 _TIMEOUT = timedelta(hours=1)
 
 
@@ -31,20 +30,24 @@ def join(ranks: Ranks, threads: int | None) -> None:
 
     Args:
         ranks: This process.
-        threads: CPU threads of this rank; None takes the cores that Slurm gives a task, or shares
-            the node's among its ranks.
+        threads: CPU threads of this rank. None takes the cores that Slurm grants a task, or an
+            equal part of the node's cores.
     """
-    torch.set_num_threads(threads or _fair_threads(ranks))
+    if threads is None:
+        granted = os.environ.get("SLURM_CPUS_PER_TASK")
+        cores = len(os.sched_getaffinity(0))
+        threads = int(granted) if granted else max(1, cores // ranks.local_world_size)
+    torch.set_num_threads(threads)
     is_cuda = ranks.device.type == "cuda"
     if is_cuda:
         torch.cuda.set_device(ranks.device)
     if dist.is_initialized():
         return
-    # Not by way of the environment: a child process would inherit a port that is taken.
-    alone = None if "MASTER_PORT" in os.environ else f"tcp://127.0.0.1:{_free_port()}"
+    # One process has nobody to meet. A port could be taken, and a child process would inherit it.
+    alone = dist.HashStore() if ranks.world_size == 1 else None  # type: ignore[attr-defined]
     dist.init_process_group(
         ranks.backend,
-        init_method=alone,
+        store=alone,
         rank=ranks.rank,
         world_size=ranks.world_size,
         timeout=_TIMEOUT,
@@ -54,15 +57,8 @@ def join(ranks: Ranks, threads: int | None) -> None:
 
 
 def leave_abruptly() -> None:
-    """Do not wait for the other ranks at exit: they may be in a collective that never ends."""
+    """Do not wait for the other ranks at exit: one may be in a collective call that never ends."""
     atexit.unregister(dist.destroy_process_group)
-
-
-def _fair_threads(ranks: Ranks) -> int:
-    granted = os.environ.get("SLURM_CPUS_PER_TASK")
-    if granted:
-        return int(granted)
-    return max(1, len(os.sched_getaffinity(0)) // ranks.local_world_size)
 
 
 def micro_batch(config: Config, world_size: int) -> int:
@@ -89,39 +85,33 @@ def wait_for_all() -> None:
 
 
 def highest(value: int, device: torch.device) -> int:
-    """The largest of the ranks' numbers: how they agree at a step boundary."""
+    """The largest of the ranks' numbers, by which they agree at a step boundary (collective)."""
     votes = torch.tensor(value, device=device)
     dist.all_reduce(votes, op=dist.ReduceOp.MAX)
     return int(votes.item())
 
 
 def from_main(value: T) -> T:
-    """The first rank's value, on every rank."""
+    """The first rank's value, on every rank (collective)."""
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
 
 
 def send_from_main(tensor: Tensor) -> None:
-    """Fill a tensor on every rank with the first rank's values."""
+    """Fill a tensor on every rank with the first rank's values (collective)."""
     dist.broadcast(tensor, src=0)
 
 
 def gather(value: T, ranks: Ranks) -> list[T]:
-    """Every rank's value, in rank order, on every rank."""
+    """Every rank's value, in rank order, on every rank (collective)."""
     values: list[T | None] = [None] * ranks.world_size
     dist.all_gather_object(values, value)
     return [value for value in values if value is not None]
 
 
 def mean_over_ranks(value: float, device: torch.device) -> float:
-    """The mean of a number over the ranks."""
+    """The mean of a number over the ranks (collective)."""
     total = torch.tensor(value, dtype=torch.float64, device=device)
     dist.all_reduce(total)
     return float(total) / dist.get_world_size()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

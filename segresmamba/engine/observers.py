@@ -1,13 +1,13 @@
-"""What is recorded of a run besides its metrics: who runs it on what, and what it costs."""
+"""Records of a run besides its metrics: code, machine and dataset, energy, memory, the model."""
 
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 
 from segresmamba.config import Config
 from segresmamba.engine.distributed import gather, wait_for_all
+from segresmamba.storage.atomic import write_text
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.task.ranks import Ranks
 from segresmamba.task.task import Task
@@ -26,17 +26,16 @@ from segresmamba.tracking import (
     provenance,
 )
 
-logger = logging.getLogger(__name__)
-
 WH_PER_KWH = 1000
+# MLflow stores this name with a saved model, and imports it to load the model.
 SERVED = "segresmamba.inference.model"
 
 
 class NodeObservers:
-    """Energy and samples of this node, by one of its ranks; the others hold one that is idle.
+    """Measures the energy and the load of this node, on its first rank; idle on the others.
 
-    Making one is collective: the ranks of a node tell each other their GPUs, because each may see
-    its own alone, and under another number.
+    The constructor is collective: the ranks of a node exchange the ids of their GPUs, because a
+    rank may see only its own GPU, under a number that means another one elsewhere.
 
     Args:
         config: The run's configuration.
@@ -52,36 +51,34 @@ class NodeObservers:
         everywhere = gather((node, gpu_uuid(ranks.device)), ranks)
         gpus = sorted({uuid for where, uuid in everywhere if where == node and uuid})
         self._ranks = ranks
-        self._meter = self._sampler = None
+        self._meter: EmissionsMeter | None = None
+        self._observers: list[EmissionsMeter | SystemSampler] = []
         if ranks.is_node_main:
             self._meter = EmissionsMeter(folder.path, config.tracking, gpus)
+            self._observers.append(self._meter)
             if config.tracking.system_metrics:
-                self._sampler = SystemSampler(folder.path, gpus)
+                self._observers.append(SystemSampler(folder.path, gpus))
 
     def start(self) -> None:
-        """Begin to observe."""
-        if self._meter:
-            self._meter.start()
-        if self._sampler:
-            self._sampler.start()
+        """Begin to measure."""
+        for observer in self._observers:
+            observer.start()
 
     def stop(self) -> None:
-        """Write what is left."""
-        if self._meter:
-            self._meter.stop()
-        if self._sampler:
-            self._sampler.stop()
+        """End, and write what was measured last."""
+        for observer in self._observers:
+            observer.stop()
 
     def log_energy(self, tracker: Tracker, *, step: int, patches: int) -> None:
         """Stop, and record the energy of all nodes and restarts (collective).
 
         Args:
-            tracker: Where to.
+            tracker: Where the metrics go.
             step: The step reached.
-            patches: Crops that the run has trained on until then.
+            patches: Crops that the run has trained on up to this step.
         """
         self.stop()
-        wait_for_all()
+        wait_for_all()  # until every node has written its part
         if not (self._meter and self._ranks.is_main):
             return
         totals = self._meter.totals()
@@ -93,7 +90,7 @@ class NodeObservers:
 
 
 def open_run_tracker(task: Task, folder: RunFolder, ranks: Ranks) -> Tracker:
-    """The tracker of a run, told what the run is; one that records nothing on the other ranks."""
+    """The run's tracker with settings and origin recorded; on other ranks one that does nothing."""
     if not ranks.is_main:
         return NullTracker()
     config, dataset = task.config, task.dataset
@@ -108,9 +105,8 @@ def open_run_tracker(task: Task, folder: RunFolder, ranks: Ranks) -> Tracker:
         source=str(config.data.store),
         profile={"cases": len(dataset), **dataset.fingerprint},
     )
-    packages = folder.path / "environment.txt"
-    packages.write_text(environment())
-    tracker.artifact(packages)
+    write_text(folder.environment, environment())
+    tracker.artifact(folder.environment)
     tracker.artifact(folder.config)
     return tracker
 
@@ -118,20 +114,18 @@ def open_run_tracker(task: Task, folder: RunFolder, ranks: Ranks) -> Tracker:
 def log_memory(
     memory: PhaseMemory, tracker: Tracker, folder: RunFolder, ranks: Ranks, step: int
 ) -> None:
-    """Record the peaks of all ranks in all phases (collective); memory.json has each rank's."""
+    """Record the peak memory of all ranks in all phases (collective)."""
     peaks = gather(memory.peaks(), ranks)
     if not ranks.is_main:
         return
-    path = folder.path / "memory.json"
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps({"unit": "GiB", "ranks": peaks}, indent=1) + "\n")
-    part.replace(path)
+    content = {"unit": "GiB", "ranks": peaks}
+    write_text(folder.memory, json.dumps(content, indent=1) + "\n")
     tracker.metrics(memory_metrics(peaks), step=step)
-    tracker.artifact(path)
+    tracker.artifact(folder.memory)
 
 
 def log_best_model(config: Config, tracker: Tracker, folder: RunFolder) -> None:
-    """Record the best weights as the run's model, with what is needed to load them."""
+    """Record the best weights as the run's model, together with its configuration."""
     if config.tracking.log_model and folder.best.exists():
         shutil.copy(folder.config, folder.best.parent / folder.config.name)
-        tracker.model(folder.best.parent, step=read_facts(folder.best)["step"], loader=SERVED)
+        tracker.model(folder.best.parent, step=read_facts(folder.best).step, loader=SERVED)

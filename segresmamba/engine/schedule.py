@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step, so that a resumed run needs no state for it."""
+"""The learning rate is a pure function of the step, so a resumed run needs no state for it."""
 
 from __future__ import annotations
 
@@ -29,6 +29,6 @@ def learning_rate(step: int, train: TrainConfig) -> float:
         case "cosine":
             return train.lr * 0.5 * (1 + math.cos(math.pi * progress))
         case "polynomial":
-            return train.lr * math.pow(1 - progress, 0.9)
+            return train.lr * math.pow(1 - progress, 0.9)  # nnU-Net's exponent
         case "constant":
             return train.lr

@@ -1,4 +1,4 @@
-"""MLflow models that an earlier version saved name this module."""
+"""A stand-in: MLflow models that an earlier version saved name this module."""
 
 from segresmamba.inference.model import _load_pyfunc
 

@@ -1,14 +1,15 @@
 """Weights and optimizer state in a form that depends on no ZeRO stage and no number of ranks.
 
-A parameter is three rows of as many elements as it has: its weight, and AdamW's two moments of it.
-Each rank holds a piece of these rows, some elements in sequence:
+A parameter of N elements is stored as three rows of N: its weight, and AdamW's two moments. Each
+rank holds a piece of these rows, a sequence of elements:
 
-    stage 0        all of them; of what is saved each rank writes an equal part
-    stages 1 and 2 those in this rank's part of all parameters strung together, maybe none
-    stage 3        an equal part of every parameter, the last padded
+    stage 0        all N elements; each rank saves an equal part of them
+    stages 1 and 2 ZeRO joins all parameters and cuts them into one part for each rank; the piece
+                   lies in the rank's part, and may be empty
+    stage 3        an equal part of every parameter, the last one padded
 
-Pieces of all ranks together are the parameter, wherever it was cut. So a run goes on at another
-stage or on other ranks, and what a rank saves is what it holds: no gathering, no conversion.
+The pieces of all ranks make up the parameter, wherever it was cut. So a run can go on at another
+stage or on other ranks, and each rank saves what it holds, without gathering or conversion.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ ROWS = 3
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 Piece = tuple[int, Tensor]
-"""The first element's number in the flat parameter, and its rows (3, n), float32."""
+"""Index of the first element in the flat parameter, and the rows (3, n), float32."""
 
 
 class ShardedState:
-    """What this rank holds of the parameters and of AdamW's state.
+    """This rank's pieces of the parameters and of AdamW's state.
 
     Args:
         network: The network inside the engine.
-        engine: DeepSpeed's, with AdamW and fp32 parameters.
-        stage: Its ZeRO stage.
+        engine: DeepSpeed's engine, with AdamW and fp32 parameters.
+        stage: The engine's ZeRO stage.
         ranks: This process.
     """
 
@@ -45,30 +46,39 @@ class ShardedState:
         self._stage, self._ranks = stage, ranks
 
     def pieces(self) -> dict[str, Piece]:
-        """A copy of this rank's piece of each parameter, on the CPU, once a step has been made."""
+        """Copy this rank's piece of each parameter to the CPU; at least one step has been made."""
         found = {}
         for name, parameter in self._parameters.items():
             start, rows = self._held(parameter)
             if self._stage == 0:
-                start, rows = self._equal_part(rows)
+                size = -(-len(rows[0]) // self._ranks.world_size)
+                start = min(self._ranks.rank * size, len(rows[0]))
+                rows = [row[start : start + size] for row in rows]
             if rows:
                 found[name] = (start, torch.stack(rows).cpu())
         return found
 
     def restore(self, wholes: Iterable[tuple[str, Tensor]], step: int) -> None:
-        """Take over this rank's piece of each parameter (collective).
+        """Copy this rank's piece of each parameter into the engine (collective).
 
         Args:
             wholes: Names and all rows (3, N) of all parameters, in the same order on every rank.
             step: Optimizer steps that were made.
         """
-        self._begin_adamw(step)
+        flat_groups: list[Tensor] = (
+            self._zero.fp32_partitioned_groups_flat
+            if self._stage == 3
+            else [tensor for group in self._adamw.param_groups for tensor in group["params"]]
+        )
+        for tensor in flat_groups:  # AdamW makes its state at its first step, too late for us
+            moments = {key: torch.zeros_like(tensor, requires_grad=False) for key in _MOMENTS}
+            self._adamw.state[tensor] = {"step": torch.tensor(float(step)), **moments}
         for name, whole_3N in wholes:
             parameter = self._parameters[name]
             start, rows = self._held(parameter)
             for row, whole in zip(rows, whole_3N, strict=bool(rows)):
                 row.copy_(whole[start : start + len(row)])
-            # The weights that a forward pass reads are not the ones that AdamW steps.
+            # A forward pass reads other tensors than those that AdamW updates.
             if self._stage in {1, 2}:
                 parameter.data.copy_(whole_3N[0].view_as(parameter))
             elif self._stage == 3:
@@ -77,7 +87,7 @@ class ShardedState:
             self._zero.checkpoint_event_epilogue()  # small weights are kept whole on every rank
 
     def _held(self, parameter: Any) -> tuple[int, list[Tensor]]:
-        """The rows of this rank's piece as they lie in memory, and where the piece begins."""
+        """Where this rank's piece begins, and its rows: views of the engine's own tensors."""
         if self._stage == 0:
             state = self._adamw.state[parameter]
             return 0, [row.view(-1) for row in (parameter.data, *map(state.get, _MOMENTS))]
@@ -85,8 +95,8 @@ class ShardedState:
             held = parameter._hp_mapping
             if held is None:
                 return 0, []
-            # Not by way of its optim_fragment: with several parameter groups DeepSpeed 0.19.8 links
-            # the moments after the first group's step, when the others have none yet.
+            # `held.optim_fragment` would be simpler, but with several parameter groups DeepSpeed
+            # 0.19.8 links the moments after the first group's step, when the others have none yet.
             flat = self._zero.single_partition_of_fp32_groups[held.param_group_index]
             first, size = held.hp_fragment_address.start, held.hp_fragment_address.numel
             rows = [flat.data, *map(self._adamw.state[flat].get, _MOMENTS)]
@@ -95,19 +105,3 @@ class ShardedState:
         rows = [self._zero.get_local_fp32_param(parameter, key) for key in (None, *_MOMENTS)]
         start = min(self._ranks.rank * len(rows[0]), parameter.ds_numel)
         return start, [row.detach()[: parameter.ds_numel - start] for row in rows]
-
-    def _equal_part(self, rows: list[Tensor]) -> tuple[int, list[Tensor]]:
-        size = -(-len(rows[0]) // self._ranks.world_size)
-        start = min(self._ranks.rank * size, len(rows[0]))
-        return start, [row[start : start + size] for row in rows]
-
-    def _begin_adamw(self, step: int) -> None:
-        """Give AdamW the state that it makes itself at its first step."""
-        groups: list[Tensor] = (
-            self._zero.fp32_partitioned_groups_flat
-            if self._stage == 3
-            else [tensor for group in self._adamw.param_groups for tensor in group["params"]]
-        )
-        for tensor in groups:
-            moments = {key: torch.zeros_like(tensor, requires_grad=False) for key in _MOMENTS}
-            self._adamw.state[tensor] = {"step": torch.tensor(float(step)), **moments}

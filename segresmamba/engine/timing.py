@@ -1,4 +1,4 @@
-"""Where the time of a step goes: waiting for data, or computing."""
+"""The time of a step, divided into waiting for data and computing."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ from segresmamba.task.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
-
 _WAIT_SHARE = 0.1
 
 
 class WaitAdvice:
-    """Says once that the readers hold the training up, and what to do about it.
+    """Warns once if training waits for its readers, and says what to do.
 
     Args:
-        config: Of the readers.
+        config: The configuration of the readers.
     """
 
     def __init__(self, config: DataConfig) -> None:
@@ -33,9 +32,9 @@ class WaitAdvice:
         self._given = False
 
     def record(self, step_s: float, wait_s: float) -> None:
-        """Take note of a step's mean duration and its wait for data, in seconds."""
+        """Look at a step's mean duration and its wait for data, both in seconds."""
         self._records += 1
-        # The first steps wait for readers that have just been started.
+        # The first steps wait for readers that have only just started.
         if self._given or self._records == 1 or wait_s <= _WAIT_SHARE * step_s:
             return
         self._given = True
@@ -50,10 +49,10 @@ class WaitAdvice:
 
 
 class StepTimer:
-    """Loss and clocks of the steps since the last record; validation and saving do not count.
+    """Mean loss and times of the steps since the last record, without validation and saving.
 
     Args:
-        config: For the voxels of a step.
+        config: The run's configuration, for the number of voxels in a step.
         ranks: This process.
     """
 
@@ -64,7 +63,7 @@ class StepTimer:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Time one step; the caller leaves it with the device idle (`count_loss` waits for it)."""
+        """Time one step. It has to end with `count_loss`, which waits for the device."""
         started = time.perf_counter()
         yield
         self._step_s += time.perf_counter() - started
@@ -78,7 +77,11 @@ class StepTimer:
         self._wait_s += time.perf_counter() - started
 
     def count_loss(self, losses: list[torch.Tensor]) -> bool:
-        """Add a step's loss, the mean over its accumulation steps; whether it is finite."""
+        """Add a step's loss, the mean over its accumulation steps.
+
+        Returns:
+            Whether the loss is finite.
+        """
         loss = float(torch.stack(losses).mean())
         self._loss_sum += loss
         return math.isfinite(loss)

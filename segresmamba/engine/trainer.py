@@ -1,4 +1,8 @@
-"""Train one network: the loop, and what each rank of a job does around it."""
+"""Train one network: the loop, and what each rank of a job does before and after it.
+
+All ranks run this code. What they decide together (to stop, to validate) goes through a collective
+call, because a rank that decides alone leaves the others waiting.
+"""
 
 from __future__ import annotations
 
@@ -38,11 +42,12 @@ from segresmamba.engine.zero import ZeroEngine
 from segresmamba.errors import UserError
 from segresmamba.evaluation.score_cases import CaseResult, Summary, evaluate_cases
 from segresmamba.planner.out_of_memory import out_of_memory, ran_out
+from segresmamba.storage.atomic import write_text
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.task.losses import build_loss
 from segresmamba.task.ranks import Ranks
 from segresmamba.task.task import Task, scan_backend
-from segresmamba.task.weights import read_facts, save_weights, shapes_of
+from segresmamba.task.weights import WeightsFacts, read_facts, save_weights, shapes_of
 from segresmamba.tracking import PhaseMemory, Status, StepLog, Tracker, log_as, memory_metrics
 
 logger = logging.getLogger(__name__)
@@ -54,8 +59,7 @@ _DEVICE_PEAK = "memory/device_peak_allocated_gib"
 def train(config: Config) -> dict[str, Any]:
     """Train as configured, from the run's last checkpoint if there is one.
 
-    Every rank of the job calls this; see `engine.distributed` for the variables that tell them
-    apart.
+    Every rank of the job calls this; `task.ranks` reads from the environment which one it is.
 
     Returns:
         status ("finished" or "preempted"), step reached, run folder, the last validation's mean
@@ -67,7 +71,7 @@ def train(config: Config) -> dict[str, Any]:
     ranks = Ranks.from_environment()
     log_as(config.tracking.logs, ranks.rank)
     memory = PhaseMemory()
-    # What cannot be trained is refused before anything is written.
+    # All checks come before the run folder is made, so that a mistake leaves nothing behind.
     micro_batch(config, ranks.world_size)
     task = Task.from_config(config)
     network = task.network()
@@ -95,8 +99,7 @@ def train(config: Config) -> dict[str, Any]:
     except Exception as error:
         if isinstance(error, UserError) or not ran_out(error):
             raise
-        logs = folder.path / "logs"
-        raise out_of_memory(error, task, ranks, logs, memory) from error
+        raise out_of_memory(error, task, ranks, folder.logs, memory) from error
     finally:
         forget_request()
         if status == "failed":
@@ -117,11 +120,11 @@ class Trainer:
 
     Args:
         task: What is trained.
-        network: For the task, with its initial weights.
+        network: The task's network, with its initial weights.
         ranks: This process; it has joined the process group.
         folder: The run's folder.
         tracker: Where metrics go; a null tracker on all ranks but the first.
-        memory: Where peaks are kept, by phase.
+        memory: Peak memory by phase.
     """
 
     def __init__(
@@ -148,7 +151,7 @@ class Trainer:
 
     @property
     def choices(self) -> dict[str, str]:
-        """What was chosen for the user, to be logged once and tagged on the run."""
+        """Choices that the configuration leaves open, to be logged once and tagged on the run."""
         device = self.ranks.device
         return {
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
@@ -161,7 +164,11 @@ class Trainer:
         }
 
     def run(self) -> Status:
-        """Train to max_steps or until asked to stop; "finished" or "preempted"."""
+        """Train to max_steps, or until asked to stop.
+
+        Returns:
+            "finished" or "preempted".
+        """
         logger.info("  ".join(f"{key}={value}" for key, value in self.choices.items()))
         self.memory.enter("train")
         with self.step_log:
@@ -169,12 +176,14 @@ class Trainer:
 
     def _run(self) -> Status:
         config = self.config.train
+        # A job that was killed after saving this step has not validated it.
         if self.step and self._validation_is_due() and not self._validate():
             return "preempted"
-        batches, pace = self._batches(), StepTimer(self.config, self.ranks)
+        batches, timer = self._batches(), StepTimer(self.config, self.ranks)
         while self.step < config.max_steps:
-            stop = self._train_step(batches, pace)
+            stop = self._train_step(batches, timer)
             due = self._validation_is_due()
+            # Before the validation, which takes long: if the job is killed, this step is not lost.
             if stop or due or self.step % config.checkpoint_every == 0:
                 self._save()
             if stop:
@@ -184,14 +193,14 @@ class Trainer:
                 return "preempted"
         return "finished"
 
-    def _train_step(self, batches: Iterator[data.Batch], pace: StepTimer) -> bool:
-        """Train one step; whether some rank was asked to stop."""
+    def _train_step(self, batches: Iterator[data.Batch], timer: StepTimer) -> bool:
+        """Train one step, and return whether some rank was asked to stop."""
         config = self.config.train
         lr = learning_rate(self.step, config)
         losses = []
-        with pace.step():
+        with timer.step():
             for _ in range(config.accumulation):
-                with pace.waiting():
+                with timer.waiting():
                     batch = next(batches)
                 x_BCDHW, label_BDHW = data.augment(
                     batch.to(self.ranks.device), self.config.augment, self.config.seed
@@ -199,14 +208,15 @@ class Trainer:
                 loss = self.loss(self.engine.forward(x_BCDHW), label_BDHW)
                 self.engine.backward(loss, lr)
                 losses.append(loss.detach())
-            loss_is_finite = pace.count_loss(losses)
+            loss_is_finite = timer.count_loss(losses)
         self.step += 1
         broken = not (loss_is_finite and math.isfinite(self.engine.gradient_norm))
+        # One exchange for both questions: 2 if a rank's step is broken, 1 if one has to stop.
         verdict = highest(2 * broken or int(stop_requested()), self.ranks.device)
         if verdict == 2:
             raise self._diverged(lr)
         if self.step % config.log_every == 0 or self.step == config.max_steps:
-            self._log_step(pace, lr)
+            self._log_step(timer, lr)
         return verdict == 1
 
     def _diverged(self, lr: float) -> UserError:
@@ -219,11 +229,11 @@ class Trainer:
             f"another run.name; the last checkpoint is that of step {saved or 'none'}",
         )
 
-    def _log_step(self, pace: StepTimer, lr: float) -> None:
-        values = pace.metrics()
+    def _log_step(self, timer: StepTimer, lr: float) -> None:
+        values = timer.metrics()
         values |= {"train/lr": lr, "train/gradient_norm": self.engine.gradient_norm}
         ranks = gather((values[_WAIT], self.memory.peaks()), self.ranks)
-        # Of all ranks the one that waits longest: it holds the others up.
+        # The rank that waits longest counts, since the others wait for it.
         values[_WAIT] = max(wait_s for wait_s, _ in ranks)
         values |= memory_metrics([peaks for _, peaks in ranks])
         if self.ranks.is_main:
@@ -250,14 +260,14 @@ class Trainer:
         return self.folder.validation(self.step)
 
     def _validate(self) -> bool:
-        """Whole-volume metrics of the held-out fold on a plain copy of the weights.
+        """Score whole volumes of the held-out fold with a plain copy of the weights.
 
-        The copy is exactly what is saved as best weights; under ZeRO stage 3 it is also the only
-        way, since ranks with volumes of different size would run different numbers of (collective)
-        forward passes.
+        The copy is exactly what is saved as best weights. Under ZeRO stage 3 the engine itself
+        could not be used: its forward pass is collective, and ranks whose volumes differ in size
+        would run different numbers of them.
 
         Returns:
-            False if it was given up because some rank was asked to stop.
+            False if some rank was asked to stop before the end.
         """
         with self.memory.during("validate"):
             return self._validated()
@@ -269,6 +279,7 @@ class Trainer:
         network.load_state_dict(weights)
         network.to(self.ranks.device)
         cases, results = self.task.split["val"], list[CaseResult]()
+        # One case for each rank at a time, so that the ranks can stop between cases.
         for first in range(0, len(cases), self.ranks.world_size):
             if highest(int(stop_requested()), self.ranks.device):
                 logger.warning("asked to stop: step %d will be validated later", self.step)
@@ -286,24 +297,23 @@ class Trainer:
             values["time/validation_s"] = time.monotonic() - started
             self.tracker.metrics(values, step=self.step, epoch=self._epoch())
             self._keep_if_best(weights, summary.mean.dice)
-            self._validation_record.write_text(json.dumps(values))
+            # The last act: a validation without this file is done again when the run continues.
+            write_text(self._validation_record, json.dumps(values))
         return True
 
     def _keep_if_best(self, weights: dict[str, Tensor], dice: float) -> None:
-        path = self.folder.best
-        best = float(read_facts(path)["dice"]) if path.exists() else -math.inf
+        path, dataset = self.folder.best, self.task.dataset
+        best = read_facts(path).dice if path.exists() else -math.inf
         logger.info("step %d  validation Dice %.4f", self.step, dice)
         if dice > best:
-            dataset = self.task.dataset
-            save_weights(
-                path,
-                weights,
+            facts = WeightsFacts(
                 step=self.step,
                 dice=dice,
-                labels=dict(dataset.labels),
-                channel_names=list(dataset.channel_names),
-                preprocessing=dataset.preprocessing.model_dump(mode="json"),
+                labels=dataset.labels,
+                channel_names=dataset.channel_names,
+                preprocessing=dataset.preprocessing,
             )
+            save_weights(path, weights, facts)
 
     def _save(self) -> None:
         with self.memory.during("save"):
@@ -317,7 +327,7 @@ class Trainer:
         self.tracker.flush()
 
     def _resume(self) -> int:
-        # One rank looks: on a shared file system the others may still see what was there before.
+        # Only one rank looks: on a shared file system others may still see an older listing.
         step = from_main(
             max(self.folder.saved_steps(), default=None) if self.ranks.is_main else None
         )

@@ -1,4 +1,8 @@
-"""DeepSpeed ZeRO behind one small class. The only module that imports deepspeed."""
+"""DeepSpeed ZeRO behind one small class. The only module that imports deepspeed.
+
+Which of DeepSpeed's undocumented attributes this package uses is listed, and tested, in
+tests/engine/test_deepspeed.py.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +18,16 @@ from segresmamba.engine.sharding import ShardedState
 from segresmamba.task.precision import Autocast, LossScaler
 from segresmamba.task.ranks import Ranks
 
-# Norms, biases, and the scan's A_log, D and step bias have dynamics of their own that a pull
-# towards zero would change; Mamba's reference code marks the latter the same way.
+# No weight decay for norms and biases, which have one axis, nor for the scan's A_log, D and step
+# bias: they should not be pulled to zero. Mamba's reference code excludes the scan's too.
 _NO_DECAY = ("A_log", "D_K", "dt_bias", "conv_bias")
 
 
 def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
     """The DeepSpeed configuration of a run: a pure function of its config and world size.
 
-    DeepSpeed sees fp32 parameters and gradients at every precision, see `engine.precision`.
+    It says nothing of precision: DeepSpeed sees fp32 parameters and gradients in every run, see
+    `task.precision`.
 
     Raises:
         ConfigError: If the world size does not divide the batch.
@@ -33,7 +38,7 @@ def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": micro_batch(config, world_size),
         "gradient_accumulation_steps": train.accumulation,
         "gradient_clipping": train.clip_norm,
-        # DeepSpeed's default bucket is 2 GB on the device, several times the network's weights.
+        # DeepSpeed's default bucket takes 2 GB of the device, several times the network's weights.
         "zero_optimization": {"stage": train.zero_stage, "reduce_bucket_size": 1 << 25},
         "optimizer": {
             "type": "AdamW",
@@ -44,7 +49,7 @@ def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
 
 
 class ZeroEngine:
-    """A network whose optimizer states, gradients and parameters are sharded as configured.
+    """A network whose optimizer state, gradients and parameters ZeRO divides among the ranks.
 
     Args:
         network: The network, with the same initial weights on every rank.
@@ -56,12 +61,12 @@ class ZeroEngine:
         deepspeed = import_deepspeed(ranks)
         self.network = network.to(ranks.device)
         self.sizes = {name: weight.numel() for name, weight in network.named_parameters()}
-        """Elements of each parameter, whoever holds them."""
+        """Elements of each whole parameter. Under stage 3 `numel` is 0 later on."""
         self.gradient_norm = 0.0
         """Norm of the last step's gradient before clipping."""
         fp16 = config.train.precision == "fp16"
         self.scaler = LossScaler(network, ranks.device) if fp16 else None
-        """This rank's loss scale; None where there is none."""
+        """This rank's loss scale; None unless the precision is fp16."""
         self._sharded_weights = config.train.zero_stage == 3
         self._whole_gradient = config.train.zero_stage == 0
         self._gathered = deepspeed.zero.GatheredParameters
@@ -87,7 +92,11 @@ class ZeroEngine:
             group["lr"] = lr
         boundary = self._engine.is_gradient_accumulation_boundary()
         self._engine.backward(self.scaler.scaled(loss) if self.scaler else loss)
-        norm = self._norm_before_step() if boundary and self._whole_gradient else None
+        norm: Tensor | None = None
+        if boundary and self._whole_gradient:
+            # Stage 0 does not keep the norm, but here each rank has the whole gradient.
+            gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+            norm = nn.utils.get_total_norm(gradients)
         self._engine.step()
         if boundary:
             self.gradient_norm = float(
@@ -97,7 +106,7 @@ class ZeroEngine:
                 self.scaler.update()
 
     def buffers(self) -> dict[str, Tensor]:
-        """What the network keeps besides its parameters, on the CPU."""
+        """The network's buffers, on the CPU."""
         kept = self.network.state_dict()
         return {name: value.cpu() for name, value in kept.items() if name not in self.sizes}
 
@@ -109,34 +118,29 @@ class ZeroEngine:
                 for name, value in self.network.state_dict().items()
             }
 
-    def _norm_before_step(self) -> float:
-        """Stage 0 does not keep the norm, but has the whole gradient on every rank here."""
-        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
-        return float(nn.utils.get_total_norm(gradients))
-
 
 def import_deepspeed(ranks: Ranks) -> Any:
-    """Import DeepSpeed for this device, quietly: it has no quieter switch than its own logger."""
+    """Import DeepSpeed for this device, without its log messages and builds of extensions."""
     if ranks.device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         os.environ.setdefault("LOCAL_RANK", str(ranks.local_rank))
     else:
-        # DeepSpeed takes it for the device's number; a rank may see its own GPU only.
+        # DeepSpeed reads the device's number from it, and a rank may see only its own GPU.
         os.environ["LOCAL_RANK"] = str(ranks.device.index)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.ERROR)
     if ranks.device.type == "cpu":
-        # Left alone, it probes for compilers and builds a shared-memory all-reduce at first use:
-        # over a minute, with tools that the machine may not have. Gloo does the same work.
+        # Otherwise it looks for compilers and builds a shared-memory all-reduce at first use. That
+        # takes over a minute, and tools that the machine may not have. Gloo does the same.
         deepspeed.ops.__compatible_ops__ = {}
     deepspeed.init_distributed(dist_backend=ranks.backend, auto_mpi_discovery=False, verbose=False)
     return deepspeed
 
 
 def _parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay for matrices and kernels only."""
+    """One group with weight decay, matrices and kernels, and one without it, all else."""
     decayed: list[nn.Parameter] = []
     spared: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():

@@ -4,10 +4,10 @@ Conventions, those of the BraTS challenge:
 
 - HD95 is the larger of the two directed 95th percentiles, in mm, between surface voxels (voxels of
   the class with a face neighbour outside it; the edge of the volume counts as outside).
-- A class that neither volume holds is right: Dice 1, HD95 0 mm.
-- A class that only one volume holds is wrong: Dice 0, and HD95 the diagonal of the volume in mm
-  (373.1 mm for BraTS), the largest it could be. Leaving such cases out of a mean, as a NaN would,
-  rewards a network for missing a structure. They can be told by a volume of 0 ml in their score.
+- A class that is in neither volume counts as found: Dice 1, HD95 0 mm.
+- A class that is in only one volume counts as wrong: Dice 0, and HD95 the diagonal of the volume in
+  mm (373.1 mm for BraTS), the largest distance there is. A NaN would leave such cases out of the
+  mean, which rewards a network for missing a structure. Their score has a volume of 0 ml.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def score(
     """Compare two label volumes, class by class.
 
     Args:
-        prediction: Label values, any three axes; a CPU tensor will do.
+        prediction: Label values on any three axes; an array or a CPU tensor.
         reference: Label values of the same shape.
         members: Label values that make up each class; classes may overlap.
         spacing_mm: Size of a voxel along each axis of the volumes.
@@ -94,16 +94,13 @@ def hd95_mm(prediction: Mask, reference: Mask, spacing_mm: Sequence[float]) -> f
     if not (prediction.any() and reference.any()):
         missed = bool(prediction.any() or reference.any())
         return float(np.linalg.norm(np.multiply(prediction.shape, spacing_mm))) if missed else 0.0
-    # Both surfaces lie in the box around the union, and so does every distance between them.
+    # The distances between the surfaces do not change in the box around both, and it is smaller.
     (box,) = ndimage.find_objects((prediction | reference).astype(np.uint8))
-    surfaces = _surface(prediction[box]), _surface(reference[box])
+    surfaces: list[Mask] = [
+        mask & ~ndimage.binary_erosion(mask) for mask in (prediction[box], reference[box])
+    ]
     to_prediction, to_reference = (
         ndimage.distance_transform_edt(~surface, sampling=spacing_mm) for surface in surfaces
     )
     directed = to_reference[surfaces[0]], to_prediction[surfaces[1]]
     return float(max(np.percentile(distances, 95) for distances in directed))
-
-
-def _surface(mask: Mask) -> Mask:
-    surface: Mask = mask & ~ndimage.binary_erosion(mask)
-    return surface

@@ -1,4 +1,4 @@
-"""Pictures of a case: its image, the reference's contours and the prediction's areas."""
+"""Pictures of a case: its image, the contours of the reference and the areas of the prediction."""
 
 from __future__ import annotations
 
@@ -21,15 +21,19 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 from scipy import ndimage
 
-# Okabe and Ito's palette, which colour-blind readers tell apart; the brightest against grey first.
+from segresmamba.storage.atomic import atomic_path
+
+# Okabe and Ito's palette, which colour-blind readers can distinguish; first those that stand out
+# most from grey.
 _COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
 _INK = "#E8E8E8"
 _DPI = 130
 _WIDTH, _GAP, _TITLE, _LEGEND_ROW = 10.5, 0.12, 0.4, 0.28  # inches
 _LEGEND_COLUMNS = 4
 _FILL_OPACITY = 0.4
-_AIR = 0.05  # of the grey window
+_AIR = 0.05  # fraction of the grey window that is as dark as air
 _MARGIN_MM = 10.0
+_OUTLINE = withStroke(linewidth=2.0, foreground="black")
 
 Volume = NDArray[Any]
 Size = tuple[float, float]
@@ -37,7 +41,7 @@ Size = tuple[float, float]
 
 @dataclass(frozen=True)
 class _View:
-    """A plane as radiologists hang it: seen from the feet, from the front, from the left."""
+    """A plane in the orientation that radiologists use: seen from feet, front or left."""
 
     axis: int
     """Axis of a volume in RAS order that the plane cuts."""
@@ -53,6 +57,27 @@ class _View:
         """Width and height of the plane."""
         width, height = np.delete(extent_mm, self.axis)
         return float(width), float(height)
+
+    def label_sides(self, panel: Axes) -> None:
+        """Write the letters of the sides at the edges of a panel."""
+        places = (
+            (0.02, 0.5, "left", "center"),
+            (0.98, 0.5, "right", "center"),
+            (0.5, 0.985, "center", "top"),
+            (0.5, 0.015, "center", "bottom"),
+        )
+        for side, (x, y, horizontal, vertical) in zip(self.sides, places, strict=True):
+            panel.text(
+                x,
+                y,
+                side,
+                transform=panel.transAxes,
+                color=_INK,
+                size=9,
+                ha=horizontal,
+                va=vertical,
+                path_effects=[_OUTLINE],
+            )
 
 
 _VIEWS = (  # axial, coronal, sagittal
@@ -76,52 +101,52 @@ def draw_overlay(
     """Write a PNG of the three orthogonal planes that show most of the reference.
 
     The top row is the bare image. Below it each class has one colour: an area where it is
-    predicted, a line around it in the reference. Planes hang in radiological convention (the
-    patient's right on the left), at one scale, with the true aspect of the voxels.
+    predicted, a line around it in the reference. Planes follow the radiological convention (the
+    patient's right on the left). They have one scale and the true aspect of the voxels.
 
     Args:
         path: The PNG to write.
-        image_DHW: One channel of the image, on a RAS grid as every stored case.
+        image_DHW: One channel of the image, on a RAS grid, as all stored cases are.
         reference_DHW: Label values of the reference.
         prediction_DHW: Label values of the prediction.
         spacing_mm: Size of a voxel along D, H and W.
         members: Label values of each class; classes may overlap.
         dice: Dice of each class over the whole volume, for the legend.
-        title: What the picture is of.
+        title: Line above the picture.
     """
     image, reference, prediction = (
         volume.transpose() for volume in (image_DHW, reference_DHW, prediction_DHW)
     )
-    window = _grey_window(image)
+    # From black to white: nearly the whole range of the voxels that are not empty air.
+    body = image[image != 0]
+    low, high = np.percentile(body, (0.5, 99.5)) if body.size else (0.0, 1.0)
     size_xyz_mm = np.array(spacing_mm[::-1])
-    box = _body_box(image, reference, window, size_xyz_mm)
+    box = _box((image > low + _AIR * (high - low)) | (reference != 0), size_xyz_mm)
     image, reference, prediction = image[box], reference[box], prediction[box]
 
     sizes_mm = [view.size_mm(size_xyz_mm * image.shape) for view in _VIEWS]
     figure, axes = _layout(sizes_mm, title, _legend(dice))
-    shown = reference if reference.any() else prediction
-    fullest = _fullest_planes(shown, members)
+    fullest = _fullest_planes(reference if reference.any() else prediction, members)
     for view, size_mm, (bare, overlay) in zip(_VIEWS, sizes_mm, axes, strict=True):
         index = fullest[view.axis]
         grey, expected, found = (
             view.cut(volume, index) for volume in (image, reference, prediction)
         )
         for panel in (bare, overlay):
-            _show_image(panel, grey, size_mm, window)
-        _label_sides(bare, view)
+            extent = (0, size_mm[0], 0, size_mm[1])
+            panel.imshow(
+                grey, cmap="gray", vmin=low, vmax=high, extent=extent, interpolation="bilinear"
+            )
+            panel.set_axis_off()
+        view.label_sides(bare)
         masks = [(np.isin(expected, values), np.isin(found, values)) for values in members.values()]
         _show_classes(overlay, masks, size_mm)
-    part = path.with_name(f".part-{path.name}")
-    figure.savefig(part, format="png", dpi=_DPI, facecolor=figure.get_facecolor())
-    part.replace(path)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=_DPI, facecolor=figure.get_facecolor())
 
 
-def _body_box(
-    image: Volume, reference: Volume, window: tuple[float, float], spacing_mm: NDArray[np.float64]
-) -> tuple[slice, ...]:
-    """The box around all that is labelled or not dark air, with a margin."""
-    low, high = window
-    shown = (image > low + _AIR * (high - low)) | (reference != 0)
+def _box(shown: Volume, spacing_mm: NDArray[np.float64]) -> tuple[slice, ...]:
+    """The box around a mask, with a margin; everything if the mask is empty."""
     if not shown.any():
         return (slice(None),) * 3
     (box,) = ndimage.find_objects(shown.astype(np.uint8))
@@ -133,7 +158,7 @@ def _body_box(
 
 
 def _fullest_planes(label: Volume, members: Mapping[str, Sequence[int]]) -> list[int]:
-    """Across each axis, the plane with most of the classes; a small class weighs like a large."""
+    """Across each axis, the plane with most of the classes; all classes weigh the same."""
     shares = [np.zeros(size) for size in label.shape]
     for values in members.values():
         mask = np.isin(label, values)
@@ -143,19 +168,10 @@ def _fullest_planes(label: Volume, members: Mapping[str, Sequence[int]]) -> list
     return [int(share.argmax()) if share.any() else share.size // 2 for share in shares]
 
 
-def _grey_window(image: Volume) -> tuple[float, float]:
-    """Black and white of the display: nearly the whole range of what is not empty air."""
-    body = image[image != 0]
-    if not body.size:
-        return 0.0, 1.0
-    low, high = np.percentile(body, (0.5, 99.5))
-    return float(low), float(high)
-
-
 def _layout(
     sizes_mm: Sequence[Size], title: str, legend: Sequence[Artist]
 ) -> tuple[Figure, list[tuple[Axes, Axes]]]:
-    """A pair of panels, one above the other, for each plane; all at one scale."""
+    """Make a figure with two panels, one above the other, for each plane; all at one scale."""
     inches_per_mm = (_WIDTH - _GAP * (len(sizes_mm) + 1)) / sum(width for width, _ in sizes_mm)
     height = max(height for _, height in sizes_mm) * inches_per_mm
     legend_height = _LEGEND_ROW * (ceil(len(legend) / _LEGEND_COLUMNS) + 0.5)
@@ -198,20 +214,8 @@ def _legend(dice: Mapping[str, float]) -> list[Artist]:
     ]
 
 
-def _show_image(panel: Axes, plane: Volume, size_mm: Size, window: tuple[float, float]) -> None:
-    panel.imshow(
-        plane,
-        cmap="gray",
-        vmin=window[0],
-        vmax=window[1],
-        extent=(0, size_mm[0], 0, size_mm[1]),
-        interpolation="bilinear",
-    )
-    panel.set_axis_off()
-
-
 def _show_classes(panel: Axes, masks: Sequence[tuple[Volume, Volume]], size_mm: Size) -> None:
-    """Areas first, the largest class lowest, then all the lines."""
+    """Draw areas first, the largest class below the others, then all lines."""
     extent = (0, size_mm[0], 0, size_mm[1])
     coloured = [(colour, *pair) for colour, pair in zip(_colours(len(masks)), masks, strict=True)]
     for colour, _, found in sorted(coloured, key=lambda entry: -np.count_nonzero(entry[2])):
@@ -227,28 +231,7 @@ def _show_classes(panel: Axes, masks: Sequence[tuple[Volume, Volume]], size_mm: 
                 linewidths=1.0,
                 extent=extent,
                 origin="upper",
-            ).set_path_effects([withStroke(linewidth=2.0, foreground="black")])
-
-
-def _label_sides(panel: Axes, view: _View) -> None:
-    places = (
-        (0.02, 0.5, "left", "center"),
-        (0.98, 0.5, "right", "center"),
-        (0.5, 0.985, "center", "top"),
-        (0.5, 0.015, "center", "bottom"),
-    )
-    for side, (x, y, horizontal, vertical) in zip(view.sides, places, strict=True):
-        panel.text(
-            x,
-            y,
-            side,
-            transform=panel.transAxes,
-            color=_INK,
-            size=9,
-            ha=horizontal,
-            va=vertical,
-            path_effects=[withStroke(linewidth=2.0, foreground="black")],
-        )
+            ).set_path_effects([_OUTLINE])
 
 
 def _colours(count: int) -> Sequence[Any]:

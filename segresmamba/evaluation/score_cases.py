@@ -1,7 +1,7 @@
 """Whole cases predicted and scored in the geometry of their original images.
 
-`evaluate_cases` works on the cases it is given, so ranks share a fold by taking a part each; their
-results are concatenated before they are summarised, written or printed.
+`evaluate_cases` works on the cases that it is given, so the ranks can share a fold. Their results
+are joined before they are summarised, written or printed.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from segresmamba.config import Config
 from segresmamba.evaluation.metrics import Score, score
 from segresmamba.evaluation.overlays import draw_overlay
 from segresmamba.inference.sliding_window import predict_volume
+from segresmamba.storage.atomic import write_text
 from segresmamba.task.classes import Classes
 
 logger = logging.getLogger(__name__)
@@ -54,13 +55,13 @@ class Mean:
     dice: float
     hd95_mm: float
     one_sided: int
-    """Comparisons in which reference or prediction alone held the class: Dice 0, and HD95 the
-    diagonal of the volume (see `metrics`)."""
+    """Comparisons in which only the reference or only the prediction has the class. Dice is then 0,
+    and HD95 the diagonal of the volume (see `metrics`)."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Means over cases for each foreground class, and the mean of those."""
+    """Mean scores of each foreground class over the cases, and the mean over the classes."""
 
     classes: Mapping[str, Mean]
     mean: Mean
@@ -103,8 +104,8 @@ def evaluate_cases(
     """Predict and score cases, one after the other.
 
     Args:
-        network: The network, on `device`, in any mode; the mode is put back.
-        dataset: Where the cases lie.
+        network: The network, on `device`, in any mode; it has the same mode afterwards.
+        dataset: The dataset of the cases.
         case_ids: The cases.
         config: The run's configuration: classes, window, precision, number of pictures.
         device: Where the network computes.
@@ -115,7 +116,7 @@ def evaluate_cases(
         The results in the order of `case_ids`.
     """
     classes = Classes.from_labels(config, dataset.labels)
-    results, worst = [], list[tuple[float, Callable[[Path], None]]]()
+    results, worst = [], list[tuple[float, Callable[[], None]]]()
     for case_id in case_ids:
         case = dataset[case_id]
         image_CDHW, reference_DHW = case.crop((0, 0, 0), case.shape_DHW)
@@ -134,49 +135,52 @@ def evaluate_cases(
         results.append(result)
         if overlays is not None:
             picture = partial(
-                _draw, case, result, image_CDHW[0].copy(), reference_DHW, prediction_DHW, classes
+                draw_overlay,
+                overlays / f"{case_id}.png",
+                image_CDHW[0].copy(),
+                reference_DHW,
+                prediction_DHW,
+                spacing_mm=case.spacing_mm,
+                members=classes.members,
+                dice={name: score.dice for name, score in result.scores.items()},
+                title=f"{case_id}   mean Dice {result.dice:.3f}",
             )
-            # Only the worst are kept in memory.
+            # Only the volumes of the worst cases stay in memory.
             worst = nsmallest(
                 config.validation.overlays, [*worst, (result.dice, picture)], key=itemgetter(0)
             )
     if overlays is not None:
-        overlays.mkdir(parents=True, exist_ok=True)
-        for stale in overlays.glob("*.png"):
-            stale.unlink()
-        for _, draw in worst:
-            draw(overlays)
+        _replace_pictures(overlays, [picture for _, picture in worst])
     return results
 
 
-def _draw(
-    case: data.Case,
-    result: CaseResult,
-    image_DHW: np.ndarray[Any, Any],
-    reference_DHW: np.ndarray[Any, Any],
-    prediction_DHW: np.ndarray[Any, Any],
-    classes: Classes,
-    overlays: Path,
-) -> None:
-    draw_overlay(
-        overlays / f"{result.case_id}.png",
-        image_DHW,
-        reference_DHW,
-        prediction_DHW,
-        spacing_mm=case.spacing_mm,
-        members=classes.members,
-        dice={name: score.dice for name, score in result.scores.items()},
-        title=f"{result.case_id}   mean Dice {result.dice:.3f}",
+def _score_original(
+    case: data.Case, prediction_DHW: np.ndarray[Any, Any], classes: Classes
+) -> dict[str, Score]:
+    """Put a prediction back into the original grid, and compare it with the source's labels."""
+    return score(
+        np.asanyarray(case.restore_label(prediction_DHW).dataobj),
+        np.asanyarray(case.reference().dataobj),
+        classes.members,
+        voxel_sizes(case.original.affine),
     )
 
 
+def _replace_pictures(folder: Path, pictures: Sequence[Callable[[], None]]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob("*.png"):
+        stale.unlink()
+    for draw in pictures:
+        draw()
+
+
 def write_results(path: Path, results: Sequence[CaseResult], *, checkpoint: str) -> None:
-    """Write results.json: the summary, every case, and the weights that they belong to.
+    """Write the summary and every case as JSON, atomically.
 
     Args:
-        path: The file; it appears whole or not at all.
+        path: The file.
         results: At least one result.
-        checkpoint: What was evaluated.
+        checkpoint: The weights that were evaluated.
     """
     summary = Summary.from_results(results)
     content = {
@@ -188,13 +192,11 @@ def write_results(path: Path, results: Sequence[CaseResult], *, checkpoint: str)
             for result in results
         },
     }
-    part = path.with_name(f".part-{path.name}")
-    part.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-    part.replace(path)
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def results_table(results: Sequence[CaseResult]) -> Table:
-    """The summary for a terminal, with the worst case of each class to look at first."""
+    """The summary for a terminal, with the worst case of each class, to be looked at first."""
     summary = Summary.from_results(results)
     table = Table(title=f"{len(results)} cases, whole volumes, original geometry")
     table.add_column("class")
@@ -219,15 +221,3 @@ def results_table(results: Sequence[CaseResult]) -> Table:
             "Dice 0, HD95 the diagonal of the volume"
         )
     return table
-
-
-def _score_original(
-    case: data.Case, prediction_DHW: np.ndarray[Any, Any], classes: Classes
-) -> dict[str, Score]:
-    """The prediction is put back into the original grid, and compared with what its file holds."""
-    return score(
-        np.asanyarray(case.restore_label(prediction_DHW).dataobj),
-        np.asanyarray(case.reference().dataobj),
-        classes.members,
-        voxel_sizes(case.original.affine),
-    )

@@ -1,15 +1,15 @@
-"""A run's best weights as an MLflow model: MLflow loads them with `_load_pyfunc`.
+"""A trained network that segments files and arrays; also an MLflow model.
 
     model = mlflow.pyfunc.load_model("models:/spleen/1")
     label = model.predict({"image": "case_0000.nii.gz"})[0]
-    label = model.predict({"image": array_CDHW})[0]  # large arrays: MLflow copies them as lists
+    label = model.predict({"image": array_CDHW})[0]  # slow if large: MLflow copies it into lists
 
-Nothing of MLflow is imported: it names this module in the model's folder, and calls it.
+MLflow is not imported: the folder of a saved model names this module, and MLflow calls its
+`_load_pyfunc`.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,66 +22,59 @@ from segresmamba.config import Config, read_config
 from segresmamba.data.volumes.statistics import channel_statistics
 from segresmamba.errors import DataError
 from segresmamba.inference.sliding_window import predict_volume
-from segresmamba.task.classes import Classes
+from segresmamba.storage.run_folder import RunFolder
 from segresmamba.task.ranks import Ranks
-from segresmamba.task.task import build_network
-from segresmamba.task.weights import load_weights, read_facts
-
-logger = logging.getLogger(__name__)
-
-WEIGHTS_NAME = "weights.pt"
-CONFIG_NAME = "config.yaml"
+from segresmamba.task.weights import load_network
 
 
 class ServedNetwork:
     """The network of a run, ready to segment.
 
     Args:
-        weights: As `checkpoint.save_weights` wrote them.
-        config: Of the run.
+        weights: The run's best weights.
+        config: The run's configuration.
 
     Raises:
-        CheckpointError: If the weights cannot be read, or are another network's.
+        CheckpointError: If the weights cannot be read, or belong to another network.
     """
 
     def __init__(self, weights: Path, config: Config) -> None:
-        self._config = config
-        facts = read_facts(weights)
-        self._channels: list[str] = facts["channel_names"]
-        # Weights of earlier versions say nothing: they were trained without a policy.
-        self._preprocessing = data.Preprocessing.model_validate(facts.get("preprocessing", {}))
-        self._classes = Classes.from_labels(self._config, facts["labels"])
+        trained = load_network(weights, config)
+        self._config, self._classes = config, trained.classes
+        self._channels = trained.facts.channel_names
+        self._preprocessing = trained.facts.preprocessing
         self._device = Ranks.from_environment().device
-        network = build_network(self._config, len(self._channels), self._classes.channels)
-        load_weights(weights, network)
-        logger.info("weights of step %d, Dice %.4f in training", facts["step"], facts["dice"])
-        self._network = network.to(self._device)
+        self._network = trained.network.to(self._device)
 
     def predict(self, images: Any, params: object = None) -> list[npt.NDArray[np.int16]]:
         """Segment cases.
 
         Args:
-            images: A table with a column "image" (what MLflow makes of `{"image": case}`), or an
+            images: A table with a column "image", which MLflow makes of `{"image": case}`, or an
                 iterable of cases. A case is a NIfTI path for a one-channel network, a list of
-                paths, one for each channel, or an array (C, D, H, W) of raw intensities, of the
-                voxel size that the network was trained on.
+                paths, one for each channel, or an array (C, D, H, W) of raw intensities whose
+                voxels have the size that the network was trained on.
             params: Ignored; MLflow passes it.
 
         Returns:
-            For each case its labels: of paths in the geometry of the first image, (X, Y, Z); of an
-            array (D, H, W).
+            The labels of each case. For paths the array (X, Y, Z) has the geometry of the first
+            image; for an array it is (D, H, W).
 
         Raises:
             DataError: If the channels are not the network's, or a file cannot be read.
         """
-        cases = [_files_or_array(case) for case in _cells(images)]
+        cells: Iterable[Any] = images["image"] if hasattr(images, "columns") else images
+        cases = [_files_or_array(case) for case in cells]
         if cases and all(isinstance(case, np.ndarray) and case.ndim == 3 for case in cases):
             cases = [np.stack(cases)]  # MLflow made a row of each channel of one array
-        return [self._segment(case) for case in cases]
+        return [
+            np.asarray(self.segment_files(case).dataobj, np.int16)
+            if isinstance(case, list)
+            else self._segment_array(case)
+            for case in cases
+        ]
 
-    def _segment(self, case: list[Path] | npt.NDArray[np.float32]) -> npt.NDArray[np.int16]:
-        if isinstance(case, list):
-            return np.asarray(self.segment_files(case).dataobj, np.int16)
+    def _segment_array(self, case: npt.NDArray[np.float32]) -> npt.NDArray[np.int16]:
         self._check_channels(len(case) if case.ndim == 4 else 0, "an array (C, D, H, W)")
         if not all(channel.any() for channel in case):
             raise DataError(
@@ -94,7 +87,7 @@ class ServedNetwork:
         return self._label(case, self._preprocessing.for_case(statistics))
 
     def segment_files(self, paths: Sequence[Path]) -> Any:
-        """Segment the case in some files, one for each channel.
+        """Segment one case, given as a file for each channel.
 
         Returns:
             A nibabel image of the labels in the geometry of the first file; uint8 if they fit.
@@ -132,14 +125,8 @@ class ServedNetwork:
             )
 
 
-def _cells(images: Any) -> Iterable[Any]:
-    """The cases of a table, or of any other iterable."""
-    cells: Iterable[Any] = images["image"] if hasattr(images, "columns") else images
-    return cells
-
-
 def _files_or_array(case: Any) -> Any:
-    """A cell as a list of paths or as an array: MLflow hands arrays over as nested lists."""
+    """A case as a list of paths or as an array; MLflow passes arrays as nested lists."""
     if isinstance(case, str | Path):
         return [Path(case)]
     if isinstance(case[0], str | Path):
@@ -149,6 +136,7 @@ def _files_or_array(case: Any) -> Any:
 
 
 def _load_pyfunc(path: str) -> ServedNetwork:
-    """MLflow's way in; `path` is the folder that was logged."""
-    folder = Path(path)
-    return ServedNetwork(folder / WEIGHTS_NAME, read_config(folder / CONFIG_NAME))
+    """Load a saved model for MLflow, which passes the folder of the model's data."""
+    # It has the run's `best` weights and configuration, under the names that the run gives them.
+    folder = RunFolder(Path(path))
+    return ServedNetwork(folder.path / folder.best.name, read_config(folder.config))

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from segresmamba.config import read_config
 from segresmamba.errors import DataError
 from segresmamba.inference.model import ServedNetwork
+from segresmamba.storage.atomic import atomic_path
 from segresmamba.storage.run_folder import RunFolder
-
-logger = logging.getLogger(__name__)
 
 
 def predict(run: Path, images: Sequence[Path], out: Path) -> None:
-    """Segment one case with a run's best weights; the run's dataset is not needed.
+    """Segment one case with a run's best weights. The run's dataset need not be there.
 
     Args:
         run: The run's folder.
@@ -25,21 +23,7 @@ def predict(run: Path, images: Sequence[Path], out: Path) -> None:
     Raises:
         UserError: If the run is not trained, an image cannot be used, or `out` not written.
     """
-    _check_output(out)
-    folder = RunFolder(run)
-    config = read_config(folder.config)
-    label = ServedNetwork(folder.best, config).segment_files(images)
-    part = out.with_name(f".part-{out.name}")
-    try:
-        label.to_filename(part)
-        part.replace(out)
-    except OSError as error:
-        raise cannot_write(out, error) from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _check_output(out: Path) -> None:
+    # A wrong name or folder is found now, not when the network has run for minutes.
     if not out.name.endswith((".nii", ".nii.gz")):
         raise DataError(
             "labels are written as NIfTI",
@@ -54,10 +38,17 @@ def _check_output(out: Path) -> None:
             got=out.parent,
             remedy=f"mkdir -p {out.parent}",
         )
+    folder = RunFolder(run)
+    label = ServedNetwork(folder.best, read_config(folder.config)).segment_files(images)
+    try:
+        with atomic_path(out) as temporary:
+            label.to_filename(temporary)
+    except OSError as error:
+        raise cannot_write(out, error) from error
 
 
 def cannot_write(path: Path, error: OSError) -> DataError:
-    """The error of a result that the disk or its folder does not take."""
+    """The error to raise when the result cannot be written to disk."""
     return DataError(
         "the result cannot be written",
         where=error.filename or path,

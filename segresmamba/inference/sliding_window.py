@@ -32,15 +32,14 @@ def predict_volume(
     """Compute the logits of a volume of any size.
 
     The volume stays on the CPU; each window is moved to the device and normalised there, as a
-    training crop is. A volume smaller than the patch is extended by its outermost voxels, which
-    holds for MR, where air is 0, and for CT, where it is -1000.
+    training crop is. A volume smaller than the patch is extended by its outermost voxels: zeros
+    would suit MR, where air is 0, but not CT, where air is -1000.
 
     Args:
-        network: The network, on `device`; its training mode is put back afterwards.
+        network: The network, on `device`; its training mode is restored afterwards.
         image_CDHW: Intensities as stored.
-        normalisation_C4: Low, high, mean and deviation of each channel, as `data.normalise` takes
-            them.
-        patch: Window size (D, H, W), that of the training crops.
+        normalisation_C4: Low, high, mean and deviation of each channel, for `data.normalise`.
+        patch: Window size (D, H, W), the size of the training crops.
         validation: Overlap of the windows, and how many are computed at once.
         device: Where the network computes.
         precision: Autocast type, one of fp32, bf16, fp16.
@@ -73,14 +72,14 @@ def predict_volume(
         try:
             return slide(device)
         except torch.OutOfMemoryError:
-            # A large CT with many classes outgrows the GPU that computes its windows with ease.
+            # The logits of a large CT with many classes take far more memory than its windows.
             logger.warning("the logits do not fit on %s: stitching them on the CPU", device)
         return slide(torch.device("cpu"))
 
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; the training mode is put back, whatever happens."""
+    """Evaluation mode without gradients; afterwards the network has its former mode again."""
     was_training = network.training
     network.eval()
     try:

@@ -1,7 +1,8 @@
-"""What a training step will take, found out without a GPU.
+"""The memory that a training step needs, predicted without a GPU.
 
-`timeline` follows the memory of a step through fake tensors (`simulation`), `states` knows what
-DeepSpeed holds besides, `plan` searches, `report` shows.
+`timeline` follows the memory of a step on fake tensors (`simulation`), `states` adds what DeepSpeed
+holds, `plan` searches for settings that fit, `tables` shows them. `out_of_memory` asks for all this
+when a run has failed.
 """
 
 from segresmamba.planner.plan import MemoryPlan, Planner, gpu_memory_gib

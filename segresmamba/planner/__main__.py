@@ -1,4 +1,4 @@
-"""The launcher's question, answered in a process of its own, since it must not import torch.
+"""Answers whether a configuration fits, as a process: the launcher must not import torch.
 
     python -m segresmamba.planner CONFIG_YAML
 
@@ -19,7 +19,7 @@ from segresmamba.task.task import Task
 
 
 def main() -> None:
-    """Read, plan, print; exit code 2 with one screen of text for a user's mistake."""
+    """Read the file, plan, and print; a user's mistake gives its screen and exit code 2."""
     logging.disable(logging.WARNING)
     config = read_config(Path(sys.argv[1]))
     try:

@@ -1,9 +1,9 @@
-"""What CUDA's autocast computes in fp32 and the CPU's does not, for tensors on the CPU.
+"""A mode in which autocast on the CPU computes in fp32 what autocast on CUDA computes in fp32.
 
-PyTorch keeps a list of operators for each device (torch.amp, "Autocast Op Reference"). On CUDA the
-norms, softmax, powers, sums and resampling run in fp32, so that their inputs are kept in fp32 for
-the backward pass: a group norm after each convolution more than doubles what SegResNet keeps. A
-machine without a GPU can count that with fake CPU tensors under this mode.
+PyTorch has one list of operators for each device (torch.amp, "Autocast Op Reference"). On CUDA,
+norms, softmax, powers, sums and resampling run in fp32, so their inputs are kept in fp32 for the
+backward pass: a group norm after each convolution more than doubles what SegResNet keeps. With this
+mode a machine without a GPU can count that on fake CPU tensors.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ FP32_ON_CUDA_ALONE = frozenset(
         "upsample_nearest3d", "upsample_trilinear3d",
     }
 )  # fmt: skip
-"""Operators that autocast on CUDA and have no rule on the CPU, those of networks among them."""
+"""Operators that CUDA's autocast runs in fp32, and for which the CPU's has no rule."""
 _SPELLINGS = FP32_ON_CUDA_ALONE | {"__pow__", "__rpow__"}
 
 
 class CudaAutocastLists(TorchFunctionMode):
-    """While entered, autocast on the CPU treats `FP32_ON_CUDA_ALONE` as it does on CUDA."""
+    """Inside this mode, autocast on the CPU runs `FP32_ON_CUDA_ALONE` in fp32, as on CUDA."""
 
     def __torch_function__(
         self,
@@ -39,7 +39,7 @@ class CudaAutocastLists(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Call a function, in fp32 where CUDA's autocast would."""
+        """Call a function, in fp32 if CUDA's autocast would do so."""
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if name not in _SPELLINGS or not torch.is_autocast_enabled("cpu"):
@@ -50,9 +50,9 @@ class CudaAutocastLists(TorchFunctionMode):
 
 
 def backward(outputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-    """`torch.autograd.backward` of which checkpointed regions, computed again, see the mode too.
+    """`torch.autograd.backward`, with the mode on in checkpointed regions that are recomputed.
 
-    PyTorch's own function hands itself to the mode, and a mode is off inside its handler.
+    PyTorch passes its own function to the mode's handler, and a mode is off inside its handler.
     """
     engine: Any = torch.autograd.Variable._execution_engine
     engine.run_backward(

@@ -1,7 +1,7 @@
-"""What a network costs before it trains: parameters, operations, memory kept for the backward pass.
+"""The cost of a network: parameters, operations, memory kept for the backward pass.
 
-All figures come from shapes and types alone, so fake tensors (`fake_footprint`) give what real ones
-give, at any size and at no cost.
+All figures follow from shapes and types, so fake tensors (`fake_footprint`) give the same as real
+ones, at any size, without computing anything.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Literal
 
 import torch
@@ -27,49 +26,45 @@ class Footprint:
     """One network at one input size."""
 
     trained_parameters: int
-    """Parameters that a backward pass gives a gradient."""
+    """Parameters that get a gradient in a backward pass."""
     dead_parameters: int
     """Parameters that take memory and get no gradient."""
     saved_bytes: int
     """Kept by the forward pass for the backward pass, see `SavedBytes`."""
     macs: int
-    """Multiplications with an addition in one forward pass, half of what PyTorch's flop counter
-    counts: convolutions, matrix products and the scans, not norms, activations or resampling."""
+    """Multiply-accumulate operations of one forward pass, half the count of PyTorch's flop counter:
+    convolutions, matrix products and the scans, but not norms, activations or resampling."""
 
 
 class SavedBytes:
     """Counts the bytes that autograd keeps for the backward pass while it is entered.
 
-    A storage counts once, in full, however many views of it are kept. Checkpointed regions count
-    with the inputs that they keep. The copies of weights that autocast makes count, since they are
-    kept beside the weights.
+    A storage counts once and in full, however many views of it are kept. Checkpointed regions count
+    with the inputs that they keep. Autocast's copies of weights count, since they are kept beside
+    the weights.
 
     Args:
-        excluded: Tensors that are there anyway: weights, and the input.
+        excluded: Tensors that exist in any case: weights, and the input.
     """
 
     def __init__(self, excluded: Iterable[Tensor] = ()) -> None:
         self.total = 0
-        self._seen = {_storage_key(tensor): tensor for tensor in excluded}
+        self._seen = {storage_key(tensor): tensor for tensor in excluded}
         self._hooks = saved_tensors_hooks(self._count, lambda tensor: tensor)
 
     def __enter__(self) -> SavedBytes:
         self._hooks.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._hooks.__exit__(kind, error, trace)
+    def __exit__(self, *error: object) -> None:
+        self._hooks.__exit__(*error)
         self._seen.clear()
 
     def _count(self, tensor: Tensor) -> Tensor:
-        key = _storage_key(tensor)
+        key = storage_key(tensor)
         if key not in self._seen:
-            # Detached, it holds the storage, whose address must not be used again, and no graph.
+            # The storage has to stay alive, or another one could get its address and be missed. A
+            # detached tensor keeps it without the graph.
             self._seen[key] = tensor.detach()
             self.total += tensor.untyped_storage().nbytes()
         return tensor
@@ -79,7 +74,7 @@ def footprint(network: nn.Module, x_BCDHW: Tensor, precision: str) -> Footprint:
     """Measure a network in training mode, in one forward and one backward pass.
 
     Args:
-        network: On the device of the input; its gradients are cleared.
+        network: The network, on the device of the input. Its gradients are deleted.
         x_BCDHW: Any input of the wanted size, real or fake.
         precision: Autocast type: fp32, bf16 or fp16.
     """
@@ -107,14 +102,14 @@ def fake_footprint(
     precision: str,
     device_type: Literal["cpu", "cuda"] = "cpu",
 ) -> Footprint:
-    """Measure a network at an input size of which nothing is computed or allocated.
+    """Measure a network at an input size without computing or allocating anything.
 
     Args:
-        network: Anywhere; **it becomes fake** and cannot compute any more.
-        shape_BCDHW: Of the input, float32.
+        network: The network, on any device; **it becomes fake** and cannot compute any more.
+        shape_BCDHW: Shape of the input, which is float32.
         precision: Autocast type: fp32, bf16 or fp16.
-        device_type: Whose autocast lists apply, see `engine.cuda_autocast`. The tensors claim to be
-            on the CPU in both cases, so no GPU is needed.
+        device_type: The device whose autocast list applies, see `cuda_autocast`. The fake tensors
+            are CPU tensors in both cases, so no GPU is needed.
     """
     mode = FakeTensorMode()
     make_fake(network, mode)
@@ -124,28 +119,23 @@ def fake_footprint(
 
 
 def make_fake(network: nn.Module, mode: FakeTensorMode) -> None:
-    """Put fake CPU tensors in the place of all parameters and buffers, shared ones still shared.
+    """Replace all parameters and buffers by fake CPU tensors; shared ones stay shared.
 
-    Building a network fake from the start fails where a constructor reads a tensor's value, as that
-    of MONAI's SwinUNETR does.
+    A network cannot be built with fake tensors from the start: some constructors read a tensor's
+    value, such as that of MONAI's SwinUNETR.
     """
     fakes: dict[Tensor, Tensor] = {}
     for module in network.modules():
         own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
         for name, tensor in own:
             if tensor not in fakes:
-                fakes[tensor] = _fake_of(tensor, mode)
+                with mode:
+                    fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+                is_parameter = isinstance(tensor, nn.Parameter)
+                fakes[tensor] = nn.Parameter(fake, tensor.requires_grad) if is_parameter else fake
             setattr(module, name, fakes[tensor])
 
 
-def _fake_of(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
-    with mode:
-        fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(fake, tensor.requires_grad)
-    return fake
-
-
-def _storage_key(tensor: Tensor) -> int:
-    """Identity of a storage for as long as it lives; fake ones have no address of their data."""
+def storage_key(tensor: Tensor) -> int:
+    """Identify a living storage. The address of the data would not do: fake storages have none."""
     return int(tensor.untyped_storage()._cdata)

@@ -1,4 +1,4 @@
-"""Will a training step fit, and if not, what is the cheapest change that makes it fit?"""
+"""Whether a training step fits a GPU, and if not, the cheapest change that makes it fit."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from segresmamba.planner.states import states
 from segresmamba.task.task import Task
 
 GIB = 2**30
-# Neither is measured: no GPU was at hand. A context and its libraries take several hundred MiB, and
-# convolutions take workspaces that shapes do not show.
+# Both are estimates, made without a GPU: a CUDA context and its libraries take several hundred MiB,
+# and convolutions need workspaces, which do not follow from the shapes.
 CONTEXT_GIB = 1.0
 WORKSPACE_MARGIN = 0.10
-_PATCH_STEP = 32  # what the strides of the networks here divide
-_LAST_STAGE = 3
+_PATCH_STEP = 32  # a multiple of the total stride of every network here
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """The configuration as it is, and the one that fits."""
+    """The configuration as it is, and a similar one that fits."""
 
     gpu_memory_gib: float
     asked: Prediction
@@ -61,31 +60,31 @@ class MemoryPlan:
         return self.asked.needed_gib <= self.gpu_memory_gib
 
     @property
-    def words(self) -> tuple[str, ...]:
+    def overrides(self) -> tuple[str, ...]:
         """The changes, as `train` takes them."""
         before, after = self.asked.config, self.proposed.config
-        words = []
+        overrides = []
         if after.data.patch != before.data.patch:
-            words.append(f"data.patch=[{','.join(map(str, after.data.patch))}]")
-        words += [
+            overrides.append(f"data.patch=[{','.join(map(str, after.data.patch))}]")
+        overrides += [
             f"train.{key}={getattr(after.train, key)}"
             for key in ("accumulation", "zero_stage")
             if getattr(after.train, key) != getattr(before.train, key)
         ]
         model = before.model.model_dump()
-        words += [
+        overrides += [
             f"model.{key}={str(value).lower()}"
             for key, value in after.model.model_dump().items()
             if value != model[key]
         ]
-        return tuple(words)
+        return tuple(overrides)
 
 
 class Planner:
-    """Predicts configurations of one task, each simulation once.
+    """Predicts the memory of configurations of one task, and simulates each of them once.
 
     Args:
-        task: The dataset's channels and labels, and the configuration to start from.
+        task: Channels and labels of the dataset, and the configuration to start from.
     """
 
     def __init__(self, task: Task) -> None:
@@ -94,7 +93,7 @@ class Planner:
         self._seen: dict[tuple[str, tuple[int, int, int], int], Activations] = {}
 
     def predict(self, config: Config) -> Prediction:
-        """The memory of a training step as configured, on each of its ranks."""
+        """Predict the memory of a training step, which is the same on all ranks."""
         train = config.train
         crops = train.batch_size // (config.cluster.world_size * train.accumulation)
         key = (config.model.model_dump_json(), config.data.patch, crops)
@@ -103,7 +102,7 @@ class Planner:
         return Prediction(config, crops, self._seen[key])
 
     def plan(self, gpu_memory_gib: float) -> MemoryPlan:
-        """Find the change that costs least: smaller micro batches first, the patch last.
+        """Find the cheapest change: fewer crops at once come first, a smaller patch last.
 
         Raises:
             ConfigError: If not even the smallest patch fits.
@@ -113,18 +112,23 @@ class Planner:
             return MemoryPlan(gpu_memory_gib, asked, asked)
         for patch in _patches(self.config.data.patch):
             options = list(_options(_changed(self.config, "data", patch=patch)))
+            # The least memory at this patch: one crop at a time in the network that keeps least.
+            # Not always at the highest stage: for a small network, the buffers of stage 3 may take
+            # more than its states.
+            network = options[-1][-1].model
+            fewest_crops = [option[-1] for option in options if option[-1].model == network]
             try:
-                leanest = self._leanest(options)
+                leanest = min(map(self.predict, fewest_crops), key=lambda one: one.needed_gib)
             except ConfigError:  # the network does not take a patch as small as this
                 break
             if leanest.needed_gib > gpu_memory_gib:
                 continue
-            # Simulations take time: one crop at a time tells whether more are worth a look.
+            # A simulation takes time, so more crops are tried only where one crop fits.
             found = (
                 self.predict(option)
-                for ever_fewer_crops in options
-                if self.predict(ever_fewer_crops[-1]).needed_gib <= gpu_memory_gib
-                for option in ever_fewer_crops
+                for fewer_crops in options
+                if self.predict(fewer_crops[-1]).needed_gib <= gpu_memory_gib
+                for option in fewer_crops
             )
             fitting = next(one for one in found if one.needed_gib <= gpu_memory_gib)
             return MemoryPlan(gpu_memory_gib, asked, fitting)
@@ -137,18 +141,9 @@ class Planner:
             remedy="take more or larger GPUs, fewer model channels, or another model",
         )
 
-    def _leanest(self, options: list[list[Config]]) -> Prediction:
-        """One crop at a time in the network that keeps least, under the best of the ZeRO stages.
-
-        A higher one is not always leaner: its buffers may take more than a small network's states.
-        """
-        network = options[-1][-1].model
-        fewest = [option[-1] for option in options if option[-1].model == network]
-        return min(map(self.predict, fewest), key=lambda prediction: prediction.needed_gib)
-
 
 def gpu_memory_gib(config: Config) -> float:
-    """Of `plan.gpu_memory_gib`, else of the GPU at hand.
+    """The memory to plan for: `plan.gpu_memory_gib`, else that of this machine's first GPU.
 
     Raises:
         ConfigError: If there is neither.
@@ -166,32 +161,29 @@ def gpu_memory_gib(config: Config) -> float:
 
 
 def _options(config: Config) -> Iterator[list[Config]]:
-    """The same step with less and less memory, cheapest change first; the leanest network is last.
+    """Configurations that need less and less memory, the cheapest change first.
 
-    Each list has fewer and fewer crops at once, and all else the same.
+    Within a list only the number of crops at once falls. From list to list the ZeRO stage rises,
+    then more activations are recomputed; the last list has the network that keeps least.
     """
-    train, ranks = config.train, config.cluster.world_size
+    train, ranks, model = config.train, config.cluster.world_size, config.model
     crops = train.batch_size // ranks
     divisors = [n for n in range(train.accumulation, crops + 1) if crops % n == 0]
-    last = _LAST_STAGE if ranks > 1 and not train.compile else train.zero_stage
-    for model in _models(config):
-        for stage in range(train.zero_stage, max(train.zero_stage, last) + 1):
-            with_model = config.model_copy(update={"model": model})
+    # With one rank a higher stage has nothing to divide, and stage 3 cannot be compiled.
+    last_stage = 3 if ranks > 1 and not train.compile else train.zero_stage
+    models: list[ModelConfig] = [model]
+    if isinstance(model, SegResMambaFamily):
+        recomputed = range(model.checkpoint_stages + 1, len(model.dims) + 1)
+        models += [model.model_copy(update={"checkpoint_stages": n}) for n in recomputed]
+    elif not getattr(model, "use_checkpoint", True):
+        models.append(model.model_copy(update={"use_checkpoint": True}))
+    for model in models:
+        with_model = config.model_copy(update={"model": model})
+        for stage in range(train.zero_stage, last_stage + 1):
             yield [
                 _changed(with_model, "train", accumulation=accumulation, zero_stage=stage)
                 for accumulation in divisors
             ]
-
-
-def _models(config: Config) -> Iterator[ModelConfig]:
-    """The network, then the same with more and more activations computed twice."""
-    model = config.model
-    yield model
-    if isinstance(model, SegResMambaFamily):
-        for stages in range(model.checkpoint_stages + 1, len(model.dims) + 1):
-            yield model.model_copy(update={"checkpoint_stages": stages})
-    elif not getattr(model, "use_checkpoint", True):
-        yield model.model_copy(update={"use_checkpoint": True})
 
 
 def _patches(patch: tuple[int, int, int]) -> Iterator[tuple[int, int, int]]:

@@ -1,4 +1,4 @@
-"""One training step on fake tensors: nothing is computed or allocated, everything is counted."""
+"""The memory of one training step, counted on fake tensors, without computing or allocating."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from segresmamba.task.task import build_network
 
 @dataclass(frozen=True)
 class Activations:
-    """What one backward pass of a network needs besides weights, gradients and optimizer."""
+    """Memory of a forward and backward pass besides weights, gradients and optimizer state."""
 
     weights_bytes: int
     saved_bytes: int
-    """Kept by the network's forward pass for the backward pass, see `measure.SavedBytes`."""
+    """Kept by the network's forward pass for the backward pass, see `footprint.SavedBytes`."""
     peak_bytes: int
-    """The most in use at once, batch, loss and temporary results included."""
+    """The most in use at once, with the batch, the loss and temporary results."""
 
 
 def simulate(
@@ -44,13 +44,13 @@ def simulate(
 
     Args:
         config: Network, patch, precision and classes.
-        channels: Of the input.
+        channels: Number of channels of the input.
         labels: Name to value of the dataset's labels.
-        micro_batch: Crops.
-        device_type: Whose autocast lists apply.
+        micro_batch: Number of crops.
+        device_type: The device whose autocast list applies.
 
     Raises:
-        ConfigError: If the network cannot be built so.
+        ConfigError: If the network cannot be built with these settings.
     """
     classes = Classes.from_labels(config, labels)
     network = build_network(config, channels, classes.channels).train()
@@ -67,19 +67,20 @@ def simulate(
         with SavedBytes([*weights, x_BCDHW]) as saved:
             outputs: Tensor | list[Tensor] = Autocast(network, config.train.precision)(x_BCDHW)
         levels = [outputs] if isinstance(outputs, Tensor) else outputs
-        timeline.aside(sum(math.ceil(level.numel() * loss_bytes) for level in levels))
+        timeline.add_transient(sum(math.ceil(level.numel() * loss_bytes) for level in levels))
         backward(levels, [torch.empty_like(level) for level in levels])
         del outputs, levels
-        # `states` has those.
+        # `states` counts the gradients.
         timeline.leave_out(p.grad for p in network.parameters() if p.grad is not None)
     del label_BDHW
     return Activations(weights_bytes, saved.total, timeline.peak_bytes())
 
 
 def _loss_bytes_per_logit(config: Config, labels: Mapping[str, int], classes: Classes) -> float:
-    """The loss's peak, which grows with the logits, measured on few real ones.
+    """Peak memory of the loss for each logit, measured on real tensors of a small size.
 
-    MONAI's Dice reads a tensor's values, and fake tensors have none.
+    MONAI's Dice reads a tensor's values, and fake tensors have none. The peak is proportional to
+    the number of logits.
     """
     size = (16, 16, 16)
     logits_BKDHW = torch.zeros(1, classes.channels, *size, requires_grad=True)

@@ -2,7 +2,7 @@
 
 The formulas were fitted to what DeepSpeed 0.19.8 allocates on a CPU for networks of 32 and 128 MiB
 on one and two ranks, with torch's AdamW in fp32 and the bucket of `engine.zero`; all 16 runs agree.
-P is the weights' bytes, w the ranks, K the bucket for reductions.
+P is the bytes of the weights, w the number of ranks, K the bytes of the bucket for reductions.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ BUCKET_BYTES = 4 * (1 << 25)
 
 @dataclass(frozen=True)
 class States:
-    """The largest amounts in two parts of a training step, in bytes."""
+    """The peaks of two parts of a training step, in bytes."""
 
     in_backward: int
-    """While activations are there too."""
+    """In the backward pass, in addition to the activations."""
     in_step: int
-    """While the optimizer steps; activations are gone."""
+    """In the optimizer's step, when the activations are freed."""
 
 
 def states(stage: int, weights_bytes: int, world_size: int) -> States:
-    """What a rank holds besides activations.
+    """Memory of one rank without activations.
 
     Args:
-        stage: Of ZeRO.
-        weights_bytes: P, of all weights in fp32.
-        world_size: w.
+        stage: ZeRO stage.
+        weights_bytes: P, the size of all weights in fp32.
+        world_size: w, the number of ranks.
     """
     p, share, k = weights_bytes, weights_bytes / world_size, BUCKET_BYTES
     if stage == 0:  # weights, gradients, two moments; the step needs one temporary

@@ -1,4 +1,4 @@
-"""A plan for people: one table, and the words to add to the command."""
+"""A plan as a table for the terminal, and as one sentence with the overrides to add."""
 
 from __future__ import annotations
 
@@ -24,34 +24,33 @@ def table(plan: MemoryPlan) -> Table:
     shown.add_column("")
     for name in columns:
         shown.add_column(name, justify="right")
-    rows = [_rows(prediction) for prediction in columns.values()]
-    for number, (label, _) in enumerate(rows[0]):
-        shown.add_row(label, *(cells[number][1] for cells in rows))
+    cells = [_cells(prediction) for prediction in columns.values()]
+    for label in cells[0]:
+        shown.add_row(label, *(column[label] for column in cells))
     return shown
 
 
 def verdict(plan: MemoryPlan) -> str:
-    """One sentence."""
+    """Whether the configuration fits, in one sentence."""
     if plan.fits:
         return f"fits: {plan.gpu_memory_gib - plan.asked.needed_gib:.1f} GiB to spare"
-    return f"does not fit; with these words it does: {shlex.join(plan.words)}"
+    return f"does not fit; with these overrides it does: {shlex.join(plan.overrides)}"
 
 
-def _rows(prediction: Prediction) -> list[tuple[str, str]]:
+def _cells(prediction: Prediction) -> dict[str, str]:
+    """The rows of one column, by their label."""
     config, activations = prediction.config, prediction.activations
     other = prediction.peak_bytes - activations.peak_bytes
-    return [
-        ("patch", " x ".join(map(str, config.data.patch))),
-        ("crops at once per GPU", str(prediction.micro_batch)),
-        ("accumulation", str(config.train.accumulation)),
-        ("ranks, ZeRO stage", f"{config.cluster.world_size}, {config.train.zero_stage}"),
-        ("parameters", f"{activations.weights_bytes // 4:,}"),
-        ("saved for the backward pass, GiB", f"{activations.saved_bytes / GIB:.2f}"),
-        ("activations at the peak, GiB", f"{activations.peak_bytes / GIB:.2f}"),
-        ("weights, gradients, optimizer, GiB", f"{other / GIB:.2f}"),
-        ("tensors at the peak, GiB", f"{prediction.peak_bytes / GIB:.2f}"),
-        (
-            f"with {WORKSPACE_MARGIN:.0%} for workspaces and {CONTEXT_GIB:g} for CUDA, GiB",
-            f"{prediction.needed_gib:.2f}",
-        ),
-    ]
+    needed = f"with {WORKSPACE_MARGIN:.0%} for workspaces and {CONTEXT_GIB:g} for CUDA, GiB"
+    return {
+        "patch": " x ".join(map(str, config.data.patch)),
+        "crops at once per GPU": str(prediction.micro_batch),
+        "accumulation": str(config.train.accumulation),
+        "ranks, ZeRO stage": f"{config.cluster.world_size}, {config.train.zero_stage}",
+        "parameters": f"{activations.weights_bytes // 4:,}",
+        "saved for the backward pass, GiB": f"{activations.saved_bytes / GIB:.2f}",
+        "activations at the peak, GiB": f"{activations.peak_bytes / GIB:.2f}",
+        "weights, gradients, optimizer, GiB": f"{other / GIB:.2f}",
+        "tensors at the peak, GiB": f"{prediction.peak_bytes / GIB:.2f}",
+        needed: f"{prediction.needed_gib:.2f}",
+    }

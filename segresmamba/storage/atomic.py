@@ -1,8 +1,8 @@
 """Files and folders that are complete or absent.
 
 Everything is written under a temporary name in the target's own folder, flushed to disk, and then
-renamed. A process that is killed at any moment leaves the previous content in place. After a power
-cut, too, a name stands for complete content.
+renamed. A process that is killed at any moment leaves the previous content in place. Content is
+complete after a power cut, too.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ _PREFIX = ".part-"
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Replace the file `path` by what the block writes to the temporary file that it is given.
+    """Give a block a temporary file to write; the file replaces `path` when the block ends.
 
-    The temporary name ends as `path` does, for libraries that choose a format by the suffix. Two
-    processes that write the same file do not disturb each other: the last one wins.
+    The temporary name ends as `path` does, for libraries that choose a format by the suffix. It
+    names host and process, so two processes that write the same file do not disturb each other:
+    the last one wins.
 
     Args:
         path: The file. Its folder has to exist.
@@ -36,6 +37,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f"{_PREFIX}{socket.gethostname()}-{os.getpid()}-{path.name}")
     try:
         yield temporary
+        # Without this order a power cut could leave the name with an empty file behind it.
         sync(temporary)
         temporary.replace(path)
         sync(path.parent)
@@ -54,11 +56,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def complete_folder(temporary: Path, path: Path) -> None:
-    """Give a folder that was written under a temporary name its own name.
+    """Rename a folder that was written under a temporary name, once it is on disk.
 
     Args:
         temporary: The folder. It lies on the same file system as `path`.
-        path: Its name, which is free.
+        path: Its final name. Nothing has this name yet.
 
     Raises:
         OSError: If it cannot be written to disk or renamed.

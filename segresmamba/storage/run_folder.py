@@ -1,24 +1,27 @@
-"""A run is a folder; everything about it can be rebuilt from what lies there.
+"""The layout of a run's folder, from which everything about the run can be rebuilt.
+
+Submitting a job and checking a queue read these paths too, so this module does not import torch.
 
 <root>/<name>/
     config.yaml               the resolved configuration
-    journal.jsonl             every metric: the truth
+    journal.jsonl             every metric and tag, one JSON object a line: the truth
     checkpoints/
-        step-00000100/        see engine.checkpoints
-    best/weights.pt           full weights of the best validation
+        step-00000100/        a complete checkpoint, see engine.checkpoints
+    best/weights.pt           full weights of the best validation, see task.weights
     overlays/                 pictures of the last evaluation
     results.json              metrics of the last evaluation
     emissions.json            energy ledger
-    mlflow.json               how far MLflow has got
+    mlflow.json               the run in MLflow, and how much of the journal it has
     failure.txt               traceback of the last failure
-    failures.jsonl            every failure of a job
+    failures.jsonl            every failure of a job, one JSON object a line
+    memory.json               peak memory of each rank in each phase
+    environment.txt           packages that were installed when the run started
     logs/                     output of the processes
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -30,78 +33,40 @@ from segresmamba.storage.atomic import remove_leftovers, write_text
 _STEP_FOLDER = re.compile(r"step-(\d{8})")
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    """The layout of a run's folder. Nothing else spells these paths."""
+    """The layout of a run's folder. No other module spells these paths.
 
-    path: Path
+    Args:
+        path: The folder, which need not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.journal = path / "journal.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.best = path / "best" / "weights.pt"
+        self.overlays = path / "overlays"
+        self.results = path / "results.json"
+        self.emissions = path / "emissions.json"
+        self.mlflow = path / "mlflow.json"
+        self.failure = path / "failure.txt"
+        self.failures = path / "failures.jsonl"
+        self.memory = path / "memory.json"
+        self.environment = path / "environment.txt"
+        self.logs = path / "logs"
 
     @classmethod
     def from_config(cls, config: Config) -> RunFolder:
-        """The run's folder, which `enter` creates."""
+        """The folder of a configuration's run, which `enter` creates."""
         return cls(run_folder(config))
-
-    @property
-    def config(self) -> Path:
-        """The resolved configuration."""
-        return self.path / "config.yaml"
-
-    @property
-    def journal(self) -> Path:
-        """Every metric."""
-        return self.path / "journal.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of the checkpoints."""
-        return self.path / "checkpoints"
-
-    @property
-    def best(self) -> Path:
-        """Full weights of the best validation."""
-        return self.path / "best" / "weights.pt"
-
-    @property
-    def overlays(self) -> Path:
-        """Folder of the pictures."""
-        return self.path / "overlays"
-
-    @property
-    def results(self) -> Path:
-        """Metrics of the last evaluation."""
-        return self.path / "results.json"
-
-    @property
-    def emissions(self) -> Path:
-        """The energy ledger."""
-        return self.path / "emissions.json"
-
-    @property
-    def mlflow(self) -> Path:
-        """Where the run is in MLflow, and how far its journal has been sent."""
-        return self.path / "mlflow.json"
-
-    @property
-    def failure(self) -> Path:
-        """Traceback of the last failure."""
-        return self.path / "failure.txt"
-
-    @property
-    def failures(self) -> Path:
-        """Every failure of a job of this run, one JSON object a line."""
-        return self.path / "failures.jsonl"
-
-    @property
-    def logs(self) -> Path:
-        """Output of the processes."""
-        return self.path / "logs"
 
     def checkpoint(self, step: int) -> Path:
         """Folder of the complete checkpoint of a step."""
         return self.checkpoints / f"step-{step:08d}"
 
     def validation(self, step: int) -> Path:
-        """Where the validation of a checkpoint's step is recorded."""
+        """File of the metrics of the validation at a checkpoint's step."""
         return self.checkpoint(step) / "validation.json"
 
     def saved_steps(self) -> list[int]:
@@ -140,9 +105,9 @@ def write_config(config: Config, path: Path) -> None:
 
 
 def refuse_changes(config: Config) -> None:
-    """See that a run with a checkpoint goes on with the settings that it was trained with.
+    """Refuse to continue a run that has a checkpoint with settings that change its result.
 
-    A folder without a checkpoint holds nothing worth keeping, so its settings may change.
+    Without a checkpoint nothing depends on the old settings, so they may change.
 
     Raises:
         ConfigError: Names every setting that changes the result and differs, with both values,
@@ -151,22 +116,18 @@ def refuse_changes(config: Config) -> None:
     folder = RunFolder.from_config(config)
     if config.run.allow_config_change or not folder.config.exists() or not folder.saved_steps():
         return
-    changes = _changes(read_config(folder.config), config)
+    before, after = experiment(read_config(folder.config)), experiment(config)
+    changes = [
+        f"{key}: {before.get(key)} -> {after.get(key)}"
+        for key in sorted(before | after)
+        # A checkpoint knows its dataset by a digest of the content, so the store may have moved.
+        if before.get(key) != after.get(key) and key != "data.store"
+    ]
     if changes:
         raise ConfigError(
             "the run folder holds another experiment",
             where=folder.path,
             got="; ".join(changes),
             remedy="give another run.name, or the same values to go on with this run; to go on "
-            "with the new ones after all: --allow-config-change",
+            "with the new values: --allow-config-change",
         )
-
-
-def _changes(before: Config, after: Config) -> list[str]:
-    old, new = experiment(before), experiment(after)
-    return [
-        f"{key}: {old.get(key)} -> {new.get(key)}"
-        for key in sorted(old | new)
-        # The checkpoint knows its dataset by content; the store may have moved.
-        if old.get(key) != new.get(key) and key != "data.store"
-    ]

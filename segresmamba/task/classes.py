@@ -1,8 +1,8 @@
-"""What the channels of a network's output mean: exclusive labels, or overlapping regions.
+"""The meaning of the channels of a network's output: exclusive labels, or overlapping regions.
 
-Exclusive labels have a channel each, background first, and a softmax decides among them. A region
-is a union of labels (BraTS: whole tumour = {1, 2, 3}) with a sigmoid of its own; regions may nest
-or overlap, and together they still have to be written as one label volume.
+Each exclusive label has a channel, background first, and a softmax decides among them. A region is
+a union of labels (BraTS: whole tumour = {1, 2, 3}) with its own sigmoid. Regions may nest or
+overlap, but a prediction is one label volume, so `decode` turns them back into labels.
 """
 
 from __future__ import annotations
@@ -79,6 +79,7 @@ class Classes:
             Exclusive: channel indices, int64 (B, D, H, W). Regions: masks, float32 (B, K, D, H, W).
         """
         if self.exclusive:
+            # The values are in ascending order, so the position of a value is its channel.
             values = torch.tensor(self.values, device=label_BDHW.device)
             return torch.searchsorted(values, label_BDHW.long().contiguous())
         masks = [
@@ -90,12 +91,12 @@ class Classes:
     def decode(self, logits_KDHW: Tensor) -> Tensor:
         """The most probable label volume.
 
-        Exclusive labels: the largest channel. Regions: a label v belongs to some regions and not to
-        others, so its log-likelihood under independent sigmoids is, up to a constant of the voxel,
-        the sum of the logits of its regions; background has none and scores 0. Where thresholding
-        each region at 0.5 gives a combination that some label has, this is that label; where it
-        does not (enhancing tumour outside the whole tumour), this is the likeliest label. Labels
-        that no region tells apart are written as the smallest of them.
+        Exclusive labels: the largest channel. Regions: each label belongs to some of the regions.
+        Under independent sigmoids its log-likelihood is the sum of the logits of its regions, plus
+        a constant of the voxel; background has no region and scores 0. If the regions whose logit
+        is above 0 are those of some label, the result is this label. If not (enhancing tumour
+        outside the whole tumour), it is the most likely label. Labels that belong to the same
+        regions are written as the smallest of them.
 
         Args:
             logits_KDHW: The network's output for one volume.
@@ -108,7 +109,7 @@ class Classes:
         regions = self.members.values()
         codes = {
             tuple(float(value in members) for members in regions): value
-            for value in reversed(self.values)
+            for value in reversed(self.values)  # so that the smallest value stays
         }
         codes_VK = torch.tensor(list(codes), dtype=logits_KDHW.dtype, device=logits_KDHW.device)
         values = torch.tensor(list(codes.values()), device=logits_KDHW.device)

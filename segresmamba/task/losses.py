@@ -1,8 +1,8 @@
 """Dice plus cross-entropy, for exclusive labels and for overlapping regions.
 
-Dice is taken per sample and then averaged. Taken over the whole batch instead, it would not be a
-mean over samples, and gradient accumulation or more ranks would train something else than the
-larger batch does. nnU-Net's 3D full-resolution configuration makes the same choice.
+Dice is computed for each sample and then averaged. The Dice of a whole batch is not a mean over its
+samples, so with it gradient accumulation, or more ranks, would train something else than one large
+batch does. nnU-Net's 3D full-resolution configuration makes the same choice.
 """
 
 from __future__ import annotations
@@ -33,14 +33,15 @@ def build_loss(config: Config, labels: Mapping[str, int]) -> SegmentationLoss:
 
 
 class SegmentationLoss(nn.Module):
-    """Dice loss plus cross-entropy, each with weight 1, in fp32 whatever the logits are.
+    """Dice loss plus cross-entropy, each with weight 1, in fp32 at every precision of the logits.
 
-    Exclusive labels: softmax Dice over the foreground (the background of a crop is nearly always
-    right and would only dilute the mean) plus cross-entropy over all channels, as nnU-Net. Regions:
-    sigmoid Dice with squared predictions, as the SegResMamba paper, plus binary cross-entropy.
+    Exclusive labels: softmax Dice over the foreground plus cross-entropy over all channels, as in
+    nnU-Net. The background of a crop is nearly always right and would only dilute the mean Dice.
+    Regions: sigmoid Dice with squared predictions, as in the SegResMamba paper, plus binary
+    cross-entropy.
 
-    A class that a crop does not hold adds a Dice loss near 1 and next to no gradient; its
-    cross-entropy still pushes it down. The smoothing of 1e-5 keeps the quotient finite.
+    A class that is not in a crop adds a Dice loss near 1 and almost no gradient; its cross-entropy
+    still lowers its logits. The smoothing of 1e-5 keeps the quotient finite.
 
     Args:
         classes: What the channels of the logits mean.
@@ -67,23 +68,18 @@ class SegmentationLoss(nn.Module):
             A scalar, float32.
         """
         levels = [outputs] if isinstance(outputs, Tensor) else outputs
-        weights = [0.5**level for level in range(len(levels))]
-        losses = [
-            weight * self._level(logits, label_BDHW)
-            for weight, logits in zip(weights, levels, strict=True)
-        ]
+        weights = [0.5**level for level in range(len(levels))]  # nnU-Net's
+        losses = []
+        for weight, logits_BKDHW in zip(weights, levels, strict=True):
+            target = self.classes.encode(resize_label(label_BDHW, logits_BKDHW.shape[2:]))
+            logits = logits_BKDHW.float()
+            if self.classes.exclusive:
+                cross_entropy = F.cross_entropy(logits, target)
+                target = target[:, None]  # MONAI's one-hot encoding wants a channel axis
+            else:
+                cross_entropy = F.binary_cross_entropy_with_logits(logits, target)
+            losses.append(weight * (self.dice(logits, target) + cross_entropy))
         return torch.stack(losses).sum() / sum(weights)
-
-    def _level(self, logits_BKDHW: Tensor, label_BDHW: Tensor) -> Tensor:
-        target = self.classes.encode(resize_label(label_BDHW, logits_BKDHW.shape[2:]))
-        logits = logits_BKDHW.float()
-        if self.classes.exclusive:
-            cross_entropy = F.cross_entropy(logits, target)
-            target = target[:, None]
-        else:
-            cross_entropy = F.binary_cross_entropy_with_logits(logits, target)
-        dice_loss: Tensor = self.dice(logits, target)
-        return dice_loss + cross_entropy
 
 
 def resize_label(label_BDHW: Tensor, size: Sequence[int]) -> Tensor:

@@ -1,8 +1,8 @@
 """Half-precision autocast around a network whose parameters stay fp32.
 
-This is done here and not by DeepSpeed's `torch_autocast`, because with fp16 and ZeRO stages 1 to 3
-release 0.19.8 clips the gradient before it removes the loss scale, and never lowers the scale after
-an overflow, so that every later step is skipped (its `stage_1_and_2.py`, method `step`).
+DeepSpeed's own `torch_autocast` is not used. With fp16 and ZeRO stages 1 to 3, release 0.19.8 clips
+the gradient before it removes the loss scale. It also never lowers the scale after an overflow, so
+that it skips every later step (its `stage_1_and_2.py`, method `step`).
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ class Autocast(nn.Module):
 
 
 class LossScaler:
-    """Dynamic loss scale for fp16, removed again where each gradient is born.
+    """Dynamic loss scale for fp16, which a hook removes from each gradient as autograd computes it.
 
-    Gradients leave this class unscaled, so accumulation, reduction over ranks, clipping and the
-    optimizer see fp32 gradients of the true size, at every ZeRO stage, and each rank has a scale of
-    its own. Elements of a gradient that overflowed count as zero for that one step, and the scale
-    halves; 2000 clean steps double it.
+    So accumulation, reduction over ranks, clipping and the optimizer see fp32 gradients of the true
+    size at every ZeRO stage, and each rank has its own scale. Elements of a gradient that
+    overflowed count as zero in that step, and the scale halves. After 2000 steps without overflow
+    it doubles.
     """
 
-    _GROWTH_INTERVAL = 2000
+    _GROWTH_INTERVAL = 2000  # this and the first scale are the defaults of torch.amp.GradScaler
 
     def __init__(self, network: nn.Module, device: torch.device) -> None:
         self.scale = 2.0**16
@@ -54,7 +54,7 @@ class LossScaler:
             parameter.register_hook(self._unscaled)  # type: ignore[no-untyped-call]
 
     def scaled(self, loss: Tensor) -> Tensor:
-        """The loss to call backward on."""
+        """The loss times the scale, to call backward on."""
         return loss * self.scale
 
     def update(self) -> None:
@@ -68,7 +68,7 @@ class LossScaler:
             self.scale, self._clean_steps = self.scale * 2, 0
 
     def state(self) -> tuple[float, int]:
-        """What `restore` takes."""
+        """Scale and number of steps without overflow, for `restore`."""
         return self.scale, self._clean_steps
 
     def restore(self, state: tuple[float, int]) -> None:

@@ -19,7 +19,7 @@ _VARIABLES = frozenset(
 
 
 def environment_of_one() -> dict[str, str]:
-    """The environment for a process that is a job of its own, whatever job this one is part of."""
+    """The environment for a child process that is a job of its own, not a rank of this one's."""
     return {name: value for name, value in os.environ.items() if name not in _VARIABLES}
 
 
@@ -35,12 +35,12 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes what the job writes once."""
+        """Whether this process writes the files that a job has once."""
         return self.rank == 0
 
     @property
     def is_node_main(self) -> bool:
-        """Whether this process writes what each node writes once."""
+        """Whether this process writes the files that each node has once."""
         return self.local_rank == 0
 
     @property
@@ -50,30 +50,30 @@ class Ranks:
 
     @classmethod
     def from_environment(cls) -> Ranks:
-        """Read the launcher's variables; one process where there are none."""
+        """Read the launcher's variables; without them the job is one process.
+
+        A launcher shows each rank all GPUs of the node, or only its own, which then is number 0.
+
+        Raises:
+            LaunchError: If the node has fewer GPUs than ranks.
+        """
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size)))
+        gpus = torch.cuda.device_count()
+        if 1 < gpus < local_world_size:
+            raise LaunchError(
+                "there are more ranks than GPUs on this node",
+                where="cluster.tasks_per_node",
+                got=f"{local_world_size} ranks, {gpus} GPUs",
+                remedy=f"ask for {local_world_size} GPUs with cluster.gpus_per_node, or for {gpus} "
+                "ranks",
+            )
+        gpu = torch.device("cuda", local_rank if gpus > 1 else 0)
         return cls(
             rank=int(os.environ.get("RANK", "0")),
             world_size=world_size,
             local_rank=local_rank,
             local_world_size=local_world_size,
-            device=_device(local_rank, local_world_size),
+            device=gpu if gpus else torch.device("cpu"),
         )
-
-
-def _device(local_rank: int, local_world_size: int) -> torch.device:
-    """The GPU of this rank: a launcher shows each rank all GPUs of the node, or its own alone."""
-    count = torch.cuda.device_count()
-    if count == 0:
-        return torch.device("cpu")
-    if 1 < count < local_world_size:
-        raise LaunchError(
-            "there are more ranks than GPUs on this node",
-            where="cluster.tasks_per_node",
-            got=f"{local_world_size} ranks, {count} GPUs",
-            remedy=f"ask for {local_world_size} GPUs with cluster.gpus_per_node, or for {count} "
-            "ranks",
-        )
-    return torch.device("cuda", local_rank if count > 1 else 0)

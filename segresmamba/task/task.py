@@ -1,4 +1,7 @@
-"""What a run works on: a dataset, its split, the classes, and a network for them."""
+"""What a run trains: a dataset, its split, the classes, and a network for them.
+
+A configuration that cannot be trained is refused here, before its run folder is made.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from segresmamba.task.classes import Classes
 
 @dataclass(frozen=True)
 class Task:
-    """A configuration's segmentation task. Nothing is written to find it out."""
+    """A configuration's segmentation task. Making one writes nothing."""
 
     config: Config
     dataset: data.Dataset
@@ -28,15 +31,29 @@ class Task:
 
     @classmethod
     def from_config(cls, config: Config) -> Task:
-        """Open the dataset and see that the configuration fits it.
+        """Open the dataset and check that the configuration fits it.
 
         Raises:
             UserError: For a missing store, a fold or label that it lacks, a patch that its cases
                 cannot hold.
         """
         dataset = data.open_dataset(config.data.store)
-        split = _split(config, dataset)
-        data.PatchSampler(
+        if not dataset.splits:
+            raise DataError(
+                "there is nothing to hold out: the dataset has a single case",
+                where=config.data.store,
+                got=f"{len(dataset.case_ids)} cases",
+                remedy="convert at least two cases",
+            )
+        if config.train.fold >= len(dataset.splits):
+            raise ConfigError(
+                "the store has no such fold",
+                where="train.fold",
+                got=config.train.fold,
+                remedy=f"choose 0 to {len(dataset.splits) - 1}",
+            )
+        split = dataset.splits[config.train.fold]
+        data.PatchSampler(  # refuses a patch that the cases cannot hold
             dataset,
             split["train"],
             config.data.patch,
@@ -47,7 +64,7 @@ class Task:
         return cls(config, dataset, split, Classes.from_labels(config, dataset.labels))
 
     def staged(self) -> Task:
-        """The task with its cases on storage of this node, if data.stage asks for it.
+        """The task with its cases copied to this node, if data.stage asks for it.
 
         Raises:
             UserError: As `data.stage`.
@@ -64,7 +81,14 @@ class Task:
         Raises:
             ConfigError: As `build_network`, or if it should be compiled and there is no compiler.
         """
-        _refuse_compiling_without_compiler(self.config)
+        compiler = os.environ.get("CXX", "g++")  # the one that torch.compile calls
+        if self.config.train.compile and shutil.which(compiler) is None:
+            raise ConfigError(
+                "compiling the network needs a C++ compiler",
+                where="train.compile",
+                got=f"true, without {compiler}",
+                remedy="install g++, name another compiler in CXX, or give train.compile=false",
+            )
         return build_network(self.config, len(self.dataset.channel_names), self.classes.channels)
 
 
@@ -72,8 +96,7 @@ def build_network(config: Config, in_channels: int, out_channels: int) -> nn.Mod
     """The configured network, with weights that depend on the seed alone.
 
     Raises:
-        ConfigError: If the model's settings do not fit together, or the patch is not worth training
-            on; it names the key.
+        ConfigError: If the model's settings do not fit together or with the patch; names the key.
         BackendMissingError: If the network's library is not installed.
     """
     with torch.random.fork_rng():
@@ -94,30 +117,12 @@ def build_network(config: Config, in_channels: int, out_channels: int) -> nn.Mod
                 remedy=f"{error.name} {error.rule}",
             ) from error
     if config.train.channels_last:
-        _use_channels_last(network)
+        # Convolutions get their input with the channels of a voxel side by side. Weights in that
+        # layout would do the same, but DeepSpeed cannot take them, and ZeRO changes their layout.
+        for module in network.modules():
+            if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+                module.register_forward_pre_hook(_channels_last)
     return network
-
-
-def _refuse_compiling_without_compiler(config: Config) -> None:
-    name = os.environ.get("CXX", "g++")
-    if config.train.compile and shutil.which(name) is None:
-        raise ConfigError(
-            "compiling the network needs a C++ compiler",
-            where="train.compile",
-            got=f"true, without {name}",
-            remedy="install g++, name another compiler in CXX, or give train.compile=false",
-        )
-
-
-def _use_channels_last(network: nn.Module) -> None:
-    """Give every convolution its input with the channels of a voxel together.
-
-    The layout of the weights would do the same, but DeepSpeed cannot take them so, and ZeRO lays
-    them out anew. A norm between two convolutions may go back to the usual layout.
-    """
-    for module in network.modules():
-        if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
-            module.register_forward_pre_hook(_channels_last)
 
 
 def _channels_last(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -142,22 +147,3 @@ def scan_backend(config: Config, network: nn.Module, device: torch.device) -> st
             got=f"{config.model.model_dump().get('scan_backend')} on {device.type}",
             remedy=str(error),
         ) from error
-
-
-def _split(config: Config, dataset: data.Dataset) -> Mapping[str, Sequence[str]]:
-    if not dataset.splits:
-        raise DataError(
-            "there is nothing to hold out: the dataset has a single case",
-            where=config.data.store,
-            got=f"{len(dataset.case_ids)} cases",
-            remedy="convert at least two cases",
-        )
-    if config.train.fold >= len(dataset.splits):
-        raise ConfigError(
-            "the store has no such fold",
-            where="train.fold",
-            got=config.train.fold,
-            remedy=f"choose 0 to {len(dataset.splits) - 1}",
-        )
-    split: Mapping[str, Sequence[str]] = dataset.splits[config.train.fold]
-    return split

@@ -21,7 +21,7 @@ from segresmamba.bench.picture import draw, picture
 from segresmamba.bench.report import write_csv, write_markdown
 from segresmamba.bench.result import PAPER, Result, Setting
 from segresmamba.bench.synthetic import synthetic_batches, synthetic_labels
-from segresmamba.bench.worker import BenchRequest
+from segresmamba.bench.worker import Measurement
 from segresmamba.errors import ConfigError
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.tracking import sync
@@ -97,13 +97,13 @@ def test_ctrl_c_keeps_the_finished_rows_and_ends_the_process(
 ) -> None:
     run = suite._run
 
-    def first_at_once(folder: Path, request: BenchRequest) -> Result:
-        if request.model == "segresmamba_small":
-            return Result(request.model, trained_parameters=1, step_s=1.0, peak_gib=1.0)
+    def first_at_once(folder: RunFolder, measurement: Measurement) -> Result:
+        if measurement.model == "segresmamba_small":
+            return Result(measurement.model, trained_parameters=1, step_s=1.0, peak_gib=1.0)
         main = threading.main_thread().ident
         assert main is not None
         threading.Timer(0.3, signal.pthread_kill, (main, signal.SIGINT)).start()
-        return run(folder, request)
+        return run(folder, measurement)
 
     monkeypatch.setattr(suite, "_run", first_at_once)
     words = settings(tiny_store, tmp_path / "runs")

@@ -54,7 +54,7 @@ def browser(request: pytest.FixtureRequest) -> Iterator[Browser]:
 def sweep(browser: Browser, tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of all runs: two networks, two seeds each, trained, evaluated and in MLflow."""
     from segresmamba.engine import train
-    from segresmamba.evaluation.evaluate_run import evaluate_run
+    from segresmamba.evaluation import evaluate_run
 
     root = tmp_path_factory.mktemp("runs")
     for model in MODELS:

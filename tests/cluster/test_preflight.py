@@ -47,7 +47,8 @@ def test_a_step_that_the_gpus_cannot_hold_is_refused_before_it_starts(
     job = queue_run("small", setup, "plan.gpu_memory_gib=40", "plan.strict=true")
     assert job.end().exit_code == 2, job.log
     assert "error: a training step does not fit the GPUs\n  where:  the GPUs of n1" in job.log
-    assert job.log.splitlines()[-1].startswith("  remedy: does not fit; with these words it does:")
+    remedy = job.log.splitlines()[-1]
+    assert remedy.startswith("  remedy: does not fit; with these overrides it does:")
     assert not (job.run / "journal.jsonl").exists()
 
 

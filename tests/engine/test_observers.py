@@ -130,7 +130,7 @@ def test_running_out_of_memory_leaves_a_snapshot_and_advice(
     ("gpu_memory_gib", "advice"),
     [
         (40, "GiB to spare, if nothing else is on it"),
-        (1.012, "does not fit; with these words it does: train.accumulation=2"),
+        (1.012, "does not fit; with these overrides it does: train.accumulation=2"),
         (0.5, "no training step of this network fits"),
     ],
 )

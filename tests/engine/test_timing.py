@@ -20,7 +20,7 @@ def advice(
     advice = WaitAdvice(DataConfig(store="x", patch=(8, 8, 8), **changes))
     for step_s, wait_s in records:
         advice.record(step_s, wait_s)
-    return [record.getMessage() for record in caplog.records if record.name.endswith("pace")]
+    return [record.getMessage() for record in caplog.records if record.name.endswith("timing")]
 
 
 def test_waiting_for_more_than_a_tenth_is_said_once_with_the_remedy(

@@ -10,7 +10,7 @@ import pytest
 
 from segresmamba.engine import train
 from segresmamba.errors import CheckpointError, DataError
-from segresmamba.evaluation.evaluate_run import evaluate_run
+from segresmamba.evaluation import evaluate_run
 from segresmamba.inference import predict
 from tests.engine.tiny import tiny_config
 

@@ -13,7 +13,7 @@ from segresmamba import data
 from segresmamba.config import Config, read_config
 from segresmamba.engine import train
 from segresmamba.errors import DataError
-from segresmamba.evaluation.evaluate_run import evaluate_run
+from segresmamba.evaluation import evaluate_run
 from segresmamba.evaluation.metrics import score
 from segresmamba.evaluation.score_cases import evaluate_cases
 from segresmamba.inference import predict
@@ -92,14 +92,11 @@ def test_a_new_image_is_treated_as_those_of_the_store(
     weights = torch.load(run / "best" / "weights.pt", weights_only=True)
     dataset = data.open_dataset(store)
     assert data.Preprocessing.model_validate(weights["preprocessing"]) == dataset.preprocessing
-    from segresmamba.task.task import build_network
-    from segresmamba.task.weights import load_weights
+    from segresmamba.task.weights import load_network
 
     config, case = read_config(run / "config.yaml"), dataset[CASE]
-    network = build_network(config, 1, 3)
-    load_weights(run / "best" / "weights.pt", network)
     logits_KDHW = predict_volume(
-        network,
+        load_network(run / "best" / "weights.pt", config).network,
         case.read()[0],
         case.normalisation_C4,
         patch=config.data.patch,

@@ -127,23 +127,23 @@ def planner(store: Path, *words: str) -> Planner:
 def test_what_fits_is_left_alone(tiny_store: Path) -> None:
     plan = planner(tiny_store).plan(40.0)
     assert plan.fits
-    assert plan.words == ()
+    assert plan.overrides == ()
     assert plan.proposed is plan.asked
     assert verdict(plan).startswith("fits")
     assert len(table(plan).columns) == 2
 
 
-def test_the_cheapest_change_that_fits_is_proposed_as_words_that_train_takes(
+def test_the_cheapest_change_that_fits_is_proposed_as_overrides_that_train_takes(
     tiny_store: Path,
 ) -> None:
     made = planner(tiny_store, "train.batch_size=8")
     asked = made.predict(made.config)
     plan = made.plan(asked.needed_gib - 1e-4)
     assert not plan.fits
-    assert plan.words == ("train.accumulation=2",)
+    assert plan.overrides == ("train.accumulation=2",)
     assert "train.accumulation=2" in verdict(plan)
     assert len(table(plan).columns) == 3
-    config = tiny_config(tiny_store, tiny_store.parent, "train.batch_size=8", *plan.words)
+    config = tiny_config(tiny_store, tiny_store.parent, "train.batch_size=8", *plan.overrides)
     assert made.predict(config).needed_gib <= plan.gpu_memory_gib
 
 
@@ -153,7 +153,7 @@ def test_a_small_network_on_several_ranks_is_not_given_up_for_the_buffers_of_zer
     made = planner(tiny_store, "train.batch_size=8", "cluster.tasks_per_node=2")
     asked = made.predict(made.config)
     assert made.predict(_zero_3(made.config)).needed_gib > asked.needed_gib
-    assert made.plan(asked.needed_gib - 1e-4).words == ("train.accumulation=2",)
+    assert made.plan(asked.needed_gib - 1e-4).overrides == ("train.accumulation=2",)
 
 
 def _zero_3(config: Config) -> Config:
@@ -165,13 +165,13 @@ def test_one_crop_is_computed_twice_before_its_size_shrinks(tiny_store: Path) ->
     made = planner(tiny_store, "train.batch_size=1", "data.patch=[36,36,36]")
     asked = made.predict(made.config)
     plan = made.plan(asked.needed_gib - 1e-4)
-    assert plan.words == ("model.checkpoint_stages=1",)
+    assert plan.overrides == ("model.checkpoint_stages=1",)
     leanest = made.predict(
         tiny_config(tiny_store, tiny_store.parent, "train.batch_size=1", "data.patch=[36,36,36]",
                     "model.checkpoint_stages=2")
     )  # fmt: skip
     smaller = made.plan(leanest.needed_gib - 1e-4)
-    assert "data.patch=[32,32,32]" in smaller.words
+    assert "data.patch=[32,32,32]" in smaller.overrides
     assert "'data.patch=[32,32,32]'" in verdict(smaller)  # brackets are a pattern to some shells
 
 
@@ -190,7 +190,7 @@ def test_fewer_crops_at_once_are_simulated_only_where_one_crop_fits(
     )
     monkeypatch.setattr(plan_module, "simulate", looked)
     plan = made.plan(one_crop.needed_gib - 1e-4)
-    assert plan.words == ("train.accumulation=8", "model.checkpoint_stages=1")
+    assert plan.overrides == ("train.accumulation=8", "model.checkpoint_stages=1")
     assert not [crops for stages, crops in looked_at if stages == 0 and crops in (2, 4)]
 
 

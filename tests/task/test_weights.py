@@ -1,27 +1,76 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from segresmamba import data
+from segresmamba.config import Config
 from segresmamba.errors import CheckpointError
-from segresmamba.task.weights import load_weights, save_weights
+from segresmamba.task.task import build_network
+from segresmamba.task.weights import WeightsFacts, load_network, read_facts, save_weights
+from segresmamba.tracking.memory import status_kib
+from tests.engine.tiny import tiny_config
+
+LABELS = {"background": 0, "ball": 1}
+FACTS = WeightsFacts(
+    step=7,
+    dice=0.5,
+    labels=LABELS,
+    channel_names=["a", "b"],
+    preprocessing=data.Preprocessing(crop=True),
+)
+
+
+def config(tmp_path: Path, *overrides: str) -> Config:
+    return tiny_config(tmp_path, tmp_path, *overrides)
+
+
+def network(tmp_path: Path, *overrides: str) -> nn.Module:
+    return build_network(config(tmp_path, *overrides), len(FACTS.channel_names), len(LABELS))
 
 
 def test_weights_and_facts_come_back(tmp_path: Path) -> None:
-    saved, loaded = nn.Linear(2, 3), nn.Linear(2, 3)
-    save_weights(tmp_path / "best" / "weights.pt", saved.state_dict(), step=7, dice=0.5)
-    assert load_weights(tmp_path / "best" / "weights.pt", loaded) == {"step": 7, "dice": 0.5}
-    torch.testing.assert_close(loaded.weight, saved.weight)
-    assert [path.name for path in (tmp_path / "best").iterdir()] == ["weights.pt"]
+    path = tmp_path / "best" / "weights.pt"
+    saved = network(tmp_path)
+    for weight in saved.parameters():
+        nn.init.normal_(weight)
+    save_weights(path, saved.state_dict(), FACTS)
+    trained = load_network(path, config(tmp_path))
+    assert trained.facts == read_facts(path) == FACTS
+    torch.testing.assert_close(trained.network.state_dict(), saved.state_dict())
+    assert [file.name for file in path.parent.iterdir()] == ["weights.pt"]
+
+
+def test_facts_are_read_without_the_weights(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    save_weights(path, {"large": torch.zeros(1 << 25)}, FACTS)  # 128 MiB
+    read_facts(path)  # whatever the first call has to import or allocate
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before_kib = status_kib("VmHWM")
+    assert read_facts(path) == FACTS
+    after_kib = status_kib("VmHWM")
+    assert before_kib is not None
+    assert after_kib is not None
+    assert after_kib - before_kib < 16 << 10
+
+
+@pytest.mark.parametrize("stored", [{}, {"labels": LABELS, "channel_names": ["a", "b"]}])
+def test_weights_of_earlier_versions_are_read(tmp_path: Path, stored: dict[str, Any]) -> None:
+    torch.save({"weights": {}, "step": 7, "dice": 0.5, **stored}, tmp_path / "weights.pt")
+    facts = read_facts(tmp_path / "weights.pt")
+    assert (facts.step, facts.dice) == (7, 0.5)
+    assert facts.labels == stored.get("labels", {})
+    assert facts.preprocessing == data.Preprocessing()
 
 
 def test_weights_of_another_network_are_refused_with_the_first_difference(tmp_path: Path) -> None:
-    save_weights(tmp_path / "weights.pt", nn.Linear(2, 3).state_dict())
-    with pytest.raises(CheckpointError, match=r"weight: \[3, 2\] in the checkpoint, \[3, 4\]"):
-        load_weights(tmp_path / "weights.pt", nn.Linear(4, 3))
+    save_weights(tmp_path / "weights.pt", network(tmp_path).state_dict(), FACTS)
+    with pytest.raises(CheckpointError, match=r": \[8, .* in the checkpoint, \[16, "):
+        load_network(tmp_path / "weights.pt", config(tmp_path, "model.dims=[16,16]"))
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not weights"])
@@ -32,4 +81,6 @@ def test_missing_or_damaged_weights_are_refused_by_file(
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(CheckpointError, match=str(path)):
-        load_weights(path, nn.Linear(2, 2))
+        load_network(path, config(tmp_path))
+    with pytest.raises(CheckpointError, match=str(path)):
+        read_facts(path)

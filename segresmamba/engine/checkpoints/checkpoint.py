@@ -1,14 +1,14 @@
-"""Checkpoints that are whole or not there.
+"""Checkpoints that are complete or absent.
 
     checkpoints/
-        step-00000100/              complete: renamed once every rank has written and synced
+        step-00000100/              complete: renamed when every rank has written and synced
             meta.json               step, world size, ZeRO stage, dataset, shapes of the weights
-            rank-00000.pt           what each rank holds, see engine.rank_files
-            validation.json         its validation, once that has ended
-        .writing-step-00000200/     under way, or left by a killed job; never read
+            rank-00000.pt           what each rank holds, see `rank_files`
+            validation.json         metrics of its validation, once that has ended
+        .writing-step-00000200/     incomplete, or left by a killed job; never read
 
-Any number of ranks at any ZeRO stage goes on from it. Full weights for inference are one file,
-`best/weights.pt`.
+Any number of ranks can continue from one, at any ZeRO stage. Inference does not read checkpoints
+but the full weights of the best validation, see `task.weights`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from segresmamba.engine.checkpoints.rank_files import absent_ranks, restore_rank, write_rank
 from segresmamba.engine.distributed import from_main, wait_for_all
@@ -30,7 +29,7 @@ from segresmamba.task.weights import check_shapes
 
 @dataclass(frozen=True)
 class Meta:
-    """What a checkpoint says about itself."""
+    """What meta.json says of a checkpoint, and what a job expects of the one that it loads."""
 
     step: int
     world_size: int
@@ -40,19 +39,19 @@ class Meta:
 
     @property
     def layout(self) -> str:
-        """How weights and optimizer state are shared out."""
+        """How weights and optimizer state are divided, in words."""
         return f"{self.world_size} rank(s) at ZeRO stage {self.zero_stage}"
 
 
 def save_checkpoint(
     run: RunFolder, engine: ZeroEngine, meta: Meta, ranks: Ranks, keep_last: int
 ) -> None:
-    """Write a checkpoint (collective): temporary name, all ranks, sync, rename, prune.
+    """Write a checkpoint and delete the oldest ones (collective).
 
     Args:
-        run: The run.
+        run: The run's folder.
         engine: The engine whose state is written.
-        meta: What the checkpoint says about itself.
+        meta: Written into the checkpoint.
         ranks: This process.
         keep_last: Number of complete checkpoints to keep.
 
@@ -70,13 +69,21 @@ def save_checkpoint(
     write_rank(part, engine, ranks)
     wait_for_all()
     if ranks.is_node_main:
-        sync_tree(part)
+        sync_tree(part)  # a node can write only its own data to the disk
     wait_for_all()
     if ranks.is_main:
-        _require_all_ranks(part, ranks.world_size)
+        if absent := absent_ranks(part, ranks.world_size):
+            raise CheckpointError(
+                "ranks of other nodes wrote their part of the checkpoint elsewhere",
+                where=part,
+                got=f"no file of ranks {absent[:8]}",
+                remedy="choose a run.root on a file system that all nodes share",
+            )
         (part / "meta.json").write_text(json.dumps(asdict(meta)))
         complete_folder(part, final)
-        _prune(run, keep_last)
+        old = [run.checkpoint(step) for step in run.saved_steps()[:-keep_last]]
+        for path in [*old, *run.checkpoints.glob(".writing-*")]:
+            shutil.rmtree(path)
     wait_for_all()
 
 
@@ -84,34 +91,20 @@ def load_checkpoint(run: RunFolder, engine: ZeroEngine, meta: Meta, ranks: Ranks
     """Restore the checkpoint of `meta.step` (collective).
 
     Args:
-        run: The run.
+        run: The run's folder.
         engine: The engine to restore.
-        meta: What this job is; world size and ZeRO stage may be others than the checkpoint's.
+        meta: Describes this job; the checkpoint's world size and ZeRO stage may differ.
         ranks: This process.
 
     Returns:
-        What the checkpoint says about itself.
+        The checkpoint's own description.
 
     Raises:
         CheckpointError: If it is damaged, or of another architecture or dataset.
     """
     path = run.checkpoint(meta.step)
-    found = _read_meta(path)
-    check_shapes(found.shapes, meta.shapes, path)
-    if found.dataset_digest != meta.dataset_digest:
-        raise CheckpointError(
-            "the checkpoint was written with another content of the dataset (data.store)",
-            where=path,
-            got=f"{meta.dataset_digest}, the checkpoint has {found.dataset_digest}",
-            remedy="go on with the same dataset, or start anew with another run.name",
-        )
-    restore_rank(path, engine, ranks, step=found.step, writers=found.world_size)
-    return found
-
-
-def _read_meta(path: Path) -> Meta:
     try:
-        return Meta(**json.loads((path / "meta.json").read_text()))
+        found = Meta(**json.loads((path / "meta.json").read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(
             "the checkpoint is damaged",
@@ -119,20 +112,13 @@ def _read_meta(path: Path) -> Meta:
             got=str(error).splitlines()[0],
             remedy="delete this checkpoint: the run goes on from the one before",
         ) from error
-
-
-def _require_all_ranks(part: Path, world_size: int) -> None:
-    absent = absent_ranks(part, world_size)
-    if absent:
+    check_shapes(found.shapes, meta.shapes, path)
+    if found.dataset_digest != meta.dataset_digest:
         raise CheckpointError(
-            "ranks of other nodes wrote their part of the checkpoint elsewhere",
-            where=part,
-            got=f"nothing of ranks {absent[:8]}",
-            remedy="choose a run.root on a file system that all nodes share",
+            "the checkpoint was written with another content of the dataset (data.store)",
+            where=path,
+            got=f"{meta.dataset_digest}, the checkpoint has {found.dataset_digest}",
+            remedy="go on with the same dataset, or start again with another run.name",
         )
-
-
-def _prune(run: RunFolder, keep_last: int) -> None:
-    old = [run.checkpoint(step) for step in run.saved_steps()[:-keep_last]]
-    for path in [*old, *run.checkpoints.glob(".writing-*")]:
-        shutil.rmtree(path)
+    restore_rank(path, engine, ranks, step=found.step, writers=found.world_size)
+    return found

@@ -1,7 +1,7 @@
-"""What each rank puts into a checkpoint, and how any number of ranks takes it up again.
+"""The file that each rank writes into a checkpoint, and how any number of ranks reads them.
 
-`rank-00000.pt` holds the rank's pieces of weights and optimizer state (`engine.sharding`), and what
-it has of its own: buffers, random state, loss scale.
+`rank-00000.pt` holds the rank's pieces of weights and optimizer state (`engine.sharding`), and the
+state that each rank has for itself: buffers, random state, loss scale.
 """
 
 from __future__ import annotations
@@ -25,61 +25,65 @@ def write_rank(folder: Path, engine: ZeroEngine, ranks: Ranks) -> None:
     content = {
         "pieces": engine.state.pieces(),
         "buffers": engine.buffers(),
-        "random": _random_state(),
+        "random": {
+            "cpu": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        },
         "scaler": engine.scaler.state() if engine.scaler else None,
     }
     torch.save(content, _path(folder, ranks.rank))
 
 
 def absent_ranks(folder: Path, world_size: int) -> list[int]:
-    """Ranks whose file is not there."""
+    """Ranks whose file is missing."""
     return [rank for rank in range(world_size) if not _path(folder, rank).exists()]
 
 
 def restore_rank(
     folder: Path, engine: ZeroEngine, ranks: Ranks, *, step: int, writers: int
 ) -> None:
-    """Take up what some number of ranks wrote (collective).
+    """Restore the state that some number of ranks wrote (collective).
 
-    The main rank reads, so that a large job does not open every file on every rank, and sends one
-    parameter after another, so that a rank needs memory for what it holds and one parameter.
+    The main rank reads the pieces, so that a large job does not open every file on every rank. It
+    sends one parameter after the other, so that a rank needs memory for its own pieces and for one
+    whole parameter.
 
     Args:
         folder: A complete checkpoint.
         engine: The engine to restore, at any ZeRO stage.
         ranks: This process.
         step: The checkpoint's step.
-        writers: Number of ranks that wrote it. Of what a rank has of its own, ranks beyond that
-            number begin with that of the first ones.
+        writers: Number of ranks that wrote it. Where there are more ranks now, rank r takes
+            buffers, random state and loss scale of rank r modulo this number.
 
     Raises:
         CheckpointError: If a file is missing or damaged.
     """
     files = [_read(folder, rank) for rank in range(writers)] if ranks.is_main else []
-    engine.state.restore(_wholes(folder, files, engine, ranks), step)
+    engine.state.restore(_wholes(files, engine, ranks), step)
     own = _read(folder, ranks.rank % writers)
     engine.network.load_state_dict(own["buffers"], strict=False)
     if engine.scaler and own["scaler"]:
         engine.scaler.restore(own["scaler"])
-    _restore_random_state(own["random"])
+    torch.set_rng_state(own["random"]["cpu"].clone())
+    if own["random"]["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(own["random"]["cuda"].clone())
 
 
 def _wholes(
-    folder: Path, files: Sequence[dict[str, Any]], engine: ZeroEngine, ranks: Ranks
+    files: Sequence[dict[str, Any]], engine: ZeroEngine, ranks: Ranks
 ) -> Iterator[tuple[str, Tensor]]:
+    """Each parameter's name and its rows (3, N), put together from the ranks' pieces."""
     for name, size in engine.sizes.items():
         rows_3N = torch.empty(ROWS, size)
         if ranks.is_main:
-            _assemble([file["pieces"][name] for file in files if name in file["pieces"]], rows_3N)
+            pieces: list[Piece] = [file["pieces"][name] for file in files if name in file["pieces"]]
+            assert sum(piece_3n.shape[1] for _, piece_3n in pieces) == size
+            for start, piece_3n in pieces:
+                rows_3N[:, start : start + piece_3n.shape[1]] = piece_3n
         rows_3N = rows_3N.to(ranks.device)
         send_from_main(rows_3N)
         yield name, rows_3N
-
-
-def _assemble(pieces: Sequence[Piece], rows_3N: Tensor) -> None:
-    assert sum(piece_3n.shape[1] for _, piece_3n in pieces) == rows_3N.shape[1]
-    for start, piece_3n in pieces:
-        rows_3N[:, start : start + piece_3n.shape[1]] = piece_3n
 
 
 def _read(folder: Path, rank: int) -> dict[str, Any]:
@@ -98,14 +102,3 @@ def _read(folder: Path, rank: int) -> dict[str, Any]:
 
 def _path(folder: Path, rank: int) -> Path:
     return folder / f"rank-{rank:05d}.pt"
-
-
-def _random_state() -> dict[str, Any]:
-    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
-
-
-def _restore_random_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["cpu"].clone())
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"].clone())

@@ -71,7 +71,7 @@ def test_a_command_that_strict_refuses_writes_nothing_and_the_words_it_shows_are
     assert refused.returncode == 2, refused.stderr
     assert "error: a training step does not fit the GPUs" in refused.stderr
     assert not list(tmp_path.iterdir())
-    proposed = shlex.split(refused.stderr.partition("with these words it does: ")[2])
+    proposed = shlex.split(refused.stderr.partition("with these overrides it does: ")[2])
     assert proposed
     taken = launch("--dry-run", *proposed)
     assert taken.returncode == 0, taken.stderr
