@@ -1,13 +1,12 @@
 """tri_scan of the cpu backend.
 
-One order after the other: convolution, projections as matrix products over all tokens, and a scan
-that adds to the output. Everything is token-major (batch, length, channels) and stays in storage
-order. The backward pass recomputes all of it from x, so nothing but the inputs is kept.
+For one order after the other it computes the convolution, the projections as matrix products over
+all tokens, and a scan that adds to the output. Everything is token-major (batch, length, channels)
+and stays in storage order. The backward pass recomputes all of it, so only the operands are kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 from segresmamba.ops.cpu.layout import LANES, TILE, channel_blocks, tiles
 from segresmamba.ops.cpu.scan import Array, Operands, array, prepare, scan, scan_gradients
 from segresmamba.ops.cpu.threads import run, shares
-from segresmamba.ops.kernels import ScanOperands
+from segresmamba.ops.kernels import ScanOperands, TriOperands
 from segresmamba.ops.orders import ORDERS, OrderMap, order_map
 
 
@@ -43,7 +42,7 @@ def directions(parameters: list[Tensor], num_slices: int) -> list[Direction]:
     ]
 
 
-def tri_forward(operands: Sequence[Tensor], num_slices: int) -> Tensor:
+def tri_forward(operands: TriOperands, num_slices: int) -> Tensor:
     """See `segresmamba.ops.kernels.Kernels`."""
     x_BDL, z_BDL, *parameters = operands
     x_BLD = _tokens(x_BDL)
@@ -55,7 +54,7 @@ def tri_forward(operands: Sequence[Tensor], num_slices: int) -> Tensor:
     return torch.empty_like(x_BDL).copy_(y_BLD.mT)
 
 
-def tri_backward(d_out_BDL: Tensor, operands: Sequence[Tensor], num_slices: int) -> list[Tensor]:
+def tri_backward(d_out_BDL: Tensor, operands: TriOperands, num_slices: int) -> list[Tensor]:
     """See `segresmamba.ops.kernels.Kernels`."""
     x_BDL, z_BDL, *parameters = operands
     x_BLD, z_BLD, d_out_BLD = _tokens(x_BDL), _tokens(z_BDL), _tokens(d_out_BDL)
@@ -89,7 +88,7 @@ def _direction_gradients(
     d_projected_BLP = torch.cat(
         [grads.delta_BLD @ direction.dt_proj_DR, grads.B_BGLN[:, 0], grads.C_BGLN[:, 0]], dim=2
     )
-    # Few rows times many: as a product of contiguous rows it is up to seven times faster.
+    # Few rows times many: contiguous rows make this product up to seven times faster.
     step_BRL = projected_BLP[..., :rank].mT.contiguous()
     d_dt_proj_DR = (step_BRL @ grads.delta_BLD).sum(0).mT
     d_x_proj_PD = torch.einsum("blp,bld->pd", d_projected_BLP, u_BLD)
@@ -107,7 +106,7 @@ def _direction_gradients(
 
 
 def _project(u_BLD: Tensor, direction: Direction) -> tuple[Operands, Tensor]:
-    """What the scan of one order reads, and the projection of its input."""
+    """The operands of one order's scan, and the projection that they come from."""
     rank, states = direction.dt_proj_DR.shape[1], direction.A_DN.shape[1]
     projected_BLP = u_BLD @ direction.x_proj_PD.T
     step_BLR, B_BLN, C_BLN = torch.split(projected_BLP, [rank, states, states], dim=2)
@@ -126,7 +125,7 @@ def _project(u_BLD: Tensor, direction: Direction) -> tuple[Operands, Tensor]:
 
 
 def _tokens(x_BDL: Tensor) -> Tensor:
-    """(B, L, D), float32 and contiguous; no copy if x is laid out like that."""
+    """Tokens as (B, L, D), float32 and contiguous; x itself if it has that layout already."""
     return x_BDL.detach().float().mT.contiguous()
 
 
