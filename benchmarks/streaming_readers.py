@@ -80,9 +80,9 @@ class Ours(Reader):
 
     def read(self, case: int, start: Start) -> Crop:
         opened = self.dataset[f"case_{case}"]
-        room = BatchLayout(1, opened.record.shape_CDHW[0], PATCH, opened.record.label_dtype)
-        piece = self.memory.take(room.bytes)
-        image, label = room.split(self.memory.content(piece))
+        batch = BatchLayout(1, opened.record.shape_CDHW[0], PATCH, opened.record.label_dtype)
+        piece = self.memory.take(batch.bytes)
+        image, label = batch.split(self.memory.content(piece))
         opened.crop_into(start, image[0], label[0])
         piece[0] = 0  # as the trainer does when it has used the batch
         return torch.from_numpy(image), torch.from_numpy(label)

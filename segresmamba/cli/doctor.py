@@ -1,4 +1,4 @@
-"""What this machine offers for training, and the exact command for what is missing.
+"""Checks what this machine offers for training, and names the command for what is missing.
 
 MLflow and DeepSpeed are looked at without importing them: that takes seconds, and a broken
 installation must not end the report.

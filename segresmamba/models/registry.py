@@ -66,6 +66,7 @@ def build(
     """
     if name not in _BUILDERS:
         raise ValueError(f"unknown network {name!r}; choose one of {', '.join(sorted(_BUILDERS))}")
+    # For the networks of libraries; those written here check it themselves as well.
     check_counts(1, in_channels=in_channels, out_channels=out_channels)
     builder = _BUILDERS[name]
     if name == _FIXED_SIZE:

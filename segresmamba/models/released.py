@@ -67,6 +67,7 @@ def load_released_state_dict(
         ValueError: If this is the state dict of another network. The message has the first keys
             and shapes that differ.
     """
+    # Everything is checked before anything is loaded: a refused state dict changes no weight.
     ours = model.state_dict()
     theirs = {renamed(name, _NAMES): name for name in ours}
     unused = {key: found[1] for key in state_dict if (found := _NEVER_CALLED.match(key))}

@@ -77,6 +77,7 @@ def unetr(
 ) -> Padded:
     """MONAI's UNETR, whose position embedding is made for the patch."""
     check_divisible("hidden_size", hidden_size, num_heads, "num_heads")
+    # The weights are made for one size: every input is padded to it.
     size = padded_size(patch, _UNETR_TOKEN, _UNETR_TOKEN)
     network = UNETR(
         in_channels,
@@ -115,7 +116,7 @@ def dynunet(
 ) -> Padded:
     """MONAI's DynUNet, the U-Net of nnU-Net's first version."""
     _check_least_levels(4 if deep_supervision else 3, filters=filters)
-    strides = [1] + [2] * (len(filters) - 1)
+    strides = [1] + [2] * (len(filters) - 1)  # the first level keeps the resolution
     network = _DynUNet(
         3,
         in_channels,
@@ -193,7 +194,7 @@ def resenc_unet(
     network.apply(network.initialize)
     # The library builds a head for every level, whether its logits are asked for or not.
     if not deep_supervision:
-        for level in range(len(features) - 2):
+        for level in range(len(features) - 2):  # all heads but the last, the finest
             network.decoder.seg_layers[level] = nn.Identity()
     # A second name for the encoder, which would put it twice into every saved file.
     del network.decoder.encoder
@@ -217,6 +218,7 @@ def _stride(levels: Sequence[int]) -> int:
 
 
 def _check_least_levels(least: int, **widths: Sequence[int]) -> None:
+    # Keywords, so that the error names the setting as the configuration does.
     for name, values in widths.items():
         if len(values) < least:
             raise ArgumentError(name, f"must name {least} levels or more", tuple(values))

@@ -44,7 +44,7 @@ class SegMamba(nn.Module):
         d_conv: Width of the causal convolutions.
         expand: Inner width of the Mamba layers as a multiple of their channels.
         num_slices: Slices of each stage's inter-slice scan; None takes the depth of the feature
-            map. For an input of depth 128 that gives the official code's 64, 32, 16, 8.
+            map. For an input of depth 128 these are the official code's 64, 32, 16, 8.
         scan_backend: See `segresmamba.ops.selective_scan`.
 
     Raises:
@@ -69,12 +69,14 @@ class SegMamba(nn.Module):
         super().__init__()
         check_mamba(spatial_dims, in_channels, out_channels, d_state, d_conv, expand)
         check_counts(1, hidden_size=hidden_size)
+        # The layers of all stages have the same settings but for these.
         lists = {"dims": dims, "depths": depths, "num_slices": num_slices or [1] * _STAGES}
         for name, values in lists.items():
             if len(values) != _STAGES:
                 raise ArgumentError(name, f"must name {_STAGES} stages", tuple(values))
             check_counts(1, **{name: min(values)})
         self.num_slices = num_slices
+        # Checkpoints hold the parameters in the order in which modules are registered here.
         self.downs = nn.ModuleList([nn.Conv3d(in_channels, dims[0], 7, stride=2, padding=3)])
         self.downs.extend(
             nn.Sequential(nn.InstanceNorm3d(fine), nn.Conv3d(fine, coarse, 2, stride=2))
@@ -118,6 +120,7 @@ class SegMamba(nn.Module):
         """
         size = x_BCDHW.shape[2:]
         padded = padded_size(size, _DEEPEST, _DEEPEST)
+        # Before anything is computed: the scan's own error could not name the stage.
         self._check_slices(padded)
         x_BCDHW = pad(x_BCDHW, padded)
         features = [x_BCDHW]
@@ -165,7 +168,7 @@ class GatedSpatialConvolution(nn.Module):
 
 
 def mlp_skip(channels: int) -> nn.Module:
-    """What a stage gives to the decoder: normed, and each voxel mixed over its channels.
+    """A stage's skip connection: an instance norm, then an MLP over the channels of each voxel.
 
     SegResMamba kept this part of SegMamba's encoder (Das et al., MIDL 2025, Figure 1).
     """

@@ -80,6 +80,7 @@ def load_official_segmamba_state_dict(
         ValueError: If this is the state dict of another network. The message has the first keys
             and shapes that differ.
     """
+    # Everything is checked before anything is loaded: a refused state dict changes no weight.
     ours = model.state_dict()
     sources = {name: _official_names(name) for name in ours}
     expected = {
@@ -90,6 +91,7 @@ def load_official_segmamba_state_dict(
     refuse_differences(expected, used, "the official SegMamba at these channels, dims and depths")
     model.load_state_dict(
         {
+            # A tensor with one source becomes a stack of one, which reshape takes apart again.
             name: torch.stack([used[key] for key in keys]).reshape(ours[name].shape)
             for name, keys in sources.items()
         }

@@ -32,6 +32,7 @@ from segresmamba.models.padding import crop, pad, padded_size
 from segresmamba.models.segmamba import mlp_skip
 from segresmamba.models.tom import TriOrientedMamba
 
+# The norm of SegResNet's blocks, MONAI's default.
 _NORM_GROUPS = 8
 _DECODER_NORM = ("group", {"num_groups": _NORM_GROUPS})
 
@@ -111,8 +112,8 @@ class SegResMamba(nn.Module):
             pad_to_even=released_padding,
             backend=scan_backend,
         )
-        # The order in which modules are registered is that of the parameters in the optimizer's
-        # flat buffers, which checkpoints hold: it must not change.
+        # Checkpoints hold the parameters in the order in which modules are registered here. The
+        # stem is SegMamba's.
         stem = nn.Conv3d(in_channels, dims[0], 7, stride=2, padding=3)
         downs = [_down(fine, coarse, norm_biases) for fine, coarse in itertools.pairwise(dims)]
         self.downs = nn.ModuleList([stem, *downs])
@@ -152,6 +153,7 @@ class SegResMamba(nn.Module):
         """
         size = x_BCDHW.shape[2:]
         padded = self._padded(size)
+        # Before anything is computed: the scan's own error could not name the stage.
         self._check_slices(padded)
         decoded = self._decode(self._encode(pad(x_BCDHW, padded)))
         logits_BKDHW: Tensor = crop(self.head(decoded[-1]), size)

@@ -1,6 +1,7 @@
 """Refuses operands that the scans cannot compute, before any kernel starts.
 
-Kernels read memory by shapes that they are told: a misfit would crash or give wrong numbers.
+Kernels trust the sizes that they receive: operands that do not fit would crash them or give wrong
+numbers.
 
 Shape letters: B batch, D channels, L tokens, N states, G groups, K = 3 orders, W convolution
 width, R step-size rank, P = R + 2 N.

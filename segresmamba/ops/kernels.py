@@ -13,6 +13,8 @@ from typing import NamedTuple, Protocol, cast
 
 from torch import Tensor
 
+from segresmamba.ops.orders import ORDERS, OrderMap, order_map
+
 
 class ScanOperands(NamedTuple):
     """The tensors that `selective_scan` reads, in the order and under the names of mamba-ssm.
@@ -39,6 +41,19 @@ class ScanOperands(NamedTuple):
         ]
 
 
+class Direction(NamedTuple):
+    """One of the three orders of `tri_scan`, with its parameters."""
+
+    order: OrderMap
+    conv_weight_DW: Tensor
+    conv_bias_D: Tensor
+    x_proj_PD: Tensor
+    dt_proj_DR: Tensor
+    dt_bias_D: Tensor
+    A_DN: Tensor
+    D_D: Tensor
+
+
 class TriOperands(NamedTuple):
     """The tensors that `tri_scan` reads; K = 3 orders, W convolution width, R rank, P = R + 2 N."""
 
@@ -51,6 +66,14 @@ class TriOperands(NamedTuple):
     dt_bias_KD: Tensor
     A_KDN: Tensor
     D_KD: Tensor
+
+    def directions(self, num_slices: int) -> list[Direction]:
+        """Cut the stacked parameters into orders."""
+        _, _, *parameters = self
+        return [
+            Direction(order_map(order, num_slices), *(p[k] for p in parameters))
+            for k, order in enumerate(ORDERS)
+        ]
 
 
 class Kernels(Protocol):

@@ -41,11 +41,11 @@ def tri_scan(operands: TriOperands, num_slices: int) -> Tensor:
     """See `segresmamba.ops.tri_scan`; causal-conv1d takes convolution widths from 2 to 4."""
     from causal_conv1d import causal_conv1d_fn
 
-    x_BDL, z_BDL, *parameters = operands
+    x_BDL, z_BDL = operands[:2]
     dtype = x_BDL.dtype
     y_BDL = torch.zeros_like(x_BDL)
-    for k, order in enumerate(ORDERS):
-        weight_DW, bias_D, x_proj_PD, dt_proj_DR, dt_bias_D, A_DN, D_D = (p[k] for p in parameters)
+    for order, direction in zip(ORDERS, operands.directions(num_slices), strict=True):
+        _, weight_DW, bias_D, x_proj_PD, dt_proj_DR, dt_bias_D, A_DN, D_D = direction
         rank, states = dt_proj_DR.shape[1], A_DN.shape[1]
         indices = scan_order_indices(order, x_BDL.shape[2], num_slices).to(x_BDL.device)
         u_BDL = causal_conv1d_fn(

@@ -58,9 +58,9 @@ def selective_scan(
         (float64 for float64 operands).
 
     Raises:
-        ValueError: Operands that do not fit together; the message names the one at fault.
+        ValueError: If operands do not fit together; the message names the one at fault.
         NotImplementedError: Complex A, more than 2**31 - 2**16 tokens, float64 on a kernel backend.
-        BackendMissingError: A backend asked for by name that is not installed.
+        BackendMissingError: If the named backend is not installed.
     """
     operands = ScanOperands(u, delta, A, B, C, D, z, delta_bias)
     check_scan(operands)

@@ -1,7 +1,8 @@
 """`tri_scan`: the forward, reverse and inter-slice scans of one volume as one operator.
 
 As one operator it keeps only its operands for the backward pass: 192 MiB for 64^3 tokens of 96
-channels, where three scans keep 1629 MiB (docs/performance.md, "Scan").
+channels, where three scans keep 1629 MiB (docs/performance.md, "Scan"). Kernels read and write
+through index maps, without permuted copies.
 """
 
 from __future__ import annotations
@@ -37,18 +38,15 @@ def tri_scan(
     """Sum of three selective scans of the same tokens in three orders, gated by SiLU(z).
 
     This is SegMamba's tri-oriented Mamba (`bimamba_type="v3"`) without its in and out projections.
-    For each of the K = 3 orders of `segresmamba.ops.orders.ORDERS`:
+    For each of the K = 3 orders of `segresmamba.ops.orders`:
 
         u = SiLU(causal depthwise convolution of x)
         [step, B, C] = x_proj u;   delta = softplus(dt_proj step + dt_bias)
         y_k = selective_scan(u, delta, A, B, C, D), put back into storage order
 
-    Kernels read and write through index maps and make no permuted copy. The backward pass
-    recomputes everything but the operands.
-
     Args:
-        x_BDL: Tokens of the volume in raster order (D, H, W), L = D * H * W. The cpu backend needs
-            no copy of channel-last memory (a transposed (B, L, D) tensor).
+        x_BDL: Tokens of the volume in raster order, L = D * H * W. The cpu backend needs no copy
+            if their memory is channel-last (a transposed (B, L, D) tensor).
         z_BDL: Gate.
         conv_weight_KDW: Weights of the convolutions, the present token last.
         conv_bias_KD: Biases of the convolutions.
@@ -64,9 +62,9 @@ def tri_scan(
         y (B, D, L) in storage order, in the dtype and memory layout of x.
 
     Raises:
-        ValueError: Operands that do not fit together, num_slices that does not divide L.
+        ValueError: If operands do not fit together or num_slices does not divide L.
         NotImplementedError: Complex A, more than 2**31 - 2**16 tokens, float64 on a kernel backend.
-        BackendMissingError: A backend asked for by name that is not installed.
+        BackendMissingError: If the named backend is not installed.
     """
     operands = TriOperands(
         x_BDL, z_BDL, conv_weight_KDW, conv_bias_KD, x_proj_KPD, dt_proj_KDR, dt_bias_KD, A_KDN,

@@ -199,7 +199,7 @@ def chunk_starts(scan: Scan, start: Tensor) -> Tensor:
 
 
 def carried_adjoints(scan: Scan, dy_BDL: Tensor, gate_BDL: Tensor | None, d_last: Tensor) -> Tensor:
-    """What the adjoint of each chunk receives from the chunk after it (B, D, N, chunks)."""
+    """The adjoint that each chunk receives from the chunk after it (B, D, N, chunks)."""
     end, delta_sum = scan.per_state(scan.pieces), scan.per_channel(scan.pieces)
     gate = dy_BDL if gate_BDL is None else gate_BDL
     with on_device(scan.u_BDL):

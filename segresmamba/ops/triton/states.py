@@ -23,7 +23,7 @@ def chunk_ends(
     ADJOINT: tl.constexpr, GATED: tl.constexpr, SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr,
     LANES: tl.constexpr, STATES: tl.constexpr, CHUNK: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """What the tokens of a chunk leave in the state after it, or in the adjoint before it.
+    """The part of a chunk's tokens in the state after it, or with ADJOINT in the adjoint before it.
 
     Grid (chunks, blocks of channels, batch).
 

@@ -8,13 +8,11 @@ z or y is made. The backward pass recomputes everything from the operands.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from segresmamba.ops.kernels import ScanOperands, TriOperands
-from segresmamba.ops.orders import ORDERS, OrderMap, order_map
+from segresmamba.ops.kernels import Direction, ScanOperands, TriOperands
+from segresmamba.ops.orders import ORDERS
 from segresmamba.ops.triton.conv import convolve, convolve_gradients
 from segresmamba.ops.triton.scan import (
     Scan,
@@ -33,28 +31,12 @@ from segresmamba.ops.triton.scan import (
 TOKENS, ROWS = 256, 4
 
 
-class Direction(NamedTuple):
-    """Parameters of one order; projections are in the dtype of x, as autocast would have them."""
-
-    order: OrderMap
-    conv_weight_DW: Tensor
-    conv_bias_D: Tensor
-    x_proj_PD: Tensor
-    dt_proj_DR: Tensor
-    dt_bias_D: Tensor
-    A_DN: Tensor
-    D_D: Tensor
-
-
 def directions(operands: TriOperands, num_slices: int) -> list[Direction]:
-    """Cut the stacked parameters of `tri_scan` into orders."""
-    x_BDL, _, weight, bias, x_proj, dt_proj, *others = operands
+    """The orders, their projections in the dtype of x, as autocast would cast them."""
+    x_BDL, z_BDL, weight, bias, x_proj, dt_proj, *others = operands
     projections = (x_proj.to(x_BDL.dtype), dt_proj.to(x_BDL.dtype))
-    stacked = [p.contiguous() for p in (weight, bias, *projections, *others)]
-    return [
-        Direction(order_map(order, num_slices), *(p[k] for p in stacked))
-        for k, order in enumerate(ORDERS)
-    ]
+    parameters = (p.contiguous() for p in (weight, bias, *projections, *others))
+    return TriOperands(x_BDL, z_BDL, *parameters).directions(num_slices)
 
 
 def tri_forward(operands: TriOperands, num_slices: int) -> Tensor:
