@@ -1,7 +1,6 @@
 """Checks what this machine offers for training, and names the command for what is missing.
 
-MLflow and DeepSpeed are looked at without importing them: that takes seconds, and a broken
-installation must not end the report.
+It checks MLflow and DeepSpeed without importing them, which would take seconds.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from segresmamba.tracking import tracking_uri
 BYTES_PER_GIB = 1 << 30
 # The longest wait for an answer from Slurm or MLflow.
 WAIT_S = 3.0
-# Reader processes pass batches through shared memory; a container has 64 MiB by default.
+# Reader processes pass batches through shared memory. Docker's default for a container is 64 MiB.
 SHARED_MEMORY_GIB = 1.0
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 

@@ -43,6 +43,7 @@ Overrides = Annotated[
     typer.Argument(help="Settings as key=value, such as model=segresnet train.lr=3e-4."),
 ]
 Run = Annotated[Path, typer.Argument(help="Run folder.")]
+OutFolder = Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")]
 Store = Annotated[str, typer.Argument(help="Converted dataset: a folder, a .zip file or a URL.")]
 
 
@@ -136,9 +137,7 @@ def verify(
 @app.command()
 def fingerprint(
     store: Store,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")] = Path(
-        "fingerprint"
-    ),
+    out: OutFolder = Path("fingerprint"),
 ) -> None:
     """Write a dataset's spacings, shapes, intensities and class volumes, as JSON and picture."""
     from segresmamba.data import write_fingerprint
@@ -201,10 +200,9 @@ def predict(
 def bench(
     overrides: Overrides = None,
     models: Annotated[
-        str | None,
-        typer.Option(help="Presets of configs/model, comma-separated. Default: all."),
+        str | None, typer.Option(help="Presets of configs/model, comma-separated. Default: all.")
     ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for tables.")] = Path("bench"),
+    out: OutFolder = Path("bench"),
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps to time.")] = None,
     memory_gib: Annotated[
         float | None, typer.Option(min=0.1, help="Memory that each network may use.")
@@ -292,10 +290,9 @@ def report(
             help="Run folders, folders of runs, or MLflow experiments.", metavar="RUN..."
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")] = Path("report"),
+    out: OutFolder = Path("report"),
     baseline: Annotated[
-        str | None,
-        typer.Option(help="Run to compare energy and Dice of the others with."),
+        str | None, typer.Option(help="Run to compare energy and Dice of the others with.")
     ] = None,
     uri: Annotated[
         str | None, typer.Option(help="Tracking URI of the experiments. Default: that of runs/.")
