@@ -1,11 +1,11 @@
-"""Accuracy on the sample dataset: the network, its ablation and SegResNet, three seeds each.
+"""Accuracy on the sample dataset: SegResMamba, its ablation and SegResNet, three seeds each.
 
     segresmamba sample data/raw && segresmamba convert data/raw data/sample.zarr
     python benchmarks/accuracy.py
 
-Every run is an ordinary one (`python -m launch train`, `segresmamba evaluate`) with the same steps,
-crops, augmentation and learning rate; the seed sets weights, crops and augmentation. Finished runs
-are not repeated: after an interruption the same command goes on.
+Runs use the ordinary commands (`python -m launch train`, `segresmamba evaluate`) with the same
+number of steps, crop size, augmentation and learning rate. The seed sets weights, crops and
+augmentation. Finished runs are not repeated: after an interruption the same command goes on.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ LEARNING_RATE = 2e-3
 
 
 def score(name: str, seed: int, *, steps: int, store: Path, root: Path) -> dict[str, float]:
-    """Train and evaluate one network: mean Dice and HD95 over classes and held-out cases."""
+    """Train and evaluate one network; return mean Dice and HD95 over classes and held-out cases."""
     run = root / f"{name}_{seed}"
     if not (run / "results.json").exists():
         widths = [f"model.{key}={json.dumps(value)}" for key, value in NETWORKS[name].items()]
-        words = [
+        overrides = [
             "data=custom", f"data.store={store}", "data.patch=[64,64,64]", "train=sample",
             f"train.max_steps={steps}", f"train.lr={LEARNING_RATE}", "tracking=none",
             f"model={name}", *widths, f"seed={seed}", f"run.root={root}", f"run.name={run.name}",
         ]  # fmt: skip
-        subprocess.run([sys.executable, "-m", "launch", "train", *words], check=True)
+        subprocess.run([sys.executable, "-m", "launch", "train", *overrides], check=True)
         subprocess.run(
             [sys.executable, "-m", "segresmamba.cli.main", "evaluate", str(run)], check=True
         )
@@ -52,7 +52,7 @@ def score(name: str, seed: int, *, steps: int, store: Path, root: Path) -> dict[
 
 
 def parameters(name: str) -> int:
-    """Of the network at the sample dataset's one channel and three classes."""
+    """Number of parameters for the sample dataset's one channel and three classes."""
     network: torch.nn.Module = build(name, in_channels=1, out_channels=3, **NETWORKS[name])
     return sum(parameter.numel() for parameter in network.parameters())
 
@@ -63,20 +63,22 @@ def spread(values: list[float]) -> str:
 
 
 def main() -> None:
-    """Train, print, write."""
+    """Train all networks, print and write their scores."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--steps", type=int, default=250, help="optimizer steps of two crops")
     parser.add_argument("--store", type=Path, default=Path("data/sample.zarr"))
-    parser.add_argument("--root", type=Path, default=Path("runs/accuracy"), help="for the runs")
+    parser.add_argument(
+        "--root", type=Path, default=Path("runs/accuracy"), help="folder of the runs"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS / "accuracy_sample.csv")
     arguments = parser.parse_args()
     scores = {
         (name, seed): score(
             name, seed, steps=arguments.steps, store=arguments.store, root=arguments.root
         )
-        for seed in SEEDS  # outside, so that an interrupted benchmark compares whole seeds
+        for seed in SEEDS  # the outer loop: what an interrupted benchmark has are whole seeds
         for name in NETWORKS
     }
     with arguments.out.open("w", newline="") as file:

@@ -1,10 +1,10 @@
-"""How long the ranks of a job take to find each other: 8, 64 and 256 processes on this machine.
+"""How long the ranks of a job take to find each other, with 8, 64 and 256 processes here.
 
     python benchmarks/rendezvous.py
 
 Each process joins the group as a rank of `train` does (`engine.distributed.join`, gloo), passes a
 barrier, agrees on a number as at a step boundary, and leaves. The processes are forks that have
-torch imported already: what is timed is the meeting, not the reading of a Python installation.
+torch imported already, so the times do not include reading a Python installation.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from segresmamba.task.ranks import Ranks
 RESULTS = Path(__file__).parent / "results"
 
 
-class Meeting(NamedTuple):
-    """Seconds from the start of the first process; the slowest rank of each kind."""
+class Rendezvous(NamedTuple):
+    """Seconds that the slowest rank took for each part, from the start of the first process."""
 
     ranks: int
     joined_s: float
     barrier_s: float
     """The first barrier, in which gloo connects every pair."""
     agreed_s: float
-    """One agreement after that, as at every step boundary."""
+    """One agreement after the barrier, as at every step boundary."""
     failed: int
 
 
-def meet(rank: int, world_size: int, port: int, started_s: float, answers: Any) -> None:
-    """Be one rank: join, wait for all, agree."""
+def be_a_rank(rank: int, world_size: int, port: int, started_s: float, answers: Any) -> None:
+    """Join the group, wait for all ranks, agree, and put the three times into `answers`."""
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     os.environ |= dict(
         zip(names, map(str, (rank, rank, world_size, "127.0.0.1", port)), strict=True)
@@ -58,7 +58,7 @@ def meet(rank: int, world_size: int, port: int, started_s: float, answers: Any) 
     dist.destroy_process_group()
 
 
-def meeting(world_size: int) -> Meeting:
+def rendezvous(world_size: int) -> Rendezvous:
     """Start the ranks and wait for their answers."""
     context = multiprocessing.get_context("fork")
     with socket.socket() as probe:
@@ -66,7 +66,7 @@ def meeting(world_size: int) -> Meeting:
         port = probe.getsockname()[1]
     answers, started_s = context.Queue(), time.monotonic()
     processes = [
-        context.Process(target=meet, args=(rank, world_size, port, started_s, answers))
+        context.Process(target=be_a_rank, args=(rank, world_size, port, started_s, answers))
         for rank in range(world_size)
     ]
     for process in processes:
@@ -76,23 +76,23 @@ def meeting(world_size: int) -> Meeting:
         process.join()
     slowest = [round(max(column), 3) for column in zip(*times, strict=True)]
     failed = sum(process.exitcode != 0 for process in processes)
-    return Meeting(world_size, *slowest, failed)
+    return Rendezvous(world_size, *slowest, failed)
 
 
 def main() -> None:
-    """Meet, print, write."""
+    """Measure every world size, print and write the times."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--ranks", type=int, nargs="+", default=[8, 64, 256])
     parser.add_argument("--out", type=Path, default=RESULTS / "rendezvous_cpu.csv")
     arguments = parser.parse_args()
-    print("  ".join(f"{field:>10}" for field in Meeting._fields), flush=True)
+    print("  ".join(f"{field:>10}" for field in Rendezvous._fields), flush=True)
     with arguments.out.open("w", newline="") as file:
         table = csv.writer(file)
-        table.writerow(Meeting._fields)
+        table.writerow(Rendezvous._fields)
         for world_size in arguments.ranks:
-            found = meeting(world_size)
+            found = rendezvous(world_size)
             table.writerow(found)
             print("  ".join(f"{value:>10}" for value in found), flush=True)
 

@@ -1,4 +1,4 @@
-"""What ranks say to each other in a training step: counted, and what follows for large clusters.
+"""Counts the communication of a training step, and predicts that of large clusters from it.
 
     python benchmarks/scaling.py
 
@@ -34,7 +34,8 @@ from segresmamba.task.task import build_network
 RESULTS = Path(__file__).parent / "results"
 WORLD_SIZES = (1, 2, 4, 8)
 CLUSTERS = (8, 64, 512)
-# The payload of a collective is the whole tensor: what every rank ends up with, or starts from.
+# Kinds of the operators of c10d. The payload of a collective is the whole tensor that every rank
+# ends up with, or starts from.
 _KINDS = {
     "allreduce_": "all-reduce",
     "allreduce_coalesced_": "all-reduce",
@@ -61,7 +62,7 @@ class Collective(NamedTuple):
     payload_bytes: int
 
 
-class Listener(TorchDispatchMode):
+class CollectiveCounter(TorchDispatchMode):
     """Counts the collectives of the enclosed code and their payloads."""
 
     def __init__(self) -> None:
@@ -90,25 +91,25 @@ def _bytes(argument: object) -> int:
     return 0
 
 
-def listen(stage: int) -> list[Collective]:
-    """On every rank at once: train two steps, listen to the second."""
+def count_second_step(stage: int) -> list[Collective]:
+    """Train two steps and count the collectives of the second; runs on every rank at once."""
     ranks = Ranks.from_environment()
     join(ranks, threads=1)
     config = narrow_config(stage, ranks.world_size)
     network = build_network(config, 1, 3)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     engine = ZeroEngine(network, config, ranks)
-    listener = Listener()
+    counter = CollectiveCounter()
     for step in range(2):
         x_BCDHW = torch.randn(1, 1, *config.data.patch)
         if step == 0:  # the first step also builds what later ones reuse
             _step(engine, x_BCDHW)
         else:
-            with listener:
+            with counter:
                 _step(engine, x_BCDHW)
     return [
-        Collective(ranks.world_size, stage, parameters, kind, calls, listener.payload_bytes[kind])
-        for kind, calls in sorted(listener.calls.items())
+        Collective(ranks.world_size, stage, parameters, kind, calls, counter.payload_bytes[kind])
+        for kind, calls in sorted(counter.calls.items())
     ]
 
 
@@ -119,7 +120,7 @@ def _step(engine: ZeroEngine, x_BCDHW: torch.Tensor) -> None:
 
 
 def narrow_config(stage: int, world_size: int) -> Config:
-    """A quarter of the widths, one crop per rank."""
+    """A network of a quarter of the widths, and one crop per rank."""
     return load_config(
         [
             "data=custom", "data.store=none", "data.patch=[64,32,32]", "model=segresmamba",
@@ -129,7 +130,7 @@ def narrow_config(stage: int, world_size: int) -> Config:
     )  # fmt: skip
 
 
-def heard(world_size: int) -> list[Collective]:
+def count_collectives(world_size: int) -> list[Collective]:
     """The collectives of every stage, as rank 0 of real gloo processes saw them."""
     context = multiprocessing.get_context("spawn")
     with socket.socket() as probe:
@@ -141,7 +142,7 @@ def heard(world_size: int) -> list[Collective]:
     ) as pool:
         found = []
         for stage in STAGES:
-            calls = [pool.submit(listen, stage) for _ in range(world_size)]
+            calls = [pool.submit(count_second_step, stage) for _ in range(world_size)]
             of_all_ranks = [call.result() for call in calls]
             found += of_all_ranks[0]
     return found
@@ -158,11 +159,13 @@ def _become_a_rank(counter: Any, world_size: int, port: int) -> None:
 
 
 def print_counted(found: list[Collective]) -> None:
-    """One line per world size and stage, beside the model."""
+    """Print a line per world size and stage: what was counted, and what the model says."""
     for (world_size, stage), rows in itertools.groupby(found, lambda row: row[:2]):
         collectives = list(rows)
         weights_bytes = 4 * collectives[0].parameters
-        traffic = Traffic.of(world_size, ((c.kind, c.calls, c.payload_bytes) for c in collectives))
+        traffic = Traffic.from_collectives(
+            world_size, ((c.kind, c.calls, c.payload_bytes) for c in collectives)
+        )
         model = predicted_traffic(stage, world_size, weights_bytes)
         payload_bytes = sum(c.payload_bytes for c in collectives)
         print(
@@ -174,22 +177,33 @@ def print_counted(found: list[Collective]) -> None:
 
 
 def main() -> None:
-    """Count, check, predict, write."""
+    """Count, print the counts beside the model, predict, write."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--parameters", type=int, default=68_301_891, help="of the full network")
+    parser.add_argument(
+        "--parameters",
+        type=int,
+        default=68_301_891,
+        help="number of parameters of the full network",
+    )
     parser.add_argument("--compute-s", type=float, nargs="+", default=[0.1, 0.3, 1.0],
-                        help="of a step on one GPU: an assumption until measured")  # fmt: skip
-    parser.add_argument("--node-gb-s", type=float, default=300.0, help="per GPU inside a node")
-    parser.add_argument("--network-gb-s", type=float, default=25.0, help="per GPU between nodes")
-    parser.add_argument("--latency-us", type=float, default=20.0, help="of a hop between GPUs")
+                        help="seconds of a step on one GPU, assumed until measured")  # fmt: skip
+    parser.add_argument(
+        "--node-gb-s", type=float, default=300.0, help="bandwidth per GPU inside a node"
+    )
+    parser.add_argument(
+        "--network-gb-s", type=float, default=25.0, help="bandwidth per GPU between nodes"
+    )
+    parser.add_argument(
+        "--latency-us", type=float, default=20.0, help="latency of a hop between GPUs"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the CSV files")
     arguments = parser.parse_args()
     print("ranks stage  calls  payload / 4 P  sent by a rank / 4 P  model  collectives")
     found = []
     for world_size in WORLD_SIZES:
-        new = heard(world_size)
+        new = count_collectives(world_size)
         print_counted(new)
         found += new
     _write(arguments.out / "scaling_collectives.csv", Collective._fields, found)

@@ -1,4 +1,4 @@
-"""Times and memory of the scans: prints a table and writes a CSV file.
+"""Measures times and memory of the scans; prints a table and writes a CSV file.
 
     python benchmarks/scan.py                 CPU: compiled kernels against two PyTorch scans
     python benchmarks/scan.py --device cuda   GPU: Triton against mamba-ssm and the floor
@@ -47,7 +47,7 @@ def gradients(y: Tensor, operands: dict[str, Tensor]) -> None:
 
 
 def best_ms(run: Callable[[], object], repeats: int) -> float:
-    """Smallest wall-clock time of several runs, after one that does not count."""
+    """Smallest wall-clock time of several runs, after one to warm up."""
     run()
     times = []
     for _ in range(repeats):
@@ -72,7 +72,7 @@ def saved_bytes(run: Callable[[], object]) -> int:
 
 
 def resident_bytes(field: str) -> int:
-    """A line of /proc/self/status: VmRSS, the memory in use, or VmHWM, the most there was."""
+    """A field of /proc/self/status: VmRSS, the memory in use, or VmHWM, its peak."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1]) << 10
@@ -80,7 +80,7 @@ def resident_bytes(field: str) -> int:
 
 
 def peak_bytes(channels: int, length: int) -> int:
-    """Most memory that a forward and backward pass adds to the operands; needs its own process."""
+    """Peak memory of a forward and backward pass above the operands; needs its own process."""
     warm = scan_operands(1, channels, 128)
     gradients(selective_scan(**warm, delta_softplus=True), warm)
     operands = scan_operands(1, channels, length)
@@ -110,7 +110,7 @@ def floor_ms(
 
 
 def rate_rows(rates: tuple[float, float]) -> Iterator[Row]:
-    """What the floor is computed from."""
+    """The two rates from which the floor is computed."""
     yield Row("machine", 0, 0, 0, "copy", "bandwidth", rates[0] / 1e9, "GB/s")
     yield Row("machine", 0, 0, 0, "exp2", "rate", rates[1] / 1e9, "G/s")
 
@@ -118,7 +118,7 @@ def rate_rows(rates: tuple[float, float]) -> Iterator[Row]:
 def floor_rows(
     shape: tuple[int, int, int], itemsize: int, rates: tuple[float, float]
 ) -> Iterator[Row]:
-    """Forward moves u, delta and y; backward besides u, delta, dy and two gradients."""
+    """The floor: forward moves u, delta and y; backward also u, delta, dy and two gradients."""
     for quantity, arrays, times in (("forward", 3, 1), ("forward + backward", 8, 2)):
         best = floor_ms(*shape, itemsize, arrays, times, rates)
         yield Row("selective_scan", *shape, "floor", quantity, best, "ms")
@@ -164,7 +164,7 @@ def tri_methods(o: dict[str, Tensor], num_slices: int) -> dict[str, Callable[[],
 def saved_rows(
     shape: tuple[int, int, int], num_slices: int, device: str, dtype: torch.dtype
 ) -> Iterator[Row]:
-    """What tri_scan and three scans with materialised orders keep for the backward pass."""
+    """Memory that tri_scan and three scans with materialised orders keep for the backward pass."""
     for name, run in tri_methods(tri_operands(*shape, device, dtype), num_slices).items():
         yield Row("tri_scan", *shape, name, "saved for backward", saved_bytes(run) / 2**20, "MiB")
 
@@ -235,7 +235,7 @@ def machine(device: str) -> str:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print and write every row."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

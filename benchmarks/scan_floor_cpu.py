@@ -1,4 +1,4 @@
-"""What the processor at hand could do at best: measured copy bandwidth and rate of exponentials."""
+"""Limits of this machine's processor, measured: copy bandwidth and rate of exponentials."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Operands of the scan benchmark, and the methods that the project's scans are compared with."""
+"""Operands of the scan benchmark, and the methods with which it compares the project's scans."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STATES = 16
 def scan_operands(
     batch: int, channels: int, length: int, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> dict[str, Tensor]:
-    """Operands like those of a Mamba layer at its start: A = -1..-16, step sizes about 0.01."""
+    """Operands like those of an untrained Mamba layer: A = -1..-16, step sizes about 0.01."""
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, device=device, dtype=dtype)
@@ -61,7 +61,7 @@ def chunked_scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor,
     chunk: int = 64,
 ) -> Tensor:  # fmt: skip
-    """The usual PyTorch way: chunks one after the other, each scanned by doubling."""
+    """The usual scan in PyTorch: one chunk after the other, each scanned by doubling."""
     delta = F.softplus(delta + delta_bias[:, None])
     state = u.new_zeros(*u.shape[:2], 1, A.shape[1])
     outputs = []
@@ -83,7 +83,7 @@ def chunked_scan(
 
 
 def three_scans(o: dict[str, Tensor], num_slices: int, backend: str = "auto") -> Tensor:
-    """What tri_scan replaces: every order permutes, convolves, projects and scans its own copy."""
+    """What tri_scan replaces: for each order permute, convolve, project and scan a copy."""
     x, z = o["x_BDL"], o["z_BDL"]
     rank = o["dt_proj_KDR"].shape[2]
     y = torch.zeros_like(x)

@@ -2,10 +2,10 @@
 
     python benchmarks/streaming.py [--part mr ct workers remote gaps sweep] [--work FOLDER]
 
-It needs the extra `bench`. Volumes are written once to --work. Every part prints a
-table and writes CSV. Each reader is one thread that gives the same crops as torch tensors; readers
-take turns, crop files are in the page cache, and of all rounds the smallest and the median time of
-a crop are given. The ratio is of the smallest times.
+It needs the extra `bench`. Volumes are written once to --work. Every part prints a table and writes
+CSV. Each reader is one thread that returns the same crops as torch tensors. Readers take turns, and
+their files are in the page cache. The tables have the smallest and the median time of a crop over
+all rounds; ratios are those of the smallest times.
 """
 
 from __future__ import annotations
@@ -53,18 +53,18 @@ from segresmamba.data.store.shard import ShardedArray
 
 Row = dict[str, Any]
 CROPS, SLOW_CROPS, ROUNDS = 12, 2, 5
-# Of a loader: more than its readers keep ready, and what is timed after that.
+# Crops of a loader: first more than its readers keep ready, then those that are timed.
 WARM_UP, COUNT = 20, 60
 
 
 class NnUNetCT(NnUNet):
-    """Its layout of a 512^3 volume, which it keeps as float32."""
+    """nnU-Net's layout of a 512^3 volume, which it keeps as float32."""
 
     blocks, chunks = (1, 32, 32, 32), (1, 128, 128, 96)
 
 
 class NnUNetCTCropOnly(NnUNetCropOnly):
-    """Likewise."""
+    """The same layout, decoded only."""
 
     blocks, chunks = NnUNetCT.blocks, NnUNetCT.chunks
 
@@ -83,7 +83,7 @@ def starts(shape: tuple[int, int, int], cases: int, count: int) -> list[tuple[in
 
 
 def compare(readers: Iterable[Reader], crops: list[tuple[int, Start]]) -> list[Row]:
-    """Milliseconds of a crop for each reader, the readers taking turns."""
+    """Milliseconds of a crop for each reader. The readers take turns."""
     readers = list(readers)
     expected = [tensor.clone() for tensor in readers[0].read(*crops[0])]
     times: dict[str, list[tuple[float, float]]] = {reader.name: [] for reader in readers}
@@ -98,7 +98,7 @@ def compare(readers: Iterable[Reader], crops: list[tuple[int, Start]]) -> list[R
             if not reader.slow:
                 assert crop[0].shape == expected[0].shape, reader.name
     for reader in readers:
-        if not reader.slow:  # MONAI's axes are the other way round
+        if not reader.slow:  # MONAI's axes are in reverse order
             for one, other in zip(reader.read(*crops[0]), expected, strict=True):
                 torch.testing.assert_close(one.to(other.dtype), other, rtol=0, atol=0)
     best = min(wall for wall, _ in times[readers[0].name])
@@ -131,7 +131,7 @@ def part_ct(work: Path) -> list[Row]:
 
 
 def _folder(work: Path, kind: type[Reader]) -> Path:
-    """Readers of one layout share what was written."""
+    """The folder of a reader; readers of one layout share it."""
     shared = next(
         base for base in reversed(kind.__mro__) if "write" in vars(base) and base is not Reader
     )
@@ -139,7 +139,7 @@ def _folder(work: Path, kind: type[Reader]) -> Path:
 
 
 class _Lazy(list[Volume]):
-    """Volumes that are made when they are first asked for."""
+    """Volumes that are made when they are first read."""
 
     def __init__(self, make: Callable[[], list[Volume]]) -> None:
         super().__init__()
@@ -169,7 +169,7 @@ def part_workers(work: Path) -> list[Row]:
 def part_remote(work: Path) -> list[Row]:
     """The same store in a folder and behind S3's protocol with 20 ms added to every answer.
 
-    The server runs on the readers' own cores: what it takes of them is given as well.
+    The server runs on the readers' own cores, so its processor time is reported as well.
     """
     rows = []
     with _server(work, latency_ms=20) as (url, server):
@@ -190,7 +190,7 @@ def part_remote(work: Path) -> list[Row]:
 
 
 def part_gaps(work: Path) -> list[Row]:
-    """One reader of that server; parts of a shard closer than this are fetched by one request."""
+    """Gaps in a shard up to which one request fetches both sides; one reader, same server."""
     Ours(_folder(work / "mr", Ours), _Lazy(lambda: [mr(seed) for seed in range(2)]))
     crops = starts(MR_SHAPE_DHW, 2, CROPS)
     rows = []
@@ -224,7 +224,7 @@ def _spent(server: psutil.Process) -> tuple[float, float, float, int]:
 
 
 def part_sweep(work: Path) -> list[Row]:
-    """Inner chunk and codec, read as the loader does; the shard is the array in all cases."""
+    """Inner chunks and codecs, read as the loader does. The shard is always the whole array."""
     layouts = [
         ((1, 32, 32, 32), "lz4", 5), ((1, 32, 32, 32), "lz4hc", 5), ((1, 32, 32, 32), "lz4hc", 9),
         ((1, 32, 32, 32), "zstd", 1), ((4, 32, 32, 32), "lz4", 5), ((4, 16, 16, 16), "lz4hc", 5),
@@ -235,13 +235,13 @@ def part_sweep(work: Path) -> list[Row]:
     arrays = [_written(work / "sweep", volume, *layout) for layout in layouts]
     crops = [start for _, start in starts(MR_SHAPE_DHW, 1, CROPS)]
     times: list[list[float]] = [[] for _ in layouts]
-    room = np.zeros((4, *PATCH), np.float32)
+    crop = np.zeros((4, *PATCH), np.float32)
     for _ in range(ROUNDS):
         for (array, _, _), found in zip(arrays, times, strict=True):
             started = time.perf_counter()
             for start in crops:
-                room.fill(0)
-                array.read((0, *start), room)
+                crop.fill(0)
+                array.read((0, *start), crop)
             found.append(1e3 * (time.perf_counter() - started) / len(crops))
     return [
         {"chunk": "x".join(map(str, chunk)), "codec": f"{codec} {level}", "ms": min(found),
@@ -309,7 +309,7 @@ def _our_loader(folder: Path | str, workers: int) -> Iterator[Any]:
 
 
 def _rate(batches: Iterator[Any], step_s: float = 0.0) -> float:
-    """Crops a second in the steady state, for a trainer whose steps take so long."""
+    """Crops a second in the steady state, for a trainer whose steps take `step_s`."""
     for _ in islice(batches, WARM_UP):
         time.sleep(step_s)
     started = time.perf_counter()

@@ -1,6 +1,6 @@
-"""Ways to get a random crop: the project's, and those it is compared with.
+"""Readers of random crops: the project's, and those with which it is compared.
 
-Each reader has written the same volumes in its own layout, and gives the crop as a batch of one:
+Each reader writes the same volumes in its own layout and returns a crop as a batch of one:
 image (1, C, D, H, W) float32 and label (1, D, H, W), both torch tensors.
 """
 
@@ -30,13 +30,13 @@ class Reader:
     """Volumes in one layout.
 
     Args:
-        folder: To write to, the reader's own.
-        volumes: Already written there if it exists.
+        folder: The reader's own folder.
+        volumes: Written to the folder, unless it exists.
     """
 
     name = ""
     slow = False
-    """Takes seconds for a crop."""
+    """Whether a crop takes seconds."""
 
     def __init__(self, folder: Path, volumes: list[Volume]) -> None:
         self.folder = folder
@@ -51,20 +51,20 @@ class Reader:
         raise NotImplementedError
 
     def open(self) -> None:
-        """Before the first crop."""
+        """Open what was written, before the first crop."""
 
     def read(self, case: int, start: Start) -> Crop:
         raise NotImplementedError
 
     @property
     def bytes(self) -> int:
-        """On disk."""
+        """Size on disk."""
         files = [path for path in self.folder.rglob("*") if path.is_file()]
         return sum(path.stat().st_size for path in files)
 
 
 class Ours(Reader):
-    """The loader's way: straight into a piece of memory that is used again."""
+    """The project's loader, which reads straight into memory that is used again."""
 
     name = "segresmamba"
 
@@ -80,9 +80,9 @@ class Ours(Reader):
 
     def read(self, case: int, start: Start) -> Crop:
         opened = self.dataset[f"case_{case}"]
-        room = BatchLayout(1, opened.record.shape_CDHW[0], PATCH, opened.record.label_dtype)
-        piece = self.memory.take(room.bytes)
-        image, label = room.split(self.memory.content(piece))
+        batch = BatchLayout(1, opened.record.shape_CDHW[0], PATCH, opened.record.label_dtype)
+        piece = self.memory.take(batch.bytes)
+        image, label = batch.split(self.memory.content(piece))
         opened.crop_into(start, image[0], label[0])
         piece[0] = 0  # as the trainer does when it has used the batch
         return torch.from_numpy(image), torch.from_numpy(label)
@@ -127,9 +127,9 @@ class RustZarr(PlainZarr):
 class NnUNet(Reader):
     """nnU-Net 2.8.1: nnunetv2/training/dataloading/{nnunet_dataset,data_loader}.py.
 
-    Written with the blocks and chunks of its comp_blosc2_params for these shapes, LZ4HC 5 and
-    the filter that its _select_filter takes; read as in generate_train_batch: both files opened
-    memory-mapped for every crop with one thread, the crop copied to the batch.
+    The files have the blocks and chunks of its comp_blosc2_params for these shapes, LZ4HC 5 and the
+    filter that its _select_filter chooses. They are read as in generate_train_batch: for every crop
+    both files are opened memory-mapped with one thread, and the crop is copied to the batch.
     """
 
     name = "nnU-Net blosc2"
@@ -198,7 +198,7 @@ class NnUNet(Reader):
 
 
 class NnUNetCropOnly(NnUNet):
-    """The same without the copy to the batch and the case's properties: decoding alone."""
+    """nnU-Net's reader without the copy to the batch and the case's properties: only decoding."""
 
     name = "nnU-Net blosc2, crop only"
 
@@ -250,7 +250,7 @@ class Nifti(Reader):
 
 
 class Persistent(Nifti):
-    """MONAI: PersistentDataset, the loaded volumes cached with torch.save; then a crop."""
+    """MONAI: PersistentDataset, which caches loaded volumes with torch.save, then a crop."""
 
     name = "MONAI PersistentDataset"
 
@@ -271,7 +271,7 @@ class Persistent(Nifti):
 
 
 class Mapped(Reader):
-    """The floor: uncompressed, memory-mapped, copied to memory that is used again."""
+    """The floor: an uncompressed file, memory-mapped and copied to memory that is used again."""
 
     name = "memory-mapped .npy"
 

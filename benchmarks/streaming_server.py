@@ -1,9 +1,9 @@
-"""A process that answers S3's GET for the files of a folder, each answer delayed.
+"""A server that answers S3's GET requests from the files of a folder, each after a delay.
 
     python benchmarks/streaming_server.py FOLDER PORT LATENCY_MS
 
-Byte ranges are sent by the kernel straight from the page cache, so that the server costs as little
-as it can of the cores that it shares with the readers. Signatures are not looked at.
+The kernel sends byte ranges straight from the page cache, so that the server takes as little as
+possible of the cores that it shares with the readers. It does not check signatures.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    # Or the end of an answer waits 40 ms for the client's acknowledgement of its beginning.
+    # Otherwise the end of an answer waits 40 ms for the client to acknowledge its beginning.
     disable_nagle_algorithm = True
     folder: Path
     latency_s: float

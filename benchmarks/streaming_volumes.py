@@ -1,6 +1,6 @@
-"""Volumes like those that are trained on, made from the MNI152 template of nilearn.
+"""Volumes like those in training, made from nilearn's MNI152 template.
 
-Libraries are imported where volumes are made: reader processes import this module too.
+Functions import the libraries that they need, because reader processes import this module too.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Volume = tuple[npt.NDArray[Any], npt.NDArray[Any]]
 def mr(seed: int) -> Volume:
     """Four channels of float32: a brain on a background of zeros, smooth structure and noise.
 
-    As after resampling and normalisation, values take all digits: what is hard to compress.
+    As after resampling and normalisation, values use all digits, which makes them hard to compress.
     """
     from nilearn.datasets import load_mni152_brain_mask, load_mni152_template
     from scipy.ndimage import gaussian_filter
@@ -78,7 +78,7 @@ def write_raw(folder: Path, volumes: list[Volume]) -> None:
 
 
 def _padded(volume: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Cut or filled with zeros to `MR_SHAPE_DHW`, about the middle."""
+    """The volume cut or filled with zeros to `MR_SHAPE_DHW`, with the same centre."""
     for axis, size in enumerate(MR_SHAPE_DHW):
         missing = size - volume.shape[axis]
         if missing < 0:

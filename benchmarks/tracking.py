@@ -1,15 +1,15 @@
-"""What tracking costs a training step.
+"""Measures what tracking costs a training step.
 
     python benchmarks/tracking.py [--steps 2000] [--out benchmarks/results/tracking_cpu.csv]
 
-1. How long a step is held up by its record in the journal, with a real uploader beside it: sending
-   to SQLite; to a server that is not there; to one that takes a second for every answer; to one
-   that answers 500. Mean and 99th percentile, in ms; the promise is a mean below 1 ms.
-2. How much the energy meter and the samples of the node slow a step down: the promise is below 1 %.
-   Both figures are processor times, which other work on the machine changes little. The same step
-   with and without them, in alternating blocks, medians compared: what they cost the step while it
-   runs. And the time that their own threads take, in percent of one core: if they held the
-   interpreter lock all that time, a step would wait for as much.
+1. How long a step waits for its record in the journal, with a real uploader beside it. The uploader
+   sends to SQLite, to a server that is not there, to one that takes a second for every answer, and
+   to one that answers 500. Mean and 99th percentile in ms; the promise is a mean below 1 ms.
+2. How much the energy meter and the samples of the node slow a step down; the promise is below 1 %.
+   Two figures, both in processor time, which other programs on the machine hardly change. The first
+   compares the median of the same step with and without them, in alternating blocks. The second is
+   the time of their own threads, in percent of one core: if they held the interpreter lock all that
+   time, a step would wait as long.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ VALUES = {f"train/value_{index}": 0.1 * index for index in range(30)}  # a recor
 
 
 class Answering(http.server.BaseHTTPRequestHandler):
-    """Answers 500, after a while."""
+    """Answers every request with 500, after a delay."""
 
     wait_s = 0.0
 
@@ -65,7 +65,7 @@ def answering(wait_s: float) -> Iterator[str]:
 
 
 def held_up_ms(root: Path, name: str, uri: str | None, steps: int) -> list[float]:
-    """Time in `Tracker.metrics` of each step."""
+    """Milliseconds that each step spends in `Tracker.metrics`."""
     config = TrackingConfig(uri=uri)
     tracker = open_tracker(root / name, config, root=root, run_name=name)
     times_ms = []
@@ -79,7 +79,7 @@ def held_up_ms(root: Path, name: str, uri: str | None, steps: int) -> list[float
 
 
 def step_s(matrix: torch.Tensor) -> float:
-    """Processor time of a step that computes."""
+    """Processor time of a step of matrix products."""
     started = time.thread_time()
     for _ in range(8):
         matrix = (matrix @ matrix).clamp(0, 1)
@@ -94,12 +94,12 @@ def block(matrix: torch.Tensor) -> list[float]:
 
 
 def other_threads_s() -> float:
-    """Processor time of this process's threads but the calling one."""
+    """Processor time of all threads of this process except the calling one."""
     return time.process_time() - time.thread_time()
 
 
 def slowdown(start: Callable[[], list[Any]]) -> tuple[float, float, float]:
-    """Median step in s without and with observers, and the observers' share of a core."""
+    """Median seconds of a step without and with observers, and the observers' share of a core."""
     matrix = torch.rand(768, 768)
     block(matrix)  # warm up
     plain: list[float] = []

@@ -17,7 +17,7 @@ from launch.sweeps.folds import ALL, all_folds, fold_sweep_name
 from launch.sweeps.plan_search import Sampler, plan_search
 from launch.sweeps.sweep import MANIFEST, Sweep
 from launch.sweeps.trial_job import TrialJob
-from segresmamba.cli.options import (
+from segresmamba.cli.conversion import (
     CropPolicy,
     DtypePolicy,
     FormatName,

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from launch.jobs import submission
 from launch.slurm import squeue
-from segresmamba.cli.counting import counting
+from segresmamba.cli.conversion import counting
 from segresmamba.config import ClusterConfig, load_config
 from segresmamba.data.conversion.convert import convert_share, finish, prepare
 from segresmamba.data.conversion.plan import ConversionPlan, ConversionRequest

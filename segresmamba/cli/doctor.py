@@ -1,4 +1,7 @@
-"""What this machine offers for training, and the exact command for what is missing."""
+"""Checks what this machine offers for training, and names the command for what is missing.
+
+It checks MLflow and DeepSpeed without importing them, which would take seconds.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +35,9 @@ from segresmamba.ops import available_backends
 from segresmamba.tracking import tracking_uri
 
 BYTES_PER_GIB = 1 << 30
+# The longest wait for an answer from Slurm or MLflow.
 WAIT_S = 3.0
-"""The longest that one answer from outside (Slurm, MLflow) is waited for."""
+# Reader processes pass batches through shared memory. Docker's default for a container is 64 MiB.
 SHARED_MEMORY_GIB = 1.0
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
@@ -45,11 +49,11 @@ class Check:
     """One line of the doctor's report.
 
     Attributes:
-        name: What was looked at.
-        status: ok; missing: something to install or repair; off: this machine or configuration
-            does without it.
+        name: Name of the part that was checked.
+        status: "ok", "missing" (to be installed or repaired), or "off" (this machine or
+            configuration does without it).
         detail: What was found.
-        remedy: The command or setting that changes it; empty where there is nothing to do.
+        remedy: The command or setting that changes it; empty if there is nothing to do.
     """
 
     name: str
@@ -59,19 +63,17 @@ class Check:
 
 
 def checks(config: Config | None = None) -> list[Check]:
-    """Look at everything that training may use; takes a few seconds at most.
+    """Check everything that training may use, which takes a few seconds at most.
 
     Args:
-        config: Whose MLflow and run folder to look at; by default the shipped configuration's.
+        config: Says which MLflow and run folder to check; by default the shipped configuration.
     """
     config = config or load_config()
     return [
         Check("Python", "ok", f"{platform.python_version()} on {platform.platform()}"),
         _host(),
-        _torch(),
-        *_devices(),
-        *_backends(),
-        *_packages(),
+        *_torch(),
+        *_scan_backends(),
         _deepspeed(),
         *_slurm(),
         _mlflow(config),
@@ -90,6 +92,7 @@ def render(results: list[Check]) -> Group:
         table.add_row(f"[{style}]{check.status}[/]", check.name, escape(check.detail))
         if check.remedy:
             todo.append(f"\n{check.name}", style).append(f": {check.remedy}")
+    # Below the table and not in it: a cell would wrap commands, which then cannot be copied.
     return Group(table, todo)
 
 
@@ -103,71 +106,54 @@ def _host() -> Check:
     return Check("host", "ok", detail)
 
 
-def _torch() -> Check:
+def _torch() -> Iterator[Check]:
+    """The build of torch and the GPUs that it finds."""
     import torch
 
     built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "for CPUs only"
-    return Check("torch", "ok", f"{torch.__version__}, built {built}")
-
-
-def _devices() -> Iterator[Check]:
-    import torch
-
+    yield Check("torch", "ok", f"{torch.__version__}, built {built}")
     if not torch.cuda.is_available():
         driver = shutil.which("nvidia-smi")
         remedy = "install a CUDA build: https://pytorch.org/get-started" if driver else ""
         yield Check("GPU", "missing" if driver else "off", "torch sees none", remedy)
         return
     for index in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(index)
+        gpu = torch.cuda.get_device_properties(index)
         yield Check(
             f"GPU {index}",
             "ok",
-            f"{properties.name}, {_gib(properties.total_memory)} GiB, "
-            f"compute capability {properties.major}.{properties.minor}",
+            f"{gpu.name}, {_gib(gpu.total_memory)} GiB, compute capability {gpu.major}.{gpu.minor}",
         )
 
 
-def _backends() -> Iterator[Check]:
+def _scan_backends() -> Iterator[Check]:
+    """The scan backends, then the packages of those that run on GPUs."""
     for name, answer in available_backends().items():
-        found = answer == "ok"
-        yield Check(
-            f"scan backend {name}",
-            "ok" if found else "missing",
-            "usable" if found else "not installed",
-            "" if found else answer,
-        )
-
-
-def _packages() -> Iterator[Check]:
-    """What the GPU's scan backends are made of; how to install it is said once, with them."""
+        if answer == "ok":
+            yield Check(f"scan backend {name}", "ok", "usable")
+        else:
+            yield Check(f"scan backend {name}", "missing", "not installed", answer)
+    # Without a remedy: the backends above have it already.
     for name in ("mamba-ssm", "causal-conv1d", "triton"):
         version = _version(name)
         yield Check(name, "ok" if version else "off", version or "not installed (GPU, optional)")
 
 
 def _deepspeed() -> Check:
-    version = _version("deepspeed")
-    if version is None or find_spec("deepspeed") is None:
+    version, spec = _version("deepspeed"), find_spec("deepspeed")
+    if version is None or spec is None or spec.origin is None:
         return Check("DeepSpeed", "missing", "not installed", "pip install deepspeed")
     import torch
 
-    # DeepSpeed's own rule; asking it would import it.
+    # DeepSpeed chooses its accelerator by this rule.
     detected = "cuda" if torch.cuda.is_available() else "cpu"
     accelerator = os.environ.get("DS_ACCELERATOR", detected)
-    ops = ", ".join(_prebuilt_ops()) or "none, and training needs none"
-    return Check("DeepSpeed", "ok", f"{version}, accelerator {accelerator}, prebuilt ops: {ops}")
-
-
-def _prebuilt_ops() -> list[str]:
-    """The compiled ops that DeepSpeed's installation carries, read without importing it."""
-    spec = find_spec("deepspeed")
-    assert spec is not None
-    assert spec.origin is not None
+    # The installation writes the list of its compiled ops into this file.
     facts = Path(spec.origin).with_name("git_version_info_installed.py")
     found = re.search(r"^installed_ops\s*=\s*(\{.*\})", facts.read_text(), flags=re.MULTILINE)
-    ops: dict[str, bool] = ast.literal_eval(found[1]) if found else {}
-    return [name for name, is_built in ops.items() if is_built]
+    built: dict[str, bool] = ast.literal_eval(found[1]) if found else {}
+    ops = ", ".join(name for name in built if built[name]) or "none, and training needs none"
+    return Check("DeepSpeed", "ok", f"{version}, accelerator {accelerator}, prebuilt ops: {ops}")
 
 
 def _slurm() -> Iterator[Check]:
@@ -202,31 +188,30 @@ def _mlflow(config: Config) -> Check:
     except ConfigError as error:
         return Check("MLflow", "missing", f"{error.where}: {error.got}", error.remedy)
     except (OSError, HTTPException) as error:
-        remedy = "start the server or correct tracking.uri; runs go on without it, and "
-        return Check(
-            "MLflow",
-            "missing",
-            f"{version}, cannot be reached: {error}",
-            f"{remedy}`segresmamba sync RUN` catches up",
+        remedy = (
+            "start the server or correct tracking.uri; runs go on without it, and "
+            "`segresmamba sync RUN` catches up"
         )
+        return Check("MLflow", "missing", f"{version}, cannot be reached: {error}", remedy)
     return Check("MLflow", "ok", f"{version}, {found}")
 
 
 def _reach(uri: str) -> str:
-    """What answers at a tracking URI, found out without importing MLflow.
+    """Try to reach a tracking URI, and describe what is there.
 
     Raises:
-        OSError: If nothing does.
-        HTTPException: If it is no web server.
+        OSError: If nothing answers.
+        HTTPException: If the answer is not that of a web server.
     """
     parts = urlsplit(uri)
     scheme = parts.scheme.partition("+")[0]
     if scheme == "sqlite":
         path = Path(uri.removeprefix("sqlite:///"))
         if path.exists():
-            path.open("r+b").close()
+            path.open("r+b").close()  # raises if the file cannot be written
         return f"SQLite file {path}" + ("" if path.exists() else " (made by the first run)")
     if scheme in DATABASE_PORTS:
+        # The URI itself is not shown: it may hold a password.
         address = (parts.hostname or "localhost", parts.port or DATABASE_PORTS[scheme])
         socket.create_connection(address, WAIT_S).close()
         return f"{scheme} database at {address[0]}:{address[1]}"
@@ -234,13 +219,14 @@ def _reach(uri: str) -> str:
     try:
         urllib.request.urlopen(f"{uri}/health", timeout=WAIT_S).close()
     except urllib.error.HTTPError as error:
+        # A server that wants a password or has no /health is a server all the same.
         error.close()
         return f"{server} (answers /health with {error.code})"
     return server
 
 
 def _folder(name: str, folder: Path, remedy: str) -> Check:
-    """Whether a folder, or the nearest one above it that exists, takes a file."""
+    """Whether a file can be written to a folder, or to its nearest parent that exists."""
     existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=existing):

@@ -1,4 +1,7 @@
-"""The `segresmamba` command: arguments in, one call, a result or one screen of error out."""
+"""The `segresmamba` command: each command parses its arguments, makes one call, prints the result.
+
+Commands import what they call when they run, so that `--help` need not wait for torch.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from segresmamba.cli.counting import counting
-from segresmamba.cli.options import (
+from segresmamba.cli.conversion import (
     CropPolicy,
     DtypePolicy,
     FormatName,
@@ -25,6 +27,7 @@ from segresmamba.cli.options import (
     ResampleMismatched,
     SpacingPolicy,
     Splits,
+    counting,
 )
 from segresmamba.errors import UserError
 
@@ -37,12 +40,15 @@ console = Console(soft_wrap=True)
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="Configuration as key=value, such as model=segresnet train.lr=3e-4"),
+    typer.Argument(help="Settings as key=value, such as model=segresnet train.lr=3e-4."),
 ]
+Run = Annotated[Path, typer.Argument(help="Run folder.")]
+OutFolder = Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")]
+Store = Annotated[str, typer.Argument(help="Converted dataset: a folder, a .zip file or a URL.")]
 
 
 def main() -> None:
-    """Run a command; a user's mistake ends it with one screen of text and exit code 2."""
+    """Run a command; a user's mistake is one screen of text and exit code 2."""
     logging.captureWarnings(capture=True)
     logging.basicConfig(
         level=logging.INFO,
@@ -50,6 +56,7 @@ def main() -> None:
         datefmt="%H:%M:%S",
         handlers=[RichHandler(console=Console(stderr=True), show_path=False)],
     )
+    # Libraries whose messages at level INFO would hide our own.
     for noisy in ("alembic", "mlflow", "codecarbon", "hydra", "numba", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
@@ -61,11 +68,11 @@ def main() -> None:
 
 @app.command()
 def sample(
-    out: Annotated[Path, typer.Argument(help="Folder to write the nnU-Net raw dataset to")],
-    subjects: Annotated[int, typer.Option(min=2, help="Virtual subjects")] = 12,
-    seed: Annotated[int, typer.Option(help="Seed of the deformations")] = 0,
+    out: Annotated[Path, typer.Argument(help="Folder for the dataset, in nnU-Net's raw format.")],
+    subjects: Annotated[int, typer.Option(min=2, help="Number of virtual subjects.")] = 12,
+    seed: Annotated[int, typer.Option(help="Seed of the deformations.")] = 0,
 ) -> None:
-    """Make the sample dataset: virtual subjects derived from the MNI152 template."""
+    """Make the sample dataset: virtual subjects, deformed from the MNI152 template."""
     from segresmamba.data import make_sample
 
     make_sample(out, subjects=subjects, seed=seed)
@@ -74,10 +81,10 @@ def sample(
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help="Dataset folder, or a MONAI datalist")],
-    out: Annotated[Path, typer.Argument(help="Store to write")],
+    source: Annotated[Path, typer.Argument(help="Dataset folder, or a MONAI datalist.")],
+    out: Annotated[Path, typer.Argument(help="Store to write.")],
     kind: FormatName = "auto",
-    workers: Annotated[int, typer.Option(min=1, help="Processes")] = 2,
+    workers: Annotated[int, typer.Option(min=1, help="Number of processes.")] = 2,
     resample_mismatched: ResampleMismatched = False,
     spacing: SpacingPolicy = "keep",
     crop: CropPolicy = False,
@@ -86,7 +93,7 @@ def convert(
     splits: Splits = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Convert a dataset to a sharded Zarr store; finished cases are not redone."""
+    """Convert a dataset to a sharded Zarr store; finished cases are not converted again."""
     from segresmamba.data import Policy
     from segresmamba.data import convert as run
 
@@ -109,14 +116,14 @@ def convert(
 
 @app.command()
 def verify(
-    store: Annotated[str, typer.Argument(help="Converted dataset: folder, .zip or URL")],
-    fix: Annotated[bool, typer.Option("--fix", help="Convert the faulty cases anew")] = False,
+    store: Store,
+    fix: Annotated[bool, typer.Option("--fix", help="Convert the faulty cases again.")] = False,
     source: Annotated[
-        Path | None, typer.Option(help="For --fix: where the source lies, if it has moved")
+        Path | None, typer.Option(help="For --fix: the source dataset, if it has moved.")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes of --fix")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="For --fix: number of processes.")] = 1,
 ) -> None:
-    """Read every case of a store and report what is wrong with it; --fix converts it anew."""
+    """Read every case of a store and report what is wrong; --fix converts those cases again."""
     from segresmamba.data import repair
     from segresmamba.data import verify as run
 
@@ -129,12 +136,10 @@ def verify(
 
 @app.command()
 def fingerprint(
-    store: Annotated[str, typer.Argument(help="Converted dataset: folder, .zip or URL")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to")] = Path(
-        "fingerprint"
-    ),
+    store: Store,
+    out: OutFolder = Path("fingerprint"),
 ) -> None:
-    """Write a dataset's spacings, shapes, intensities and class volumes as JSON and a picture."""
+    """Write a dataset's spacings, shapes, intensities and class volumes, as JSON and picture."""
     from segresmamba.data import write_fingerprint
 
     for path in write_fingerprint(store, out):
@@ -145,7 +150,7 @@ def fingerprint(
 def train(
     overrides: Overrides = None,
     allow_config_change: Annotated[
-        bool, typer.Option("--allow-config-change", help="Go on with a run under new settings")
+        bool, typer.Option("--allow-config-change", help="Go on with a run under new settings.")
     ] = False,
 ) -> None:
     """Train in this one process; `python -m launch train` runs many, here or on Slurm."""
@@ -164,9 +169,9 @@ def train(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Run folder")],
+    run: Run,
 ) -> None:
-    """Score a run's best weights on its held-out cases, whole volumes, original geometry."""
+    """Score a run's best weights on its held-out cases, as whole volumes in original geometry."""
     from segresmamba.evaluation import evaluate_run
 
     evaluation = evaluate_run(run)
@@ -178,11 +183,11 @@ def evaluate(
 
 @app.command()
 def predict(
-    run: Annotated[Path, typer.Argument(help="Run folder")],
+    run: Run,
     images: Annotated[
-        list[Path], typer.Argument(help="One case: a NIfTI file for each channel, in order")
+        list[Path], typer.Argument(help="One case: a NIfTI file for each channel, in order.")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Label file to write (.nii.gz)")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Label file to write (.nii.gz).")],
 ) -> None:
     """Segment one case and write the labels in the geometry of its first image."""
     from segresmamba.inference import predict as apply
@@ -195,12 +200,12 @@ def predict(
 def bench(
     overrides: Overrides = None,
     models: Annotated[
-        str | None, typer.Option(help="Presets of configs/model, comma-separated; all by default")
+        str | None, typer.Option(help="Presets of configs/model, comma-separated. Default: all.")
     ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the tables")] = Path("bench"),
-    steps: Annotated[int | None, typer.Option(min=1, help="Training steps to time")] = None,
+    out: OutFolder = Path("bench"),
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps to time.")] = None,
     memory_gib: Annotated[
-        float | None, typer.Option(min=0.1, help="Memory that each network may take")
+        float | None, typer.Option(min=0.1, help="Memory that each network may use.")
     ] = None,
 ) -> None:
     """Compare networks: parameters, operations, memory, time and energy of a training step."""
@@ -208,7 +213,7 @@ def bench(
     from segresmamba.bench import default_models
 
     named = [name.strip() for name in (models or "").split(",") if name.strip()]
-    # As Ctrl-C does, it is to end the process of the network too, and to keep the finished rows.
+    # SIGTERM must do what Ctrl-C does: end the network's process too, and keep the finished rows.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         result = run(
@@ -220,20 +225,20 @@ def bench(
     for file in result.files:
         typer.echo(f"written: {file}")
     typer.echo(f"compare the runs: {result.ui_hint}")
-    # Out of memory is a finding, a failure is not.
+    # A network that runs out of memory is a result of the comparison; one that fails is not.
     raise typer.Exit(1 if any(row.status == "failed" for row in result.results) else 0)
 
 
 @app.command()
 def plan(overrides: Overrides = None) -> None:
-    """Predict the memory of a training step without a GPU, and propose settings that fit."""
+    """Predict the memory of a training step without a GPU and propose settings that fit."""
     from segresmamba.config import load_config
 
     config = load_config(overrides or [])
     from segresmamba.planner import Planner, gpu_memory_gib, table, verdict
     from segresmamba.task.task import Task
 
-    logging.getLogger("segresmamba.ops").setLevel(logging.WARNING)  # nothing is computed
+    logging.getLogger("segresmamba.ops").setLevel(logging.WARNING)  # no scan is computed
     memory_gib = gpu_memory_gib(config)
     result = Planner(Task.from_config(config)).plan(memory_gib)
     console.print(table(result))
@@ -242,41 +247,39 @@ def plan(overrides: Overrides = None) -> None:
 
 @app.command()
 def sync(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders of runs")],
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders of runs.")],
 ) -> None:
     """Bring MLflow to the state of the runs' journals; repeating it changes nothing."""
-    failed = False
-    for target in runs:
-        for error in _sync(target):  # one run's trouble: the others are sent all the same
-            sys.stderr.write(error.screen() + "\n")
-            failed = True
-    raise typer.Exit(2 if failed else 0)
-
-
-def _sync(target: Path) -> Iterator[UserError]:
-    """Sync the runs of a folder; give what keeps one of them from it."""
     from segresmamba.tracking import TrackingError, run_folders
     from segresmamba.tracking import sync as bring
 
-    try:
-        runs = run_folders(target)
-    except UserError as error:
-        yield error
-        return
-    for run in runs:
+    # What is wrong with one run must not keep the others from being sent.
+    failed = False
+    folders: list[Path] = []
+    for target in runs:
         try:
-            bring(run)
+            folders += run_folders(target)
         except UserError as error:
-            yield error
-        except Exception as error:  # MLflow passes on what its HTTP client and database raise
+            sys.stderr.write(error.screen() + "\n")
+            failed = True
+    for folder in folders:
+        try:
+            bring(folder)
+        except UserError as error:
+            sys.stderr.write(error.screen() + "\n")
+            failed = True
+        except Exception as error:
+            # MLflow passes on whatever its HTTP client or database raises. The server does not
+            # answer, so there is no use in trying the other runs.
             raise TrackingError(
                 "MLflow could not be brought to the journal's state",
-                where=run,
+                where=folder,
                 got=(str(error).splitlines() or [type(error).__name__])[0],
                 remedy="repeat the command when the server is back; nothing is lost or sent twice",
             ) from error
         else:
-            typer.echo(f"{run}: MLflow has everything")
+            typer.echo(f"{folder}: MLflow has everything")
+    raise typer.Exit(2 if failed else 0)
 
 
 @app.command()
@@ -284,22 +287,23 @@ def report(
     targets: Annotated[
         list[str],
         typer.Argument(
-            help="Run folders, folders of runs, or MLflow experiments", metavar="RUN..."
+            help="Run folders, folders of runs, or MLflow experiments.", metavar="RUN..."
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to")] = Path("report"),
+    out: OutFolder = Path("report"),
     baseline: Annotated[
-        str | None, typer.Option(help="Run that energy and Dice of the others are set against")
+        str | None, typer.Option(help="Run to compare energy and Dice of the others with.")
     ] = None,
     uri: Annotated[
-        str | None, typer.Option(help="Tracking URI of the experiments; that of runs/ by default")
+        str | None, typer.Option(help="Tracking URI of the experiments. Default: that of runs/.")
     ] = None,
 ) -> None:
-    """Compare runs: a page, Markdown and pictures, from what the runs recorded."""
+    """Compare runs by what they recorded: writes a page, Markdown and pictures."""
     from segresmamba.config import load_config
     from segresmamba.report import write_report
     from segresmamba.tracking import tracking_uri
 
+    # A function: where the targets are folders, no tracking URI is needed.
     def mlflow() -> str:
         config = load_config([f"tracking.uri='{uri}'"] if uri else [])
         return tracking_uri(config.tracking, config.run.root)
@@ -314,7 +318,7 @@ def report(
 
 @app.command()
 def doctor(overrides: Overrides = None) -> None:
-    """Show what this machine offers, and what to install for what is missing."""
+    """Show what this machine offers for training, and how to install what is missing."""
     from segresmamba.cli.doctor import checks, render
     from segresmamba.config import load_config
 
@@ -323,7 +327,7 @@ def doctor(overrides: Overrides = None) -> None:
 
 @contextmanager
 def _stopping(request_stop: Callable[[], None]) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM saves a checkpoint and stops; the second Ctrl-C ends at once."""
+    """The first Ctrl-C or SIGTERM saves a checkpoint and stops; a second Ctrl-C ends at once."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
         request_stop()

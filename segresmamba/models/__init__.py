@@ -1,4 +1,4 @@
-"""Networks: single-device code that knows nothing of data, tracking or distribution."""
+"""Networks by name: single-device code that knows nothing of data, tracking or distribution."""
 
 from segresmamba.models.arguments import ArgumentError
 from segresmamba.models.registry import build, scan_backend

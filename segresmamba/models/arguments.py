@@ -1,4 +1,8 @@
-"""Arguments that no network can be built or used with."""
+"""Refuses arguments that no network can be built or used with.
+
+Without these checks a run would fail in its first step, with the message of some layer and far from
+the setting that is wrong.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,11 @@ from collections.abc import Sequence
 
 
 class ArgumentError(ValueError):
-    """Names the argument, so that a caller can say which of its own settings it came from.
+    """A wrong argument, by name, so that a caller can say which of its own settings it came from.
 
     Args:
         name: The argument; "patch" for the size of a training crop.
-        rule: What it has to be, as the sentence goes on after its name.
+        rule: The rest of the sentence that begins with the name, such as "must be at least 1".
         got: The value received.
     """
 
@@ -21,21 +25,41 @@ class ArgumentError(ValueError):
 
 
 def check_counts(least: int, **counts: int) -> None:
-    """Refuse counts below their least value.
+    """Refuse counts below `least`.
 
     Raises:
-        ArgumentError: For the first of them.
+        ArgumentError: For the first such count.
     """
     for name, count in counts.items():
         if count < least:
             raise ArgumentError(name, f"must be at least {least}", count)
 
 
-def check_divisible(name: str, count: int, divisor: int, reason: str) -> None:
-    """Refuse a count that something in the network cannot divide.
+def check_mamba(
+    spatial_dims: int, in_channels: int, out_channels: int, d_state: int, d_conv: int, expand: int
+) -> None:
+    """Refuse settings that no network with Mamba layers can have.
 
     Raises:
-        ArgumentError: If it is below 1 or not divisible.
+        ArgumentError: For anything but three dimensions, or a count below 1.
+    """
+    if spatial_dims != 3:
+        raise ArgumentError("spatial_dims", "must be 3", spatial_dims)
+    check_counts(
+        1,
+        in_channels=in_channels,
+        out_channels=out_channels,
+        d_state=d_state,
+        d_conv=d_conv,
+        expand=expand,
+    )
+
+
+def check_divisible(name: str, count: int, divisor: int, reason: str) -> None:
+    """Refuse a count that is below 1 or that `divisor` does not divide.
+
+    Raises:
+        ArgumentError: With the reason.
     """
     check_counts(1, **{name: count})
     if count % divisor:
@@ -47,7 +71,7 @@ def check_patch_side(size: Sequence[int], deepest: int) -> None:
 
     Args:
         size: (D, H, W) in voxels.
-        deepest: Voxels of the input along a side of a voxel there.
+        deepest: Side of a voxel of the deepest level, in voxels of the input.
 
     Raises:
         ArgumentError: If no side of the patch is longer than that.
@@ -64,12 +88,12 @@ def check_slices(slices: int, sides: Sequence[int], place: str) -> None:
     """Refuse a number of slices that does not divide the tokens of a feature map.
 
     Args:
-        slices: Of the inter-slice scan.
+        slices: Slices of the inter-slice scan.
         sides: (D, H, W) of the map.
-        place: Where in the network it is.
+        place: Name of the map, such as "stage 0".
 
     Raises:
-        ArgumentError: Then.
+        ArgumentError: With the number of tokens and the place.
     """
     tokens = math.prod(sides)
     if tokens % slices:
@@ -81,5 +105,5 @@ def check_slices(slices: int, sides: Sequence[int], place: str) -> None:
 
 
 def times(size: Sequence[int]) -> str:
-    """A size as people write it."""
+    """A size as people write it: 128 x 128 x 64."""
     return " x ".join(map(str, size))

@@ -1,4 +1,7 @@
-"""The Conv-Mamba block (Das et al., MIDL 2025, Figure 1b). B batch, C channels, D, H, W voxels."""
+"""The Conv-Mamba block (Das et al., MIDL 2025, Figure 1b). B batch, C channels, D, H, W voxels.
+
+Its branch works at half the resolution, so the Mamba layer inside reads an eighth of the tokens.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from torch import Tensor, nn
 
 
 class ConvMambaBlock(nn.Module):
-    """Down by two, mix locally and globally, up by two, add, mix again.
+    """A branch at half resolution, added to the input, then layers at full resolution.
 
     Args:
         channels: C.
@@ -29,7 +32,11 @@ class ConvMambaBlock(nn.Module):
         norm_biases: bool = False,
     ) -> None:
         super().__init__()
+        # An instance norm subtracts a bias together with the mean: it would be a parameter without
+        # effect. Only the variants that reproduce a parameter count of others have these biases.
         conv = partial(nn.Conv3d, channels, channels, bias=norm_biases)
+        # This padding doubles every side exactly. The positions in the branch (0, 3, 7, 10) are
+        # names in state dicts: see released.py.
         up = nn.ConvTranspose3d(
             channels, channels, 5, stride=2, padding=2, output_padding=1, bias=norm_biases
         )
@@ -44,7 +51,7 @@ class ConvMambaBlock(nn.Module):
         self.after = nn.Sequential(*convs, *outer_toms)
 
     def forward(self, x_BCDHW: Tensor) -> Tensor:
-        """Shape stays."""
+        """Mix the voxels of a feature map; the shape stays."""
         branch_BCDHW = self.branch(x_BCDHW)
         if branch_BCDHW.shape != x_BCDHW.shape:
             # An odd side came back one longer. The released code takes the excess from the front.

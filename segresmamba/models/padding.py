@@ -1,4 +1,4 @@
-"""Inputs of any size, for networks that take multiples of their stride."""
+"""Inputs of any size, for networks that take only multiples of their stride."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from segresmamba.models.arguments import ArgumentError, check_patch_side, times
 
 
 def padded_size(size: Sequence[int], multiple: int, deepest: int) -> list[int]:
-    """The size at which everything fits, with two voxels or more at the deepest level.
-
-    Norms over space need more than one voxel to have a variance.
+    """The next size that a network takes, with two voxels or more at its deepest level.
 
     Args:
         size: (D, H, W) in voxels.
-        multiple: Of which each side will be one.
-        deepest: Voxels of the input along a side of a voxel at the deepest level.
+        multiple: Each side of the result is a multiple of it.
+        deepest: Side of a voxel of the deepest level, in voxels of the input.
     """
     padded = [-(-side // multiple) * multiple for side in size]
+    # Norms over space need more than one voxel to have a variance. One longer side is enough.
     if max(padded) <= deepest:
         padded[-1] = 2 * deepest
     return padded
 
 
 def pad(x_BCDHW: Tensor, padded: Sequence[int]) -> Tensor:
-    """Repeat the far border."""
+    """Repeat the border at the far end of each side, up to the padded size."""
+    # At the far end only: the near corner of the output is then that of the input, see `crop`.
     extra = [new - old for new, old in zip(padded, x_BCDHW.shape[2:], strict=True)]
     if not any(extra):
         return x_BCDHW
@@ -35,19 +35,19 @@ def pad(x_BCDHW: Tensor, padded: Sequence[int]) -> Tensor:
 
 
 def crop(x_BCDHW: Tensor, size: Sequence[int]) -> Tensor:
-    """The near corner."""
+    """The near corner of this size (D, H, W)."""
     depth, height, width = size
     return x_BCDHW[:, :, :depth, :height, :width]
 
 
 class Padded(nn.Module):
-    """A network that takes any size, and answers in SegResMamba's form.
+    """A network that takes any size and returns logits in the form that SegResMamba does.
 
     Args:
-        network: Maps (B, C, D, H, W), sides multiples of `stride`, to logits of that size, or to
-            several, full resolution first, each level at its own.
-        stride: Voxels of the input along a side of a voxel at its deepest level.
-        fixed_size: The one size (D, H, W) that the network takes, if it does not take all.
+        network: Maps (B, C, D, H, W), sides multiples of `stride`, to logits of that size, or to a
+            list of logits, full resolution first, each level at its own.
+        stride: Side of a voxel of its deepest level, in voxels of the input.
+        fixed_size: The only size (D, H, W) that the network takes, if there is one.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Padded(nn.Module):
         self.network, self.stride, self.fixed_size = network, stride, fixed_size
 
     def forward(self, x_BCDHW: Tensor) -> Tensor | list[Tensor]:
-        """Logits at the input size; in training mode a list of them with deep supervision.
+        """Logits at the input size, or in training mode with deep supervision a list of them.
 
         Raises:
             ArgumentError: If the input is larger than a fixed size.
@@ -69,6 +69,7 @@ class Padded(nn.Module):
             return crop(outputs, size)
         if not self.training:
             return crop(outputs[0], size)
+        # A coarse level is cropped to what the input covers of it: its loss must not see padding.
         levels = []
         for logits_BKDHW in outputs:
             scales = [old // new for old, new in zip(padded, logits_BKDHW.shape[2:], strict=True)]
@@ -80,8 +81,8 @@ class Padded(nn.Module):
         """Refuse a size (D, H, W) that is not worth training at, even if `forward` takes it.
 
         Raises:
-            ArgumentError: If nothing but padding would surround the one voxel at the deepest level,
-                or as `forward`.
+            ArgumentError: If the deepest level would see the patch as one voxel and padding, or for
+                the reason of `forward`.
         """
         check_patch_side(size, self.stride)
         self._padded(size)

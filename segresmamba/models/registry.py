@@ -1,4 +1,4 @@
-"""Networks by name."""
+"""Builds networks by name, with the defaults of `segresmamba.config.networks`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from segresmamba.models.tom import TriOrientedMamba
 from segresmamba.ops import resolve_backend
 
 # Builders take in_channels, out_channels and the settings of their section of the configuration.
+# The variants of SegResMamba are one class: their sections differ in their defaults.
 _BUILDERS: dict[str, Callable[..., SegResMamba | SegMamba | Padded]] = {
     **{variant().name: SegResMamba for variant in get_args(SegResMambaVariant)},
     "segmamba": SegMamba,
@@ -30,7 +31,8 @@ _BUILDERS: dict[str, Callable[..., SegResMamba | SegMamba | Padded]] = {
     "mednext": rivals.mednext,
     "resenc_unet": rivals.resenc_unet,
 }
-# The only network whose weights depend on the size of its input; the paper's patch by default.
+# The only network whose weights depend on the size of its input: its position embedding has an
+# entry for each token. The default is the paper's patch.
 _FIXED_SIZE, _DEFAULT_PATCH = "unetr", (128, 128, 128)
 
 
@@ -45,11 +47,11 @@ def build(
     """Build a network.
 
     Args:
-        name: One of the names in the error below.
+        name: Name of the network; the error for an unknown name lists all of them.
         in_channels: Channels of the image.
-        out_channels: Classes, background included, or regions.
-        patch: Size (D, H, W) of the crops to train on, to be refused if it is not worth it. unetr
-            is made for this size, by default for 128 x 128 x 128.
+        out_channels: Number of classes, background included, or of regions.
+        patch: Size (D, H, W) of the crops to train on, if the network is to be trained. A patch
+            that is too small is refused. unetr is made for this size, by default 128 x 128 x 128.
         **kwargs: The network's own settings, see its section in `segresmamba.config.networks`.
 
     Returns:
@@ -59,11 +61,12 @@ def build(
 
     Raises:
         ValueError: If there is no network of that name.
-        ArgumentError: If it cannot be built like this or trained on the patch.
-        BackendMissingError: If its library is not installed.
+        ArgumentError: If the settings do not fit together or the patch is too small.
+        BackendMissingError: If the network's library is not installed.
     """
     if name not in _BUILDERS:
         raise ValueError(f"unknown network {name!r}; choose one of {', '.join(sorted(_BUILDERS))}")
+    # For the networks of libraries; those written here check it themselves as well.
     check_counts(1, in_channels=in_channels, out_channels=out_channels)
     builder = _BUILDERS[name]
     if name == _FIXED_SIZE:
@@ -76,7 +79,8 @@ def build(
 
 
 def scan_backend(network: nn.Module, device: torch.device) -> str:
-    """The scan implementation that a network runs on a device; "none" where it scans nothing."""
+    """The scan backend that a network uses on a device; "none" if it has no scans."""
+    # All Mamba layers of a network have the same backend: the first one tells.
     for module in network.modules():
         if isinstance(module, TriOrientedMamba):
             return resolve_backend(module.backend, device)

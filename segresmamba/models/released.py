@@ -1,6 +1,8 @@
 """State dicts of the released SegResMamba (github.com/badhandas/SegResMamba, model/segresmamba.py).
 
-Its names, for stage i and decoder level j (both from the front of their lists):
+The released forward pass calls no Mamba layer and only the decoder of its SegResNet
+(tests/models/fixtures/README.md says how that was found out). So only the weights that it does use
+have a place here. Its names and ours, for stage i and decoder level j:
 
     vit.downsample_layers.i.*       downs.i.*
     vit.gscs.i.proj, proj3, -4, -5  blocks.i.branch.0, 3, 7, 10
@@ -9,7 +11,7 @@ Its names, for stage i and decoder level j (both from the front of their lists):
     vit.mlps.i.fc1, fc2             skips.i.1, 3
     segresnet.up_samples.j.0.conv   ups.j.0
     segresnet.up_layers.j.0.*       decoders.j.*
-    segresnet.*, all else           never called
+    segresnet.*, everything else    never called
     out                             head
 """
 
@@ -26,7 +28,7 @@ from segresmamba.models.state_dicts import refuse_differences, renamed
 
 logger = logging.getLogger(__name__)
 
-# Ours -> released.
+# Our name -> the released name.
 _NAMES = (
     (r"downs\.0\.(weight|bias)", r"vit.downsample_layers.0.0.\1"),
     (r"downs\.(\d+)\.(.+)", r"vit.downsample_layers.\1.\2"),
@@ -41,8 +43,9 @@ _NAMES = (
     (r"decoders\.(\d+)\.(.+)", r"segresnet.up_layers.\1.0.\2"),
     (r"head\.(.+)", r"out.\1"),
 )
+# The first group is the name of the module.
 _NEVER_CALLED = re.compile(
-    r"vit\.gscs\.\d+\.mamba_layer\.|segresnet\.(convInit|down_layers|conv_final)\."
+    r"(vit\.gscs\.\d+\.mamba_layer|segresnet\.(?:convInit|down_layers|conv_final))\."
 )
 
 
@@ -52,21 +55,23 @@ def load_released_state_dict(
     """Load the weights of the released code into a network built as "segresmamba_released".
 
     Args:
-        model: With the channels and dims of the weights; unchanged if they are refused.
-        state_dict: Of the released `SegResMamba`, keys as it has them.
+        model: A network with the channels and dims of the weights. It stays unchanged if they are
+            refused.
+        state_dict: State dict of the released `SegResMamba`, with its own keys.
 
     Returns:
-        The keys that the released forward pass never uses, which are not loaded: its Mamba layers
-        and the encoder of its SegResNet. How many they are is logged too.
+        The keys that are not loaded, because the released forward pass never uses them: its Mamba
+        layers and the encoder of its SegResNet. A log line gives their number.
 
     Raises:
-        ValueError: For the state dict of another network; it names the first differing keys and
-            shapes.
+        ValueError: If this is the state dict of another network. The message has the first keys
+            and shapes that differ.
     """
+    # Everything is checked before anything is loaded: a refused state dict changes no weight.
     ours = model.state_dict()
     theirs = {renamed(name, _NAMES): name for name in ours}
-    unused = tuple(key for key in state_dict if _NEVER_CALLED.match(key))
-    used = {key: value for key, value in state_dict.items() if key not in set(unused)}
+    unused = {key: found[1] for key in state_dict if (found := _NEVER_CALLED.match(key))}
+    used = {key: value for key, value in state_dict.items() if key not in unused}
     refuse_differences(
         {key: tuple(ours[name].shape) for key, name in theirs.items()},
         used,
@@ -78,13 +83,6 @@ def load_released_state_dict(
         len(used),
         len(state_dict),
         len(unused),
-        ", ".join(sorted({_without_leaf(key) for key in unused})) or "none",
+        ", ".join(sorted(set(unused.values()))) or "none",
     )
-    return unused
-
-
-def _without_leaf(key: str) -> str:
-    """The module that was never called: `vit.gscs.0.mamba_layer`, `segresnet.down_layers`."""
-    found = _NEVER_CALLED.match(key)
-    assert found
-    return found[0].removesuffix(".")
+    return tuple(unused)

@@ -1,8 +1,9 @@
 """The networks of other people, from the libraries that own them.
 
-Each function builds one with the arguments of its section in `segresmamba.config.networks`, wrapped
-so that it takes any input size and, with deep supervision, answers as SegResMamba does. What a
-library builds and never uses is taken out: it would be memory and optimizer state for nothing.
+Each function builds one with the arguments of its section in `segresmamba.config.networks`, and
+wraps it so that it takes any input size and returns deep supervision as SegResMamba does. Modules
+that a library builds and never uses are taken out: they would cost memory and optimizer state, and
+would never get a gradient.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from segresmamba.errors import BackendMissingError
 from segresmamba.models.arguments import ArgumentError, check_counts, check_divisible
 from segresmamba.models.padding import Padded, padded_size
 
-_NORM_GROUPS = 8
-_UNETR_TOKEN = 16
-_SWIN_STRIDE = 32
-_MEDNEXT_STRIDE = 16
+_NORM_GROUPS = 8  # MONAI's default in SegResNet
+_UNETR_TOKEN = 16  # voxels along a side of a token
+_SWIN_STRIDE = 32  # tokens of two voxels, merged four times
+_MEDNEXT_STRIDE = 16  # four halvings
 
 
 def segresnet(
@@ -38,7 +39,10 @@ def segresnet(
 ) -> Padded:
     """MONAI's SegResNet."""
     check_divisible("init_filters", init_filters, _NORM_GROUPS, "group norm")
-    _check_levels(blocks_up=blocks_up, of=blocks_down)
+    _check_least_levels(2, blocks_down=blocks_down)
+    if len(blocks_up) != len(blocks_down) - 1:
+        rule = f"must be {len(blocks_down) - 1} numbers, one fewer than blocks_down"
+        raise ArgumentError("blocks_up", rule, tuple(blocks_up))
     network = SegResNet(
         init_filters=init_filters,
         in_channels=in_channels,
@@ -53,6 +57,7 @@ def swinunetr(
     in_channels: int, out_channels: int, *, feature_size: int, use_checkpoint: bool
 ) -> Padded:
     """MONAI's SwinUNETR."""
+    # MONAI would refuse it too, without the name of a setting.
     check_divisible("feature_size", feature_size, 12, "heads of the attention")
     network = SwinUNETR(
         in_channels, out_channels, feature_size=feature_size, use_checkpoint=use_checkpoint
@@ -72,6 +77,7 @@ def unetr(
 ) -> Padded:
     """MONAI's UNETR, whose position embedding is made for the patch."""
     check_divisible("hidden_size", hidden_size, num_heads, "num_heads")
+    # The weights are made for one size: every input is padded to it.
     size = padded_size(patch, _UNETR_TOKEN, _UNETR_TOKEN)
     network = UNETR(
         in_channels,
@@ -82,8 +88,9 @@ def unetr(
         mlp_dim=mlp_dim,
         num_heads=num_heads,
     )
+    # MONAI builds a norm for cross-attention in every block, also where there is no such attention.
     for block in network.vit.blocks:
-        block.norm_cross_attn = nn.Identity()  # of cross-attention, which the block does not have
+        block.norm_cross_attn = nn.Identity()
     return Padded(network, _UNETR_TOKEN, fixed_size=size)
 
 
@@ -109,7 +116,7 @@ def dynunet(
 ) -> Padded:
     """MONAI's DynUNet, the U-Net of nnU-Net's first version."""
     _check_least_levels(4 if deep_supervision else 3, filters=filters)
-    strides = [1] + [2] * (len(filters) - 1)
+    strides = [1] + [2] * (len(filters) - 1)  # the first level keeps the resolution
     network = _DynUNet(
         3,
         in_channels,
@@ -120,7 +127,7 @@ def dynunet(
         filters=tuple(filters),
         res_block=res_block,
         deep_supervision=deep_supervision,
-        # As nnU-Net: all levels of the decoder but the coarsest.
+        # As in nnU-Net: all levels of the decoder but the coarsest.
         deep_supr_num=max(1, len(filters) - 3),
     )
     return Padded(network, _stride(filters))
@@ -185,16 +192,20 @@ def resenc_unet(
         deep_supervision=deep_supervision,
     )
     network.apply(network.initialize)
+    # The library builds a head for every level, whether its logits are asked for or not.
     if not deep_supervision:
-        for level in range(len(features) - 2):
+        for level in range(len(features) - 2):  # all heads but the last, the finest
             network.decoder.seg_layers[level] = nn.Identity()
-    # Another name of the encoder, which would double it in every saved file.
+    # A second name for the encoder, which would put it twice into every saved file.
     del network.decoder.encoder
     return Padded(network, _stride(features))
 
 
 class _DynUNet(DynUNet):  # type: ignore[misc]
-    """Gives the levels of deep supervision as they are, not enlarged and stacked."""
+    """Returns the levels of deep supervision at their own sizes.
+
+    MONAI's forward enlarges them all to full resolution and stacks them, which takes more memory.
+    """
 
     def forward(self, x_BCDHW: Tensor) -> Any:
         logits_BKDHW = self.output_block(self.skip_layers(x_BCDHW))
@@ -202,19 +213,13 @@ class _DynUNet(DynUNet):  # type: ignore[misc]
 
 
 def _stride(levels: Sequence[int]) -> int:
-    """Voxels of the input along a side of a voxel at the last of levels that halve."""
+    """Side of a voxel of the last level in voxels of the input, where every level halves."""
     return 1 << len(levels) - 1
 
 
 def _check_least_levels(least: int, **widths: Sequence[int]) -> None:
+    # Keywords, so that the error names the setting as the configuration does.
     for name, values in widths.items():
         if len(values) < least:
             raise ArgumentError(name, f"must name {least} levels or more", tuple(values))
         check_counts(1, **{name: min(values)})
-
-
-def _check_levels(*, blocks_up: Sequence[int], of: Sequence[int]) -> None:
-    _check_least_levels(2, blocks_down=of)
-    if len(blocks_up) != len(of) - 1:
-        rule = f"must be {len(of) - 1} numbers, one fewer than blocks_down"
-        raise ArgumentError("blocks_up", rule, tuple(blocks_up))

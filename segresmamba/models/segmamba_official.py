@@ -1,6 +1,6 @@
 """State dicts of the official SegMamba (github.com/ge-xing/SegMamba, model_segmamba/segmamba.py).
 
-Its names, for stage i and Mamba layer j:
+Its names and ours, for stage i and Mamba layer j:
 
     vit.downsample_layers.i.*         downs.i.*
     vit.gscs.i.proj, proj2, -3, -4    blocks.i.0.wide.0, wide.3, narrow.0, merge.0
@@ -25,7 +25,7 @@ from segresmamba.models.state_dicts import refuse_differences, renamed
 
 logger = logging.getLogger(__name__)
 
-# Ours -> official; a tensor stacked over the scan orders has one name for each.
+# Our name -> the official name.
 _NAMES = (
     (r"downs\.0\.(.+)", r"vit.downsample_layers.0.0.\1"),
     (r"downs\.(.+)", r"vit.downsample_layers.\1"),
@@ -39,6 +39,8 @@ _NAMES = (
     (r"head\.(.+)", r"out.\1"),
 )
 _LAYER = re.compile(r"blocks\.(\d+)\.(\d+)\.(\w+)")
+# Our layers stack the parameters of the three scan orders in one tensor; the official layers have a
+# tensor for each order, its name without ending, with _b (backward) and with _s (slices).
 _LAYER_NAMES = {
     "norm_weight": ("norm.weight",),
     "norm_bias": ("norm.bias",),
@@ -56,6 +58,7 @@ _LAYER_NAMES = {
         ("dt_bias_KE", "dt_proj", "bias"),
     )
 }
+# Biases before an instance norm, which subtracts them together with the mean.
 _CANCELLED = re.compile(r"vit\.gscs\.\d+\.proj\d?\.bias")
 
 
@@ -65,27 +68,30 @@ def load_official_segmamba_state_dict(
     """Load the weights of the official SegMamba.
 
     Args:
-        model: With the channels, dims and depths of the weights; unchanged if they are refused.
-        state_dict: Of the official `SegMamba`, keys as it has them.
+        model: A network with the channels, dims and depths of the weights. It stays unchanged if
+            they are refused.
+        state_dict: State dict of the official `SegMamba`, with its own keys.
 
     Returns:
         The keys that are not loaded: biases that an instance norm cancels, so that the network
-        computes the same without them. How many they are is logged too.
+        computes the same without them. A log line gives their number.
 
     Raises:
-        ValueError: For the state dict of another network; it names the first differing keys and
-            shapes.
+        ValueError: If this is the state dict of another network. The message has the first keys
+            and shapes that differ.
     """
+    # Everything is checked before anything is loaded: a refused state dict changes no weight.
     ours = model.state_dict()
     sources = {name: _official_names(name) for name in ours}
     expected = {
         key: _official_shape(name, ours[name]) for name, keys in sources.items() for key in keys
     }
     cancelled = tuple(key for key in state_dict if _CANCELLED.fullmatch(key))
-    used = {key: value for key, value in state_dict.items() if key not in set(cancelled)}
+    used = {key: value for key, value in state_dict.items() if key not in cancelled}
     refuse_differences(expected, used, "the official SegMamba at these channels, dims and depths")
     model.load_state_dict(
         {
+            # A tensor with one source becomes a stack of one, which reshape takes apart again.
             name: torch.stack([used[key] for key in keys]).reshape(ours[name].shape)
             for name, keys in sources.items()
         }
@@ -100,21 +106,23 @@ def load_official_segmamba_state_dict(
 
 
 def _official_names(name: str) -> tuple[str, ...]:
-    """The official names of what one of our tensors stacks; our own name where there are none."""
+    """The official names of the tensors that one of ours stacks."""
     match = _LAYER.fullmatch(name)
     if match and match[3] in _LAYER_NAMES:
         layer = f"vit.stages.{match[1]}.{int(match[2]) - 1}"
         return tuple(f"{layer}.{leaf}" for leaf in _LAYER_NAMES[match[3]])
     if match := re.fullmatch(r"(lifts|ups)\.(\d+)\.(.+)", name):
-        lift = match[1] == "lifts"
-        number = int(match[2]) + 1 if lift else 5 - int(match[2])
-        return (f"{'encoder' if lift else 'decoder'}{number}.{match[3]}",)
+        # The official decoders are numbered from the finest, ours from the coarsest.
+        number = int(match[2])
+        official = f"encoder{number + 1}" if match[1] == "lifts" else f"decoder{5 - number}"
+        return (f"{official}.{match[3]}",)
     return (renamed(name, _NAMES),)
 
 
 def _official_shape(name: str, ours: Tensor) -> tuple[int, ...]:
+    """The shape of each official tensor that one of ours stacks."""
     leaf = name.rpartition(".")[2]
     if leaf == "conv_weight_KEW":
         _, inner, width = ours.shape
-        return inner, 1, width
+        return inner, 1, width  # nn.Conv1d has an axis for the one input channel of each group
     return tuple(ours.shape[1:] if leaf.endswith(("_KE", "_KEN", "_KPE", "_KER")) else ours.shape)

@@ -1,16 +1,17 @@
 """SegResMamba (Das et al., MIDL 2025, Figure 1): Conv-Mamba encoder, SegResNet decoder.
 
 Shapes: B batch, C channels, D, H, W voxels. Stage i works at 1 / 2**(i+1) of the input and the
-inside of its block at half of that, so with four stages inputs are padded to multiples of 32.
+inside of its block at half of that. With four stages, inputs are therefore padded to multiples
+of 32.
 
-One class makes the whole family; `segresmamba.config.networks` says which switches make which
+One class makes the whole family. `segresmamba.config.networks` says which switches make which
 network, why, and how their parameters add up to the figures of the paper and its released code.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,20 +23,22 @@ from torch.utils.checkpoint import checkpoint
 from segresmamba.models.arguments import (
     ArgumentError,
     check_counts,
+    check_mamba,
     check_patch_side,
     check_slices,
 )
 from segresmamba.models.conv_mamba import ConvMambaBlock
 from segresmamba.models.padding import crop, pad, padded_size
-from segresmamba.models.skip import mlp_skip
+from segresmamba.models.segmamba import mlp_skip
 from segresmamba.models.tom import TriOrientedMamba
 
+# The norm of SegResNet's blocks, MONAI's default.
 _NORM_GROUPS = 8
 _DECODER_NORM = ("group", {"num_groups": _NORM_GROUPS})
 
 
 class SegResMamba(nn.Module):
-    """The network of the paper's Figure 1, and by its switches the other members of the family.
+    """The network of the paper's Figure 1. Its switches make the other members of the family.
 
     Args:
         spatial_dims: 3; the argument exists for MONAI's signature.
@@ -46,24 +49,24 @@ class SegResMamba(nn.Module):
         d_conv: Width of the causal convolutions.
         expand: Inner width of the Mamba layers as a multiple of their channels.
         num_slices: Slices of the inter-slice scan; None takes the depth of the feature map.
-        inner_tom: Mamba inside each block.
+        inner_tom: Use a Mamba layer inside each block.
         outer_toms: Mamba layers after each block's residual.
-        stage_convs: 3x3x3 convolutions before those.
+        stage_convs: 3x3x3 convolutions between the residual and those layers.
         tom_residual: Add a Mamba layer's input to its output.
         shared_directions: One set of state-space parameters for the three scan orders.
         norm_biases: Biases on convolutions that feed an instance norm, which cancels them.
         released_padding: Pad as the released code does: the input to a multiple of the coarsest
-            stage only (16 with four stages), blocks with an odd side inside, Mamba layers to even
-            sides. It lets four slices divide every map; odd sides shift a block's branch by a voxel
-            against its residual.
+            stage only (16 with four stages), odd sides inside the blocks, Mamba layers to even
+            sides. Four slices then divide every map, but a block with an odd side shifts its
+            branch by a voxel against its residual.
         deep_supervision: In training mode also return logits of the coarser decoder levels.
-        checkpoint_stages: Stages, finest first, whose encoder and decoder are computed again in the
-            backward pass instead of kept.
+        checkpoint_stages: Number of stages, from the finest on, whose encoder and decoder are
+            computed again in the backward pass instead of kept.
         scan_backend: See `segresmamba.ops.selective_scan`.
 
     Raises:
         ArgumentError: For anything but three dimensions, a count below its least value, or widths
-            that the decoder's group norm cannot divide; the message names the argument.
+            that the decoder's group norm cannot divide. The message names the argument.
     """
 
     def __init__(
@@ -89,23 +92,10 @@ class SegResMamba(nn.Module):
         scan_backend: str = "auto",
     ) -> None:
         super().__init__()
-        _check_dims(spatial_dims, dims)
-        check_counts(
-            1,
-            in_channels=in_channels,
-            out_channels=out_channels,
-            d_state=d_state,
-            d_conv=d_conv,
-            expand=expand,
-            num_slices=1 if num_slices is None else num_slices,
-        )
-        check_counts(
-            0, outer_toms=outer_toms, stage_convs=stage_convs, checkpoint_stages=checkpoint_stages
-        )
-        if checkpoint_stages > len(dims):
-            raise ArgumentError(
-                "checkpoint_stages", f"must be at most the {len(dims)} stages", checkpoint_stages
-            )
+        check_mamba(spatial_dims, in_channels, out_channels, d_state, d_conv, expand)
+        check_counts(0, outer_toms=outer_toms, stage_convs=stage_convs)
+        check_counts(1, num_slices=1 if num_slices is None else num_slices)
+        _check_stages(dims, checkpoint_stages)
         self.num_slices = num_slices
         self.inner_tom, self.outer_toms = inner_tom, outer_toms
         self.released_padding = released_padding
@@ -122,10 +112,11 @@ class SegResMamba(nn.Module):
             pad_to_even=released_padding,
             backend=scan_backend,
         )
-        self.downs = nn.ModuleList([nn.Conv3d(in_channels, dims[0], 7, stride=2, padding=3)])
-        self.downs.extend(
-            _down(fine, coarse, norm_biases) for fine, coarse in itertools.pairwise(dims)
-        )
+        # Checkpoints hold the parameters in the order in which modules are registered here. The
+        # stem is SegMamba's.
+        stem = nn.Conv3d(in_channels, dims[0], 7, stride=2, padding=3)
+        downs = [_down(fine, coarse, norm_biases) for fine, coarse in itertools.pairwise(dims)]
+        self.downs = nn.ModuleList([stem, *downs])
         self.blocks = nn.ModuleList(
             ConvMambaBlock(
                 width,
@@ -137,18 +128,24 @@ class SegResMamba(nn.Module):
             for width in dims
         )
         self.skips = nn.ModuleList(mlp_skip(width) for width in dims)
+        self._build_decoder(dims, out_channels)
+
+    def _build_decoder(self, dims: Sequence[int], out_channels: int) -> None:
+        """SegResNet's decoder (Figure 1), from the coarsest stage to the finest."""
         pairs = [(coarse, fine) for fine, coarse in itertools.pairwise(dims)][::-1]
         self.ups = nn.ModuleList(_up(coarse, fine) for coarse, fine in pairs)
         self.decoders = nn.ModuleList(ResBlock(3, fine, norm=_DECODER_NORM) for _, fine in pairs)
+        # Without deep supervision these heads would be parameters that never get a gradient.
         self.coarse_heads = nn.ModuleList(
-            nn.Conv3d(fine, out_channels, 1) for _, fine in pairs[:-1] if deep_supervision
+            nn.Conv3d(fine, out_channels, 1) for _, fine in pairs[:-1] if self.deep_supervision
         )
+        # The finest stage has half the resolution of the input: the head also doubles it.
         self.head = nn.ConvTranspose3d(dims[0], out_channels, kernel_size=2, stride=2)
 
     def forward(self, x_BCDHW: Tensor) -> Tensor | list[Tensor]:
-        """Logits (B, out_channels, D, H, W) at the input size, whatever that is.
+        """Logits (B, out_channels, D, H, W) at the input size, which may be any.
 
-        With deep supervision in training mode: a list, full resolution first, then each coarser
+        With deep supervision in training mode a list: full resolution first, then each coarser
         decoder level at its own resolution, finest first.
 
         Raises:
@@ -156,12 +153,14 @@ class SegResMamba(nn.Module):
         """
         size = x_BCDHW.shape[2:]
         padded = self._padded(size)
+        # Before anything is computed: the scan's own error could not name the stage.
         self._check_slices(padded)
         decoded = self._decode(self._encode(pad(x_BCDHW, padded)))
         logits_BKDHW: Tensor = crop(self.head(decoded[-1]), size)
         if not (self.deep_supervision and self.training):
             return logits_BKDHW
-        # Level i, coarse to fine, belongs to the i-th but last stage.
+        # The levels go from coarse to fine; the last of them has half the resolution of the input.
+        # A coarse level is cropped to what the input covers of it: its loss must not see padding.
         scales = [1 << len(decoded) - i for i in range(len(decoded))]
         coarse = [
             crop(head(level), [-(-side // scale) for side in size])
@@ -170,16 +169,17 @@ class SegResMamba(nn.Module):
         return [logits_BKDHW, *coarse[::-1]]
 
     def check_patch(self, size: Sequence[int]) -> None:
-        """Refuse a size (D, H, W) that is not worth training at. `forward` takes it nevertheless.
+        """Refuse a size (D, H, W) that is not worth training at, even if `forward` takes it.
 
         Raises:
-            ArgumentError: If nothing but padding would surround the one voxel inside the deepest
-                block, or as `forward`.
+            ArgumentError: If the deepest block would see the patch as one voxel and padding, or for
+                the reason of `forward`.
         """
         check_patch_side(size, 2 << len(self.blocks))
         self._check_slices(self._padded(size))
 
     def _padded(self, size: Sequence[int]) -> list[int]:
+        # The deepest voxel is that inside the last block: its branch halves the resolution again.
         deepest = 2 << len(self.blocks)
         return padded_size(size, deepest // 2 if self.released_padding else deepest, deepest)
 
@@ -187,18 +187,13 @@ class SegResMamba(nn.Module):
         """Refuse a number of slices that does not divide the tokens of every Mamba layer."""
         if self.num_slices is None:
             return
-        for place, sides in self._scanned_maps(padded):
-            check_slices(self.num_slices, sides, place)
-
-    def _scanned_maps(self, padded: Sequence[int]) -> Iterator[tuple[str, list[int]]]:
-        """Name and sides of every map that a Mamba layer scans; stages count from 0, the finest."""
         for stage in range(len(self.blocks)):
-            places = [(f"stage {stage}", 2 << stage)] if self.outer_toms else []
-            places += [(f"the inside of stage {stage}", 4 << stage)] if self.inner_tom else []
-            for place, scale in places:
+            scanned = [(f"stage {stage}", 2 << stage)] if self.outer_toms else []
+            scanned += [(f"the inside of stage {stage}", 4 << stage)] if self.inner_tom else []
+            for place, scale in scanned:
                 sides = [-(-side // scale) for side in padded]
                 even = [side + side % 2 for side in sides]
-                yield place, even if self.released_padding else sides
+                check_slices(self.num_slices, even if self.released_padding else sides, place)
 
     def _encode(self, x_BCDHW: Tensor) -> list[Tensor]:
         """One feature map per stage, fine to coarse, each through its MLP skip."""
@@ -218,6 +213,9 @@ class SegResMamba(nn.Module):
             levels.append(x_BCDHW)
         return levels
 
+    # Methods, not closures in the loops above: the backward pass computes them again after the loop
+    # has ended, when a closure would see the last value of its variable.
+
     def _down_to(self, stage: int, x_BCDHW: Tensor) -> tuple[Tensor, Tensor]:
         x_BCDHW = self.blocks[stage](self.downs[stage](x_BCDHW))
         return x_BCDHW, self.skips[stage](x_BCDHW)
@@ -227,14 +225,15 @@ class SegResMamba(nn.Module):
         return decoded_BCDHW
 
     def _run(self, stage: int, part: Callable[..., Any], *inputs: Any) -> Any:
-        """Compute a part of a stage, so that the backward pass computes it again if it should."""
+        """Compute a part of a stage; the backward pass computes it again if the stage says so."""
         if stage >= self.checkpoint_stages or not torch.is_grad_enabled():
             return part(*inputs)
-        # Nothing here is random, so there is no generator's state to keep.
+        # Nothing here is random, so the state of the random generators need not be kept.
         return checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 def _down(fine: int, coarse: int, norm_biases: bool) -> nn.Module:
+    # The last convolution keeps its bias: no norm follows it. See ConvMambaBlock about the other.
     return nn.Sequential(
         nn.InstanceNorm3d(fine),
         nn.Conv3d(fine, fine, 3, padding=1, bias=norm_biases),
@@ -244,18 +243,22 @@ def _down(fine: int, coarse: int, norm_biases: bool) -> nn.Module:
 
 
 def _up(coarse: int, fine: int) -> nn.Module:
+    # Fewer channels first: enlarging them costs less afterwards.
     return nn.Sequential(
         nn.Conv3d(coarse, fine, 1, bias=False),
         nn.Upsample(scale_factor=2, mode="trilinear", align_corners=False),
     )
 
 
-def _check_dims(spatial_dims: int, dims: Sequence[int]) -> None:
-    if spatial_dims != 3:
-        raise ArgumentError("spatial_dims", "must be 3", spatial_dims)
+def _check_stages(dims: Sequence[int], checkpoint_stages: int) -> None:
     if len(dims) < 2:
         raise ArgumentError("dims", "must name two stages or more", tuple(dims))
     check_counts(1, dims=min(dims))
+    # The coarsest stage has no decoder level, so its width need not be divisible.
     if any(width % _NORM_GROUPS for width in dims[:-1]):
         rule = f"must be divisible by {_NORM_GROUPS}, all but the last (the decoder's group norm)"
         raise ArgumentError("dims", rule, tuple(dims))
+    check_counts(0, checkpoint_stages=checkpoint_stages)
+    if checkpoint_stages > len(dims):
+        rule = f"must be at most the {len(dims)} stages"
+        raise ArgumentError("checkpoint_stages", rule, checkpoint_stages)

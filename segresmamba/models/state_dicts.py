@@ -1,4 +1,7 @@
-"""State dicts of other people's code: whether they are what they are taken for."""
+"""Checks and renames state dicts of other people's code.
+
+torch's own `load_state_dict` lists every key that differs, which for another network are hundreds.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ _SHOWN = 2
 
 
 def renamed(name: str, names: Iterable[tuple[str, str]]) -> str:
-    """The name by the first pattern that matches all of it; itself if none does."""
+    """The name that the first matching pattern gives, or the name itself if none matches."""
     for pattern, other in names:
         if match := re.fullmatch(pattern, name):
             return match.expand(other)
@@ -21,12 +24,12 @@ def renamed(name: str, names: Iterable[tuple[str, str]]) -> str:
 def refuse_differences(
     expected: Mapping[str, tuple[int, ...]], got: Mapping[str, Tensor], network: str
 ) -> None:
-    """See that a state dict has the keys and shapes of a network.
+    """Refuse a state dict whose keys or shapes are not those of a network.
 
     Args:
         expected: Shapes by key.
-        got: What was given; values may be anything.
-        network: Whose state dict it should be, for the message.
+        got: The state dict. Its values may be anything, since checkpoints hold more than tensors.
+        network: Name of the network, for the message.
 
     Raises:
         ValueError: With the first keys of each kind of difference, and their shapes.
@@ -37,16 +40,15 @@ def refuse_differences(
         [f"{key} {shape} is missing" for key, shape in expected.items() if key not in got],
         [f"{key} {_shape(got[key])} has no place" for key in got if key not in expected],
     )
-    if any(kinds):
-        differences = "; ".join(_first(kind) for kind in kinds if kind)
-        raise ValueError(f"the state dict is not that of {network}: {differences}")
-
-
-def _first(differences: list[str]) -> str:
-    more = len(differences) - _SHOWN
-    return "; ".join(differences[:_SHOWN]) + (f"; and {more} more of those" if more > 0 else "")
+    differences = []
+    for kind in kinds:
+        differences += kind[:_SHOWN]
+        if len(kind) > _SHOWN:
+            differences.append(f"and {len(kind) - _SHOWN} more of those")
+    if differences:
+        raise ValueError(f"the state dict is not that of {network}: {'; '.join(differences)}")
 
 
 def _shape(value: object) -> str:
-    """Of what should be a tensor: checkpoints may hold anything."""
+    """The shape of a tensor, or the type of anything else."""
     return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__

@@ -1,4 +1,7 @@
-"""Refuses what the scans cannot compute, before any kernel starts.
+"""Refuses operands that the scans cannot compute, before any kernel starts.
+
+Kernels trust the sizes that they receive: operands that do not fit would crash them or give wrong
+numbers.
 
 Shape letters: B batch, D channels, L tokens, N states, G groups, K = 3 orders, W convolution
 width, R step-size rank, P = R + 2 N.
@@ -9,39 +12,33 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from segresmamba.ops.kernels import ScanOperands, TriOperands
 from segresmamba.ops.orders import ORDERS, check_slices
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # Kernels count tokens with 32 bits, to the end of the last chunk.
 _LARGEST_LENGTH = 2**31 - 2**16
+# B and C are missing here: they come in several forms.
+_SCAN_LAYOUTS = {"delta": "BDL", "A": "DN", "D": "D", "z": "BDL", "delta_bias": "D"}
 
 
-def check_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-) -> None:
+def check_scan(operands: ScanOperands) -> None:
     """Refuse operands of `selective_scan` that do not fit together.
 
     Raises:
         ValueError: Naming the operand, the shape, dtype or device received and the one expected.
         NotImplementedError: Complex A, or a sequence beyond 32-bit indices.
     """
-    sizes = dict(zip("BDL", _shape("u", u, "BDL"), strict=True))
-    if A.is_complex():
+    named = dict(zip(operands._fields, operands, strict=True))
+    sizes = dict(zip("BDL", _shape("u", operands.u, "BDL"), strict=True))
+    if operands.A.is_complex():
         raise NotImplementedError("A is complex; only real state matrices are supported")
-    sizes["N"] = _shape("A", A, "DN")[1]
-    _match("A", A, "DN", sizes)
-    _match("delta", delta, "BDL", sizes)
-    for name, operand, layout in (("D", D, "D"), ("z", z, "BDL"), ("delta_bias", delta_bias, "D")):
+    sizes["N"] = _shape("A", operands.A, "DN")[1]
+    for name, layout in _SCAN_LAYOUTS.items():
+        operand = named[name]
         if operand is not None:
             _match(name, operand, layout, sizes)
-    for name, matrix in (("B", B), ("C", C)):
+    for name, matrix in (("B", operands.B), ("C", operands.C)):
         layout = {2: "DN", 4: "BGNL"}.get(matrix.ndim, "BNL")
         _match(name, matrix, layout, sizes)
         if layout == "BGNL" and (not matrix.shape[1] or sizes["D"] % matrix.shape[1]):
@@ -49,26 +46,24 @@ def check_scan(
                 f"the groups of {name} must divide the channels: got {matrix.shape[1]} groups for "
                 f"{sizes['D']} channels"
             )
-    operands = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z}
-    _check_kinds(operands | {"delta_bias": delta_bias})
+    _check_kinds(named)
     _check_length(sizes["L"])
 
 
-def check_tri(operands: dict[str, Tensor], num_slices: int) -> None:
+def check_tri(operands: TriOperands, num_slices: int) -> None:
     """Refuse operands of `tri_scan` that do not fit together.
 
-    Args:
-        operands: Name with the shape letters after the last underscore -> tensor, x_BDL first.
-        num_slices: Slices of the inter-slice order.
+    The letters after the last underscore of an operand's name are its dimensions.
 
     Raises:
         ValueError: As in `check_scan`, or for a slice count that does not divide L.
         NotImplementedError: As in `check_scan`.
     """
-    if operands["A_KDN"].is_complex():
+    if operands.A_KDN.is_complex():
         raise NotImplementedError("A_KDN is complex; only real state matrices are supported")
     sizes = {"K": len(ORDERS)}
-    for name, operand in operands.items():
+    named = dict(zip(operands._fields, operands, strict=True))
+    for name, operand in named.items():
         layout = name.rpartition("_")[2]
         for letter, size in zip(layout, _shape(name, operand, layout), strict=True):
             sizes.setdefault(letter, size)
@@ -78,7 +73,7 @@ def check_tri(operands: dict[str, Tensor], num_slices: int) -> None:
             f"x_proj_KPD must project to R + 2 N = {sizes['R']} + 2 * {sizes['N']} features: "
             f"got {sizes['P']}"
         )
-    _check_kinds(dict(operands))
+    _check_kinds(dict(named))
     _check_length(sizes["L"])
     check_slices(sizes["L"], num_slices)
 

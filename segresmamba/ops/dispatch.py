@@ -1,4 +1,8 @@
-"""Which implementation of the scan runs: chosen by name, or by a logged `auto`."""
+"""Chooses the implementation of the scans: by name, or by `auto`, which logs its choice.
+
+Looks only at whether modules can be found and imports none of them: a doctor's report and the help
+of a command must not wait for numba or Triton.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +19,9 @@ logger = logging.getLogger(__name__)
 INSTALL_COMMANDS = {
     "cpu": "pip install numba",
     "triton": "pip install 'triton>=3.6'",
-    # Builds with the torch that is there, and so without isolation; replaces a build, installed or
-    # cached, that lacks the kernels; leaves the other dependencies to the last step.
+    # Without isolation, so that the kernels are built for the torch that is installed. The forced
+    # reinstall without cache replaces a build that lacks the kernels. The last step adds the
+    # other dependencies.
     "mamba_ssm": (
         "pip install ninja packaging setuptools wheel && "
         "CAUSAL_CONV1D_FORCE_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE MAMBA_KEEP_CUDA_BUILD=TRUE "
@@ -28,7 +33,7 @@ _MODULES = {
     "reference": (),
     "cpu": ("numba",),
     "triton": ("triton",),
-    # A pure-Python build has the packages without the compiled modules, and fails to import.
+    # A build without kernels has both packages but not the two compiled modules.
     "mamba_ssm": ("mamba_ssm", "causal_conv1d", "selective_scan_cuda", "causal_conv1d_cuda"),
 }
 BACKENDS = tuple(_MODULES)
@@ -45,18 +50,19 @@ def resolve_backend(name: str, device: torch.device, *, float64: bool = False) -
     """The backend that a call on this device uses.
 
     Args:
-        name: One of BACKENDS, or "auto": triton on CUDA if it is installed, the compiled cpu
-            kernels on the CPU, the reference elsewhere. What auto chose and why is logged once.
+        name: One of BACKENDS, or "auto". That is triton on CUDA, cpu on the CPU, and the reference
+            on other devices or where the kernels are not installed. What auto chose and why is
+            logged once.
         device: Where the tensors are.
-        float64: Double precision is asked for, which only the reference computes.
+        float64: Whether the tensors are in double precision, which only the reference computes.
 
     Returns:
         One of BACKENDS.
 
     Raises:
-        ValueError: Unknown name, or a backend that does not run on this device.
-        NotImplementedError: float64 on a backend other than the reference.
-        BackendMissingError: Asked for by name and not installed.
+        ValueError: If the name is unknown, or the backend does not run on this device.
+        NotImplementedError: If a backend other than the reference is to compute float64.
+        BackendMissingError: If the named backend is not installed.
     """
     if name == "auto":
         return _choose(device, float64)
@@ -82,7 +88,7 @@ def resolve_backend(name: str, device: torch.device, *, float64: bool = False) -
 
 
 def _choose(device: torch.device, float64: bool) -> str:
-    # On meta tensors an operator only works out shapes, as every kernel backend can.
+    # On meta tensors an operator only works out shapes, which every kernel backend can do.
     preferred = {"cuda": "triton", "cpu": "cpu", "meta": "cpu"}.get(device.type)
     level = logging.WARNING
     if float64:
@@ -94,15 +100,12 @@ def _choose(device: torch.device, float64: bool) -> str:
         reason = f"{missing} is not installed ({INSTALL_COMMANDS[preferred]}); it is slow"
     else:
         choice, reason, level = preferred, f"the tensors are on {device.type}", logging.INFO
-    if not torch.compiler.is_compiling():
-        _log_once(level, f"selective scan: backend {choice}, because {reason}")
-    return choice
-
-
-def _log_once(level: int, message: str) -> None:
-    if message not in _logged:
+    message = f"selective scan: backend {choice}, because {reason}"
+    # While torch.compile traces, a call of the logger would break the graph.
+    if not torch.compiler.is_compiling() and message not in _logged:
         _logged.add(message)
         logger.log(level, message)
+    return choice
 
 
 def _missing(name: str) -> str | None:

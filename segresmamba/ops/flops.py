@@ -1,4 +1,6 @@
-"""What `torch.utils.flop_counter` counts for the scans, from the shapes of their operands.
+"""The operations that `torch.utils.flop_counter` counts for the scans, by their operands' shapes.
+
+A custom operator would count as nothing without these formulas.
 
 Per state and token a forward scan multiplies and adds 7 times (exponent 1, exponential 1, input 1,
 state 2, output 2); the backward repeats the first five and adds 14 for the adjoint and the
@@ -40,7 +42,7 @@ def tri_backward(dy: Shape, operands: list[Shape], *_: Any, **__: Any) -> int:
 
 
 def _tri_counts(x: Shape, *parameters: Shape) -> tuple[int, int]:
-    """Per order: operations of the convolution and projections, and states times tokens."""
+    """Operations of the convolution and projections, and states times tokens, of one order."""
     _, conv_weight, _, x_proj, dt_proj, _, A, _ = parameters
     return 2 * _size(x) * (conv_weight[2] + x_proj[1] + dt_proj[2]), _size(x) * A[2]
 

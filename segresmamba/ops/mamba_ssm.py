@@ -9,24 +9,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from segresmamba.ops.kernels import ScanOperands, TriOperands
 from segresmamba.ops.orders import ORDERS, invert, scan_order_indices
 
 
 def selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    return_last_state: bool,
+    operands: ScanOperands, delta_softplus: bool, return_last_state: bool
 ) -> Tensor | tuple[Tensor, Tensor]:
     """See `segresmamba.ops.selective_scan`; operands are cast to the dtypes the kernel wants."""
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
+    u, delta, A, B, C, D, z, delta_bias = operands
     # Constant (D, N) matrices count as weights, which are float32, and so are A, D and the bias.
     B, C = (m.float() if m.ndim == 2 else m.to(u.dtype) for m in (B, C))
     result: Tensor | tuple[Tensor, Tensor] = selective_scan_fn(
@@ -44,46 +37,27 @@ def selective_scan(
     return result
 
 
-def tri_scan(
-    x_BDL: Tensor,
-    z_BDL: Tensor,
-    conv_weight_KDW: Tensor,
-    conv_bias_KD: Tensor,
-    x_proj_KPD: Tensor,
-    dt_proj_KDR: Tensor,
-    dt_bias_KD: Tensor,
-    A_KDN: Tensor,
-    D_KD: Tensor,
-    *,
-    num_slices: int,
-) -> Tensor:
-    """See `segresmamba.ops.tri_scan`; conv widths are those of causal-conv1d, 2 to 4."""
+def tri_scan(operands: TriOperands, num_slices: int) -> Tensor:
+    """See `segresmamba.ops.tri_scan`; causal-conv1d takes convolution widths from 2 to 4."""
     from causal_conv1d import causal_conv1d_fn
 
-    dtype, rank, states = x_BDL.dtype, dt_proj_KDR.shape[2], A_KDN.shape[2]
+    x_BDL, z_BDL = operands[:2]
+    dtype = x_BDL.dtype
     y_BDL = torch.zeros_like(x_BDL)
-    for k, order in enumerate(ORDERS):
+    for order, direction in zip(ORDERS, operands.directions(num_slices), strict=True):
+        _, weight_DW, bias_D, x_proj_PD, dt_proj_DR, dt_bias_D, A_DN, D_D = direction
+        rank, states = dt_proj_DR.shape[1], A_DN.shape[1]
         indices = scan_order_indices(order, x_BDL.shape[2], num_slices).to(x_BDL.device)
         u_BDL = causal_conv1d_fn(
-            x_BDL[..., indices],
-            conv_weight_KDW[k].to(dtype),
-            conv_bias_KD[k].to(dtype),
-            activation="silu",
+            x_BDL[..., indices], weight_DW.to(dtype), bias_D.to(dtype), activation="silu"
         )
-        projected_BPL = x_proj_KPD[k].to(dtype) @ u_BDL
+        projected_BPL = x_proj_PD.to(dtype) @ u_BDL
         step_BRL, B_BNL, C_BNL = torch.split(projected_BPL, [rank, states, states], dim=1)
-        sequence_BDL = selective_scan(
-            u_BDL,
-            dt_proj_KDR[k].to(dtype) @ step_BRL,
-            A_KDN[k],
-            B_BNL,
-            C_BNL,
-            D_KD[k],
-            z_BDL[..., indices],
-            dt_bias_KD[k],
-            delta_softplus=True,
-            return_last_state=False,
+        delta_BDL = dt_proj_DR.to(dtype) @ step_BRL
+        scan = ScanOperands(
+            u_BDL, delta_BDL, A_DN, B_BNL, C_BNL, D_D, z_BDL[..., indices], dt_bias_D
         )
+        sequence_BDL = selective_scan(scan, delta_softplus=True, return_last_state=False)
         assert isinstance(sequence_BDL, Tensor)
         y_BDL = y_BDL + sequence_BDL[..., invert(indices)]
     return y_BDL

@@ -8,9 +8,9 @@ each position of the sequence that is scanned:
     inter_slice  the tokens are cut into S equal slices of M = L / S tokens; position j * S + i
                  reads token j of slice i, that is i * M + j: the slice index runs fastest
 
-The inter-slice order is the one of SegMamba (Xing et al., MICCAI 2024). With S = 1 it is the
-forward order, so a pair (slices, reverse) describes every order; kernels take that pair and
-compute token numbers as they go instead of reading a permuted copy.
+The inter-slice order is that of SegMamba (Xing et al., MICCAI 2024). With S = 1 it is the forward
+order, so a pair (slices, reverse) describes every order. Kernels take that pair and compute token
+numbers as they go, instead of reading a permuted copy.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Readable PyTorch scans on any device: the oracle that every kernel is tested against."""
+"""Readable PyTorch scans on any device: the oracle that every kernel is tested against.
+
+They share no arithmetic with the kernels, so that a mistake cannot be in both.
+"""
 
 from __future__ import annotations
 
@@ -21,27 +24,12 @@ def selective_scan_ref(
     delta_softplus: bool = False,
     return_last_state: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Selective state-space scan, one step after the other.
+    """Selective state-space scan (Gu and Dao, arXiv 2312.00752), one token after the other.
 
         h_l = exp(delta_l * A) * h_(l-1) + delta_l * B_l * u_l        y_l = C_l . h_l + D * u_l
 
-    The semantics of mamba-ssm's `selective_scan_fn` for real A (Gu and Dao, 2023). Low-precision
-    inputs are computed in float32; float64 stays float64.
-
-    Args:
-        u: Input (B, D, L).
-        delta: Step sizes (B, D, L), before bias and softplus.
-        A: State matrix (D, N), real.
-        B: Input matrix (B, N, L), (B, G, N, L) shared by D / G channels each, or constant (D, N).
-        C: Output matrix, shaped like B or in another of its forms.
-        D: Skip weight (D,).
-        z: Gate (B, D, L); the output is multiplied by SiLU(z).
-        delta_bias: Added to delta (D,).
-        delta_softplus: Apply softplus to delta (after the bias).
-        return_last_state: Also return the state after the last step.
-
-    Returns:
-        y (B, D, L) in the dtype of u, and the last state (B, D, N) if asked for.
+    Arguments and results are those of `segresmamba.ops.selective_scan`. Low-precision inputs are
+    computed in float32; float64 stays float64.
     """
     dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
     u_BDL, delta_BDL, A_DN = u.to(dtype), delta.to(dtype), A.to(dtype)

@@ -1,4 +1,8 @@
-"""`selective_scan`: one public function, one torch.library operator for all kernel backends."""
+"""`selective_scan`: one public function, one torch.library operator for all kernel backends.
+
+An operator of torch.library is opaque to torch: torch.compile and torch.export keep it whole, and
+shapes are known without running a kernel.
+"""
 
 from __future__ import annotations
 
@@ -54,22 +58,22 @@ def selective_scan(
         (float64 for float64 operands).
 
     Raises:
-        ValueError: Operands that do not fit together; the message names the one at fault.
+        ValueError: If operands do not fit together; the message names the one at fault.
         NotImplementedError: Complex A, more than 2**31 - 2**16 tokens, float64 on a kernel backend.
-        BackendMissingError: A backend asked for by name that is not installed.
+        BackendMissingError: If the named backend is not installed.
     """
-    check_scan(u, delta, A, B, C, D, z, delta_bias)
-    operands = (u, delta, A, B, C, D, z, delta_bias)
+    operands = ScanOperands(u, delta, A, B, C, D, z, delta_bias)
+    check_scan(operands)
     name = resolve_backend(backend, u.device, float64=has_float64(operands))
     if name == "reference":
         return selective_scan_ref(*operands, delta_softplus, return_last_state)
     if name == "mamba_ssm":
         from segresmamba.ops import mamba_ssm
 
-        return mamba_ssm.selective_scan(*operands, delta_softplus, return_last_state)
+        return mamba_ssm.selective_scan(operands, delta_softplus, return_last_state)
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
-    matrices = _as_groups(B, C, u)
-    y, last_state, _ = _scan(u, delta, A, *matrices, D, z, delta_bias, delta_softplus, keep, name)
+    B, C = _as_groups(B, C, u)
+    y, last_state, _ = _scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, keep, name)
     return (y, last_state) if return_last_state else y
 
 
@@ -95,92 +99,58 @@ def _as_groups(B: Tensor, C: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     B, C = grouped(B), grouped(C)
     if B.shape[1] == C.shape[1]:
         return B, C
+    # Two different numbers above one need not divide each other: every channel becomes a group.
     groups = channels if 1 not in (B.shape[1], C.shape[1]) else max(B.shape[1], C.shape[1])
     return regrouped(B, groups), regrouped(C, groups)
 
 
-@torch.library.custom_op("segresmamba::selective_scan", mutates_args=())
-def _scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    softplus: bool,
-    keep: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    operands = ScanOperands(u, delta, A, B, C, D, z, delta_bias)
-    return load(backend).scan_forward(operands, softplus, keep)
+# The schemas are written out, so that the operands are listed once. Exported programs contain
+# these operators by name: names and order must not change.
+_OPERANDS = (
+    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias"
+)
+
+
+@torch.library.custom_op(
+    "segresmamba::selective_scan",
+    mutates_args=(),
+    schema=f"({_OPERANDS}, bool softplus, bool keep, str backend) -> (Tensor, Tensor, Tensor)",
+)
+def _scan(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *operands, softplus, keep, backend = arguments
+    return load(backend).scan_forward(ScanOperands(*operands), softplus, keep)
 
 
 @_scan.register_fake
-def _(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    softplus: bool,
-    keep: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    batch, channels, _ = u.shape
-    last = u.new_empty(batch, channels, A.shape[1], dtype=torch.float32)
-    operands = ScanOperands(u, delta, A, B, C, D, z, delta_bias)
-    kept = load(backend).checkpoint_shape(operands) if keep else (0,)
+def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *operands, _, keep, backend = arguments
+    u, _, A, *_ = operands
+    last = u.new_empty(*u.shape[:2], A.shape[1], dtype=torch.float32)
+    kept = load(backend).checkpoint_shape(ScanOperands(*operands)) if keep else (0,)
     return u.new_empty(u.shape), last, u.new_empty(kept, dtype=torch.float32)
 
 
-@torch.library.custom_op("segresmamba::selective_scan_backward", mutates_args=())
-def _scan_backward(
-    dy: Tensor,
-    d_last: Tensor | None,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    checkpoints: Tensor,
-    softplus: bool,
-    backend: str,
-) -> list[Tensor]:
-    operands = ScanOperands(u, delta, A, B, C, D, z, delta_bias)
-    return load(backend).scan_backward(dy, d_last, operands, checkpoints, softplus)
+@torch.library.custom_op(
+    "segresmamba::selective_scan_backward",
+    mutates_args=(),
+    schema=f"(Tensor dy, Tensor? d_last, {_OPERANDS}, Tensor checkpoints, bool softplus, "
+    "str backend) -> Tensor[]",
+)
+def _scan_backward(dy: Tensor, d_last: Tensor | None, *arguments: Any) -> list[Tensor]:
+    *operands, checkpoints, softplus, backend = arguments
+    return load(backend).scan_backward(dy, d_last, ScanOperands(*operands), checkpoints, softplus)
 
 
 @_scan_backward.register_fake
-def _(
-    dy: Tensor,
-    d_last: Tensor | None,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    checkpoints: Tensor,
-    softplus: bool,
-    backend: str,
-) -> list[Tensor]:
-    operands = (u, delta, A, B, C, D, z, delta_bias)
+def _(dy: Tensor, d_last: Tensor | None, *arguments: Any) -> list[Tensor]:
+    *operands, _, _, _ = arguments
     return [t.new_empty(t.shape) for t in operands if t is not None]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *operands, ctx.softplus, _, ctx.backend = inputs
     ctx.save_for_backward(*operands, output[2])
+    # Else autograd would allocate zeros for the gradient of an output that nobody used.
     ctx.set_materialize_grads(False)
 
 

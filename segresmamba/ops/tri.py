@@ -1,4 +1,9 @@
-"""`tri_scan`: the forward, reverse and inter-slice scans of one volume as one operator."""
+"""`tri_scan`: the forward, reverse and inter-slice scans of one volume as one operator.
+
+As one operator it keeps only its operands for the backward pass: 192 MiB for 64^3 tokens of 96
+channels, where three scans keep 1629 MiB (docs/performance.md, "Scan"). Kernels read and write
+through index maps, without permuted copies.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 from segresmamba.ops import flops
 from segresmamba.ops.checks import check_tri
 from segresmamba.ops.dispatch import resolve_backend
-from segresmamba.ops.kernels import load
+from segresmamba.ops.kernels import TriOperands, load
 from segresmamba.ops.reference import tri_scan_ref
 from segresmamba.ops.scan import has_float64
 
@@ -32,19 +37,16 @@ def tri_scan(
 ) -> Tensor:
     """Sum of three selective scans of the same tokens in three orders, gated by SiLU(z).
 
-    The core of SegMamba's tri-oriented Mamba (`bimamba_type="v3"`), without its in and out
-    projections. For each of the K = 3 orders of `segresmamba.ops.orders.ORDERS`, in that order:
+    This is SegMamba's tri-oriented Mamba (`bimamba_type="v3"`) without its in and out projections.
+    For each of the K = 3 orders of `segresmamba.ops.orders`:
 
         u = SiLU(causal depthwise convolution of x)
         [step, B, C] = x_proj u;   delta = softplus(dt_proj step + dt_bias)
         y_k = selective_scan(u, delta, A, B, C, D), put back into storage order
 
-    No flipped, stacked or permuted copy is made: kernels read and write through index maps. The
-    backward pass keeps only the operands and recomputes the rest.
-
     Args:
-        x_BDL: Tokens of the volume in raster order (D, H, W), L = D * H * W. Channel-last memory
-            (a transposed (B, L, D) tensor) saves the cpu backend a copy.
+        x_BDL: Tokens of the volume in raster order, L = D * H * W. The cpu backend needs no copy
+            if their memory is channel-last (a transposed (B, L, D) tensor).
         z_BDL: Gate.
         conv_weight_KDW: Weights of the convolutions, the present token last.
         conv_bias_KD: Biases of the convolutions.
@@ -60,49 +62,37 @@ def tri_scan(
         y (B, D, L) in storage order, in the dtype and memory layout of x.
 
     Raises:
-        ValueError: Operands that do not fit together, num_slices that does not divide L.
+        ValueError: If operands do not fit together or num_slices does not divide L.
         NotImplementedError: Complex A, more than 2**31 - 2**16 tokens, float64 on a kernel backend.
-        BackendMissingError: A backend asked for by name that is not installed.
+        BackendMissingError: If the named backend is not installed.
     """
-    operands = (
+    operands = TriOperands(
         x_BDL, z_BDL, conv_weight_KDW, conv_bias_KD, x_proj_KPD, dt_proj_KDR, dt_bias_KD, A_KDN,
         D_KD,
     )  # fmt: skip
-    check_tri(dict(zip(_NAMES, operands, strict=True)), num_slices)
+    check_tri(operands, num_slices)
     name = resolve_backend(backend, x_BDL.device, float64=has_float64(operands))
     if name == "reference":
         return tri_scan_ref(*operands, num_slices=num_slices)
     if name == "mamba_ssm":
         from segresmamba.ops import mamba_ssm
 
-        return mamba_ssm.tri_scan(*operands, num_slices=num_slices)
+        return mamba_ssm.tri_scan(operands, num_slices)
     y_BDL: Tensor = _tri(*operands, num_slices, name)
     return y_BDL
 
 
-_NAMES = (
-    "x_BDL", "z_BDL", "conv_weight_KDW", "conv_bias_KD", "x_proj_KPD", "dt_proj_KDR",
-    "dt_bias_KD", "A_KDN", "D_KD",
-)  # fmt: skip
-
-
-@torch.library.custom_op("segresmamba::tri_scan", mutates_args=())
-def _tri(
-    x: Tensor,
-    z: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor,
-    x_proj: Tensor,
-    dt_proj: Tensor,
-    dt_bias: Tensor,
-    A: Tensor,
-    D: Tensor,
-    num_slices: int,
-    backend: str,
-) -> Tensor:
-    operands = (x, z, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A, D)
-    with torch.autocast(x.device.type, enabled=False):
-        return load(backend).tri_forward(operands, num_slices)
+@torch.library.custom_op(
+    "segresmamba::tri_scan",
+    mutates_args=(),
+    schema="(Tensor x, Tensor z, Tensor conv_weight, Tensor conv_bias, Tensor x_proj, "
+    "Tensor dt_proj, Tensor dt_bias, Tensor A, Tensor D, SymInt num_slices, str backend) -> Tensor",
+)
+def _tri(*arguments: Any) -> Tensor:
+    *operands, num_slices, backend = arguments
+    # Each backend chooses the types of its matrix products; autocast must not change them.
+    with torch.autocast(operands[0].device.type, enabled=False):
+        return load(backend).tri_forward(TriOperands(*operands), num_slices)
 
 
 @_tri.register_fake
@@ -115,7 +105,7 @@ def _tri_backward(
     dy: Tensor, operands: list[Tensor], num_slices: int, backend: str
 ) -> list[Tensor]:
     with torch.autocast(dy.device.type, enabled=False):
-        return load(backend).tri_backward(dy, operands, num_slices)
+        return load(backend).tri_backward(dy, TriOperands(*operands), num_slices)
 
 
 @_tri_backward.register_fake

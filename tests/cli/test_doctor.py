@@ -54,8 +54,8 @@ def test_everything_is_looked_at_without_importing_mlflow_or_deepspeed() -> None
         "print(*(check.name for check in checks()), sep='\\n')\n"
         "sys.exit('mlflow' in sys.modules or 'deepspeed' in sys.modules)"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    names = set(told.stdout.splitlines())
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    names = set(found.stdout.splitlines())
     assert names >= {"Python", "host", "torch", "scan backend cpu", "mamba-ssm", "causal-conv1d"}
     assert names >= {"triton", "DeepSpeed", "Slurm sbatch", "Slurm squeue", "Slurm sacct"}
     assert names >= {"MLflow", "run.root", "temporary files", "shared memory"}

@@ -101,8 +101,8 @@ def test_ctrl_c_saves_a_checkpoint_and_the_same_command_goes_on(
     config = tiny_config(tiny_store, tmp_path)
     steps = Trainer._log_step
 
-    def interrupted(trainer: Trainer, pace: StepTimer, lr: float) -> None:
-        steps(trainer, pace, lr)
+    def interrupted(trainer: Trainer, timer: StepTimer, lr: float) -> None:
+        steps(trainer, timer, lr)
         if trainer.step == 1:
             signal.raise_signal(signal.SIGINT)
 
@@ -152,10 +152,10 @@ def test_sync_takes_folders_of_runs_and_goes_on_after_one_that_cannot_be_sent(
         (runs / name / "journal.jsonl").touch()
     (runs / "mlflow.db").touch()
     assert run(monkeypatch, "sync", runs / "mlflow.db", runs) == 2
-    told = capsys.readouterr()
-    assert "neither a run nor a folder of runs" in told.err
-    assert "restore it" in told.err
-    assert told.out.splitlines() == [f"{runs / name}: MLflow has everything" for name in "ac"]
+    printed = capsys.readouterr()
+    assert "no run, and no folder of runs" in printed.err
+    assert "restore it" in printed.err
+    assert printed.out.splitlines() == [f"{runs / name}: MLflow has everything" for name in "ac"]
 
 
 @pytest.mark.slow

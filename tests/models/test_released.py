@@ -29,7 +29,7 @@ def narrow(**arguments: object) -> SegResMamba:
 
 
 def narrow_state_dict() -> dict[str, Tensor]:
-    """As the released code would have it at widths 8, 16, 24, 32."""
+    """The state dict that the released code would have at widths 8, 16, 24, 32."""
     widths = {48: 8, 96: 16, 192: 24, 384: 32, 4: 2}
     shapes = {
         key: tuple(widths.get(n, n) if axis < 2 else n for axis, n in enumerate(shape))

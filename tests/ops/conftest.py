@@ -1,4 +1,4 @@
-"""What the kernels' tests run on; tests/conftest.py has Triton interpret where there is no GPU."""
+"""Backends and sizes of the kernels' tests; without a GPU tests/conftest.py interprets Triton."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class Backend:
 
     name: str
     size: dict[str, int]
-    """Of selective_scan."""
+    """Sizes of selective_scan's operands."""
     tri_size: dict[str, int]
-    """Of tri_scan."""
+    """Sizes of tri_scan's operands."""
     volumes: dict[tuple[int, int, int], tuple[int, ...]]
     """Volumes (D, H, W) for tri_scan, each with its slice counts."""
     bfloat16_tolerance: float
-    """Of tri_scan, relative: the cpu backend rounds once, the GPU's after every step."""
+    """Relative tolerance of tri_scan: the cpu backend rounds once, the GPU's after every step."""
 
 
 def divisors(volume: tuple[int, int, int]) -> tuple[int, ...]:

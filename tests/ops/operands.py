@@ -5,11 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-SCAN_NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
-TRI_NAMES = (
-    "x_BDL", "z_BDL", "conv_weight_KDW", "conv_bias_KD", "x_proj_KPD", "dt_proj_KDR",
-    "dt_bias_KD", "A_KDN", "D_KD",
-)  # fmt: skip
+from segresmamba.ops.kernels import TriOperands
 
 
 def scan_operands(
@@ -66,7 +62,7 @@ def tri_operands(
         * torch.randn(
             [sizes[letter] for letter in name.rpartition("_")[2]], generator=random, dtype=dtype
         )
-        for name in TRI_NAMES
+        for name in TriOperands._fields
     }
     operands["A_KDN"] = -operands["A_KDN"].exp()
     return {name: operand.requires_grad_() for name, operand in operands.items()}

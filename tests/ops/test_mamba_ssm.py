@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from segresmamba.ops import mamba_ssm, selective_scan_ref, tri_scan_ref
+from segresmamba.ops.kernels import ScanOperands, TriOperands
 from segresmamba.ops.reference import causal_conv_silu
-from tests.ops.operands import TRI_NAMES, assert_same, gradients, scan_operands, tri_operands
+from tests.ops.operands import assert_same, gradients, scan_operands, tri_operands
 
 
 def stock_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state):
@@ -52,7 +53,7 @@ def stock_packages(monkeypatch):
 def test_mixed_dtypes_are_cast_to_what_the_kernel_takes(matrix):
     o = {name: t.detach() for name, t in scan_operands(matrix=matrix).items()}
     o["u"] = o["u"].bfloat16()
-    y, last = mamba_ssm.selective_scan(*o.values(), True, True)
+    y, last = mamba_ssm.selective_scan(ScanOperands(**o), True, True)
     rounded = o | {
         name: o[name].bfloat16().float()
         for name in ("delta", "z", "B", "C")
@@ -65,7 +66,7 @@ def test_mixed_dtypes_are_cast_to_what_the_kernel_takes(matrix):
 
 def test_tri_scan_permutes_for_the_kernel_that_knows_one_order():
     o = tri_operands()
-    y = mamba_ssm.tri_scan(*(o[name] for name in TRI_NAMES), num_slices=4)
+    y = mamba_ssm.tri_scan(TriOperands(**o), num_slices=4)
     expected = tri_scan_ref(**o, num_slices=4)
     assert_same({"y": y}, {"y": expected}, 1e-5)
     assert_same(gradients(y, o), gradients(expected, o), 1e-5)

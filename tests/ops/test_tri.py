@@ -8,13 +8,14 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from segresmamba.ops import selective_scan, tri_scan, tri_scan_ref
+from segresmamba.ops.kernels import TriOperands
 from segresmamba.ops.orders import ORDERS, invert, scan_order_indices
-from tests.ops.operands import TRI_NAMES, assert_same, gradients, tri_operands
+from tests.ops.operands import assert_same, gradients, tri_operands
 
 
 def three_scans(o, num_slices):
     """The definition: permute, convolve, project, scan, put back; one order after the other."""
-    x, z, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A, D = (o[name] for name in TRI_NAMES)
+    x, z, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A, D = TriOperands(**o)
     rank, states = dt_proj.shape[2], A.shape[2]
     y = torch.zeros_like(x)
     for k, order in enumerate(ORDERS):

@@ -1,7 +1,8 @@
 """Compiled depthwise causal convolution with SiLU of the cpu backend, in any scan order.
 
 Arrays are token-major float32 (batch, length, channels), of any strides. A call works on a range of
-tiles (positions fastest, then channel blocks, then batch items) and releases the GIL.
+tiles (positions fastest, then channel blocks, then batch items) and releases the GIL. The backward
+pass recomputes the convolution from x, so that the forward pass need not keep it.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ _ONE = np.float32(1.0)
 _ZERO = np.float32(0.0)
 _TOKENS, _ROWS, _DENSE3 = "float32[:, :, :]", "float32[:, ::1]", "float32[:, :, ::1]"
 _OPERANDS = f"{_TOKENS}, {_ROWS}, Tuple((int64, boolean))"
+# How many scratch arrays the kernels need.
 TILES = 3
-"""Scratch arrays that the kernels want."""
 
 
 @inline
@@ -86,12 +87,12 @@ def backward(
     x: Any, weight_bias: Any, order: Any, d_u: Any, d_x: Any, d_weight_bias: Any, tiles: Any,
     start: Any, stop: Any,
 ) -> None:  # fmt: skip
-    """Gradients of `forward` for the tiles [start, stop), every one added to its array.
+    """Gradients of `forward` for the tiles [start, stop), each added to its array.
 
-    x, weight_bias and order are those of `forward`; besides:
+    x, weight_bias and order are those of `forward`. Besides:
         d_u: Gradient of u (batch, length, channels).
         d_x: (batch, length, channels).
-        d_weight_bias: (width + 1, channels), not shared with another thread.
+        d_weight_bias: (width + 1, channels), this thread's own.
         tiles: Scratch (TILES, TILE + 2 * width, LANES).
         start: First tile.
         stop: Tile after the last.
@@ -105,7 +106,8 @@ def backward(
         item, channel, lanes, begin, steps = _locate(tile, x.shape[1], x.shape[2])
         load_lanes(weight_bias, channel, lanes, weights)
         load_lanes(d_weight_bias, channel, lanes, d_weights)
-        # A token feeds its own position and the W - 1 positions after it.
+        # A token feeds its own position and the W - 1 positions after it, and their outputs need
+        # the W - 1 positions before it.
         tokens = positions[: steps + 2 * past]
         find_tokens(begin - past, x.shape[1], order, tokens)
         gather(x[item], tokens, channel, lanes, x_t)

@@ -1,4 +1,8 @@
-"""How kernels are compiled."""
+"""How kernels are compiled.
+
+A kernel has one fixed signature and is compiled when its module is imported. Compiling at the first
+call instead would let numba compile it again for every new memory layout.
+"""
 
 from __future__ import annotations
 
@@ -13,24 +17,26 @@ from numba import njit
 
 logger = logging.getLogger(__name__)
 
-# Fused multiply-add is allowed; NaN, infinities and the order of sums keep their meaning.
+# Fused multiply-add is allowed. Numba's "fast" would also let the compiler drop NaN and infinities
+# and reorder sums, and tests promise that NaN stays where it belongs.
 FAST = ("contract", "nsz")
 
 
 def inline(function: Callable[..., Any]) -> Any:
-    """A part of a kernel."""
+    """A part of a kernel, compiled into it."""
     return njit(fastmath=set(FAST))(function)
 
 
 def kernel(signature: str) -> Callable[[Callable[..., None]], Any]:
-    """Compile a kernel for one signature, without the GIL; keep it on disk where that is possible.
+    """Compile a kernel for one signature; it releases the GIL.
 
-    Compiled code is kept beside the source, or in the user's cache folder if the source is
-    read-only, or not at all.
+    The compiled code is kept beside the source, or in the user's cache folder if the source is
+    read-only. If neither can be written, the code is not kept.
     """
 
     def compile_(function: Callable[..., None]) -> Any:
-        # Numba looks only at the kernel's own file to see whether kept code is stale.
+        # Numba checks only the kernel's own file to see whether kept code is stale. The name of a
+        # cache file contains the qualified name, so a change of any file gives a new cache file.
         function.__qualname__ += f"-{_digest()}"
         options = {"fastmath": set(FAST), "nogil": True}
         try:
@@ -44,7 +50,7 @@ def kernel(signature: str) -> Callable[[Callable[..., None]], Any]:
 
 @cache
 def _digest() -> str:
-    """Identity of the source of all kernels."""
+    """A checksum of the source of all kernels."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())

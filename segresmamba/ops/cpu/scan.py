@@ -1,7 +1,8 @@
-"""The cpu backend's scan: hands tensors to the compiled kernels and shares the work among threads.
+"""The cpu backend's scan: hands tensors to the compiled kernels and divides the work among threads.
 
-Everything is computed in float32, whatever the inputs are. Kernels are compiled at their first use
-and kept on disk.
+Everything is computed in float32, whatever the inputs are. Kernels are compiled at their first use,
+which takes about 10 s of processor time (docs/performance.md), and kept on disk. Their modules are
+therefore imported inside the functions that call them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _IN_A_ROW = OrderMap(slices=1, reverse=False)
 
 
 class Operands(NamedTuple):
-    """What both scan kernels read: float32 views in the order of the kernels' arguments."""
+    """Operands of both scan kernels: float32 views in the order of the kernels' arguments."""
 
     u_BLD: Tensor
     delta_BLD: Tensor
@@ -37,7 +38,7 @@ class Operands(NamedTuple):
     order: OrderMap
 
     def arguments(self) -> tuple[object, ...]:
-        """As the kernels take them."""
+        """The operands as arrays, the order map as a plain tuple for numba."""
         *tensors, softplus, order = self
         return (*(array(t) for t in tensors), softplus, tuple(order))
 
@@ -61,15 +62,17 @@ class Operands(NamedTuple):
 
 def prepare(operands: ScanOperands, softplus: bool, order: OrderMap = _IN_A_ROW) -> Operands:
     """Views of float32 tensors, copies of others, neutral values for what is absent."""
-    zeros_D = torch.zeros(operands.u_BDL.shape[1])
-    z_BDL, D_D, bias_D = operands.z_BDL, operands.D_D, operands.bias_D
+    u_BDL, delta_BDL, A_DN, B_BGNL, C_BGNL, D_D, z_BDL, bias_D = operands
+    zeros_D = torch.zeros(u_BDL.shape[1])
     return Operands(
-        _float32(operands.u_BDL).mT,
-        _float32(operands.delta_BDL).mT,
+        _float32(u_BDL).mT,
+        _float32(delta_BDL).mT,
         torch.empty(0, 0, 0) if z_BDL is None else _float32(z_BDL).mT,
-        (_float32(operands.A_DN) / math.log(2.0)).mT.contiguous(),
-        _float32(operands.B_BGNL).mT,
-        _float32(operands.C_BGNL).mT,
+        # Kernels compute decays as powers of two: exp would take one more multiplication for each
+        # state and token.
+        (_float32(A_DN) / math.log(2.0)).mT.contiguous(),
+        _float32(B_BGNL).mT,
+        _float32(C_BGNL).mT,
         torch.stack([zeros_D if v is None else _float32(v) for v in (D_D, bias_D)]),
         softplus,
         order,
@@ -89,10 +92,10 @@ def scan(ops: Operands, y_BLD: Tensor, *, add: bool, keep: bool) -> tuple[Tensor
     """Write the output to y, or add it; returns the last state and the backward's checkpoints.
 
     Args:
-        ops: What is scanned.
-        y_BLD: Where the output goes.
-        add: Add to what is there.
-        keep: Keep checkpoints; without, the second tensor has no tiles.
+        ops: Operands of the scan.
+        y_BLD: Receives the output.
+        add: Add the output to y instead of overwriting it.
+        keep: Keep checkpoints; otherwise the second tensor has no tiles.
 
     Returns:
         Last state (B, N, D) and checkpoints (B, tiles, N, D).
@@ -126,12 +129,12 @@ class ScanGradients(NamedTuple):
 def scan_gradients(
     ops: Operands, checkpoints: Tensor, dy_BLD: Tensor, d_last_BND: Tensor
 ) -> ScanGradients:
-    """Gradients of everything the scan read; those of u, delta and z keep the inputs' layout."""
+    """Gradients of all operands; those of u, delta and z have the memory layout of the operand."""
     from segresmamba.ops.cpu.scan_kernels import backward
 
     batch, _, channels = ops.u_BLD.shape
     parts = shares(ops.blocks)
-    # Threads share a group's B and C, so each has its own sum of their gradients.
+    # Threads share a group's B and C, so each thread adds up their gradients on its own.
     per_thread = (len(parts), *ops.b_BGLN.shape)
     sums = ScanGradients(
         torch.empty_like(ops.u_BLD),
@@ -155,18 +158,18 @@ def scan_gradients(
 
 def checkpoint_shape(operands: ScanOperands) -> tuple[int, ...]:
     """(B, tiles, N, D)."""
-    batch, channels, length = operands.u_BDL.shape
-    return batch, tiles(length), operands.A_DN.shape[1], channels
+    batch, channels, length = operands.u.shape
+    return batch, tiles(length), operands.A.shape[1], channels
 
 
 def scan_forward(
     operands: ScanOperands, softplus: bool, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `segresmamba.ops.kernels.Kernels`."""
-    y_BDL = torch.empty(operands.u_BDL.shape)
+    y_BDL = torch.empty(operands.u.shape)
     last_BND, checkpoints = scan(prepare(operands, softplus), y_BDL.mT, add=False, keep=keep)
     last_BDN = last_BND.mT.contiguous()
-    return y_BDL.to(operands.u_BDL.dtype), last_BDN, checkpoints if keep else torch.empty(0)
+    return y_BDL.to(operands.u.dtype), last_BDN, checkpoints if keep else torch.empty(0)
 
 
 def scan_backward(
@@ -179,7 +182,7 @@ def scan_backward(
     """See `segresmamba.ops.kernels.Kernels`."""
     ops = prepare(operands, softplus)
     if d_last_BDN is None:
-        d_last_BDN = torch.zeros(*operands.u_BDL.shape[:2], operands.A_DN.shape[1])
+        d_last_BDN = torch.zeros(*operands.u.shape[:2], operands.A.shape[1])
     found = scan_gradients(ops, checkpoints, dy_BDL.float().mT, d_last_BDN.mT.contiguous())
     gradients = ScanOperands(
         found.u_BLD.mT,
@@ -191,8 +194,4 @@ def scan_backward(
         found.z_BLD.mT,
         found.skip_bias_B2D[:, 1].sum(0),
     )
-    return [
-        gradient.to(operand.dtype).contiguous()
-        for operand, gradient in zip(operands, gradients, strict=True)
-        if operand is not None and gradient is not None
-    ]
+    return operands.gradients_from(gradients)

@@ -1,16 +1,17 @@
 """Compiled scan of the cpu backend.
 
 Arrays are token-major float32 (batch, length, channels), of any strides. A scan works on tiles of
-TILE positions x LANES channels that fit the first-level cache. A tile is gathered through the
-order map, so no permuted copy exists, and channels are the vector lanes, so the recurrence needs
-no sum across lanes. A tile is swept once for each of the N states.
+TILE positions x LANES channels that fit the first-level cache. It gathers a tile through the order
+map, so no permuted copy exists. Channels are the vector lanes, so the recurrence needs no sum
+across lanes. A tile is swept once for each of the N states.
 
-The backward scan walks the tiles from the end: it recomputes the states of a tile from the
+The backward scan walks the tiles from the end. It recomputes the states of a tile from the
 checkpoint at its start, then runs the adjoint recurrence
 
     g_l = decay_(l+1) * g_(l+1) + C_l * dy_l    of    h_l = decay_l * h_(l-1) + B_l * (delta u)_l
 
-Each call works on a range of channel blocks and releases the GIL: plain threads run side by side.
+Each call works on a range of channel blocks and releases the GIL, so plain threads run side by
+side.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ def _load_tile(
     lanes: Any, u_t: Any, delta_t: Any, du_t: Any, y_t: Any, b_t: Any, c_t: Any,
 ) -> None:  # fmt: skip
     """Fill a tile: u, activated step sizes, their product, skip * u as the first part of y."""
+    # B and C are gathered token by token too: kept by state, the inter-slice order took 17 ms
+    # forward where it now takes 12 (docs/performance.md).
     gather(u, tokens, channel, lanes, u_t)
     gather(delta, tokens, channel, lanes, delta_t)
     for k in range(b_t.shape[0]):
@@ -89,7 +92,7 @@ def _sweep(delta: Any, du: Any, a: Any, b: Any, c: Any, n: Any, h: Any, y: Any, 
 def _replay(
     delta: Any, du: Any, a: Any, b: Any, c: Any, n: Any, decay: Any, h: Any, y: Any, steps: Any
 ) -> None:
-    """The same sweep, keeping decays and states: h[t + 1] is the state after position t."""
+    """The sweep of `_sweep`, but keeping decays and states: h[t + 1] is the state after t."""
     i = n % LANES
     a_v, h_v = load(a, n, 0), load(h, 0, 0)
     for t in range(steps):
@@ -105,9 +108,10 @@ def _adjoint(
     delta: Any, du: Any, a: Any, b: Any, c: Any, n: Any, decay: Any, h: Any, dy: Any, g: Any,
     d_du: Any, d_decay: Any, d_a: Any, d_b: Any, d_c: Any, steps: Any,
 ) -> None:  # fmt: skip
-    """The adjoint sweep of state n: g comes from the tile after and leaves to the one before.
+    """The adjoint sweep of state n: g comes in from the next tile and goes out to the previous one.
 
-    d_decay collects the gradient of the exponent delta * a per unit of delta, d_a per unit of a.
+    The exponent of a decay is delta * a. Its gradient is added to d_decay times a and to d_a times
+    delta.
     """
     i = n % LANES
     a_v, g_v, d_a_v = load(a, n, 0), load(g, n, 0), load(d_a, n, 0)
@@ -126,16 +130,44 @@ def _adjoint(
 
 
 @inline
-def _gate(tile: Any, z_t: Any, steps: Any) -> None:
-    """Tile *= SiLU(z)."""
-    for t in range(steps):
-        z_v = load(z_t, t, 0)
-        store(tile, t, 0, load(tile, t, 0) * z_v * sigmoid(z_v))
+def _state_gradients(
+    delta: Any, du: Any, a: Any, b: Any, c: Any, dy: Any, g: Any, checkpoint: Any, channel: Any,
+    lanes: Any, decay: Any, h: Any, y: Any, d_du: Any, d_decay: Any, d_a: Any, d_b: Any, d_c: Any,
+    steps: Any,
+) -> None:  # fmt: skip
+    """Every state of a tile: forwards from its checkpoint, then its adjoint backwards."""
+    _clear(d_du)
+    _clear(d_decay)
+    for n in range(a.shape[0]):
+        load_lanes(checkpoint[n : n + 1], channel, lanes, h[:1])
+        k = n // LANES
+        _replay(delta, du, a, b[k], c[k], n, decay, h, y, steps)
+        _adjoint(
+            delta, du, a, b[k], c[k], n, decay, h, dy, g, d_du, d_decay, d_a, d_b[k], d_c[k], steps
+        )
+
+
+@inline
+def _gate(z: Any, tokens: Any, channel: Any, lanes: Any, z_t: Any, tile: Any) -> None:
+    """Load the tile of z, if there is a gate, and multiply another tile by SiLU(z)."""
+    if z.shape[1]:
+        gather(z, tokens, channel, lanes, z_t)
+        for t in range(tokens.shape[0]):
+            z_v = load(z_t, t, 0)
+            store(tile, t, 0, load(tile, t, 0) * z_v * sigmoid(z_v))
+
+
+@inline
+def _add_states(tiles: Any, tokens: Any, target: Any) -> None:
+    """Add tiles of B's or C's gradient to their array (length, states)."""
+    for k in range(tiles.shape[0]):
+        first = k * LANES
+        scatter_add(tiles[k], tokens, first, min(LANES, target.shape[1] - first), target)
 
 
 @inline
 def _gate_gradient(dy_t: Any, y_t: Any, z_t: Any, steps: Any) -> None:
-    """Z -> gradient of z, from the gradient of the gated output and the output before the gate."""
+    """Replace z by its gradient: dy is that of the gated output, y the output before the gate."""
     for t in range(steps):
         z_v = load(z_t, t, 0)
         s = sigmoid(z_v)
@@ -148,11 +180,12 @@ def _input_gradients(
     raw_t: Any, skip_bias: Any, soft: Any, u_t: Any, delta_t: Any, dy_t: Any, d_du_t: Any,
     d_decay_t: Any, d_skip_bias: Any, steps: Any,
 ) -> None:  # fmt: skip
-    """d_du and d_decay -> gradients of u and of the raw step sizes."""
+    """Replace d_du by the gradient of u, and d_decay by that of the raw step sizes."""
     skip_v, bias_v = load(skip_bias, 0, 0), load(skip_bias, 1, 0)
     d_skip_v, d_bias_v = load(d_skip_bias, 0, 0), load(d_skip_bias, 1, 0)
     for t in range(steps):
         u_v, dy_v, d_du_v = load(u_t, t, 0), load(dy_t, t, 0), load(d_du_t, t, 0)
+        # A enters the kernels in units of ln 2, so an exponent's gradient lacks that factor.
         d_delta_v = d_du_v * u_v + splat(_LN2) * load(d_decay_t, t, 0)
         if soft:
             d_delta_v = d_delta_v * sigmoid(load(raw_t, t, 0) + bias_v)
@@ -171,8 +204,8 @@ _OPERANDS = (
     "Tuple((int64, boolean))"
 )
 _WORK = f"{_DENSE3}, {_DENSE4}, {_DENSE3}, int64, int64"
+# How many scratch arrays of each kind the kernels need.
 TILES, PER_STATE, PER_LANE = 10, 4, 5
-"""Scratch arrays that the kernels want, of each kind."""
 
 
 @kernel(f"void({_OPERANDS}, {_TOKENS}, boolean, {_DENSE3}, {_DENSE4}, {_WORK})")
@@ -186,13 +219,13 @@ def forward(
     Args:
         u: Input (batch, length, channels).
         delta: Raw step sizes, like u.
-        z: Gate, like u; no channels means no gate.
+        z: Gate, like u; it has no channels if there is no gate.
         a: (states, channels), A in units of ln 2: decay = 2 ** (delta * a).
         b: (batch, groups, length, states).
         c: Like b.
         skip_bias: (2, channels): factor of u in the output, and what is added to delta.
         soft: Apply softplus to delta + bias.
-        order: (slices, reverse).
+        order: (slices, reverse), see `segresmamba.ops.orders`.
         y: Output, like u.
         add: Add the output to y instead of replacing what is there.
         last: (batch, states, channels), the state after the last position.
@@ -227,9 +260,7 @@ def forward(
             for n in range(states):
                 k = n // LANES
                 _sweep(delta_t, du_t, a_l, b_t[k], c_t[k], n, h, y_t, steps)
-            if z.shape[2]:
-                gather(z[item], tokens, channel, lanes, z_t)
-                _gate(y_t, z_t, steps)
+            _gate(z[item], tokens, channel, lanes, z_t, y_t)
             if add:
                 scatter_add(y_t, tokens, channel, lanes, y[item])
             else:
@@ -248,16 +279,13 @@ def backward(
 ) -> None:  # fmt: skip
     """Gradients of the channel blocks [start, stop).
 
-    u, delta, z, a, b, c, skip_bias, soft, order and checkpoints are those of `forward`; besides:
+    Arguments that `forward` has too mean the same here. Besides:
         dy: Gradient of the output (batch, length, channels).
         d_last: Gradient of the last state (batch, states, channels).
         d_u, d_delta, d_z: (batch, length, channels).
         d_a: (batch, states, channels), per unit of A = a * ln 2.
         d_b, d_c: (batch, groups, length, states), added to, not shared with another thread.
         d_skip_bias: (batch, 2, channels).
-        tiles, states_t, per_lane: Scratch as in `forward`.
-        start: First block; batch items are slowest, then groups.
-        stop: Block after the last.
     """
     length, states = u.shape[1], a.shape[0]
     u_t, delta_t, du_t, y_t, z_t = tiles[0], tiles[1], tiles[2], tiles[3], tiles[4]
@@ -282,23 +310,14 @@ def backward(
                 channel, lanes, u_t, delta_t, du_t, y_t, b_t, c_t,
             )  # fmt: skip
             gather(dy[item], tokens, channel, lanes, dy_t)
-            if z.shape[2]:
-                gather(z[item], tokens, channel, lanes, z_t)
-                _gate(dy_t, z_t, steps)
-            _clear(d_du_t)
-            _clear(d_decay_t)
-            for n in range(states):
-                load_lanes(checkpoints[item, tile, n : n + 1], channel, lanes, h_t[:1])
-                k = n // LANES
-                _replay(delta_t, du_t, a_l, b_t[k], c_t[k], n, decay_t, h_t, y_t, steps)
-                _adjoint(
-                    delta_t, du_t, a_l, b_t[k], c_t[k], n, decay_t, h_t, dy_t, g, d_du_t, d_decay_t,
-                    d_a_l, d_b_t[k], d_c_t[k], steps,
-                )  # fmt: skip
-            for k in range(b_t.shape[0]):
-                first = k * LANES
-                scatter_add(d_b_t[k], tokens, first, min(LANES, states - first), d_b[item, group])
-                scatter_add(d_c_t[k], tokens, first, min(LANES, states - first), d_c[item, group])
+            _gate(z[item], tokens, channel, lanes, z_t, dy_t)
+            _state_gradients(
+                delta_t, du_t, a_l, b_t, c_t, dy_t, g, checkpoints[item, tile], channel, lanes,
+                decay_t, h_t, y_t, d_du_t, d_decay_t, d_a_l, d_b_t, d_c_t, steps,
+            )  # fmt: skip
+            _add_states(d_b_t, tokens, d_b[item, group])
+            _add_states(d_c_t, tokens, d_c[item, group])
+            # The tile of delta holds activated step sizes by now: read the raw ones again.
             gather(delta[item], tokens, channel, lanes, decay_t)
             _input_gradients(
                 decay_t, skip_bias_l, soft, u_t, delta_t, dy_t, d_du_t, d_decay_t, d_skip_bias_l,
@@ -307,6 +326,7 @@ def backward(
             scatter(d_du_t, tokens, channel, lanes, d_u[item])
             scatter(d_decay_t, tokens, channel, lanes, d_delta[item])
             if z.shape[2]:
+                # The tile of dy was gated in place: the gate's own gradient wants it as it came.
                 gather(dy[item], tokens, channel, lanes, dy_t)
                 _gate_gradient(dy_t, y_t, z_t, steps)
                 scatter(z_t, tokens, channel, lanes, d_z[item])

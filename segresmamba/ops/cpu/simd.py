@@ -1,8 +1,8 @@
 """Vectors of LANES float32 as values inside compiled kernels.
 
-Loops over channels are written with these explicit vectors, not left to LLVM's vectoriser: it
-gives up on the backward scan, whose many arrays might overlap (measured: 9 times slower). LLVM
-splits a vector where the machine has narrower registers.
+Loops over channels use these explicit vectors because LLVM's vectoriser gives up on the backward
+scan, whose many arrays might overlap (measured: 9 times slower). LLVM splits a vector where the
+machine has narrower registers.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ _binary(operator.truediv, "fdiv")
 
 
 def _pointer(context: Any, builder: Any, array_type: Any, array: Any, row: Any, column: Any) -> Any:
-    """Address of array[row, column], from where on LANES values lie in a row."""
+    """Address of array[row, column], the first of LANES contiguous values."""
     view = context.make_array(array_type)(context, builder, array)
     row_stride, _ = cgutils.unpack_tuple(builder, view.strides)
     offset = builder.add(builder.mul(row, row_stride), builder.mul(column, _I64(4)))
@@ -138,6 +138,7 @@ def splat(typing: Any, scalar: Any) -> Any:
 def total(typing: Any, vector: Any) -> Any:
     """Sum of all lanes, in any order."""
 
+    # The one place that may reorder a sum: in order, every addition would wait for the one before.
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         name = f"llvm.vector.reduce.fadd.v{LANES}f32"
         signature = ir.FunctionType(_F32, [_F32, _FLOATS])
@@ -149,7 +150,7 @@ def total(typing: Any, vector: Any) -> Any:
 
 @intrinsic
 def larger(typing: Any, vector: Any, bound: Any) -> Any:
-    """The vector, but at least the bound; NaN stays."""
+    """The larger of vector and bound in each lane; NaN stays."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.select(builder.fcmp_ordered("<", *args), args[1], args[0])
@@ -159,7 +160,7 @@ def larger(typing: Any, vector: Any, bound: Any) -> Any:
 
 @intrinsic
 def smaller(typing: Any, vector: Any, bound: Any) -> Any:
-    """The vector, but at most the bound; NaN stays."""
+    """The smaller of vector and bound in each lane; NaN stays."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.select(builder.fcmp_ordered(">", *args), args[1], args[0])

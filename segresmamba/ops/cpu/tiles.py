@@ -1,4 +1,9 @@
-"""Tiles: TILE positions x LANES channels of an array, read and written through an order map."""
+"""Tiles: TILE positions x LANES channels of an array, read and written through an order map.
+
+Reading and writing have a fast way for token-major and one for channel-major arrays, and a slow one
+for all others. Transposing channel-major tiles in registers took the scan from 9.5 to 8.3 ms
+forward and from 27 to 21 ms backward (docs/performance.md).
+"""
 
 from __future__ import annotations
 
@@ -39,9 +44,9 @@ def find_tokens(first: Any, length: Any, order: Any, tokens: Any) -> None:
 
 @inline
 def _is_square(array: Any, tokens: Any, lanes: Any) -> Any:
-    """Whether all lanes exist and the tokens lie in a row, in multiples of a vector.
+    """Whether a tile of a channel-major array can be moved by whole vectors and transposed.
 
-    Then a tile of a channel-major array is read and written by whole vectors and transposed.
+    That needs all lanes, and tokens that follow each other in multiples of a vector.
     """
     if lanes != LANES or array.strides[0] != _FLOAT_BYTES or tokens.shape[0] % LANES:
         return False
@@ -54,7 +59,7 @@ def _is_square(array: Any, tokens: Any, lanes: Any) -> Any:
 
 @inline
 def gather(source: Any, tokens: Any, channel: Any, lanes: Any, tile: Any) -> None:
-    """tile[t, c] = source[tokens[t], channel + c], zero beyond the lanes and for no token."""
+    """tile[t, c] = source[tokens[t], channel + c], zero beyond the lanes and where token is -1."""
     steps = tokens.shape[0]
     if lanes == LANES and source.strides[1] == _FLOAT_BYTES:
         for t in range(steps):
@@ -78,7 +83,7 @@ def gather(source: Any, tokens: Any, channel: Any, lanes: Any, tile: Any) -> Non
 
 @inline
 def scatter(tile: Any, tokens: Any, channel: Any, lanes: Any, target: Any) -> None:
-    """target[tokens[t], channel + c] = tile[t, c]; the tile is lost."""
+    """target[tokens[t], channel + c] = tile[t, c]; the tile may be transposed in place."""
     steps = tokens.shape[0]
     if lanes == LANES and target.strides[1] == _FLOAT_BYTES:
         for t in range(steps):

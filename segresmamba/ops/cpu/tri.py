@@ -1,14 +1,11 @@
 """tri_scan of the cpu backend.
 
-One order after the other: convolution, projections as matrix products over all tokens, and a scan
-that adds to the output. Everything is token-major (batch, length, channels) and stays in storage
-order. The backward pass recomputes all of it from x, so nothing but the inputs is kept.
+For one order after the other it computes the convolution, the projections as matrix products over
+all tokens, and a scan that adds to the output. Everything is token-major (batch, length, channels)
+and stays in storage order. The backward pass recomputes all of it, so only the operands are kept.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,45 +14,21 @@ from torch import Tensor
 from segresmamba.ops.cpu.layout import LANES, TILE, channel_blocks, tiles
 from segresmamba.ops.cpu.scan import Array, Operands, array, prepare, scan, scan_gradients
 from segresmamba.ops.cpu.threads import run, shares
-from segresmamba.ops.kernels import ScanOperands
-from segresmamba.ops.orders import ORDERS, OrderMap, order_map
+from segresmamba.ops.kernels import Direction, ScanOperands, TriOperands
 
 
-class Direction(NamedTuple):
-    """Parameters of one order, float32; the bias is the last row of conv_weight_bias."""
-
-    order: OrderMap
-    conv_weight_bias_WD: Tensor
-    x_proj_PD: Tensor
-    dt_proj_DR: Tensor
-    dt_bias_D: Tensor
-    A_DN: Tensor
-    D_D: Tensor
-
-
-def directions(parameters: list[Tensor], num_slices: int) -> list[Direction]:
-    """Cut the stacked parameters of `tri_scan` into orders."""
-    conv_weight_KDW, conv_bias_KD, *others = (p.detach().float() for p in parameters)
-    stacked = (torch.cat([conv_weight_KDW.mT, conv_bias_KD[:, None]], dim=1), *others)
-    return [
-        Direction(order_map(order, num_slices), *(p[k] for p in stacked))
-        for k, order in enumerate(ORDERS)
-    ]
-
-
-def tri_forward(operands: Sequence[Tensor], num_slices: int) -> Tensor:
+def tri_forward(operands: TriOperands, num_slices: int) -> Tensor:
     """See `segresmamba.ops.kernels.Kernels`."""
-    x_BDL, z_BDL, *parameters = operands
-    x_BLD = _tokens(x_BDL)
+    x_BLD = _tokens(operands.x_BDL)
     y_BLD = torch.zeros_like(x_BLD)
-    for direction in directions(parameters, num_slices):
+    for direction in _directions(operands, num_slices):
         u_BLD = _convolve(x_BLD, direction)
         scan(_project(u_BLD, direction)[0], y_BLD, add=True, keep=False)
-    y_BLD *= F.silu(_tokens(z_BDL))
-    return torch.empty_like(x_BDL).copy_(y_BLD.mT)
+    y_BLD *= F.silu(_tokens(operands.z_BDL))
+    return torch.empty_like(operands.x_BDL).copy_(y_BLD.mT)
 
 
-def tri_backward(d_out_BDL: Tensor, operands: Sequence[Tensor], num_slices: int) -> list[Tensor]:
+def tri_backward(d_out_BDL: Tensor, operands: TriOperands, num_slices: int) -> list[Tensor]:
     """See `segresmamba.ops.kernels.Kernels`."""
     x_BDL, z_BDL, *parameters = operands
     x_BLD, z_BLD, d_out_BLD = _tokens(x_BDL), _tokens(z_BDL), _tokens(d_out_BDL)
@@ -64,7 +37,7 @@ def tri_backward(d_out_BDL: Tensor, operands: Sequence[Tensor], num_slices: int)
     dx_BLD, y_BLD = torch.zeros_like(x_BLD), torch.zeros_like(x_BLD)
     gradients = [
         _direction_gradients(direction, x_BLD, dy_BLD, y_BLD, dx_BLD)
-        for direction in directions(parameters, num_slices)
+        for direction in _directions(operands, num_slices)
     ]
     dz_BLD = d_out_BLD * y_BLD * sigmoid_BLD * (1 + z_BLD * (1 - sigmoid_BLD))
     return [
@@ -89,7 +62,7 @@ def _direction_gradients(
     d_projected_BLP = torch.cat(
         [grads.delta_BLD @ direction.dt_proj_DR, grads.B_BGLN[:, 0], grads.C_BGLN[:, 0]], dim=2
     )
-    # Few rows times many: as a product of contiguous rows it is up to seven times faster.
+    # Few rows times many: contiguous rows make this product up to seven times faster.
     step_BRL = projected_BLP[..., :rank].mT.contiguous()
     d_dt_proj_DR = (step_BRL @ grads.delta_BLD).sum(0).mT
     d_x_proj_PD = torch.einsum("blp,bld->pd", d_projected_BLP, u_BLD)
@@ -107,7 +80,7 @@ def _direction_gradients(
 
 
 def _project(u_BLD: Tensor, direction: Direction) -> tuple[Operands, Tensor]:
-    """What the scan of one order reads, and the projection of its input."""
+    """The operands of one order's scan, and the projection that they come from."""
     rank, states = direction.dt_proj_DR.shape[1], direction.A_DN.shape[1]
     projected_BLP = u_BLD @ direction.x_proj_PD.T
     step_BLR, B_BLN, C_BLN = torch.split(projected_BLP, [rank, states, states], dim=2)
@@ -125,8 +98,16 @@ def _project(u_BLD: Tensor, direction: Direction) -> tuple[Operands, Tensor]:
     return prepare(operands, softplus=True, order=direction.order), projected_BLP
 
 
+def _directions(operands: TriOperands, num_slices: int) -> list[Direction]:
+    """The orders with float32 parameters."""
+    x_BDL, z_BDL, *parameters = operands
+    return TriOperands(x_BDL, z_BDL, *(p.detach().float() for p in parameters)).directions(
+        num_slices
+    )
+
+
 def _tokens(x_BDL: Tensor) -> Tensor:
-    """(B, L, D), float32 and contiguous; no copy if x is laid out like that."""
+    """Tokens as (B, L, D), float32 and contiguous; x itself if it has that layout already."""
     return x_BDL.detach().float().mT.contiguous()
 
 
@@ -135,7 +116,7 @@ def _convolve(x_BLD: Tensor, direction: Direction) -> Tensor:
     from segresmamba.ops.cpu.conv_kernels import forward
 
     u_BLD = torch.empty_like(x_BLD)
-    weights, order = array(direction.conv_weight_bias_WD), tuple(direction.order)
+    weights, order = _weight_bias(direction), tuple(direction.order)
 
     def work(_: int, start: int, stop: int) -> None:
         forward(array(x_BLD), weights, order, array(u_BLD), _scratch(direction), start, stop)
@@ -151,7 +132,7 @@ def _convolve_gradients(
     from segresmamba.ops.cpu.conv_kernels import backward
 
     parts = shares(_tiles(x_BLD))
-    weights, order = array(direction.conv_weight_bias_WD), tuple(direction.order)
+    weights, order = _weight_bias(direction), tuple(direction.order)
     sums = torch.zeros(len(parts), *weights.shape)
     tensors = array(du_BLD), array(dx_BLD)
 
@@ -163,6 +144,11 @@ def _convolve_gradients(
     return sums.sum(0)
 
 
+def _weight_bias(direction: Direction) -> Array:
+    """The convolution as its kernel reads it: (W + 1, D), the bias as the last row."""
+    return array(torch.cat([direction.conv_weight_DW.mT, direction.conv_bias_D[None]]))
+
+
 def _tiles(x_BLD: Tensor) -> int:
     batch, length, channels = x_BLD.shape
     return batch * channel_blocks(channels) * tiles(length)
@@ -171,4 +157,4 @@ def _tiles(x_BLD: Tensor) -> int:
 def _scratch(direction: Direction) -> Array:
     from segresmamba.ops.cpu.conv_kernels import TILES
 
-    return array(torch.empty(TILES, TILE + 2 * len(direction.conv_weight_bias_WD), LANES))
+    return array(torch.empty(TILES, TILE + 2 * (direction.conv_weight_DW.shape[1] + 1), LANES))

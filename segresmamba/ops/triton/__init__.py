@@ -2,7 +2,8 @@
 
 import os
 
-# Fused multiply-add, as in every other backend. Triton 3.10 turns it off unless it is asked for.
+# Before Triton is imported: fused multiply-add, as in every other backend. Triton 3.10 turns it off
+# by default.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 from segresmamba.ops.triton.scan import checkpoint_shape, scan_backward, scan_forward

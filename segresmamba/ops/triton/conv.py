@@ -1,4 +1,8 @@
-"""Depthwise causal convolution with SiLU, read in the order of a scan."""
+"""Depthwise causal convolution with SiLU, read in the order of a scan.
+
+It writes its result in that order: the matrix products and the scan that follow then read memory
+in sequence.
+"""
 
 import triton
 import triton.language as tl
@@ -73,7 +77,8 @@ def convolve_gradients(
 
     d_x = tl.zeros([ROWS, CHUNK], tl.float32)
     for later in tl.static_range(WIDTH):
-        # This token also feeds the WIDTH - 1 positions after its own.
+        # This token also feeds the WIDTH - 1 positions after its own. Each program recomputes
+        # their outputs, so that none has to wait for another.
         target = position + later
         there = exists[:, None] & (target < length)[None, :]
         out = _convolve(
@@ -85,7 +90,7 @@ def convolve_gradients(
         d_out *= s * (1.0 + out * (1.0 - s))
         weight = tl.load(weight_ptr + channel * WIDTH + (WIDTH - 1 - later), exists, 0.0)
         d_x += weight.to(tl.float32)[:, None] * d_out
-        if later == 0:
+        if later == 0:  # the token's own position, which belongs to this program alone
             d_out = tl.where(inside, d_out, 0.0)
             tl.store(d_bias_ptr + part, tl.sum(d_out, 1), exists)
             for w in tl.static_range(WIDTH):

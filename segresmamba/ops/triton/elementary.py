@@ -1,4 +1,8 @@
-"""What the Triton kernels share: index arithmetic and elementary functions, in float32."""
+"""Index arithmetic and elementary functions of all Triton kernels, in float32.
+
+Exponentials are exp2, which the hardware computes; the logarithm is a series because
+log(1 + t) would lose the small step sizes of softplus.
+"""
 
 import triton
 import triton.language as tl
@@ -9,7 +13,7 @@ LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
 
 @triton.jit
 def combine(decay_1, value_1, decay_2, value_2):
-    """Two steps x -> decay * x + value as one."""
+    """Two steps x -> decay * x + value as one, which makes the recurrence associative."""
     return decay_1 * decay_2, decay_2 * value_1 + value_2
 
 
@@ -46,7 +50,8 @@ def token_of(position, length, slices, REVERSE: tl.constexpr):
 
 @triton.jit
 def step_sizes(delta, inside, SOFTPLUS: tl.constexpr):
-    """Step sizes with their bias -> those of the recurrence, zero outside."""
+    """Step sizes of the recurrence from biased ones: after softplus, and zero outside."""
+    # A step of size zero leaves the state as it is: tokens beyond the sequence change nothing.
     if SOFTPLUS:
         delta = softplus(delta)
     return tl.where(inside, delta, 0.0)

@@ -1,6 +1,10 @@
 """Backward pass of a scan: gradients of each chunk from the state before and the adjoint after it.
 
-g_l = C_l * dy_l + decay_(l+1) * g_(l+1)    with    h_l = decay_l * h_(l-1) + B_l * (delta u)_l
+    g_l = C_l * dy_l + decay_(l+1) * g_(l+1)    with    h_l = decay_l * h_(l-1) + B_l * (delta u)_l
+
+The kernel is long because it is one kernel: each tile of u, delta, dy, B and C is read from memory
+once and serves all gradients. Split in two, both halves would read the tiles and recompute states
+and adjoints.
 """
 
 import triton
@@ -27,17 +31,8 @@ def _rows_of_program(channels, groups, ROWS: tl.constexpr):
 
 
 @triton.jit
-def _shared_row(position, ROWS: tl.constexpr):
-    """The same positions for each row, as indices of a tile.
-
-    A tile is loaded in the layout of the rows; a single row would change its layout in each use.
-    """
-    return position.to(tl.int64)[None, :] + tl.zeros([ROWS, 1], tl.int64)
-
-
-@triton.jit
 def _wide(number):
-    """An integer argument with 64 bits: products with it may leave 32."""
+    """An integer argument with 64 bits, because products with it may need more than 32."""
     return tl.full([], number, tl.int64)
 
 
@@ -46,6 +41,7 @@ def _states_and_adjoints(
     a, delta, later, input_, d_output, start, carried, offset, CHUNK: tl.constexpr
 ):  # fmt: skip
     """(h, g) of every token of a tile; later is the delta of the token after each."""
+    # The state that comes in belongs to the first token, the adjoint that comes in to the last.
     decay = tl.exp2(a[:, None] * delta)
     value = tl.where(offset[None, :] == 0, input_ + decay * start[:, None], input_)
     _, h = tl.associative_scan((decay, value), 1, combine)
@@ -57,7 +53,7 @@ def _states_and_adjoints(
 
 
 @triton.jit
-def chunk_gradients(  # noqa: PLR0915 - one kernel, so that a tile is read once
+def chunk_gradients(  # noqa: PLR0915 - one kernel, see above
     dy_ptr, u_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, skip_ptr,
     bias_ptr, start_ptr, carried_ptr, gate_ptr, sum_ptr,
     d_u_ptr, d_delta_ptr, d_A_ptr, d_B_ptr, d_C_ptr, d_skip_ptr,
@@ -110,7 +106,9 @@ def chunk_gradients(  # noqa: PLR0915 - one kernel, so that a tile is read once
     y = skip[:, None] * u
     d_input = tl.zeros([ROWS, CHUNK], tl.float32)
     d_exponent = tl.zeros([ROWS, CHUNK], tl.float32)
-    place = _shared_row(position, ROWS)
+    # Positions as a full tile: B and C are then loaded in the layout of the rows. A single row
+    # would change its layout in each use.
+    place = position.to(tl.int64)[None, :] + tl.zeros([ROWS, 1], tl.int64)
     B_ptr += item * B_batch + group.to(tl.int64) * B_group
     C_ptr += item * C_batch + group.to(tl.int64) * C_group
     d_matrix = (item * groups + group) * states * length + position
@@ -131,12 +129,14 @@ def chunk_gradients(  # noqa: PLR0915 - one kernel, so that a tile is read once
         exponent = g * (h - own)
         d_exponent += exponent * (a[:, None] * LN2)
         tl.store(d_A_ptr + per_state, tl.sum(exponent * delta, 1), exists)
+        # Programs whose channels share B and C add to the same place, in any order: the last bits
+        # differ from run to run.
         d_state = d_matrix + n * _wide(length)
         tl.atomic_add(d_B_ptr + d_state, tl.sum(g * delta * u, 0), within, sem="relaxed")
         tl.atomic_add(d_C_ptr + d_state, tl.sum(h * dy, 0), within, sem="relaxed")
 
     d_delta = d_input * u + d_exponent
-    if SOFTPLUS:
+    if SOFTPLUS:  # whose derivative is the sigmoid
         d_delta *= sigmoid(raw + bias[:, None])
     d_delta = tl.where(inside, d_delta, 0.0)
     tl.store(d_u_ptr + dense + position[None, :], d_input * delta + skip[:, None] * dy, inside)

@@ -1,4 +1,8 @@
-"""Last third of a scan: the outputs of each chunk from the state before it."""
+"""Last third of a scan: the outputs of each chunk from the state before it.
+
+`chunk_outputs` is one long function: half of it are the arguments (every array has its own
+strides), and the rest works on states that must stay in registers.
+"""
 
 import triton
 import triton.language as tl
@@ -58,11 +62,13 @@ def chunk_outputs(
         for t in tl.static_range(STEP):
             B = tl.load(B_ptr + (first + t).to(tl.int64) * B_token + n)
             C = tl.load(C_ptr + (first + t).to(tl.int64) * C_token + n)
+            # exp(delta A), because a holds A times log2(e).
             decay = tl.exp2(a * pick(delta, row, t)[None, :])
             h = decay * h + pick(x, row, t)[None, :] * B[:, None]
             y = tl.where(row[:, None] == t, tl.sum(h * C[:, None], 0)[None, :], y)
         y += skip[None, :] * u
 
+        # From here on in storage order: the three scans of a volume add up where its tokens lie.
         token = token_of(position, length, slices, REVERSE)
         if ADD:
             y += tl.load(sum_ptr + places(token, sum_token, channel, sum_channel), inside, 0.0)

@@ -1,10 +1,10 @@
 """Launches the scan kernels: per-chunk states, a scan over chunks, then outputs or gradients.
 
-A GPU fills up with chunks: the sequence is cut into pieces that are computed at the same time, so
-that a batch of one volume is enough. The forward pass and the first part of the backward pass walk
-along a piece with a lane for each channel; gradients scan a chunk, its tokens spread over a warp.
-Gradients of B and C are summed over channels with atomic additions; their last bits differ from run
-to run.
+The sequence is cut into chunks that are computed at the same time, so that a batch of one volume
+fills a GPU. The forward pass and the first part of the backward pass walk along a piece of a chunk
+with a lane for each channel. Gradients scan a whole chunk, its tokens spread over the lanes of a
+warp. They are summed over the channels that share B and C with atomic additions, so the last bits
+of the gradients of B and C differ from run to run.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ from segresmamba.ops.triton.gradients import chunk_gradients
 from segresmamba.ops.triton.outputs import chunk_outputs
 from segresmamba.ops.triton.states import chunk_ends, pass_states
 
+# Most tokens and channels per program of the gradients. A program is one warp, so it never waits
+# for another; with four warps there were 26 barriers for each state (docs/performance.md, "GPU").
 CHUNK, ROWS = 128, 4
-"""Most tokens and channels per program of the gradients, which is one warp and waits for none."""
+# Channels per walking program, one for each lane of a warp, and tokens that it reads at once.
 LANES, STEP = 32, 8
-"""Channels per program that walks, a lane each, and tokens that it reads at once."""
+# Walking programs that fill a GPU: chunks are cut into pieces until there are as many.
 WALKS = 4096
-"""Walking programs, a warp each, that fill a GPU; chunks are cut into pieces to have as many."""
+# Sequences of chunk states per program, and chunks that it scans at once.
 PASS_ROWS, PASS_BLOCK = 4, 256
-"""Sequences of chunk states per program, and chunks scanned at once."""
 
 _IN_A_ROW = OrderMap(slices=1, reverse=False)
 
@@ -84,7 +85,7 @@ class Scan:
 
     @property
     def sizes(self) -> tuple[int, int, int, int, int]:
-        """length, channels, groups, states, slices: what every kernel is told."""
+        """length, channels, groups, states, slices: sizes that every kernel needs."""
         _, channels, length = self.u_BDL.shape
         groups, states = self.B_BGNL.shape[1:3]
         return length, channels, groups, states, self.order.slices
@@ -114,7 +115,7 @@ class Scan:
         """float32, states in a row, padded to whole vectors and whole chunks; or constant."""
         batch, groups, states, length = matrix_BGNL.shape
         tokens, vector = self.chunks * self.chunk, self.walk_sizes["STATES"]
-        if matrix_BGNL.stride(3) == 0:
+        if matrix_BGNL.stride(3) == 0:  # the same for every token: one row is enough
             row = F.pad(matrix_BGNL[..., :1].mT.float(), (0, vector - states))
             return row.expand(-1, -1, tokens, -1)
         rows = matrix_BGNL.new_zeros((batch, groups, tokens, vector), dtype=torch.float32)
@@ -122,18 +123,19 @@ class Scan:
         return rows
 
     def per_channel(self, pieces: int = 1) -> Tensor:
-        """Room for a value of each channel and chunk, or piece of one."""
+        """An empty tensor with a value for each channel and chunk, or for each piece."""
         shape = (*self.u_BDL.shape[:2], self.chunks * pieces)
         return self.u_BDL.new_empty(shape, dtype=torch.float32)
 
     def per_state(self, pieces: int = 1) -> Tensor:
-        """Room for a value of each channel, state and chunk, or piece of one."""
+        """An empty tensor with a value for each channel, state and chunk, or for each piece."""
         shape = (*self.u_BDL.shape[:2], self.A_DN.shape[1], self.chunks * pieces)
         return self.u_BDL.new_empty(shape, dtype=torch.float32)
 
 
 def tile_size(length: int, most: int) -> int:
     """Tokens of a sequence that are computed together: a power of two from 16 to most."""
+    # Short sequences get a smaller tile, so that few lanes work on tokens that do not exist.
     return min(most, max(16, _power_of_two(length)))
 
 
@@ -143,7 +145,7 @@ def cdiv(items: int, size: int) -> int:
 
 
 def on_device(tensor: Tensor) -> AbstractContextManager[None]:
-    """Makes the tensor's GPU the one that kernels are launched on."""
+    """Makes the tensor's GPU the current one; Triton launches on that, whatever it is given."""
     context: AbstractContextManager[None] = torch.cuda.device_of(tensor)  # type: ignore[no-untyped-call]
     return context
 
@@ -155,15 +157,16 @@ def _power_of_two(count: int) -> int:
 
 def prepare(operands: ScanOperands, softplus: bool, order: OrderMap = _IN_A_ROW) -> Scan:
     """The operands with dense rows, and neutral values for what is absent."""
-    zeros_D = operands.A_DN.new_zeros(operands.A_DN.shape[0])
+    u_BDL, delta_BDL, A_DN, B_BGNL, C_BGNL, D_D, _, bias_D = operands
+    zeros_D = A_DN.new_zeros(A_DN.shape[0])
     return Scan(
-        dense(operands.u_BDL),
-        dense(operands.delta_BDL),
-        operands.A_DN.contiguous(),
-        operands.B_BGNL,
-        operands.C_BGNL,
-        zeros_D if operands.D_D is None else operands.D_D.contiguous(),
-        zeros_D if operands.bias_D is None else operands.bias_D.contiguous(),
+        dense(u_BDL),
+        dense(delta_BDL),
+        A_DN.contiguous(),
+        B_BGNL,
+        C_BGNL,
+        zeros_D if D_D is None else D_D.contiguous(),
+        zeros_D if bias_D is None else bias_D.contiguous(),
         softplus,
         order,
     )
@@ -191,12 +194,12 @@ def start_states(scan: Scan) -> tuple[Tensor, Tensor]:
 
 
 def chunk_starts(scan: Scan, start: Tensor) -> Tensor:
-    """State before each chunk, from those before each piece."""
+    """State before each chunk, taken from those before each piece."""
     return start[..., :: scan.pieces].contiguous()
 
 
 def carried_adjoints(scan: Scan, dy_BDL: Tensor, gate_BDL: Tensor | None, d_last: Tensor) -> Tensor:
-    """What the adjoint of each chunk receives from the chunk after it (B, D, N, chunks)."""
+    """The adjoint that each chunk receives from the chunk after it (B, D, N, chunks)."""
     end, delta_sum = scan.per_state(scan.pieces), scan.per_channel(scan.pieces)
     gate = dy_BDL if gate_BDL is None else gate_BDL
     with on_device(scan.u_BDL):
@@ -227,10 +230,11 @@ def _pass(
 def outputs(
     scan: Scan, start: Tensor, gate_BDL: Tensor | None, y_BDL: Tensor, earlier_BDL: Tensor | None
 ) -> None:
-    """Write the outputs to y: with those of earlier scans added, then gated, where there are any.
+    """Write the outputs to y, first adding those of earlier scans, then multiplying by the gate.
 
-    earlier_BDL may be y_BDL itself.
+    Without earlier outputs or a gate that part is left out. earlier_BDL may be y_BDL itself.
     """
+    # A kernel wants a pointer for every argument: what it does not read is given another tensor's.
     gate = y_BDL if gate_BDL is None else gate_BDL
     earlier = y_BDL if earlier_BDL is None else earlier_BDL
     with on_device(y_BDL):
@@ -255,14 +259,15 @@ def gradients(
         start: State before each chunk, dense.
         d_last: Gradient of the last state.
         dy_BDL: Gradient of the gated output, in storage order.
-        gate_BDL: Gate z; without it the output is not gated.
-        earlier_BDL: float32 sum of the outputs of scans under the same gate, to which this one's
-            are added; not needed without a gate.
-        add: The sum already holds something.
-        d_gate_BDL: Where the gradient of the gate goes; only the last scan under a gate knows it.
+        gate_BDL: The gate z, or None for an output without gate.
+        earlier_BDL: float32 sum of the outputs of the scans under the same gate; this scan's are
+            added to it. None without a gate.
+        add: Whether earlier_BDL already holds outputs.
+        d_gate_BDL: Receives the gradient of the gate. Only the last scan under a gate can compute
+            it, since it needs the sum of all outputs.
 
     Returns:
-        Gradients in the order of ScanOperands; z is d_gate_BDL.
+        The gradients; that of z is d_gate_BDL.
     """
     carried = carried_adjoints(scan, dy_BDL, gate_BDL, d_last)
     d_u, d_delta = (t.new_empty(t.shape) for t in (scan.u_BDL, scan.delta_BDL))
@@ -288,9 +293,8 @@ def gradients(
 
 def checkpoint_shape(operands: ScanOperands) -> tuple[int, ...]:
     """(B, D, N, chunks)."""
-    batch, channels, length = operands.u_BDL.shape
-    chunks = cdiv(length, tile_size(length, CHUNK))
-    return batch, channels, operands.A_DN.shape[1], chunks
+    batch, channels, length = operands.u.shape
+    return batch, channels, operands.A.shape[1], cdiv(length, tile_size(length, CHUNK))
 
 
 def scan_forward(
@@ -300,7 +304,7 @@ def scan_forward(
     scan = prepare(operands, softplus)
     start, last = start_states(scan)
     y_BDL = scan.u_BDL.new_empty(scan.u_BDL.shape)
-    outputs(scan, start, operands.z_BDL, y_BDL, None)
+    outputs(scan, start, operands.z, y_BDL, None)
     return y_BDL, last, chunk_starts(scan, start) if keep else start.new_empty(0)
 
 
@@ -315,15 +319,9 @@ def scan_backward(
     scan = prepare(operands, softplus)
     if d_last_BDN is None:
         d_last_BDN = torch.zeros_like(checkpoints[..., 0])
-    gate, d_gate = None, None
-    if operands.z_BDL is not None:
-        gate = dense(operands.z_BDL)
-        d_gate = gate.new_empty(gate.shape)
+    gate = None if operands.z is None else dense(operands.z)
+    d_gate = None if gate is None else gate.new_empty(gate.shape)
     found = gradients(
         scan, checkpoints, d_last_BDN.contiguous(), dense(dy_BDL), gate, d_gate_BDL=d_gate
     )
-    return [
-        gradient.to(operand.dtype)
-        for operand, gradient in zip(operands, found, strict=True)
-        if operand is not None and gradient is not None
-    ]
+    return operands.gradients_from(found)

@@ -3,7 +3,8 @@
 A chunk maps the state before it to `decay * state + end`, where decay = exp(A * sum of delta) and
 end is what its own tokens leave behind. Chunks are independent of each other; a short scan over
 them gives every chunk the state it starts from. The adjoint recurrence of the backward pass has
-the same form with time reversed, C for B and dy for delta * u.
+the same form with time reversed, C for B and dy for delta * u. One kernel therefore serves both
+passes; that, and the arguments with their strides, make `chunk_ends` long.
 """
 
 import triton
@@ -22,7 +23,7 @@ def chunk_ends(
     ADJOINT: tl.constexpr, GATED: tl.constexpr, SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr,
     LANES: tl.constexpr, STATES: tl.constexpr, CHUNK: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """What the tokens of a chunk leave in the state after it, or in the adjoint before it.
+    """The part of a chunk's tokens in the state after it, or with ADJOINT in the adjoint before it.
 
     Grid (chunks, blocks of channels, batch).
 
@@ -35,6 +36,7 @@ def chunk_ends(
     chunks = tl.num_programs(0)
     group, channel, exists = lanes_of_program(channels, groups, LANES)
     n = tl.arange(0, STATES)
+    # Triton's tiles have sizes of powers of two: states and channels beyond the real ones are zero.
     real = (n < states)[:, None] & exists[None, :]
     per_state = channel[None, :] * states + n[:, None]
     a = tl.load(A_ptr + per_state, real, 0.0).to(tl.float32) * LOG2E
@@ -72,6 +74,7 @@ def chunk_ends(
             m = tl.load(matrix_ptr + (first + t).to(tl.int64) * matrix_token + n)
             decay = tl.exp2(a * pick(delta, row, t)[None, :])
             own = pick(x, row, t)[None, :] * m[:, None]
+            # The adjoint takes in its token before it decays, the state after.
             state = decay * (state + own) if ADJOINT else decay * state + own
 
     per_channel = item * channels + channel
@@ -112,6 +115,7 @@ def pass_states(
         end = tl.load(end_ptr[:, None] + chunk[None, :], there, 0.0)
         decay = tl.exp2(a[:, None] * delta_sum)
         entry = offset[None, :] == (BLOCK - 1 if BACKWARDS else 0)
+        # What the previous block of chunks left enters through the first chunk of this one.
         end = tl.where(entry, end + decay * state[:, None], end)
         _, after = tl.associative_scan((decay, end), 1, combine, reverse=BACKWARDS)
         following = chunk + (-1 if BACKWARDS else 1)

@@ -1,21 +1,18 @@
 """tri_scan of the triton backend.
 
 For each order the convolution reads x through the order map and writes its result in the order of
-the scan, so that the projections (matrix products, which know no order) and the scan work on
-sequences in a row; the scan adds its output to y through the map. No copy of x, z or y is permuted,
-and the backward pass recomputes everything from the operands.
+the scan. The projections (matrix products, for which the order does not matter) and the scan then
+read memory in sequence, and the scan adds its output to y through the map. No permuted copy of x,
+z or y is made. The backward pass recomputes everything from the operands.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from segresmamba.ops.kernels import ScanOperands
-from segresmamba.ops.orders import ORDERS, OrderMap, order_map
+from segresmamba.ops.kernels import Direction, ScanOperands, TriOperands
+from segresmamba.ops.orders import ORDERS
 from segresmamba.ops.triton.conv import convolve, convolve_gradients
 from segresmamba.ops.triton.scan import (
     Scan,
@@ -30,41 +27,25 @@ from segresmamba.ops.triton.scan import (
     tile_size,
 )
 
+# Most tokens and channels per program of a convolution.
 TOKENS, ROWS = 256, 4
-"""Most tokens and channels per program of a convolution."""
 
 
-class Direction(NamedTuple):
-    """Parameters of one order; the projections in the dtype of x, as autocast would cast them."""
-
-    order: OrderMap
-    conv_weight_DW: Tensor
-    conv_bias_D: Tensor
-    x_proj_PD: Tensor
-    dt_proj_DR: Tensor
-    dt_bias_D: Tensor
-    A_DN: Tensor
-    D_D: Tensor
-
-
-def directions(operands: Sequence[Tensor], num_slices: int) -> list[Direction]:
-    """Cut the stacked parameters of `tri_scan` into orders."""
-    x_BDL, _, weight, bias, x_proj, dt_proj, *others = operands
+def directions(operands: TriOperands, num_slices: int) -> list[Direction]:
+    """The orders, their projections in the dtype of x, as autocast would cast them."""
+    x_BDL, z_BDL, weight, bias, x_proj, dt_proj, *others = operands
     projections = (x_proj.to(x_BDL.dtype), dt_proj.to(x_BDL.dtype))
-    stacked = [p.contiguous() for p in (weight, bias, *projections, *others)]
-    return [
-        Direction(order_map(order, num_slices), *(p[k] for p in stacked))
-        for k, order in enumerate(ORDERS)
-    ]
+    parameters = (p.contiguous() for p in (weight, bias, *projections, *others))
+    return TriOperands(x_BDL, z_BDL, *parameters).directions(num_slices)
 
 
-def tri_forward(operands: Sequence[Tensor], num_slices: int) -> Tensor:
+def tri_forward(operands: TriOperands, num_slices: int) -> Tensor:
     """See `segresmamba.ops.kernels.Kernels`."""
-    x_BDL, z_BDL = dense(operands[0]), operands[1]
+    x_BDL, z_BDL = dense(operands.x_BDL), operands.z_BDL
     batch, channels, length = x_BDL.shape
-    # Channels in a row: a walk writes those of one token together, wherever an order puts it.
+    # Channel-last: a walk writes the channels of a token together, wherever the order puts it.
     total_BDL = x_BDL.new_empty((batch, length, channels), dtype=torch.float32).mT
-    y_BDL = torch.empty_like(operands[0])
+    y_BDL = torch.empty_like(operands.x_BDL)
     for k, direction in enumerate(directions(operands, num_slices)):
         scan, _ = _project(_convolve(x_BDL, direction), direction)
         last = k == len(ORDERS) - 1
@@ -79,9 +60,9 @@ def tri_forward(operands: Sequence[Tensor], num_slices: int) -> Tensor:
     return y_BDL
 
 
-def tri_backward(dy_BDL: Tensor, operands: Sequence[Tensor], num_slices: int) -> list[Tensor]:
+def tri_backward(dy_BDL: Tensor, operands: TriOperands, num_slices: int) -> list[Tensor]:
     """See `segresmamba.ops.kernels.Kernels`."""
-    x_BDL, z_BDL, dy_BDL = dense(operands[0]), dense(operands[1]), dense(dy_BDL)
+    x_BDL, z_BDL, dy_BDL = dense(operands.x_BDL), dense(operands.z_BDL), dense(dy_BDL)
     dx_BDL = torch.zeros(x_BDL.shape, device=x_BDL.device)
     total_BDL = torch.empty_like(dx_BDL)
     dz_BDL = z_BDL.new_empty(z_BDL.shape)
@@ -98,8 +79,8 @@ def tri_backward(dy_BDL: Tensor, operands: Sequence[Tensor], num_slices: int) ->
         found.append(_parameter_gradients(direction, grads, x_BDL, u_BDL, projected_BPL, dx_BDL))
     parameters = zip(operands[2:], zip(*found, strict=True), strict=True)
     return [
-        torch.empty_like(operands[0]).copy_(dx_BDL),
-        torch.empty_like(operands[1]).copy_(dz_BDL),
+        torch.empty_like(operands.x_BDL).copy_(dx_BDL),
+        torch.empty_like(operands.z_BDL).copy_(dz_BDL),
         *(torch.empty_like(p).copy_(torch.stack(parts)) for p, parts in parameters),
     ]
 
@@ -130,17 +111,17 @@ def _parameter_gradients(
     rank, dtype = direction.dt_proj_DR.shape[1], x_BDL.dtype
     d_projected_BPL = torch.cat(
         [
-            direction.dt_proj_DR.mT @ grads.delta_BDL,
-            grads.B_BGNL[:, 0].to(dtype),
-            grads.C_BGNL[:, 0].to(dtype),
+            direction.dt_proj_DR.mT @ grads.delta,
+            grads.B[:, 0].to(dtype),
+            grads.C[:, 0].to(dtype),
         ],
         dim=1,
     )
-    d_dt_proj_DR = (grads.delta_BDL @ projected_BPL[:, :rank].mT).sum(0)
+    d_dt_proj_DR = (grads.delta @ projected_BPL[:, :rank].mT).sum(0)
     d_x_proj_PD = (d_projected_BPL @ u_BDL.mT).sum(0)
-    d_u_BDL = grads.u_BDL + direction.x_proj_PD.mT @ d_projected_BPL
+    d_u_BDL = grads.u + direction.x_proj_PD.mT @ d_projected_BPL
     d_weight_DW, d_bias_D = _convolve_gradients(x_BDL, direction, d_u_BDL, dx_BDL)
-    found = (d_weight_DW, d_bias_D, d_x_proj_PD, d_dt_proj_DR, grads.bias_D, grads.A_DN, grads.D_D)
+    found = (d_weight_DW, d_bias_D, d_x_proj_PD, d_dt_proj_DR, grads.delta_bias, grads.A, grads.D)
     assert all(gradient is not None for gradient in found)
     return found  # type: ignore[return-value]
 

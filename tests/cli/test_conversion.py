@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from segresmamba.cli.counting import counting
+from segresmamba.cli.conversion import counting
 
 
 def shown(*, terminal: bool, parts: int) -> str:
