@@ -64,7 +64,7 @@ class NnUNetCT(NnUNet):
 
 
 class NnUNetCTCropOnly(NnUNetCropOnly):
-    """Likewise."""
+    """NnUNetCT without the copy to the batch."""
 
     blocks, chunks = NnUNetCT.blocks, NnUNetCT.chunks
 
@@ -235,13 +235,13 @@ def part_sweep(work: Path) -> list[Row]:
     arrays = [_written(work / "sweep", volume, *layout) for layout in layouts]
     crops = [start for _, start in starts(MR_SHAPE_DHW, 1, CROPS)]
     times: list[list[float]] = [[] for _ in layouts]
-    room = np.zeros((4, *PATCH), np.float32)
+    crop = np.zeros((4, *PATCH), np.float32)
     for _ in range(ROUNDS):
         for (array, _, _), found in zip(arrays, times, strict=True):
             started = time.perf_counter()
             for start in crops:
-                room.fill(0)
-                array.read((0, *start), room)
+                crop.fill(0)
+                array.read((0, *start), crop)
             found.append(1e3 * (time.perf_counter() - started) / len(crops))
     return [
         {"chunk": "x".join(map(str, chunk)), "codec": f"{codec} {level}", "ms": min(found),
