@@ -67,7 +67,7 @@ def convert_case(plan: ConversionPlan, case: SourceCase) -> CaseRecord:
         statistics=volume.statistics,
         scale=scale,
         foreground=foreground,
-        refit=volume.refit,
+        grid_transform=volume.refit,
         class_voxels=voxels,
         class_positions={value: positions_kept(count) for value, count in voxels.items()},
         image_digest=digest(image_CDHW),

@@ -25,9 +25,9 @@ from segresmamba.data.store.manifest import (
     CaseRecord,
     Manifest,
     newer_version,
-    write_whole,
 )
 from segresmamba.errors import DataError
+from segresmamba.storage.atomic import remove_leftovers, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class StoreFolder:
             DataError: If it cannot be written.
         """
         try:
-            write_whole(self.path / MANIFEST, manifest.model_dump_json(indent=1))
+            write_text(self.path / MANIFEST, manifest.model_dump_json(indent=1))
         except OSError as error:
             raise self._unwritable(error) from error
 
@@ -199,14 +199,15 @@ class StoreFolder:
             self._require_same(found)
         self._require_only({_ROOT, MANIFEST, *self._case_ids})
         try:
-            for unfinished in self.path.glob(".*.tmp"):
+            remove_leftovers(self.path)
+            for unfinished in self.path.glob(".*.tmp"):  # cases, which earlier versions named so
                 shutil.rmtree(unfinished)
             root = {
                 "zarr_format": 3,
                 "node_type": "group",
                 "attributes": {layout.RECORD: self._header},
             }
-            write_whole(self.path / _ROOT, json.dumps(root, indent=1))
+            write_text(self.path / _ROOT, json.dumps(root, indent=1))
         except OSError as error:
             raise self._unwritable(error) from error
 

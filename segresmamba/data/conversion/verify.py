@@ -16,7 +16,7 @@ from segresmamba.data.conversion.case import digest
 from segresmamba.data.conversion.convert import convert
 from segresmamba.data.store import layout, ome
 from segresmamba.data.store.files import Files
-from segresmamba.data.store.locations import files_of
+from segresmamba.data.store.locations import files_at
 from segresmamba.data.store.manifest import CaseRecord, Manifest, read_manifest
 from segresmamba.data.volumes import geometry
 from segresmamba.data.volumes.geometry import OriginalGrid
@@ -56,7 +56,7 @@ def verify(store: str | Path) -> list[Problem]:
         DataError: If there is no manifest, or it is damaged or of a newer version; if the server of
             a store cannot be reached, or refuses.
     """
-    files = files_of(store)
+    files = files_at(store)
     manifest = read_manifest(files)
     folders = files.folders()
     problems = []
@@ -182,8 +182,8 @@ def _case_problems(case: _Case, record: CaseRecord, labels: dict[str, int]) -> I
     else:
         yield from _label_problems(label_DHW, record, labels)
         yield from _position_problems(case, label_DHW, record)
-    if record.refit is not None:
-        yield from _reference_problems(case, record.refit, record)
+    if record.grid_transform is not None:
+        yield from _reference_problems(case, record.grid_transform, record)
 
 
 def _record_problems(case: _Case, record: CaseRecord) -> Iterator[_Found]:
@@ -211,7 +211,7 @@ def _record(attributes: dict[str, Any]) -> CaseRecord | None:
 
 def _original_fault(record: CaseRecord, affine: geometry.Affine) -> str:
     """What the stored grid has that does not follow from the header of the files; or nothing."""
-    original, refit = OriginalGrid.from_text(record.original_header), record.refit
+    original, refit = OriginalGrid.from_text(record.original_header), record.grid_transform
     shape_DHW, meant = geometry.ras_grid(original.shape_XYZ, original.affine)
     if shape_DHW != (refit.full_DHW if refit else record.shape_DHW):
         return f"shape {record.shape_DHW} does not follow from the files' {shape_DHW}"
