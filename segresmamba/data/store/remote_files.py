@@ -157,7 +157,8 @@ class _Object(Blob):
             )
         if any(len(part) < length for part, length in zip(parts, lengths, strict=True)):
             raise OSError("too short for what its index names")
-        yield from parts
+        for part in parts:
+            yield memoryview(part)
 
 
 def _reopened(url: str, settings: dict[str, str]) -> RemoteFiles:
