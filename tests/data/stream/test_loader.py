@@ -93,7 +93,7 @@ def test_a_process_ends_whose_loader_is_still_there(sound_store: Path) -> None:
         "if __name__ == '__main__':\n"
         "    loader = batches(Path(sys.argv[1]), workers=1); next(loader)"
     )
-    subprocess.run([sys.executable, "-c", code, str(sound_store)], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code, str(sound_store)], check=True, timeout=240)
 
 
 def test_a_loader_begins_anywhere(sound_store: Path) -> None:
