@@ -11,10 +11,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 ByteRange = tuple[int, int]
 """First byte and number of bytes."""
-Buffer = memoryview | Any
-"""Anything that `memoryview` takes."""
+Buffer = npt.NDArray[np.uint8]
+"""Bytes of a file. An array, as google_crc32c takes no memoryview of memory that can change."""
 
 
 class Blob(ABC):

@@ -10,9 +10,9 @@
 
 Every array is one shard file, so a case takes few inodes. Its inner chunks hold 32^3 voxels of one
 channel, so a crop reads little more than itself. Each chunk carries a CRC-32C, and so does the
-index of the shard. `verify` checks all of them. A crop checks only that of the index, which finds
-truncation but not every flipped bit. Chunk and codec were chosen by the measurements in
-docs/performance.md. A store keeps those that it was begun with.
+index of the shard. Every read checks those of the chunks that it touches and that of the index.
+Chunk and codec were chosen by the measurements in docs/performance.md. A store keeps those that it
+was begun with.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 from typing_extensions import override
 
 from segresmamba.data.store.files import Blob, Buffer, ByteRange, Files
@@ -188,7 +189,7 @@ class _FilePart(Blob):
         if not runs:
             return
         # One buffer serves all runs: it is overwritten when the next run is read.
-        space = memoryview(bytearray(max(last - first for first, last, _ in runs)))
+        space = np.empty(max(last - first for first, last, _ in runs), np.uint8)
         for first, last, inside in runs:
             part = space[: last - first]
             if last > self._size or os.preadv(self._handle, [part], self._first + first) < len(

@@ -14,6 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import obstore
 from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import from_url
@@ -158,7 +159,7 @@ class _Object(Blob):
         if any(len(part) < length for part, length in zip(parts, lengths, strict=True)):
             raise OSError("too short for what its index names")
         for part in parts:
-            yield memoryview(part)
+            yield np.frombuffer(part, np.uint8)
 
 
 def _reopened(url: str, settings: dict[str, str]) -> RemoteFiles:

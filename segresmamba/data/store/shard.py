@@ -94,6 +94,9 @@ class ShardedArray:
         parts = self._shard.read_ranges([(offset, count) for offset, count, _ in chunks])
         for part, (_, count, place) in zip(parts, chunks, strict=True):
             encoded = part[: count - _CRC_BYTES]
+            # Blosc decodes most flipped bits into other voxels without an error.
+            if google_crc32c.value(encoded) != int.from_bytes(part[-_CRC_BYTES:].data, "little"):
+                raise ValueError("the checksum of a chunk does not fit: the file is damaged")
             # Blosc trusts the sizes in the header, so they are compared with the known ones.
             if _BLOSC_HEADER.unpack_from(encoded) != (self._chunk_bytes, len(encoded)):
                 raise ValueError("a chunk's header is damaged")

@@ -126,6 +126,25 @@ def test_a_truncated_shard_is_found_by_any_crop(store: Path, array: str, kept: A
     assert "segresmamba verify" in caught.value.remedy
 
 
+@pytest.mark.parametrize("array", [layout.IMAGE, layout.LABEL, layout.POSITIONS])
+@pytest.mark.parametrize("place", [0.1, 0.5, 0.9])
+def test_a_flipped_bit_is_found_by_the_read_that_touches_it(
+    store: Path, array: str, place: float
+) -> None:
+    dimensions = {layout.IMAGE: 4, layout.LABEL: 3, layout.POSITIONS: 2}[array]
+    shard = layout.shard_file(store / "case_1" / array, dimensions)
+    content = bytearray(shard.read_bytes())
+    content[int(place * len(content))] ^= 4
+    shard.write_bytes(content)
+    case = open_dataset(store)["case_1"]
+    with pytest.raises(DataError, match="damaged") as caught:
+        case.read()
+        for value in case.class_values:
+            case.class_positions(value)
+    assert caught.value.where == str(store / "case_1" / array)
+    assert "checksum" in caught.value.got
+
+
 def test_a_missing_shard_is_not_taken_for_zeros(store: Path) -> None:
     shard = shard_of(store, "case_1", layout.LABEL)
     shard.unlink()
