@@ -64,7 +64,7 @@ class NnUNetCT(NnUNet):
 
 
 class NnUNetCTCropOnly(NnUNetCropOnly):
-    """The same layout, decoded only."""
+    """NnUNetCT without the copy to the batch."""
 
     blocks, chunks = NnUNetCT.blocks, NnUNetCT.chunks
 

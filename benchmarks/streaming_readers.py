@@ -64,7 +64,7 @@ class Reader:
 
 
 class Ours(Reader):
-    """The project's loader, which reads straight into memory that is used again."""
+    """What the loader does: decode straight into a buffer that is used again."""
 
     name = "segresmamba"
 
@@ -76,16 +76,16 @@ class Ours(Reader):
 
     def open(self) -> None:
         self.dataset = open_dataset(self.folder)
-        self.memory = BufferPool(shared=False)
+        self.buffers = BufferPool(shared=False)
 
     def read(self, case: int, start: Start) -> Crop:
         opened = self.dataset[f"case_{case}"]
         batch = BatchLayout(1, opened.record.shape_CDHW[0], PATCH, opened.record.label_dtype)
-        piece = self.memory.take(batch.bytes)
-        image, label = batch.split(self.memory.content(piece))
-        opened.crop_into(start, image[0], label[0])
-        piece[0] = 0  # as the trainer does when it has used the batch
-        return torch.from_numpy(image), torch.from_numpy(label)
+        buffer = self.buffers.take(batch.bytes)
+        image, label = batch.split(self.buffers.content(buffer))
+        opened.crop_into(start, image[0].numpy(), label[0].numpy())
+        buffer[0] = 0  # as the trainer does when it has used the batch
+        return image, label
 
 
 class PlainZarr(Ours):
@@ -97,7 +97,7 @@ class PlainZarr(Ours):
         super().open()
         with self.pipeline():
             self.cases = [
-                (self.dataset[case].image, self.dataset[case].label)
+                (self.dataset[case].open_image(), self.dataset[case].open_label())
                 for case in self.dataset.case_ids
             ]
 

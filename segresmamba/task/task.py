@@ -59,7 +59,6 @@ class Task:
             config.data.patch,
             config.seed,
             config.data.foreground_fraction,
-            config.data.crops_per_case,
         )
         return cls(config, dataset, split, Classes.from_labels(config, dataset.labels))
 

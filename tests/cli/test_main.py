@@ -153,7 +153,7 @@ def test_sync_takes_folders_of_runs_and_goes_on_after_one_that_cannot_be_sent(
     (runs / "mlflow.db").touch()
     assert run(monkeypatch, "sync", runs / "mlflow.db", runs) == 2
     printed = capsys.readouterr()
-    assert "no run, and no folder of runs" in printed.err
+    assert "neither a run nor a folder of runs" in printed.err
     assert "restore it" in printed.err
     assert printed.out.splitlines() == [f"{runs / name}: MLflow has everything" for name in "ac"]
 

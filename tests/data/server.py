@@ -1,4 +1,4 @@
-"""A real S3 server: moto's, as a process of its own."""
+"""A real S3 server in a process of its own, by moto."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ BUCKET = "bucket"
 
 @contextmanager
 def s3_server() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Its address, with an empty bucket, and its process."""
+    """Start a server with an empty bucket; yield its address and its process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         _wait(port, process)
         request = urllib.request.Request(f"http://127.0.0.1:{port}/{BUCKET}", method="PUT")
@@ -50,7 +50,7 @@ def _wait(port: int, process: subprocess.Popen[bytes]) -> None:
 
 
 def upload(folder: Path, endpoint: str, prefix: str) -> str:
-    """Put a folder into the bucket; its URL."""
+    """Copy a folder into the bucket and return its URL."""
     store = S3Store(
         BUCKET,
         prefix=prefix,

@@ -73,7 +73,7 @@ def test_every_case_gets_the_median_spacing(raw: Path, tmp_path: Path) -> None:
         write_nifti(path, np.asarray(nib.load(path).dataobj), wide)
     dataset = resampled(raw, tmp_path / "store", spacing="median")
     assert dataset.preprocessing.spacing_mm == (1.5, 2.0, 1.0)
-    assert dataset["case_0"].record.refit is None
+    assert dataset["case_0"].record.grid_transform is None
     changed = dataset["case_2"]
     np.testing.assert_allclose(changed.spacing_mm, (1.5, 2.0, 1.0))
     assert changed.shape_DHW == (40, 45, 66)
@@ -118,7 +118,7 @@ def test_a_crop_leaves_the_box_of_all_channels(tmp_path: Path) -> None:
     dataset = resampled(raw, tmp_path / "store", crop=True)
     case = dataset["case_1"]
     assert case.shape_DHW == (37, 29, 28)  # file axes: left, superior, anterior
-    assert case.image.dtype == np.int16
+    assert case.open_image().dtype == np.int16
     original = np.asarray(nib.load(label_path(raw, "case_1")).dataobj)
     np.testing.assert_array_equal(np.asarray(case.reference().dataobj), original)
     outside = np.ones(original.shape, bool)
@@ -174,7 +174,7 @@ def test_ct_is_normalised_by_the_foreground_of_all_cases(ct_raw: Path, tmp_path:
     expected = np.float32([found.low, found.high, found.mean, found.std])
     for case_id in dataset.case_ids:
         np.testing.assert_array_equal(dataset[case_id].normalisation_C4, expected[None])
-        assert dataset[case_id].image.dtype == np.int16  # stored as it was
+        assert dataset[case_id].open_image().dtype == np.int16  # stored as it was
 
 
 def test_the_digest_tells_intensity_policies_apart(ct_raw: Path, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def convert_case(plan: ConversionPlan, case: SourceCase) -> CaseRecord:
         statistics=volume.statistics,
         scale=scale,
         foreground=foreground if "ct" in policy.intensity else (),
-        refit=volume.transform,
+        grid_transform=volume.transform,
         class_voxels=voxels,
         class_positions={value: positions_kept(count) for value, count in voxels.items()},
         image_digest=digest(image_CDHW),

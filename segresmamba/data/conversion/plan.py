@@ -21,7 +21,7 @@ from segresmamba.data.preprocessing import Policy
 from segresmamba.data.records import Spacing
 from segresmamba.data.store import layout
 from segresmamba.data.store.manifest import SCHEMA_VERSION, Storage
-from segresmamba.data.store.splits import Split, make_splits, read_splits, splits_of
+from segresmamba.data.store.splits import Split, make_splits, read_splits, splits_from_held_out
 from segresmamba.data.volumes.geometry import ras_grid, spacing_mm
 from segresmamba.data.volumes.voxel_file import open_voxels
 from segresmamba.errors import DataError
@@ -130,5 +130,5 @@ def _splits(dataset: SourceDataset, own: Path | Sequence[Split] | None) -> tuple
     if own:
         return tuple(own)
     if dataset.held_out:
-        return splits_of(dataset.held_out, case_ids)
+        return splits_from_held_out(dataset.held_out, case_ids)
     return make_splits(case_ids, {case.case_id: case.patient for case in dataset.cases})

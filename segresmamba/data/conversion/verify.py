@@ -15,7 +15,7 @@ from segresmamba.data.conversion.case import digest
 from segresmamba.data.conversion.convert import convert
 from segresmamba.data.store import layout, ome
 from segresmamba.data.store.files import Files
-from segresmamba.data.store.locations import files_of
+from segresmamba.data.store.locations import files_at
 from segresmamba.data.store.manifest import CaseRecord, read_manifest
 from segresmamba.data.volumes import geometry
 from segresmamba.data.volumes.geometry import OriginalGrid
@@ -57,7 +57,7 @@ def verify(store: str | Path) -> list[Problem]:
         DataError: If there is no manifest, or it is damaged or of a newer version; if the server of
             a store cannot be reached, or refuses.
     """
-    files = files_of(store)
+    files = files_at(store)
     manifest = read_manifest(files)
     folders = files.folders()
     problems: list[Problem] = []
@@ -170,7 +170,10 @@ class _CaseChecks:
 
     def origin(self, affine: geometry.Affine) -> Iterator[_Fault]:
         """See that shape and affine follow from the header of the source files."""
-        original, transform = OriginalGrid.from_text(self.record.original_header), self.record.refit
+        original, transform = (
+            OriginalGrid.from_text(self.record.original_header),
+            self.record.grid_transform,
+        )
         shape_DHW, expected = geometry.ras_grid(original.shape_XYZ, original.affine)
         stored_DHW = self.record.shape_DHW
         if shape_DHW != (transform.full_DHW if transform else stored_DHW):
@@ -242,7 +245,7 @@ class _CaseChecks:
 
     def reference(self) -> Iterator[_Fault]:
         """Check the label on the files' grid, which is stored where the policy changed the grid."""
-        transform = self.record.refit
+        transform = self.record.grid_transform
         if transform is None:
             return
         name, may_be_empty = layout.REFERENCE, not self.record.class_voxels

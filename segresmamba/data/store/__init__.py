@@ -1,1 +1,1 @@
-"""The Zarr store: what lies in it, where it lies, reading and writing one case."""
+"""The Zarr store: its layout, its location, and the reading and writing of one case."""

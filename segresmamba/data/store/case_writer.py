@@ -1,8 +1,11 @@
-"""Write one case's group."""
+"""Write one case's group.
+
+The group is written under a temporary name and renamed, so that a killed conversion never leaves
+half a case under a case's name.
+"""
 
 from __future__ import annotations
 
-import os
 import shutil
 import uuid
 from pathlib import Path
@@ -15,6 +18,7 @@ import zarr
 from segresmamba.data.store import layout, ome
 from segresmamba.data.store.manifest import CaseRecord, Storage
 from segresmamba.data.store.shard_writer import write_array
+from segresmamba.storage import atomic
 
 
 def write_case(
@@ -30,19 +34,23 @@ def write_case(
 ) -> None:
     """Write a case's group; it appears under its name complete or not at all.
 
-    A case that is there already is replaced.
+    An existing case is replaced.
 
     Args:
         path: The case's folder.
-        record: What is said about it.
+        record: Everything about the case but its voxels.
         storage: Codec and chunk.
-        labels: Names and values of the dataset.
-        image_CDHW: As stored.
-        label_DHW: On the same grid.
-        positions: Voxels of each class.
-        reference_DHW: The label on the files' grid, where that is another.
+        labels: Label names and values of the dataset.
+        image_CDHW: The image with its stored dtype.
+        label_DHW: The label on the image's grid.
+        positions: Voxels of each class, (n, 3).
+        reference_DHW: The label on the grid of its file, where that is another grid.
+
+    Raises:
+        OSError: If the group cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    # A unique name, so that two writers of one case never share a folder.
+    temporary = path.with_name(f".part-{uuid.uuid4().hex}-{path.name}")
     try:
         group = zarr.create_group(
             temporary,
@@ -51,10 +59,10 @@ def write_case(
                 layout.RECORD: record.model_dump(mode="json"),
             },
         )
-        outer = {"ome": ome.labels_attributes(layout.LABEL_NAME)}
-        inner = {"ome": ome.label_attributes(layout.LABEL_NAME, record, labels)}
-        group.create_group("labels", attributes=outer)
-        group.create_group(f"labels/{layout.LABEL_NAME}", attributes=inner)
+        outer = {"version": ome.VERSION, "labels": [layout.LABEL_NAME]}
+        inner = ome.label_attributes(record, labels)
+        group.create_group("labels", attributes={"ome": outer})
+        group.create_group(f"labels/{layout.LABEL_NAME}", attributes={"ome": inner})
         chunk_DHW = storage.chunk_DHW
         arrays: list[tuple[str, npt.NDArray[Any], tuple[int, ...], tuple[str, ...]]] = [
             (layout.IMAGE, image_CDHW, (1, *chunk_DHW), ome.IMAGE_AXES),
@@ -67,7 +75,7 @@ def write_case(
         for name, data, chunk, axes in arrays:
             write_array(group, temporary, name, data, chunk, axes, storage.codec)
         if path.exists():
-            shutil.rmtree(path)
-        os.rename(temporary, path)
+            shutil.rmtree(path)  # a folder cannot be renamed over one that has content
+        atomic.complete_folder(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -1,7 +1,7 @@
-"""Where the bytes of a store lie: in a folder, in a zip file, or behind a URL.
+"""The files of a store, the same for a folder, a zip file and a URL.
 
-Nothing is opened before it is read, and what is opened stays in its process: a `Files` that is sent
-to another one opens its own.
+Nothing is opened before it is read. An open file belongs to its process: a `Files` that is sent to
+another process opens its own.
 """
 
 from __future__ import annotations
@@ -11,32 +11,35 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 ByteRange = tuple[int, int]
 """First byte and number of bytes."""
-Buffer = memoryview | Any
-"""Anything that `memoryview` takes."""
+Buffer = npt.NDArray[np.uint8]
+"""Bytes of a file. An array, as google_crc32c takes no memoryview of memory that can change."""
 
 
 class Blob(ABC):
-    """One file, of which parts are read."""
+    """One large file that is read in parts."""
 
     @abstractmethod
     def tail(self, count: int) -> bytes:
-        """The last bytes.
+        """Read the last `count` bytes.
 
         Raises:
-            OSError: If there are fewer, or they cannot be read.
+            OSError: If the file is shorter or cannot be read.
         """
 
     @abstractmethod
-    def spans(self, spans: Sequence[ByteRange]) -> Iterator[Buffer]:
-        """The bytes of each span; a buffer is valid until the next one is asked for.
+    def read_ranges(self, ranges: Sequence[ByteRange]) -> Iterator[Buffer]:
+        """Read the bytes of each range. A buffer is valid until the next one is asked for.
 
         Args:
-            spans: Ascending.
+            ranges: Ranges in ascending order.
 
         Raises:
-            OSError: If one lies outside the file, or cannot be read.
+            OSError: If a range lies outside the file or cannot be read.
         """
 
 
@@ -49,24 +52,19 @@ class Files(ABC):
 
     where: str
 
-    @property
-    def _folder(self) -> str:
-        """What Zarr has to put before all names; it ends with a slash if it is not empty."""
-        return ""
-
     @abstractmethod
     def read(self, name: str) -> bytes:
-        """A small file.
+        """Read a small file.
 
         Raises:
-            FileNotFoundError: If there is none.
+            FileNotFoundError: If there is no such file.
             OSError: If it cannot be read.
-            DataError: If the server cannot be reached, or refuses.
+            DataError: If the server cannot be reached or refuses access.
         """
 
     @abstractmethod
     def blob(self, name: str) -> Blob:
-        """A large file; errors as `read`."""
+        """A large file. It raises the same errors as `read`."""
 
     @abstractmethod
     def sizes(self, folder: str) -> dict[str, int]:
@@ -78,18 +76,12 @@ class Files(ABC):
 
     @abstractmethod
     def copy(self, name: str, target: Path) -> None:
-        """Write a file to a local one."""
+        """Copy a file to a local path."""
 
     @abstractmethod
-    def _zarr_store(self) -> Any:
-        """What Zarr opens arrays from, to read only."""
-
     def zarr_array(self, name: str) -> Any:
-        """An array as Zarr opens it, to read only."""
-        import zarr
-
-        return zarr.open_array(self._zarr_store(), path=f"{self._folder}{name}", mode="r")
+        """Open an array with Zarr, read-only."""
 
     def join(self, name: str) -> str:
-        """Where a file lies, for messages."""
+        """Full path or URL of a file, for messages."""
         return f"{self.where.rstrip('/')}/{name}".rstrip("/")

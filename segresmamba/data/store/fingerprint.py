@@ -1,4 +1,8 @@
-"""A dataset's fingerprint for people and programs: one JSON and one picture."""
+"""Write a dataset's fingerprint, its summary statistics: a JSON file and a picture.
+
+`manifest.dataset_fingerprint` computes the part that sums up all cases. It is stored in the
+manifest, so no voxel is read here.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +12,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from segresmamba.data.store.locations import files_of
+from segresmamba.data.store.locations import files_at
 from segresmamba.data.store.manifest import CaseRecord, Manifest, read_manifest
 from segresmamba.errors import DataError
+from segresmamba.storage.atomic import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _AXES = ("D", "H", "W")
-_COLUMNS = 8  # whose names have room side by side
-_WIDTH_POINTS = 280  # of a panel
+_COLUMNS = 8
+"""The most columns whose names fit side by side."""
+_PANEL_POINTS = 280
+"""Width of a panel in points."""
 
 
 def write_fingerprint(store: str | Path, out: Path) -> tuple[Path, Path]:
-    """Write fingerprint.json and fingerprint.png. No voxel is read.
+    """Write fingerprint.json and fingerprint.png.
 
     Args:
-        store: A converted dataset: its folder, zip file or URL.
-        out: Folder to write to; made if it is not there.
+        store: Folder, zip file or URL of a converted dataset.
+        out: Folder to write to. It is made if needed.
 
     Returns:
         The two files.
@@ -33,15 +40,14 @@ def write_fingerprint(store: str | Path, out: Path) -> tuple[Path, Path]:
     Raises:
         DataError: If there is no manifest, or `out` cannot be written.
     """
-    manifest = read_manifest(files_of(store))
-    files = out / "fingerprint.json", out / "fingerprint.png"
-    parts = [path.with_name(f".part-{path.name}") for path in files]
+    manifest = read_manifest(files_at(store))
+    numbers, picture = out / "fingerprint.json", out / "fingerprint.png"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        parts[0].write_text(json.dumps(_content(manifest), indent=1))
-        _draw(manifest, parts[1])
-        for part, path in zip(parts, files, strict=True):
-            part.replace(path)
+        # Both are renamed at the end, so that a picture never stands beside other numbers.
+        with atomic_path(numbers) as new_numbers, atomic_path(picture) as new_picture:
+            new_numbers.write_text(json.dumps(_content(manifest), indent=1))
+            _draw(manifest, new_picture)
     except OSError as error:
         raise DataError(
             "the fingerprint cannot be written",
@@ -49,15 +55,11 @@ def write_fingerprint(store: str | Path, out: Path) -> tuple[Path, Path]:
             got=error.strerror,
             remedy="choose another folder with --out",
         ) from error
-    finally:
-        for part in parts:
-            if part.parent.is_dir():
-                part.unlink(missing_ok=True)
-    return files
+    return numbers, picture
 
 
 def _content(manifest: Manifest) -> dict[str, Any]:
-    """The dataset's medians and means, and what each case has."""
+    """The dataset's fingerprint, and the same quantities of each case."""
     cases = {
         case_id: {
             "shape_DHW": record.shape_DHW,
@@ -96,7 +98,7 @@ def _draw(manifest: Manifest, path: Path) -> None:
     gap = " " if len(present) > _COLUMNS else "\n"
     _dots(volume, {f"{name}{gap}{len(v)} cases": v for name, v in present.items()})
     volume.set(title="class volume where present", ylabel="ml", yscale="log")
-    # Plain numbers; some lie within a factor of four.
+    # Labels at 1, 2 and 5: all volumes may lie between two powers of ten.
     found = [value for values in present.values() for value in values]
     volume.set_ylim(min(found) / 2, max(found) * 2)
     volume.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -107,10 +109,10 @@ def _draw(manifest: Manifest, path: Path) -> None:
 
 
 def _dots(axes: Axes, columns: dict[str, list[float]]) -> None:
-    """A column of points, one per case, spread sideways; the bar is the median."""
+    """Draw a column of points, one for each case, spread sideways, and a bar at the median."""
     for number, values in enumerate(columns.values()):
         sideways = number + np.linspace(-0.25, 0.25, len(values)) if len(values) > 1 else number
-        size = float(np.clip(6 * _WIDTH_POINTS / len(columns) / max(len(values), 1), 4, 16))
+        size = float(np.clip(6 * _PANEL_POINTS / len(columns) / max(len(values), 1), 4, 16))
         axes.scatter(np.broadcast_to(sideways, len(values)), values, s=size, alpha=0.6, linewidth=0)
         axes.hlines(np.median(values), number - 0.35, number + 0.35, colors="black", linewidth=1)
     crowded = len(columns) > _COLUMNS
@@ -121,13 +123,13 @@ def _dots(axes: Axes, columns: dict[str, list[float]]) -> None:
 
 
 def _intensities(axes: Axes, names: tuple[str, ...], records: list[CaseRecord]) -> None:
-    """A line per case from the 0.5th to the 99.5th percentile, a dot at the mean."""
+    """Draw for each case a line from the 0.5th to the 99.5th percentile and a dot at the mean."""
     spread = np.linspace(-0.3, 0.3, len(records)) if len(records) > 1 else np.zeros(1)
-    points = _WIDTH_POINTS / len(names) / len(records)  # what one case has of the width
+    points = _PANEL_POINTS / len(names) / len(records)  # width that one case can take
     for number in range(len(names)):
-        of_cases = [record.statistics[number] for record in records]
+        statistics = [record.statistics[number] for record in records]
         low, high, mean = (
-            [getattr(one, name) for one in of_cases]
+            [getattr(one, name) for one in statistics]
             for name in ("percentile_00_5", "percentile_99_5", "mean")
         )
         places = number + spread

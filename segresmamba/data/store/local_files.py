@@ -7,20 +7,21 @@ import shutil
 import struct
 import zipfile
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 from typing_extensions import override
 
 from segresmamba.data.store.files import Blob, Buffer, ByteRange, Files
 from segresmamba.errors import DataError
 
-_ZIP_HEADER = struct.Struct("<26xHH")  # lengths of the name and of the extra field
+_ZIP_HEADER = struct.Struct("<26xHH")
+"""Of a member's local header: the lengths of its name and of its extra field."""
 
 
 class LocalFiles(Files):
-    """A folder."""
+    """A store in a folder."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -53,27 +54,88 @@ class LocalFiles(Files):
         shutil.copyfile(self._path / name, target)
 
     @override
-    def _zarr_store(self) -> Any:
+    def zarr_array(self, name: str) -> Any:
+        import zarr
         from zarr.storage import LocalStore
 
-        return LocalStore(self._path, read_only=True)
+        return zarr.open_array(LocalStore(self._path, read_only=True), path=name, mode="r")
 
 
 class ZippedFiles(Files):
-    """A zip file whose members are stored, not compressed: parts of them can be read.
+    """A store in a zip file. Its members are not compressed, so parts of them can be read.
 
-    It holds the content of the store's folder, or the folder itself.
+    The zip file holds either the content of the store's folder or the folder itself.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.where = str(path)
+        self._directory: dict[str, zipfile.ZipInfo] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
+        # Without the directory: a reader process reads it again, and gets fewer bytes sent.
         return ZippedFiles, (self._path,)
 
-    @cached_property
-    def _archived(self) -> list[zipfile.ZipInfo]:
+    @override
+    def read(self, name: str) -> bytes:
+        member = self._member(name)
+        with zipfile.ZipFile(self._path) as archive:
+            return archive.read(member)
+
+    @override
+    def blob(self, name: str) -> Blob:
+        member = self._member(name)
+        with self._path.open("rb") as file:
+            # The local header's extra field may be longer than the directory's, so ask the file.
+            file.seek(member.header_offset)
+            lengths = _ZIP_HEADER.unpack(file.read(_ZIP_HEADER.size))
+        first = member.header_offset + _ZIP_HEADER.size + sum(lengths)
+        return _FilePart(self._path, first, member.file_size)
+
+    @override
+    def sizes(self, folder: str) -> dict[str, int]:
+        inside = f"{folder}/"
+        return {
+            name: member.file_size
+            for name, member in self._members().items()
+            if name.startswith(inside)
+        }
+
+    @override
+    def folders(self) -> list[str]:
+        paths = [PurePosixPath(name) for name in self._members()]
+        return sorted({path.parts[0] for path in paths if len(path.parts) > 1})
+
+    @override
+    def copy(self, name: str, target: Path) -> None:
+        member = self._member(name)
+        with (
+            zipfile.ZipFile(self._path) as archive,
+            archive.open(member) as source,
+            target.open("wb") as file,
+        ):
+            shutil.copyfileobj(source, file)
+
+    @override
+    def zarr_array(self, name: str) -> Any:
+        import zarr
+        from zarr.storage import ZipStore
+
+        # The folder in the zip file that holds the store may come before the name.
+        metadata = self._member(f"{name}/zarr.json").filename
+        store = ZipStore(self._path, read_only=True)
+        return zarr.open_array(store, path=metadata.removesuffix("/zarr.json"), mode="r")
+
+    def _member(self, name: str) -> zipfile.ZipInfo:
+        members = self._members()
+        if name not in members:
+            raise FileNotFoundError(2, "not in the zip file", self.join(name))
+        return members[name]
+
+    def _members(self) -> dict[str, zipfile.ZipInfo]:
+        """The zip file's members by their name in the store, read once."""
+        if self._directory is not None:
+            return self._directory
         try:
             with zipfile.ZipFile(self._path) as archive:
                 members = [member for member in archive.infolist() if not member.is_dir()]
@@ -93,75 +155,18 @@ class ZippedFiles(Files):
                 remedy="delete it and make it anew, from inside the store's folder, with "
                 f"compression 0: zip -0 -q -r {self._path.absolute()} .",
             )
-        return members
-
-    @cached_property
-    @override
-    def _folder(self) -> str:
-        tops = {PurePosixPath(member.filename).parts[0] for member in self._archived}
-        return f"{tops.pop()}/" if len(tops) == 1 else ""
-
-    @cached_property
-    def _members(self) -> dict[str, zipfile.ZipInfo]:
-        """By their name in the store."""
-        return {one.filename.removeprefix(self._folder): one for one in self._archived}
-
-    @override
-    def read(self, name: str) -> bytes:
-        member = self._member(name)
-        with zipfile.ZipFile(self._path) as archive:
-            return archive.read(member)
-
-    @override
-    def blob(self, name: str) -> Blob:
-        member = self._member(name)
-        with self._path.open("rb") as file:
-            file.seek(member.header_offset)
-            lengths = _ZIP_HEADER.unpack(file.read(_ZIP_HEADER.size))
-        first = member.header_offset + _ZIP_HEADER.size + sum(lengths)
-        return _FilePart(self._path, first, member.file_size)
-
-    @override
-    def sizes(self, folder: str) -> dict[str, int]:
-        inside = f"{folder}/"
-        return {
-            name: member.file_size
-            for name, member in self._members.items()
-            if name.startswith(inside)
-        }
-
-    @override
-    def folders(self) -> list[str]:
-        paths = [PurePosixPath(name) for name in self._members]
-        return sorted({path.parts[0] for path in paths if len(path.parts) > 1})
-
-    @override
-    def copy(self, name: str, target: Path) -> None:
-        member = self._member(name)
-        with (
-            zipfile.ZipFile(self._path) as archive,
-            archive.open(member) as source,
-            target.open("wb") as file,
-        ):
-            shutil.copyfileobj(source, file)
-
-    @override
-    def _zarr_store(self) -> Any:
-        from zarr.storage import ZipStore
-
-        return ZipStore(self._path, read_only=True)
-
-    def _member(self, name: str) -> zipfile.ZipInfo:
-        if name not in self._members:
-            raise FileNotFoundError(2, "not in the zip file", self.join(name))
-        return self._members[name]
+        tops = {PurePosixPath(member.filename).parts[0] for member in members}
+        folder = f"{tops.pop()}/" if len(tops) == 1 else ""
+        self._directory = {one.filename.removeprefix(folder): one for one in members}
+        return self._directory
 
 
 class _FilePart(Blob):
-    """Bytes of a local file, read with pread.
+    """A part of a local file, read with pread.
 
-    Not mapped into memory: a fault of a file system then is an error here, not the end of the
-    process by SIGBUS, and a network file system is asked for few large parts, not for pages.
+    The file is not mapped into memory. A fault of the file system is then an OSError and not the
+    end of the process by SIGBUS, and a network file system gets few large requests instead of one
+    for each page.
     """
 
     def __init__(self, path: Path, first: int, size: int) -> None:
@@ -169,7 +174,7 @@ class _FilePart(Blob):
         self._handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def __del__(self) -> None:
-        if hasattr(self, "_handle"):
+        if hasattr(self, "_handle"):  # not if os.open failed
             os.close(self._handle)
 
     @override
@@ -179,11 +184,12 @@ class _FilePart(Blob):
         return os.pread(self._handle, count, self._first + self._size - count)
 
     @override
-    def spans(self, spans: Sequence[ByteRange]) -> Iterator[Buffer]:
-        runs = list(_runs(spans))
+    def read_ranges(self, ranges: Sequence[ByteRange]) -> Iterator[Buffer]:
+        runs = list(_adjacent(ranges))
         if not runs:
             return
-        space = memoryview(bytearray(max(last - first for first, last, _ in runs)))
+        # One buffer serves all runs: it is overwritten when the next run is read.
+        space = np.empty(max(last - first for first, last, _ in runs), np.uint8)
         for first, last, inside in runs:
             part = space[: last - first]
             if last > self._size or os.preadv(self._handle, [part], self._first + first) < len(
@@ -194,11 +200,15 @@ class _FilePart(Blob):
                 yield part[offset - first : offset - first + count]
 
 
-def _runs(spans: Sequence[ByteRange]) -> Iterator[tuple[int, int, list[ByteRange]]]:
-    """Spans that follow one another in the file: their first byte, the one after them, and they."""
+def _adjacent(ranges: Sequence[ByteRange]) -> Iterator[tuple[int, int, list[ByteRange]]]:
+    """Group ranges that follow one another in the file, so that one call reads each group.
+
+    Yields:
+        The group's first byte, the byte after its last, and its ranges.
+    """
     run: list[ByteRange] = []
     last = -1
-    for first, count in spans:
+    for first, count in ranges:
         if first != last and run:
             yield run[0][0], last, run
             run = []

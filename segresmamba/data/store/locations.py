@@ -1,4 +1,7 @@
-"""Where a store lies: in a folder, in a zip file, or behind a URL."""
+"""The one place that decides from its name whether a store is a folder, a zip file or a URL.
+
+It is a module of its own because each kind of `Files` imports the base class in `files`.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,11 @@ from segresmamba.data.store.files import Files
 from segresmamba.data.store.local_files import LocalFiles, ZippedFiles
 
 
-def files_of(path_or_url: str | Path) -> Files:
-    """The files of a store, as its name tells: a URL, a zip file, or a folder."""
+def files_at(path_or_url: str | Path) -> Files:
+    """The files of the store at a path or URL. Nothing is read yet."""
     if "://" in str(path_or_url):
+        # Not at the top: the server that reader processes fork from imports this module, and a
+        # process that is forked after the import of remote_files is refused there.
         from segresmamba.data.store.remote_files import RemoteFiles
 
         return RemoteFiles(str(path_or_url))

@@ -1,25 +1,27 @@
-"""The records of a store: what each case's group and the dataset's manifest hold as JSON.
+"""The records of a store, which are kept as JSON.
 
-<store>/dataset.json              Manifest: everything but voxels, one read to open a dataset
+<store>/dataset.json              Manifest: everything but voxels, so one read opens a dataset
 <store>/<case>/zarr.json          the same CaseRecord under attributes.segresmamba
+
+Two words have one meaning each. A *fingerprint* is the summary statistics of a dataset. A *digest*
+identifies content: equal content has an equal digest.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import ConfigDict, Field
 
 from segresmamba.data.preprocessing import Normalisation, Policy, Preprocessing, ct_normalisation
 from segresmamba.data.records import ChannelStatistics, Spacing, StoreRecord
 from segresmamba.data.store.files import Files
-from segresmamba.data.store.locations import files_of
+from segresmamba.data.store.locations import files_at
 from segresmamba.data.store.splits import Split
 from segresmamba.data.volumes.resampling import GridTransform
 from segresmamba.errors import DataError
@@ -29,7 +31,7 @@ MANIFEST = "dataset.json"
 
 
 class SourceFile(StoreRecord):
-    """How a file that a case was made from looked: another look means convert again."""
+    """State of a file that a case was made from. If it changes, the case is converted again."""
 
     path: str
     """Relative to the source dataset's folder."""
@@ -38,7 +40,10 @@ class SourceFile(StoreRecord):
 
 
 class CaseRecord(StoreRecord):
-    """A case without its voxels."""
+    """Everything about a case but its voxels."""
+
+    # A stored key keeps its name when its attribute gets another: other versions read it too.
+    model_config = ConfigDict(validate_by_name=True, serialize_by_alias=True)
 
     shape_CDHW: tuple[int, int, int, int]
     image_dtype: Literal["int16", "float32", "float16"]
@@ -48,27 +53,29 @@ class CaseRecord(StoreRecord):
     affine: tuple[tuple[float, float, float, float], ...]
     """4x4, voxel (x, y, z) of the stored grid to RAS mm."""
     original_header: str
-    """NIfTI header of the label file, base64: the way back."""
+    """NIfTI header of the label file in base64. It leads back to the original geometry."""
     statistics: tuple[ChannelStatistics, ...]
     scale: tuple[float, ...] = ()
-    """Intensity that a stored 1 stands for, of each channel; none where all are 1."""
+    """Intensity that a stored 1 stands for, for each channel. Empty if all are 1."""
     foreground: tuple[tuple[float, ...], ...] = ()
-    """Of each channel that is normalised as CT, a sample of its labelled voxels' intensities; of
-    others, nothing."""
-    refit: GridTransform | None = None
-    """How the policy changed the grid of the files; the label as it was is then kept as well."""
+    """For each channel that is normalised as CT, a sample of its labelled voxels' intensities. The
+    entry of any other channel is empty."""
+    grid_transform: GridTransform | None = Field(
+        default=None, validation_alias="refit", serialization_alias="refit"
+    )
+    """How the policy changed the grid of the files. The label as it was is then stored as well."""
     class_voxels: dict[int, int]
     """Voxels of each foreground class that occurs."""
     class_positions: dict[int, int]
-    """How many of them are listed in the `positions` array, in this order."""
+    """Rows that each class has in the `positions` array, in the order of the array."""
     image_digest: str
-    """SHA-256 of the stored image's voxels; equal digests are duplicate cases."""
+    """SHA-256 of the stored image's voxels. Cases with equal digests are duplicates."""
     label_digest: str
     source: tuple[SourceFile, ...]
 
     @property
     def shape_DHW(self) -> tuple[int, int, int]:
-        """Size of the volume."""
+        """Size of the volume in voxels."""
         return self.shape_CDHW[1:]
 
 
@@ -79,20 +86,20 @@ class Storage(StoreRecord):
     """Version of this package."""
     codec: str
     chunk_DHW: tuple[int, int, int]
-    """Inner chunk; the shard is the whole array."""
+    """Shape of an inner chunk. The shard is the whole array."""
     orientation: Literal["RAS"] = "RAS"
     source: str = ""
-    """Absolute path of what was converted; empty in stores of earlier versions."""
+    """Absolute path of the source dataset. Empty in stores of earlier versions."""
     format: str = "nnunet"
     resample_mismatched: bool = False
     policy: Policy = Policy(intensity=())
-    """With an intensity for each channel; none in stores of earlier versions, which is zscore."""
+    """Has an intensity for each channel. Stores of earlier versions have none: zscore."""
     spacing_mm: Spacing | None = None
-    """What the policy's spacing came to, along (D, H, W)."""
+    """Voxel size along (D, H, W) that the policy's spacing led to."""
 
 
 class Manifest(StoreRecord):
-    """A dataset without its voxels."""
+    """Everything about a dataset but its voxels."""
 
     schema_version: int = SCHEMA_VERSION
     name: str
@@ -102,11 +109,11 @@ class Manifest(StoreRecord):
     cases: dict[str, CaseRecord]
     splits: tuple[Split, ...]
     fingerprint: dict[str, Any]
-    """See `fingerprint`."""
+    """Summary statistics, see `dataset_fingerprint`."""
     preprocessing: Preprocessing = Preprocessing()
-    """How an image is treated before a network sees it."""
+    """What is done to an image before a network sees it."""
     digest: str
-    """Identity of the content: the same voxels, geometry, labels and splits give the same."""
+    """SHA-256 of the content: voxels, geometry, labels, splits and normalisation."""
 
 
 def build_manifest(
@@ -118,7 +125,7 @@ def build_manifest(
     *,
     splits: tuple[Split, ...],
 ) -> Manifest:
-    """Put the records of all cases together."""
+    """Make the manifest from the records of all cases."""
     ordered = dict(sorted(cases.items()))
     preprocessing = Preprocessing(
         spacing_mm=storage.spacing_mm,
@@ -134,6 +141,7 @@ def build_manifest(
             for case_id, record in ordered.items()
         },
     }
+    # Only if it is not zscore, so that stores of versions that knew nothing else keep their digest.
     if any(one.kind != "zscore" for one in preprocessing.normalisation):
         content["normalisation"] = [one.model_dump() for one in preprocessing.normalisation]
     return Manifest(
@@ -143,33 +151,30 @@ def build_manifest(
         storage=storage,
         cases=ordered,
         splits=splits,
-        fingerprint=fingerprint(channel_names, labels, list(ordered.values())),
+        fingerprint=dataset_fingerprint(channel_names, labels, list(ordered.values())),
         preprocessing=preprocessing,
         digest=hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
     )
 
 
 def _normalisation(policy: Policy, cases: list[CaseRecord]) -> tuple[Normalisation, ...]:
-    """Of each channel."""
-
-    def samples(channel: int) -> list[tuple[float, ...]]:
-        return [case.foreground[channel] for case in cases]
-
     return tuple(
-        ct_normalisation(samples(channel)) if kind == "ct" else Normalisation(kind=kind)
+        ct_normalisation([case.foreground[channel] for case in cases])
+        if kind == "ct"
+        else Normalisation(kind=kind)
         for channel, kind in enumerate(policy.intensity)
     )
 
 
-def fingerprint(
+def dataset_fingerprint(
     channel_names: tuple[str, ...], labels: dict[str, int], cases: list[CaseRecord]
 ) -> dict[str, Any]:
-    """What planning and reports need to know of the dataset: medians and means over its cases."""
+    """Summary statistics of a dataset: medians and means over its cases."""
     voxel_ml = [float(np.prod(case.spacing_mm)) / 1000 for case in cases]
 
     def channel(index: int) -> dict[str, float]:
-        of_cases = [case.statistics[index].model_dump() for case in cases]
-        return {key: float(np.mean([one[key] for one in of_cases])) for key in of_cases[0]}
+        statistics = [case.statistics[index].model_dump() for case in cases]
+        return {key: float(np.mean([one[key] for one in statistics])) for key in statistics[0]}
 
     def volume_ml(value: int) -> float:
         voxels = [case.class_voxels.get(value, 0) for case in cases]
@@ -184,36 +189,21 @@ def fingerprint(
     }
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Replace a file in one step, that also survives a power cut; or leave it as it is.
-
-    Raises:
-        OSError: If it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def read_manifest(store: Path | Files) -> Manifest:
     """Read a store's manifest.
 
     Raises:
-        DataError: If there is none, it is damaged, or written by a newer version; if the server of
-            a store cannot be reached, or refuses.
+        DataError: If there is no manifest, it is damaged, or a newer version wrote it; if the
+            server of a store cannot be reached or refuses access.
     """
-    files = files_of(store) if isinstance(store, Path) else store
+    files = files_at(store) if isinstance(store, Path) else store
     path = files.join(MANIFEST)
     try:
         content = json.loads(files.read(MANIFEST))
-        version = int(content["schema_version"])
-    except DataError:
+        if (version := int(content["schema_version"])) > SCHEMA_VERSION:
+            raise newer_version(path, version)
+        return Manifest.model_validate(content)
+    except DataError:  # caught here, as it is a ValueError too
         raise
     except OSError as error:
         raise DataError(
@@ -223,30 +213,20 @@ def read_manifest(store: Path | Files) -> Manifest:
             remedy="run `segresmamba convert SOURCE STORE` to its end (it goes on where it "
             "stopped), or correct data.store",
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise _not_a_manifest(path, error) from error
-    if version > SCHEMA_VERSION:
-        raise newer_version(path, version)
-    try:
-        return Manifest.model_validate(content)
-    except ValidationError as error:
-        raise _not_a_manifest(path, error) from error
+    except (ValueError, KeyError, TypeError) as error:  # pydantic's errors are ValueErrors
+        raise DataError(
+            "the manifest of a dataset is damaged",
+            where=path,
+            got=" ".join(str(error).split())[:200],
+            remedy="give the folder that `segresmamba convert` wrote, or run it again",
+        ) from error
 
 
 def newer_version(path: str | Path, version: int) -> DataError:
-    """The refusal of a store that this version cannot know."""
+    """The error for a store that this version cannot read."""
     return DataError(
         "the dataset was converted by a newer version",
         where=f"{path}: schema_version",
         got=f"{version}, this version reads up to {SCHEMA_VERSION}",
         remedy="upgrade segresmamba, or convert the dataset again with this version",
-    )
-
-
-def _not_a_manifest(path: str, error: Exception) -> DataError:
-    return DataError(
-        "the manifest of a dataset is damaged",
-        where=path,
-        got=" ".join(str(error).split())[:200],
-        remedy="give the folder that `segresmamba convert` wrote, or run it again",
     )

@@ -1,7 +1,7 @@
-"""OME-Zarr 0.5 metadata: what lets other viewers open a case.
+"""OME-Zarr 0.5 metadata, so that other viewers can open a case.
 
-Source: https://ngff.openmicroscopy.org/0.5/. The format has scale and translation but no rotation;
-the full affine of an oblique scan is in the case's record.
+Source: https://ngff.openmicroscopy.org/0.5/. The format has scale and translation but no rotation.
+The full affine of an oblique scan is in the case's record.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import colorsys
 from typing import Any
 
+from segresmamba.data.store import layout
 from segresmamba.data.store.manifest import CaseRecord
 
 VERSION = "0.5"
@@ -21,16 +22,11 @@ def image_attributes(case_id: str, record: CaseRecord) -> dict[str, Any]:
     return {"version": VERSION, "multiscales": [_multiscale(case_id, IMAGE_AXES, record)]}
 
 
-def labels_attributes(name: str) -> dict[str, Any]:
-    """Attributes of the group `labels`."""
-    return {"version": VERSION, "labels": [name]}
-
-
-def label_attributes(name: str, record: CaseRecord, labels: dict[str, int]) -> dict[str, Any]:
-    """Attributes of the group `labels/<name>`, whose array `0` is the label."""
+def label_attributes(record: CaseRecord, labels: dict[str, int]) -> dict[str, Any]:
+    """Attributes of the label's group, whose array `0` is the label."""
     return {
         "version": VERSION,
-        "multiscales": [_multiscale(name, LABEL_AXES, record)],
+        "multiscales": [_multiscale(layout.LABEL_NAME, LABEL_AXES, record)],
         "image-label": {
             "source": {"image": "../../"},
             "colors": [{"label-value": value, "rgba": _rgba(value)} for value in labels.values()],
@@ -40,8 +36,8 @@ def label_attributes(name: str, record: CaseRecord, labels: dict[str, int]) -> d
 
 
 def _rgba(value: int) -> list[int]:
-    """Hues far apart for neighbouring values; the background is transparent."""
-    hue = value * 0.618 % 1  # the golden ratio never comes back to the same hue
+    """A colour for a label value. Neighbouring values get distant hues; 0 is transparent."""
+    hue = value * 0.618 % 1  # steps of the golden ratio do not come back to an earlier hue
     return [round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.8, 1)] + [255 * bool(value)]
 
 

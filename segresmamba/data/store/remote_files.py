@@ -14,6 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import obstore
 from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import from_url
@@ -23,19 +24,21 @@ from segresmamba.data.store.files import Blob, Buffer, ByteRange, Files
 from segresmamba.errors import DataError
 
 _RETRIES = 8
-"""Of a request, ever longer apart: some 25 s in all. A server that restarts costs no training."""
+"""Retries of a request, with growing pauses: about 25 s in all, so that training survives a server
+that restarts."""
 _GAP_BYTES = 1 << 19  # 512 KiB
-"""Parts of a file that lie closer are fetched together: a request costs the server as much."""
+"""Parts of a file that lie closer than this are fetched by one request. Reading the gap as well
+costs no more than another request."""
 _METADATA_PATHS = ("/latest/", "/computeMetadata/", "/metadata/identity/")
-"""Of a cloud machine's own service, which the library asks for credentials when it found none."""
+"""Paths of a cloud machine's metadata service. obstore asks it if it finds no credentials."""
 _SETTINGS = ("AWS_", "GOOGLE_", "AZURE_")
-"""How names of environment variables begin that the library looks at."""
-_runtime_of = os.getpid()
-"""The process whose threads carry out the requests: that which imported this module."""
+"""Prefixes of the environment variables that obstore reads."""
+_runtime_process = os.getpid()
+"""Process that imported this module. Its threads make the requests, and a fork has no threads."""
 
 
 class RemoteFiles(Files):
-    """What lies behind a URL. Requests are made by threads, so a forked process cannot read on."""
+    """A store behind a URL. A forked process cannot read from it, see `_explained`."""
 
     def __init__(self, url: str) -> None:
         self.where = url
@@ -49,7 +52,8 @@ class RemoteFiles(Files):
             )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # With the settings: the server that readers fork from keeps the environment of its start.
+        # The settings travel along: the server that readers fork from keeps the environment that
+        # it was started with.
         settings = {name: os.environ[name] for name in os.environ if name.startswith(_SETTINGS)}
         return _reopened, (self.where, settings)
 
@@ -80,37 +84,16 @@ class RemoteFiles(Files):
                 file.write(part)
 
     @override
-    def _zarr_store(self) -> Any:
+    def zarr_array(self, name: str) -> Any:
+        import zarr
         from zarr.storage import ObjectStore
 
-        return ObjectStore(self._store, read_only=True)
-
-    def tail(self, name: str, count: int) -> bytes:
-        """The last bytes of a file."""
-        with self._explained(name):
-            part = bytes(
-                obstore.get(self._store, name, options={"range": {"suffix": count}}).bytes()
-            )
-        if len(part) < count:
-            raise OSError(f"{len(part)} bytes long, too short for its index")
-        return part
-
-    def spans(self, name: str, spans: Sequence[ByteRange]) -> list[Buffer]:
-        """Parts of a file, fetched at once; those near one another by one request."""
-        if not spans:
-            return []
-        starts, lengths = zip(*spans, strict=True)
-        with self._explained(name):
-            parts = obstore.get_ranges(
-                self._store, name, starts=starts, lengths=lengths, coalesce=_GAP_BYTES
-            )
-        if any(len(part) < length for part, length in zip(parts, lengths, strict=True)):
-            raise OSError("too short for what its index names")
-        return [memoryview(part) for part in parts]
+        return zarr.open_array(ObjectStore(self._store, read_only=True), path=name, mode="r")
 
     @contextmanager
     def _explained(self, name: str) -> Iterator[None]:
-        if os.getpid() != _runtime_of:
+        """Refuse to wait for threads that this process lacks; turn obstore's errors into ours."""
+        if os.getpid() != _runtime_process:
             raise DataError(
                 "a forked process cannot read from a URL that its parent has read from",
                 where=self.join(name),
@@ -127,11 +110,14 @@ class RemoteFiles(Files):
             raise self._error("the server of a store gives no answer", name, error) from error
 
     def _error(self, problem: str, name: str, error: Exception) -> DataError:
-        got = _in_short(error)
-        remedy = "see that the URL is right and the server can be reached from here, then run again"
+        # obstore's message without its debug output and the tags of the server's XML.
+        message = re.sub(r"<[^>]*>", " ", str(error).split("Debug source")[0])
+        got = " ".join(message.split())[:300]
+        remedy = "check the URL, and that this machine can reach the server, then run again"
         if problem == "there is no such bucket":
             remedy = "correct the URL, or AWS_ENDPOINT_URL if the bucket is not Amazon's"
         elif any(path in str(error) for path in _METADATA_PATHS):
+            # Without credentials obstore asks the metadata service, and reports only its silence.
             problem, got = "a store needs credentials, and there are none", "no credentials found"
             remedy = (
                 "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (Google Cloud: "
@@ -147,24 +133,33 @@ class RemoteFiles(Files):
 
 
 class _Object(Blob):
-    """A file behind a URL."""
+    """One file behind a URL."""
 
     def __init__(self, files: RemoteFiles, name: str) -> None:
         self._files, self._name = files, name
 
     @override
     def tail(self, count: int) -> bytes:
-        return self._files.tail(self._name, count)
+        with self._files._explained(self._name):
+            options: Any = {"range": {"suffix": count}}
+            part = bytes(obstore.get(self._files._store, self._name, options=options).bytes())
+        if len(part) < count:
+            raise OSError(f"{len(part)} bytes long, too short for its index")
+        return part
 
     @override
-    def spans(self, spans: Sequence[ByteRange]) -> Iterator[Buffer]:
-        return iter(self._files.spans(self._name, spans))
-
-
-def _in_short(error: Exception) -> str:
-    """What the library says, without its own inner workings and the server's XML."""
-    said = re.sub(r"<[^>]*>", " ", str(error).split("Debug source")[0])
-    return " ".join(said.split())[:300]
+    def read_ranges(self, ranges: Sequence[ByteRange]) -> Iterator[Buffer]:
+        if not ranges:
+            return
+        starts, lengths = zip(*ranges, strict=True)
+        with self._files._explained(self._name):
+            parts = obstore.get_ranges(
+                self._files._store, self._name, starts=starts, lengths=lengths, coalesce=_GAP_BYTES
+            )
+        if any(len(part) < length for part, length in zip(parts, lengths, strict=True)):
+            raise OSError("too short for what its index names")
+        for part in parts:
+            yield np.frombuffer(part, np.uint8)
 
 
 def _reopened(url: str, settings: dict[str, str]) -> RemoteFiles:

@@ -1,8 +1,8 @@
 """Write an array's shard chunk by chunk.
 
 Zarr writes a shard in one piece: it holds the voxels, their encoded bytes and the file's content at
-once, four times the size of the array. Here a row of chunks is encoded at a time and appended; what
-is left in memory is where each chunk lies. Encoding is Zarr's own, so is the format:
+once, four times the size of the array. Here one row of chunks at a time is encoded and appended,
+and only the place of each chunk stays in memory. Zarr encodes the chunks, and the format is Zarr's:
 
     encoded chunks, in any order | index: (offset, bytes) of each, uint64 | CRC-32C of the index
 """
@@ -22,8 +22,6 @@ from zarr.storage import MemoryStore
 
 from segresmamba.data.store import layout
 
-_ABSENT = np.iinfo(np.uint64).max  # of a chunk that holds nothing but zeros
-
 
 def write_array(
     group: zarr.Group,
@@ -37,13 +35,13 @@ def write_array(
     """Add an array of one shard to a group in a local folder.
 
     Args:
-        group: The group.
-        folder: Where it lies.
-        name: Of the array in it.
-        data: Its content.
+        group: The group, open for writing.
+        folder: The group's folder.
+        name: Name of the array in the group.
+        data: The array's content.
         chunk: Shape of the inner chunks.
         axes: Names of the dimensions.
-        codec: See `layout.CODEC`.
+        codec: A name like `layout.CODEC`.
     """
     counts = tuple(-(-size // step) for size, step in zip(data.shape, chunk, strict=True))
     array = group.create_array(
@@ -55,10 +53,10 @@ def write_array(
         compressors=layout.compressors(codec),
         dimension_names=axes,
     )
-    index = np.full((*counts, 2), _ABSENT, np.uint64)
+    index = np.full((*counts, 2), layout.ABSENT, np.uint64)
     path = layout.shard_file(folder / name, data.ndim)
     path.parent.mkdir(parents=True)
-    # Encoding many chunks at once would take memory for each thread.
+    # Encoding several chunks at once would take memory for each.
     one_by_one = zarr.config.set({"async.concurrency": 1})
     with path.open("wb") as file, layout.checking_pipeline(), one_by_one:
         for place, encoded in _encoded_chunks(data, chunk, array.compressors):
@@ -66,15 +64,15 @@ def write_array(
             file.write(encoded)
         for content in _encode(index, index.shape, (Crc32cCodec(),)).values():
             file.write(content)
-    if (index == _ABSENT).all():
-        path.unlink()  # as Zarr does: all zeros
+    if (index == layout.ABSENT).all():
+        path.unlink()  # Zarr writes no file for an array of zeros either
 
 
 def _encoded_chunks(
     data: npt.NDArray[Any], chunk: tuple[int, ...], compressors: tuple[Any, ...]
 ) -> Iterator[tuple[tuple[int, ...], bytes]]:
-    """Each chunk's place in the grid of chunks and its bytes; none for chunks of zeros."""
-    # A row of chunks at a time: those along the last axis.
+    """Yield the grid position and the bytes of each chunk that is not all zeros."""
+    # A row is the chunks along the last axis.
     *steps, _ = chunk
     for row in np.ndindex(
         *(-(-size // step) for size, step in zip(data.shape, steps, strict=False))
@@ -90,7 +88,7 @@ def _encoded_chunks(
 def _encode(
     data: npt.NDArray[Any], chunk: tuple[int, ...], compressors: tuple[Any, ...]
 ) -> dict[tuple[int, ...], bytes]:
-    """The chunks of an array as Zarr writes them, by their place."""
+    """The chunks of an array as Zarr writes them, by their grid position."""
     content: dict[str, Buffer] = {}
     array = zarr.create_array(
         MemoryStore(content),

@@ -1,4 +1,4 @@
-"""Folds: which cases are held out, never one patient on both sides."""
+"""Folds for cross-validation. All cases of one patient are on one side of a fold."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from segresmamba.errors import DataError
 
 _FOLDS = 5
-_FOLD_SEED = 12345  # nnU-Net's
+_FOLD_SEED = 12345  # the seed of nnU-Net's folds
 
 
 class Split(BaseModel):
-    """One fold."""
+    """Case ids of one fold."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -26,13 +26,13 @@ class Split(BaseModel):
 def make_splits(
     case_ids: Iterable[str], patients: Mapping[str, str] | None = None
 ) -> tuple[Split, ...]:
-    """Five folds, fewer for fewer patients; the same for the same ids in any order.
+    """Make five folds, or fewer if there are fewer patients.
 
-    One patient alone cannot be split and gives none.
+    The order of the ids does not matter. One patient alone cannot be split and gives no folds.
 
     Args:
         case_ids: All cases.
-        patients: Case id to patient; a case without one is a patient of its own.
+        patients: Case id to patient. A case that is not in it is a patient of its own.
     """
     ordered = sorted(case_ids)
     groups: dict[str, list[str]] = {}
@@ -43,11 +43,15 @@ def make_splits(
         return ()
     shuffled = np.random.default_rng(_FOLD_SEED).permutation(len(names))
     folds = np.array_split(shuffled, min(_FOLDS, len(names)))
-    return splits_of([[id_ for i in fold for id_ in groups[names[i]]] for fold in folds], ordered)
+    return splits_from_held_out(
+        [[id_ for i in fold for id_ in groups[names[i]]] for fold in folds], ordered
+    )
 
 
-def splits_of(held_out: Sequence[Iterable[str]], case_ids: Iterable[str]) -> tuple[Split, ...]:
-    """Folds from the cases that each holds out; it trains on all others."""
+def splits_from_held_out(
+    held_out: Sequence[Iterable[str]], case_ids: Iterable[str]
+) -> tuple[Split, ...]:
+    """Make folds from the cases that each holds out. Each trains on all other cases."""
     ordered = sorted(case_ids)
     return tuple(
         Split(
@@ -62,8 +66,8 @@ def read_splits(path: Path, case_ids: Sequence[str]) -> tuple[Split, ...]:
     """Read the user's own folds: nnU-Net's splits_final.json, `[{"train": [...], "val": [...]}]`.
 
     Raises:
-        DataError: If it cannot be read, names a case that is not there, holds one out that it also
-            trains on, or leaves a side empty.
+        DataError: If the file cannot be read, or a fold names an unknown case, trains on a case
+            that it holds out, or has an empty side.
     """
     remedy = 'write [{"train": [case ids], "val": [case ids]}, ...]'
     try:

@@ -1,1 +1,1 @@
-"""Crops for training: where they lie, batches of them, and augmentation on the device."""
+"""Crops for training: their places, batches of them, and augmentation on the device."""

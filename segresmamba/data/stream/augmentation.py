@@ -1,13 +1,13 @@
-"""Random changes of a batch, made where it is trained on.
+"""Random changes of a batch, made on the training device.
 
-What happens to a sample is a pure function of (seed, index): its random numbers come from a
-generator of its own, in a fixed order, whatever the batch, the rank or the other settings are. (The
-noise itself comes from torch's generator of the device, so it differs between CPU and GPU.)
+The changes of a sample are a pure function of (seed, index). Each sample draws its numbers from its
+own generator, in a fixed order, whatever the batch, the rank and the other settings are. Only the
+noise comes from torch's generator of the device, so it differs between CPU and GPU.
 
-MONAI's batched resampling is used. Its intensity transforms take one sample at a time and draw from
-a shared NumPy state, which a restart could not reproduce; the few lines of torch here stand for
-them, and take half of their time on a CPU (all four changes, one thread: 9 against 22 ms for two
-64^3 crops, 0.54 against 1.0 s for two of 4 channels and 128^3).
+MONAI resamples the batch. Its intensity transforms are not used: they take one sample at a time and
+draw from a shared NumPy state, which a restart could not reproduce. The torch code here also takes
+half of their time on a CPU (all four changes, one thread: 9 against 22 ms for two 64^3 crops, 0.54
+against 1.0 s for two crops of 4 channels and 128^3).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 from segresmamba.config import AugmentConfig
 from segresmamba.data.stream.batch import Batch
 
-_AUGMENT = 2  # this stream of random numbers; the sampler's are 0 and 1
+_AUGMENT = 2  # number of this stream of random numbers; the sampler has 0 and 1
 _EPSILON = 1e-8
 
 Array = npt.NDArray[np.float64]
@@ -35,28 +35,36 @@ def augment(batch: Batch, config: AugmentConfig, seed: int) -> tuple[Tensor, Ten
     """Normalise a batch and change it at random: first in space, then in intensity.
 
     Args:
-        batch: On the device to compute on.
+        batch: Crops as stored, on the device to compute on.
         config: Probabilities, all per sample, and ranges.
-        seed: Of the run.
+        seed: Seed of the run.
 
     Returns:
-        Image (B, C, D, H, W) of float32, and label (B, D, H, W) of int64 with the values it had.
+        Image (B, C, D, H, W) of float32, and label (B, D, H, W) of int64 with its stored values.
     """
     channels = batch.image_BCDHW.shape[1]
     drawn = [_draw(config, seed, index, channels) for index in batch.index_B.tolist()]
     x_BCDHW = normalise(batch.image_BCDHW, batch.normalisation_BC4)
     label_BDHW = batch.label_BDHW.long()
-    _flip(x_BCDHW, label_BDHW, drawn)
+    for axis in range(3):
+        flipped = [place for place, changes in enumerate(drawn) if axis in changes.flipped_axes]
+        if flipped:
+            x_BCDHW[flipped] = x_BCDHW[flipped].flip(axis + 2)
+            label_BDHW[flipped] = label_BDHW[flipped].flip(axis + 1)
     _warp(x_BCDHW, label_BDHW, drawn)
     _change_intensities(x_BCDHW, drawn)
     return x_BCDHW, label_BDHW
 
 
 def normalise(image_BCDHW: Tensor, normalisation_BC4: Tensor) -> Tensor:
-    """Intensities clipped to [low, high], in deviations from the mean.
+    """Clip intensities to [low, high], subtract the mean and divide by the deviation.
 
-    The four numbers are those of the whole volume's channel, or of the dataset's: the store's
-    policy. The same in training and inference; voxels that are zero are treated as any other.
+    The store's policy decides whether the four numbers are those of the volume's channel or of the
+    dataset's. Training and inference share this function. Voxels that are zero get no exception.
+
+    Args:
+        image_BCDHW: Intensities as stored.
+        normalisation_BC4: Low, high, mean and deviation of each channel.
     """
     low, high, mean, std = normalisation_BC4[:, :, :, None, None, None].unbind(2)
     x_BCDHW = image_BCDHW.clamp(low, high)
@@ -65,7 +73,7 @@ def normalise(image_BCDHW: Tensor, normalisation_BC4: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Changes:
-    """What is done to one sample."""
+    """The changes of one sample; None where a change is not made."""
 
     flipped_axes: list[int]
     matrix_44: Array | None
@@ -77,7 +85,10 @@ class _Changes:
 
 
 def _draw(config: AugmentConfig, seed: int, index: int, channels: int) -> _Changes:
-    """Every number is drawn whether it is used or not, so that the settings do not interfere."""
+    """Draw the changes of one sample.
+
+    Every number is drawn, used or not, so that no setting shifts the numbers of another.
+    """
     rng = np.random.default_rng([seed, _AUGMENT, index])
     flip_3, chance = rng.random(3), rng.random(5)
     rotation_3 = rng.uniform(-config.rotation_degrees, config.rotation_degrees, 3)
@@ -98,21 +109,14 @@ def _draw(config: AugmentConfig, seed: int, index: int, channels: int) -> _Chang
 
 
 def _matrix(rotation_3: Array, scale: float) -> Array:
-    """Where in the crop a voxel's new value comes from, in voxels (D, H, W) from its centre.
+    """Map from an output voxel to the voxel that its value comes from.
 
-    A rotation in voxels: where spacings differ it also shears a little, as nnU-Net's does.
+    Both are in voxels (D, H, W) from the crop's centre. The rotation ignores the voxel size, so it
+    also shears a little if the spacings differ. nnU-Net's does the same.
     """
     matrix = np.eye(4)
     matrix[:3, :3] = Rotation.from_euler("xyz", rotation_3, degrees=True).as_matrix() / scale
     return matrix
-
-
-def _flip(x_BCDHW: Tensor, label_BDHW: Tensor, drawn: list[_Changes]) -> None:
-    for axis in range(3):
-        chosen = [place for place, changes in enumerate(drawn) if axis in changes.flipped_axes]
-        if chosen:
-            x_BCDHW[chosen] = x_BCDHW[chosen].flip(axis + 2)
-            label_BDHW[chosen] = label_BDHW[chosen].flip(axis + 1)
 
 
 def _warp(x_BCDHW: Tensor, label_BDHW: Tensor, drawn: list[_Changes]) -> None:
@@ -125,11 +129,11 @@ def _warp(x_BCDHW: Tensor, label_BDHW: Tensor, drawn: list[_Changes]) -> None:
         return
     chosen = list(matrices)
     theta_B44 = _like(x_BCDHW, list(matrices.values()))
-    # Turn about the centre. (MONAI's `zero_centered` would, but takes sides for one voxel longer or
-    # shorter than they are, and so shears crops whose sides differ.)
+    # Turn about the centre. MONAI's `zero_centered` would do that, but it takes each side for one
+    # voxel longer or shorter than it is, and so shears crops whose sides differ.
     centre_3 = (torch.tensor(x_BCDHW.shape[2:]).to(theta_B44) - 1) / 2
     theta_B44[:, :3, 3] = centre_3 - theta_B44[:, :3, :3] @ centre_3
-    # What comes in from outside the crop repeats its border, in image and label alike.
+    # Voxels from outside the crop repeat its border, in image and label alike.
     resample = {
         mode: AffineTransform(mode=mode, padding_mode="border") for mode in ("bilinear", "nearest")
     }
@@ -145,20 +149,17 @@ def _change_intensities(x_BCDHW: Tensor, drawn: list[_Changes]) -> None:
         place: changes.gamma_C for place, changes in enumerate(drawn) if changes.gamma_C is not None
     }
     if gammas:
+        # The curve keeps the least and the greatest intensity of each channel.
+        curved_BCDHW = x_BCDHW[list(gammas)]
+        low = curved_BCDHW.amin((2, 3, 4), keepdim=True)
+        span = (curved_BCDHW.amax((2, 3, 4), keepdim=True) - low).clamp(min=_EPSILON)
         exponent = _per_channel(x_BCDHW, list(gammas.values()))
-        x_BCDHW[list(gammas)] = _gamma(x_BCDHW[list(gammas)], exponent)
+        x_BCDHW[list(gammas)] = ((curved_BCDHW - low) / span) ** exponent * span + low
     for x_CDHW, changes in zip(x_BCDHW, drawn, strict=True):
         if changes.noise_std is not None:
             generator = torch.Generator(x_CDHW.device).manual_seed(changes.noise_seed)
             noise_CDHW = torch.empty_like(x_CDHW).normal_(generator=generator)
             x_CDHW.add_(noise_CDHW, alpha=changes.noise_std)
-
-
-def _gamma(x_BCDHW: Tensor, exponent: Tensor) -> Tensor:
-    """A gamma curve from the least to the greatest intensity of each channel."""
-    low = x_BCDHW.amin((2, 3, 4), keepdim=True)
-    span = (x_BCDHW.amax((2, 3, 4), keepdim=True) - low).clamp(min=_EPSILON)
-    return ((x_BCDHW - low) / span) ** exponent * span + low
 
 
 def _per_channel(x_BCDHW: Tensor, values_BC: list[Array]) -> Tensor:

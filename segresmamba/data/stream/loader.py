@@ -1,4 +1,8 @@
-"""Batches of crops, read ahead by other processes."""
+"""Batches of crops, read ahead by other processes.
+
+Each reader makes whole batches, so the DataLoader's own collating is not used. Batches arrive in
+the order of their numbers for any number of readers.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from multiprocessing import forkserver, popen_forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext, ForkServerProcess
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +23,7 @@ from segresmamba.data.stream.batch import Batch, BatchLayout, BufferPool, Shared
 from segresmamba.data.stream.sampler import PatchSampler, rank_indices
 from segresmamba.errors import DataError
 
-if TYPE_CHECKING:  # readers need no configuration library
+if TYPE_CHECKING:  # readers do not need the configuration library
     from segresmamba.config import DataConfig
 
 _STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
@@ -35,21 +40,22 @@ def make_loader(
     micro_batch: int,
     start_index: int,
 ) -> Iterator[Batch]:
-    """Read one rank's micro batches, without end, beginning anywhere.
+    """Read one rank's micro batches, without end, from any crop on.
 
     Args:
         dataset: An opened store.
         case_ids: Cases to draw crops from.
         config: Patch size, foreground share, reader processes.
-        seed: Of the crops' places.
-        rank: Of this process.
+        seed: Seed of the crops' places.
+        rank: This process's rank.
         world_size: Number of ranks.
-        micro_batch: Crops per batch of a rank.
-        start_index: Number of the first crop for all ranks together: 0, or where a run goes on.
+        micro_batch: Crops in a batch of one rank.
+        start_index: Number of the first crop of all ranks together. It is 0, or the number at which
+            a stopped run goes on.
 
     Raises:
-        DataError: At once, if a volume is smaller than the patch; while reading, if a stored chunk
-            is damaged.
+        DataError: At once if a volume is smaller than the patch; from the iterator if a stored
+            chunk is damaged.
     """
     in_process = config.workers == 0
     reader = _Reader(
@@ -59,7 +65,6 @@ def make_loader(
             config.patch,
             seed,
             config.foreground_fraction,
-            config.crops_per_case,
         ),
         shared=not in_process,
     )
@@ -68,14 +73,14 @@ def make_loader(
         batch_sampler=rank_indices(
             rank=rank, world_size=world_size, micro_batch=micro_batch, start_index=start_index
         ),
-        collate_fn=_only,
+        collate_fn=itemgetter(0),  # the only item is the whole batch
         num_workers=config.workers,
         multiprocessing_context=None if in_process else _worker_context(),
         prefetch_factor=None if in_process else config.prefetch,
         persistent_workers=not in_process,
         pin_memory=torch.cuda.is_available(),
-        # Of its own: the DataLoader draws a seed for its workers (which draw nothing) from it, and
-        # must not advance the RNG state that a checkpoint restores.
+        # The DataLoader draws a seed for its workers, which do not use it. Drawn from torch's
+        # global generator, it would advance the RNG state that a checkpoint restores.
         generator=torch.Generator(),
     )
     return _batches(loader)
@@ -85,46 +90,48 @@ def _batches(loader: DataLoader[Batch | SharedBatch | DataError]) -> Iterator[Ba
     for item in loader:
         if isinstance(item, DataError):
             raise item
-        # With a GPU, the DataLoader has unpacked and pinned it.
+        # With a GPU, the DataLoader has already unpacked the batch, by `SharedBatch.pin_memory`.
         yield item.unpack() if isinstance(item, SharedBatch) else item
 
 
 class _Reader(TorchDataset["SharedBatch | DataError"]):
-    """Reads the crops of one batch, in whatever process it finds itself."""
+    """Reads all crops of a batch at once, in the training process or in a reader process."""
 
     def __init__(self, sampler: PatchSampler, *, shared: bool) -> None:
         self._sampler = sampler
-        self._memory = BufferPool(shared)
+        self._buffers = BufferPool(shared)
         records = [sampler.dataset[case_id].record for case_id in sampler.case_ids]
         self._channels = records[0].shape_CDHW[0]
         self._label_dtype = np.result_type(*{record.label_dtype for record in records}).name
 
     def __getitems__(self, indices: list[int]) -> list[SharedBatch | DataError]:
-        try:
-            return [self._read(indices)]
-        except DataError as error:
-            # As a value: torch would turn the exception of a worker into a RuntimeError of text.
-            return [error]
-
-    def _read(self, indices: list[int]) -> SharedBatch:
-        places = [self._sampler.locate(index) for index in indices]
-        cases = [self._sampler.dataset[case_id] for case_id, _ in places]
-        room = BatchLayout(len(indices), self._channels, self._sampler.patch, self._label_dtype)
-        memory = self._memory.take(room.bytes)
-        image_BCDHW, label_BDHW = room.split(self._memory.content(memory))
-        for row, (case, (_, start_DHW)) in enumerate(zip(cases, places, strict=True)):
-            case.crop_into(start_DHW, image_BCDHW[row], label_BDHW[row])
-        return SharedBatch(
-            room,
-            memory,
-            normalisation_BC4=np.stack([case.normalisation_C4 for case in cases]),
-            index_B=tuple(indices),
-            case_ids=tuple(case.case_id for case in cases),
+        layout = BatchLayout(len(indices), self._channels, self._sampler.patch, self._label_dtype)
+        buffer = self._buffers.take(layout.bytes)
+        image_BCDHW, label_BDHW = (
+            part.numpy() for part in layout.split(self._buffers.content(buffer))
         )
+        cases = []
+        try:
+            for row, index in enumerate(indices):
+                case_id, start_DHW = self._sampler.locate(index)
+                cases.append(self._sampler.dataset[case_id])
+                cases[row].crop_into(start_DHW, image_BCDHW[row], label_BDHW[row])
+        except DataError as error:
+            # Not raised: torch would turn a worker's exception into a RuntimeError of its text.
+            return [error]
+        return [
+            SharedBatch(
+                layout,
+                buffer,
+                normalisation_BC4=np.stack([case.normalisation_C4 for case in cases]),
+                index_B=tuple(indices),
+                case_ids=tuple(case.case_id for case in cases),
+            )
+        ]
 
 
 class _ReaderPopen(popen_forkserver.Popen):
-    """A reader's end is a kill: it holds SIGTERM back, and has nothing to tidy up."""
+    """Ends a reader by SIGKILL: it blocks SIGTERM, and it has nothing to tidy up."""
 
     def terminate(self) -> None:
         self.kill()
@@ -141,26 +148,22 @@ class _ReaderContext(ForkServerContext):
 
 
 def _worker_context() -> ForkServerContext:
-    """Readers fork from a server process that has only imported this module.
+    """Fork readers from a server process that has only imported this module.
 
-    A fork of this process would inherit the locks of its threads as they are, and the object
-    store's runtime without its threads, and could hang.
+    A fork of the training process could hang: it would inherit locks that threads hold, and the
+    object store's runtime without its threads.
 
-    They inherit a mask that holds back the signals by which a user or Slurm asks a job to stop.
-    Slurm sends these to every process; a reader that died of one would take the training down
+    Readers inherit a signal mask that blocks the signals by which a user or Slurm asks a job to
+    stop. Slurm sends these to every process, and a reader that died of one would end the training
     before its last checkpoint. Readers end when the loader does.
     """
     context = _ReaderContext()
     context.set_forkserver_preload([__name__])
-    resource_tracker.ensure_running()  # resets the mask if it is started later
+    # Not left to the fork server: starting the tracker unblocks SIGINT and SIGTERM again.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     try:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
-
-
-def _only(items: list[SharedBatch | DataError]) -> SharedBatch | DataError:
-    (item,) = items
-    return item

@@ -1,52 +1,55 @@
-"""Copy what a job reads to storage of its node, once.
+"""Copy the cases that a job reads to storage of its node, once for each node.
 
     <folder>/<dataset>-<digest>.lock
     <folder>/<dataset>-<digest>/dataset.json, <case>/...    a store with the cases copied so far
 
-The name carries the digest of the content, so another job finds and completes what is there. A
-case appears under its name when all of it is copied. All ranks of a node call this: the first to
-hold the lock copies, the others wait for it and find the work done.
+The name carries the digest of the content, so another job finds the folder and completes it. A case
+appears under its name when all of it is copied. All ranks of a node call `stage`: the first one to
+hold the lock copies, and the others wait for it and find the cases there.
 """
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from segresmamba.data.store.dataset import Dataset
 from segresmamba.data.store.local_files import LocalFiles
 from segresmamba.data.store.manifest import MANIFEST
 from segresmamba.errors import ConfigError, DataError
+from segresmamba.storage import atomic
+from segresmamba.storage.locks import locked
 
 logger = logging.getLogger(__name__)
 
 _GIB = 2**30
-_MARGIN = 1.02  # of the size: blocks and folders
+_MARGIN = 1.02  # a copy takes more than its files' sizes: whole blocks, and folders
 
 
 def stage(dataset: Dataset, case_ids: Sequence[str], folder: str) -> Dataset:
-    """The dataset with those cases on storage of this node.
+    """Copy cases to storage of this node.
 
     Args:
-        dataset: An opened store, of any kind.
-        case_ids: Cases that the job reads; others cannot be read afterwards.
-        folder: To copy to; $NAME stands for an environment variable of this node.
+        dataset: An opened store of any kind.
+        case_ids: Cases that the job reads. Others cannot be read afterwards.
+        folder: Folder to copy to. $NAME stands for an environment variable of this node.
+
+    Returns:
+        The dataset on this node.
 
     Raises:
         ConfigError: If an environment variable is not set here.
         DataError: If the cases do not fit, or the folder cannot be written.
     """
-    root = _expanded(folder)
+    root = _expand(folder)
     name = f"{dataset.name}-{dataset.digest[:16]}".replace(os.sep, "_")
     target = root / name
     try:
         target.mkdir(parents=True, exist_ok=True)
-        with _locked(root / f"{name}.lock"):
+        with locked(root / f"{name}.lock"):
             _complete(dataset, case_ids, target)
     except OSError as error:
         raise DataError(
@@ -60,28 +63,11 @@ def stage(dataset: Dataset, case_ids: Sequence[str], folder: str) -> Dataset:
 
 
 def _complete(dataset: Dataset, case_ids: Sequence[str], target: Path) -> None:
-    for left in target.glob(".*.part"):  # of a job that was killed: we hold the lock
-        shutil.rmtree(left, ignore_errors=True)
-        left.unlink(missing_ok=True)
+    """Copy the cases that the folder lacks. The caller holds the lock."""
+    atomic.remove_leftovers(target)
     missing = [case_id for case_id in case_ids if not (target / case_id).exists()]
     sizes = {case_id: dataset.files.sizes(case_id) for case_id in missing}
-    _require_room(sum(sum(files.values()) for files in sizes.values()), target)
-    if missing:
-        logger.info("copying %d cases to %s", len(missing), target)
-    for case_id, files in sizes.items():
-        part = target / f".{case_id}.part"
-        for name in files:
-            path = part / Path(name).relative_to(case_id)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            dataset.files.copy(name, path)
-        part.rename(target / case_id)
-    if not (target / MANIFEST).exists():
-        part = target / f".{MANIFEST}.part"
-        dataset.files.copy(MANIFEST, part)
-        part.rename(target / MANIFEST)
-
-
-def _require_room(needed: int, target: Path) -> None:
+    needed = sum(sum(files.values()) for files in sizes.values())
     free = shutil.disk_usage(target).free
     if needed * _MARGIN > free:
         raise DataError(
@@ -91,9 +77,21 @@ def _require_room(needed: int, target: Path) -> None:
             remedy="ask for a node with more local storage (sbatch --tmp=SIZE), choose another "
             "folder with data.stage, or data.stage=null to read the store where it lies",
         )
+    if missing:
+        logger.info("copying %d cases to %s", len(missing), target)
+    for case_id, files in sizes.items():
+        part = target / f".part-{case_id}"
+        for name in files:
+            path = part / Path(name).relative_to(case_id)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            dataset.files.copy(name, path)
+        atomic.complete_folder(part, target / case_id)
+    if not (target / MANIFEST).exists():
+        with atomic.atomic_path(target / MANIFEST) as manifest:
+            dataset.files.copy(MANIFEST, manifest)
 
 
-def _expanded(folder: str) -> Path:
+def _expand(folder: str) -> Path:
     path = os.path.expanduser(os.path.expandvars(folder))
     if "$" in path:
         raise ConfigError(
@@ -103,10 +101,3 @@ def _expanded(folder: str) -> Path:
             remedy="name one that Slurm sets there (often SLURM_TMPDIR or TMPDIR), or a folder",
         )
     return Path(path).absolute()
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

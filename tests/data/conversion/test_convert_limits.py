@@ -133,7 +133,11 @@ def test_a_process_takes_at_most_twice_the_largest_case(tmp_path: Path, name: st
     grown_kib = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     record = open_dataset(store)["case_1"].record
     filed = of.channels * np.prod(of.shape) * np.dtype(of.dtype).itemsize
-    dtype = np.float32 if record.refit and record.refit.resamples else record.image_dtype
+    dtype = (
+        np.float32
+        if record.grid_transform and record.grid_transform.resamples
+        else record.image_dtype
+    )
     stored = np.prod(record.shape_CDHW) * np.dtype(dtype).itemsize
     assert grown_kib < 2 * max(filed, stored) >> 10
 

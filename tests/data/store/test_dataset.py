@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from segresmamba.data import Dataset, open_dataset
+from segresmamba.data import Dataset, Policy, convert, open_dataset
 from segresmamba.data.store import layout
 from segresmamba.data.store.files import Blob, Buffer, ByteRange
 from segresmamba.data.store.local_files import LocalFiles
@@ -20,7 +20,7 @@ BOX = ((1, 2, 3), (30, 29, 28))
 
 
 class CountingFiles(LocalFiles):
-    """Counts the bytes that are read of shards."""
+    """Counts the bytes that are read from shards."""
 
     read_bytes = 0
 
@@ -31,9 +31,9 @@ class CountingFiles(LocalFiles):
             def tail(self, count: int) -> bytes:
                 return blob.tail(count)  # once for each array
 
-            def spans(self, spans: Sequence[ByteRange]) -> Iterator[Buffer]:
-                files.read_bytes += sum(count for _, count in spans)
-                return blob.spans(spans)
+            def read_ranges(self, ranges: Sequence[ByteRange]) -> Iterator[Buffer]:
+                files.read_bytes += sum(count for _, count in ranges)
+                return blob.read_ranges(ranges)
 
         return Counting()
 
@@ -42,8 +42,8 @@ def shard_of(store: Path, case_id: str, array: str) -> Path:
     return layout.shard_file(store / case_id / array, 4 if array == layout.IMAGE else 3)
 
 
-def chunk_spans(shard: Path, chunks: int) -> list[tuple[int, int]]:
-    """Where the inner chunks lie in a shard: its index of (offset, length) pairs, then a CRC."""
+def chunk_ranges(shard: Path, chunks: int) -> list[ByteRange]:
+    """Places of the inner chunks in a shard. At its end are (offset, length) pairs and a CRC."""
     index = np.frombuffer(shard.read_bytes()[-(16 * chunks + 4) : -4], "<u8").reshape(-1, 2)
     return [(int(offset), int(length)) for offset, length in index]
 
@@ -64,18 +64,18 @@ def test_a_crop_is_what_the_volume_shows_there(sound_store: Path) -> None:
     image_CDHW, label_DHW = case.read()
     image, label = case.crop((2, 5, 1), (31, 20, 32))
     np.testing.assert_array_equal(image, image_CDHW[:, 2:33, 5:25, 1:33])
-    np.testing.assert_array_equal(image, case.image[:, 2:33, 5:25, 1:33])  # as Zarr reads it
+    np.testing.assert_array_equal(image, case.open_image()[:, 2:33, 5:25, 1:33])  # as Zarr reads it
     np.testing.assert_array_equal(label, label_DHW[2:33, 5:25, 1:33])
-    np.testing.assert_array_equal(label, case.label[2:33, 5:25, 1:33])
+    np.testing.assert_array_equal(label, case.open_label()[2:33, 5:25, 1:33])
 
 
 def test_a_crop_reads_the_chunks_that_it_touches_alone(store: Path) -> None:
     """All other chunks are overwritten: the crop comes out the same, a larger one does not."""
     expected, _ = open_dataset(store)["case_0"].crop(*BOX)
     shard = shard_of(store, "case_0", layout.IMAGE)
-    spans = chunk_spans(shard, chunks=2 * 2 * 2 * 2)
+    ranges = chunk_ranges(shard, chunks=2 * 2 * 2 * 2)
     content = bytearray(shard.read_bytes())
-    for offset, length in (*spans[1:8], *spans[9:]):
+    for offset, length in (*ranges[1:8], *ranges[9:]):
         content[offset : offset + length] = bytes(length)
     shard.write_bytes(content)
     case = open_dataset(store)["case_0"]
@@ -89,8 +89,8 @@ def test_a_crop_reads_as_many_bytes_as_its_chunks_have(sound_store: Path) -> Non
     files = CountingFiles(sound_store)
     case = Dataset(files, open_dataset(sound_store).manifest)["case_0"]
     chunks = 2 * 2 * 2
-    image = chunk_spans(shard_of(sound_store, "case_0", layout.IMAGE), 2 * chunks)
-    label = chunk_spans(shard_of(sound_store, "case_0", layout.LABEL), chunks)
+    image = chunk_ranges(shard_of(sound_store, "case_0", layout.IMAGE), 2 * chunks)
+    label = chunk_ranges(shard_of(sound_store, "case_0", layout.LABEL), chunks)
     case.crop(*BOX)
     assert files.read_bytes == image[0][1] + image[chunks][1] + label[0][1]
 
@@ -126,12 +126,42 @@ def test_a_truncated_shard_is_found_by_any_crop(store: Path, array: str, kept: A
     assert "segresmamba verify" in caught.value.remedy
 
 
+@pytest.mark.parametrize("array", [layout.IMAGE, layout.LABEL, layout.POSITIONS])
+@pytest.mark.parametrize("place", [0.1, 0.5, 0.9])
+def test_a_flipped_bit_is_found_by_the_read_that_touches_it(
+    store: Path, array: str, place: float
+) -> None:
+    dimensions = {layout.IMAGE: 4, layout.LABEL: 3, layout.POSITIONS: 2}[array]
+    shard = layout.shard_file(store / "case_1" / array, dimensions)
+    content = bytearray(shard.read_bytes())
+    content[int(place * len(content))] ^= 4
+    shard.write_bytes(content)
+    case = open_dataset(store)["case_1"]
+    with pytest.raises(DataError, match="damaged") as caught:
+        case.read()
+        for value in case.class_values:
+            case.class_positions(value)
+    assert caught.value.where == str(store / "case_1" / array)
+    assert "checksum" in caught.value.got
+
+
 def test_a_missing_shard_is_not_taken_for_zeros(store: Path) -> None:
     shard = shard_of(store, "case_1", layout.LABEL)
     shard.unlink()
     with pytest.raises(DataError, match="missing") as caught:
         open_dataset(store)["case_1"].crop(*BOX)
     assert caught.value.where == str(store / "case_1" / layout.LABEL)
+
+
+def test_a_missing_reference_is_not_taken_for_zeros(raw: Path, tmp_path: Path) -> None:
+    store = tmp_path / "cropped"
+    convert(raw, store, policy=Policy(spacing=(2.0, 2.0, 2.0)))
+    case = open_dataset(store)["case_1"]
+    assert np.asarray(case.reference().dataobj).any()
+    shard_of(store, "case_1", layout.REFERENCE).unlink()
+    with pytest.raises(DataError, match="missing") as caught:
+        open_dataset(store)["case_1"].reference()
+    assert caught.value.where == str(store / "case_1" / layout.REFERENCE)
 
 
 def test_an_unknown_case_is_refused(sound_store: Path) -> None:

@@ -40,7 +40,9 @@ def test_a_zip_file_made_as_the_documentation_says_reads_as_its_folder_does(
     assert there.digest == here.digest
     for one, other in zip(there["case_2"].read(), here["case_2"].read(), strict=True):
         np.testing.assert_array_equal(one, other)
-    np.testing.assert_array_equal(there["case_1"].image[:, 3:9], here["case_1"].image[:, 3:9])
+    np.testing.assert_array_equal(
+        there["case_1"].open_image()[:, 3:9], here["case_1"].open_image()[:, 3:9]
+    )
     assert there["case_1"].class_position(2, 3) == here["case_1"].class_position(2, 3)
     assert verify(target) == []
 
@@ -51,7 +53,7 @@ def test_a_zip_file_may_hold_the_folder_itself(sound_store: Path, tmp_path: Path
     assert there.case_ids == here.case_ids
     for one, other in zip(there["case_2"].crop(*BOX), here["case_2"].crop(*BOX), strict=True):
         np.testing.assert_array_equal(one, other)
-    np.testing.assert_array_equal(there["case_1"].image[0], here["case_1"].image[0])
+    np.testing.assert_array_equal(there["case_1"].open_image()[0], here["case_1"].open_image()[0])
     assert verify(target) == []
 
 

@@ -13,10 +13,10 @@ from segresmamba.data.store.manifest import (
     SCHEMA_VERSION,
     build_manifest,
     read_manifest,
-    write_whole,
 )
 from segresmamba.data.store.splits import make_splits
 from segresmamba.errors import DataError
+from segresmamba.storage import atomic
 
 CASE_IDS = st.lists(st.integers(0, 99).map("case_{}".format), min_size=2, max_size=20, unique=True)
 
@@ -41,7 +41,7 @@ def test_one_case_cannot_be_split() -> None:
 
 def test_a_manifest_is_read_as_written(sound_store: Path, tmp_path: Path) -> None:
     manifest = read_manifest(sound_store)
-    write_whole(tmp_path / MANIFEST, manifest.model_dump_json())
+    atomic.write_text(tmp_path / MANIFEST, manifest.model_dump_json())
     assert read_manifest(tmp_path) == manifest
     assert [path.name for path in tmp_path.iterdir()] == ["dataset.json"]
 
@@ -83,6 +83,28 @@ def test_a_newer_schema_is_refused(store: Path) -> None:
     with pytest.raises(DataError, match="newer version") as caught:
         read_manifest(store)
     assert "upgrade" in caught.value.remedy
+
+
+def test_the_grid_transform_keeps_its_stored_key(sound_store: Path, tmp_path: Path) -> None:
+    """Earlier versions read and write it as `refit`, and refuse unknown keys."""
+    manifest = read_manifest(sound_store)
+    stored = json.loads(manifest.model_dump_json())
+    assert all(case["refit"] is None for case in stored["cases"].values())
+    transform = {
+        "full_DHW": [4, 4, 4],
+        "box_DHW": [[0, 4], [0, 4], [1, 3]],
+        "shape_DHW": [4, 4, 2],
+        "zoom_DHW": [1.0, 1.0, 1.0],
+    }
+    stored["cases"]["case_1"]["refit"] = transform
+    (tmp_path / MANIFEST).write_text(json.dumps(stored))
+    record = read_manifest(tmp_path).cases["case_1"]
+    assert record.grid_transform is not None
+    assert record.grid_transform.shape_DHW == (4, 4, 2)
+    written = record.model_dump(mode="json")  # as the case's group has it
+    assert written["refit"] == transform
+    assert "grid_transform" not in written
+    assert json.loads(read_manifest(tmp_path).model_dump_json()) == stored
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"schema_version": 1}'])

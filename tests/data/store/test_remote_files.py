@@ -32,7 +32,7 @@ def stored(endpoint: str, sound_store: Path) -> str:
 
 @pytest.fixture
 def url(stored: str, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A store in a bucket, with all that the environment has to say to reach it."""
+    """A store in a bucket, with the environment that is needed to reach it."""
     for name, value in (KEYS | {"AWS_ENDPOINT_URL": endpoint}).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(remote_files, "_RETRIES", 1)
@@ -46,8 +46,10 @@ def test_a_store_behind_a_url_reads_as_its_folder_does(url: str, sound_store: Pa
         for one, other in zip(there[case_id].crop(*BOX), here[case_id].crop(*BOX), strict=True):
             np.testing.assert_array_equal(one, other)
         assert there[case_id].class_position(1, 5) == here[case_id].class_position(1, 5)
-    image = there["case_1"].image  # through Zarr
-    np.testing.assert_array_equal(image[:, 3:9, :, 5:40], here["case_1"].image[:, 3:9, :, 5:40])
+    image = there["case_1"].open_image()
+    np.testing.assert_array_equal(
+        image[:, 3:9, :, 5:40], here["case_1"].open_image()[:, 3:9, :, 5:40]
+    )
 
 
 def test_reader_processes_read_from_a_url_after_the_parent_has_read(url: str) -> None:
@@ -65,8 +67,8 @@ def test_reader_processes_read_from_a_url_after_the_parent_has_read(url: str) ->
         np.testing.assert_array_equal(image, other_image)
 
 
-def _crop_or_say(dataset: object, answers: object) -> None:
-    signal.alarm(60)  # rather than to hang
+def _crop_or_explain(dataset: object, answers: object) -> None:
+    signal.alarm(60)  # so that a test of a hang does not hang
     try:
         dataset["case_0"].crop(*BOX)  # type: ignore[index]
         answers.put("read")  # type: ignore[attr-defined]
@@ -75,12 +77,12 @@ def _crop_or_say(dataset: object, answers: object) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_a_process_forked_after_reading_says_so_instead_of_hanging(url: str) -> None:
+def test_a_process_forked_after_reading_gets_an_error_instead_of_hanging(url: str) -> None:
     dataset = open_dataset(url)
     dataset["case_0"].crop(*BOX)
     context = multiprocessing.get_context("fork")
     answers = context.Queue()
-    process = context.Process(target=_crop_or_say, args=(dataset, answers))
+    process = context.Process(target=_crop_or_explain, args=(dataset, answers))
     process.start()
     assert "forked" in answers.get(timeout=60)
     process.join(60)

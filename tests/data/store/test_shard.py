@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,24 @@ def test_a_damaged_index_is_found_by_its_checksum(tmp_path: Path) -> None:
     shard.write_bytes(content)
     with pytest.raises(ValueError, match="checksum"):
         ShardedArray(LocalFiles(tmp_path), "array")
+
+
+def test_every_flipped_bit_of_a_chunk_is_found(tmp_path: Path) -> None:
+    data = np.random.default_rng(0).integers(0, 9, (2, 6, 6, 6)).astype(np.int16)
+    write(tmp_path, data, (1, 6, 6, 6))
+    (shard,) = [path for path in (tmp_path / "array").rglob("c/**/*") if path.is_file()]
+    sound = shard.read_bytes()
+    array = ShardedArray(LocalFiles(tmp_path), "array")  # the index stays sound
+    out = np.zeros_like(data)
+    array.read((0, 0, 0, 0), out)
+    np.testing.assert_array_equal(out, data)
+    with shard.open("r+b") as file:
+        for bit in range(8 * (len(sound) - 2 * 16 - 4)):
+            changed = sound[bit // 8] ^ 1 << bit % 8
+            os.pwrite(file.fileno(), bytes([changed]), bit // 8)
+            with pytest.raises(ValueError, match="checksum of a chunk"):
+                array.read((0, 0, 0, 0), out)
+            os.pwrite(file.fileno(), sound[bit // 8 : bit // 8 + 1], bit // 8)
 
 
 def test_an_empty_array_needs_no_file(tmp_path: Path) -> None:

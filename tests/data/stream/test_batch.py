@@ -8,19 +8,19 @@ import torch
 
 from segresmamba.data.stream.batch import BatchLayout, BufferPool, SharedBatch
 
-ROOM = BatchLayout(crops=2, channels=1, size_DHW=(2, 3, 4), label_dtype="int16")
+LAYOUT = BatchLayout(crops=2, channels=1, size_DHW=(2, 3, 4), label_dtype="int16")
 
 
-def parcel(memory: BufferPool) -> SharedBatch:
-    piece = memory.take(ROOM.bytes)
-    image, label = ROOM.split(memory.content(piece))
+def shared_batch(pool: BufferPool) -> SharedBatch:
+    buffer = pool.take(LAYOUT.bytes)
+    image, label = LAYOUT.split(pool.content(buffer))
     image += 1.5
     label += 7
-    return SharedBatch(ROOM, piece, np.ones((2, 1, 4), np.float32), (4, 5), ("a", "b"))
+    return SharedBatch(LAYOUT, buffer, np.ones((2, 1, 4), np.float32), (4, 5), ("a", "b"))
 
 
-def test_a_batch_is_what_was_written_to_its_memory() -> None:
-    batch = parcel(BufferPool(shared=False)).unpack()
+def test_a_batch_is_what_was_written_to_its_buffer() -> None:
+    batch = shared_batch(BufferPool(shared=False)).unpack()
     assert batch.image_BCDHW.shape == (2, 1, 2, 3, 4)
     assert (batch.image_BCDHW == 1.5).all()
     assert batch.label_BDHW.dtype == torch.int16
@@ -29,30 +29,30 @@ def test_a_batch_is_what_was_written_to_its_memory() -> None:
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_memory_is_used_again_when_no_tensor_looks_at_it(shared: bool) -> None:
-    memory = BufferPool(shared=shared)
-    first = parcel(memory)
+def test_a_buffer_is_used_again_when_no_tensor_uses_it(shared: bool) -> None:
+    pool = BufferPool(shared=shared)
+    first = shared_batch(pool)
     view = first.unpack().label_BDHW[1, 0]
     gc.collect()
-    assert memory.take(ROOM.bytes).data_ptr() != first.memory.data_ptr()
+    assert pool.take(LAYOUT.bytes).data_ptr() != first.buffer.data_ptr()
     assert (view == 7).all()
     del view
-    again = memory.take(ROOM.bytes)
-    assert again.data_ptr() == first.memory.data_ptr()
-    assert not memory.content(again).any()
+    again = pool.take(LAYOUT.bytes)
+    assert again.data_ptr() == first.buffer.data_ptr()
+    assert not pool.content(again).any()
 
 
-def test_pinning_gives_the_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pinning_gives_the_buffer_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)  # no GPU is needed
-    memory = BufferPool(shared=True)
-    first = parcel(memory)
+    pool = BufferPool(shared=True)
+    first = shared_batch(pool)
     pinned = first.pin_memory()
-    assert memory.take(ROOM.bytes).data_ptr() == first.memory.data_ptr()
+    assert pool.take(LAYOUT.bytes).data_ptr() == first.buffer.data_ptr()
     assert (pinned.image_BCDHW == 1.5).all()
 
 
-def test_batches_of_another_size_get_memory_of_their_own() -> None:
-    memory = BufferPool(shared=False)
-    piece = memory.take(ROOM.bytes)
-    piece[0] = 0
-    assert len(memory.take(2 * ROOM.bytes)) > len(piece)
+def test_batches_of_another_size_get_a_buffer_of_their_own() -> None:
+    pool = BufferPool(shared=False)
+    buffer = pool.take(LAYOUT.bytes)
+    buffer[0] = 0
+    assert len(pool.take(2 * LAYOUT.bytes)) > len(buffer)

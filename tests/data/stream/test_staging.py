@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from segresmamba.data import open_dataset, stage, verify
-from segresmamba.data.store import files
 from segresmamba.data.store.dataset import Dataset
+from segresmamba.data.store.local_files import LocalFiles
 from segresmamba.errors import ConfigError, DataError
 from tests.data.store.test_files import zipped
 
@@ -49,15 +49,15 @@ def test_what_a_killed_job_left_is_copied_anew(
     sound_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = open_dataset(sound_store)
-    copy = files.LocalFiles.copy
+    copy = LocalFiles.copy
 
-    def killed(self: files.LocalFiles, name: str, target: Path) -> None:
+    def killed(self: LocalFiles, name: str, target: Path) -> None:
         if name.startswith("case_2/labels"):
             raise KeyboardInterrupt
         copy(self, name, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files.LocalFiles, "copy", killed)
+        patch.setattr(LocalFiles, "copy", killed)
         with pytest.raises(KeyboardInterrupt):
             stage(dataset, CASES, str(tmp_path))
     assert copied(tmp_path) == ["case_0"]
@@ -67,13 +67,13 @@ def test_what_a_killed_job_left_is_copied_anew(
 
 
 def _stage_and_count(dataset: Dataset, folder: str, copies: object) -> None:
-    copy = files.LocalFiles.copy
+    copy = LocalFiles.copy
 
-    def counted(self: files.LocalFiles, name: str, target: Path) -> None:
+    def counted(self: LocalFiles, name: str, target: Path) -> None:
         copies.put(name)  # type: ignore[attr-defined]
         copy(self, name, target)
 
-    files.LocalFiles.copy = counted  # type: ignore[method-assign]
+    LocalFiles.copy = counted  # type: ignore[method-assign]
     stage(dataset, CASES, folder)
 
 

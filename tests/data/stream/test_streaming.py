@@ -1,4 +1,4 @@
-"""What holds for a whole stream of crops, whoever reads it."""
+"""Properties of a whole stream of crops, whatever process reads it."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from segresmamba.data.stream.sampler import rank_indices
 
 PATCH = (16, 16, 16)
 PER_CASE = 2
+"""Crops of each case in an epoch."""
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def dataset(sound_store: Path) -> Dataset:
 
 
 def sampler(dataset: Dataset, fraction: float = 1 / 3) -> PatchSampler:
-    return PatchSampler(dataset, dataset.case_ids, PATCH, 0, fraction, PER_CASE)
+    return PatchSampler(dataset, dataset.case_ids, PATCH, 0, fraction)
 
 
 def indices(first: int, steps: int, ranks: int, batch: int) -> list[int]:
@@ -59,13 +60,13 @@ def test_an_epoch_over_restarts_at_other_numbers_of_ranks_repeats_and_loses_no_c
         seen += indices(done * batch, steps, size, batch)
         done += steps
     assert sorted(seen) == list(range(done * batch))
-    source = sampler(dataset)
+    source, epoch = sampler(dataset), len(dataset) * PER_CASE
     epochs: dict[int, Counter[str]] = {}
     for index in seen:
-        cases = epochs.setdefault(source.epoch_of(index), Counter())
+        cases = epochs.setdefault(index // epoch, Counter())
         cases[source.locate(index)[0]] += 1
-    complete = [cases for cases in epochs.values() if cases.total() == len(dataset) * PER_CASE]
-    assert len(complete) == done * batch // (len(dataset) * PER_CASE)
+    complete = [cases for cases in epochs.values() if cases.total() == epoch]
+    assert len(complete) == done * batch // epoch
     assert all(set(cases.values()) == {PER_CASE} for cases in complete)
 
 
@@ -91,7 +92,7 @@ def _crops(dataset: Dataset, answers: multiprocessing.Queue[float]) -> None:
 def test_a_process_reads_after_its_parent_has_read(sound_store: Path, method: str) -> None:
     dataset = open_dataset(sound_store)
     expected = float(dataset["case_1"].crop((0, 0, 0), PATCH)[0].sum())
-    np.asarray(dataset["case_1"].image[:, :4, :4, :4])  # Zarr's event loop is running, too
+    np.asarray(dataset["case_1"].open_image()[:, :4, :4, :4])  # Zarr's event loop is running, too
     context = multiprocessing.get_context(method)
     answers = context.Queue()
     process = context.Process(target=_crops, args=(dataset, answers))
@@ -119,7 +120,7 @@ def test_memory_does_not_grow_over_ten_thousand_crops(dataset: Dataset) -> None:
 
 
 def test_readers_use_their_shared_memory_again(dataset: Dataset) -> None:
-    """Not a new piece for every batch: those that the trainer has let go of."""
+    """A reader does not make a buffer for every batch: it takes those that the trainer released."""
     config = DataConfig(store=dataset.where, patch=(32, 32, 32), workers=1, prefetch=2)
     batches = make_loader(
         dataset, dataset.case_ids, config, 0, rank=0, world_size=1, micro_batch=2, start_index=0
@@ -143,7 +144,7 @@ def test_a_batch_that_is_kept_is_not_written_over(dataset: Dataset) -> None:
             dataset, dataset.case_ids, config.model_copy(update={"workers": workers}), 0,
             rank=0, world_size=1, micro_batch=1, start_index=0,
         )  # fmt: skip
-        # Of each, a view alone: what it lies in has to stay.
+        # Only a view of each batch is kept. Its buffer has to stay as it is.
         return [batch.image_BCDHW[0, 0] for batch in islice(loader, 12)]
 
     for one, other in zip(batches(1), batches(0), strict=True):
@@ -151,9 +152,9 @@ def test_a_batch_that_is_kept_is_not_written_over(dataset: Dataset) -> None:
 
 
 def test_a_rank_never_keeps_a_volume(dataset: Dataset) -> None:
-    """What stays of a crop are its arrays' indices: bytes a chunk, not voxels."""
+    """Only the indices of a crop's arrays stay: a few bytes for each chunk, no voxels."""
     case = Dataset(dataset.files, dataset.manifest)["case_1"]
     case.crop((0, 0, 0), PATCH)
-    kept = sum(array._index.nbytes for array in (case._image, case._label))
+    kept = sum(array._index.nbytes for array in case._arrays.values())
     voxels = 2 * 2 * np.prod(case.shape_DHW)
     assert 0 < kept < voxels / 50
