@@ -15,6 +15,7 @@ from launch.slurm import squeue
 from launch.slurm.squeue import JobState
 from launch.sweeps.sweep import Sweep
 from launch.sweeps.trial import FAILED, STOPPED, Trial
+from segresmamba.storage.locks import is_locked
 
 if TYPE_CHECKING:
     from segresmamba.tracking import History
@@ -44,7 +45,7 @@ class RunStatus:
 
     @classmethod
     def _of(cls, trial: Trial, job: JobState | None) -> RunStatus:
-        from segresmamba.tracking import JOURNAL_NAME, is_locked
+        from segresmamba.tracking import JOURNAL_NAME
 
         journal = Path(trial.run, JOURNAL_NAME)
         history = trial.refresh(job, is_locked=is_locked(journal), must_measure=False)

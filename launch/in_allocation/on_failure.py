@@ -23,6 +23,7 @@ from launch.jobs import submission
 from launch.report import report_failure
 from launch.slurm import allocation, squeue
 from segresmamba.config import Config, run_folder
+from segresmamba.storage.run_folder import RunFolder
 
 HISTORY = "failures.jsonl"
 _END_S = 60
@@ -94,7 +95,7 @@ def _remember(folder: Path, job_id: str, failure: Failure) -> list[Setback]:
         time_s=failure.time_s,
         job=job_id,
         rank=failure.rank,
-        checkpoint=_newest_checkpoint(folder),
+        checkpoint=max(RunFolder(folder).saved_steps(), default=0),
         step=_last_step(folder),
         error=failure.text.splitlines()[-1],
     )
@@ -119,11 +120,6 @@ def _verdict(history: list[Setback], retries: int) -> str:
         f"not queued again: failed {times} times in a row {where} ({reached}); mend the cause, "
         "then the same command goes on from there"
     )
-
-
-def _newest_checkpoint(folder: Path) -> int:
-    names = [path.name for path in (folder / "checkpoints").glob("step-*")]
-    return max((int(name.removeprefix("step-")) for name in names), default=0)
 
 
 def _last_step(folder: Path) -> int:

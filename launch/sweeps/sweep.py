@@ -15,7 +15,6 @@ manifest that is late makes anything run twice.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -32,6 +31,7 @@ from launch.sweeps.search_space import SearchPoint, Space
 from launch.sweeps.trial import Trial
 from segresmamba.config import Config, config_digest, load_config, run_folder
 from segresmamba.errors import LaunchError
+from segresmamba.storage.locks import is_locked, try_lock
 
 MANIFEST = "manifest.json"
 
@@ -177,8 +177,6 @@ class Sweep:
 
     def lock(self, trial: Trial) -> int | None:
         """Take a trial for a process of this machine: a descriptor to hand on, None if taken."""
-        from segresmamba.tracking import try_lock
-
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self._lock_file(trial)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -195,16 +193,15 @@ class Sweep:
             LaunchError: If another one is at work.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".controller.lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+        path = self.folder / ".controller.lock"
+        with path.open("w") as file:
+            if not try_lock(file.fileno(), path):
                 raise LaunchError(
                     "another process controls this sweep",
                     where=self.folder,
                     got="a lock that is held",
                     remedy=f"python -m launch status {self.folder} shows how far it is",
-                ) from error
+                )
             yield
 
     @property
@@ -216,8 +213,6 @@ class Sweep:
         return self.folder / f"trial-{trial.number:03d}.lock"
 
     def _is_locked(self, trial: Trial) -> bool:
-        from segresmamba.tracking import is_locked
-
         return is_locked(self._lock_file(trial))
 
     def remember(self) -> None:

@@ -25,6 +25,7 @@ from launch.sweeps.sweep import Sweep
 from launch.sweeps.trial import METRIC, Trial, is_measured
 from segresmamba.config import Config, config_digest, load_config
 from segresmamba.errors import ConfigError, LaunchError, UserError
+from segresmamba.storage.locks import locked
 
 if TYPE_CHECKING:
     from launch.sweeps.study import Standing, Study
@@ -178,8 +179,6 @@ def chosen(folder: Path, number: int) -> Trial:
         LaunchError: If the storage of the search cannot be used, or every point has been tried.
         ConfigError: If the settings contradict each other.
     """
-    from segresmamba.tracking import locked
-
     trial = Sweep.read(folder).trials[number]
     if trial.words:
         return trial
@@ -215,8 +214,6 @@ def catch_up(sweep: Sweep) -> Study:
     Raises:
         LaunchError: If its storage cannot be used.
     """
-    from segresmamba.tracking import locked
-
     study = _study(sweep)
     with locked(sweep.folder / LOCK):
         # Read under the lock: a trial that is choosing must not be taken for one that died of it.

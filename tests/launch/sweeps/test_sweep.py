@@ -1,5 +1,7 @@
 """Sweeps: what they expand to, what they remember, what they run again."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -116,6 +118,36 @@ def test_a_trial_runs_as_long_as_its_process_holds_the_lock(tmp_path: Path) -> N
     os.close(lock)
     sweep.refresh()
     assert sweep.trials[0].state == STOPPED
+
+
+def test_a_sweep_runs_where_the_file_system_has_no_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = planned(tmp_path, "seed=0,1")
+    for number in range(2):
+        record(sweep, number, "finished")
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    lock = sweep.lock(sweep.trials[0])
+    assert lock is not None
+    os.close(lock)
+    assert run.run_sweep(sweep, None) == 0
+    assert "2 finished" in capsys.readouterr().out
+
+
+def test_a_sweep_has_one_controller_at_a_time(tmp_path: Path) -> None:
+    sweep = planned(tmp_path, "seed=0,1")
+    with (
+        sweep.controlled(),
+        pytest.raises(LaunchError, match="another process controls this sweep"),
+        sweep.controlled(),
+    ):
+        pass
+    with sweep.controlled():
+        pass
 
 
 def test_the_manifest_comes_back_and_refuses_another_sweep(tmp_path: Path) -> None:
