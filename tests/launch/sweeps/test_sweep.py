@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launch.__main__ import main
+from launch.run_state import FAILED, FINISHED, QUEUED, RUNNING, STOPPED, WAITING
 from launch.sweeps import run
 from launch.sweeps.folds import ALL, all_folds, fold_sweep_name
 from launch.sweeps.grammar import trials_of
 from launch.sweeps.sweep import Sweep
-from launch.sweeps.trial import FAILED, FINISHED, QUEUED, RUNNING, STOPPED, WAITING
 from segresmamba.errors import ConfigError, LaunchError
 from segresmamba.tracking.journal import Journal
 
@@ -217,7 +217,7 @@ def test_a_job_of_which_the_run_knows_nothing_says_where_its_trial_stands(
     log.write_text("DUE TO TIME LIMIT")
     sweep.refresh()
     assert [trial.state for trial in sweep.trials] == [state, WAITING]
-    assert sweep.trials[0].failure == ("DUE TO TIME LIMIT" if state == FAILED else "")
+    assert sweep.trials[0].read_failure() == ("DUE TO TIME LIMIT" if state == FAILED else "")
 
 
 def test_a_killed_controller_leaves_its_trial_to_the_next_one(
