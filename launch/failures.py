@@ -110,7 +110,7 @@ def tell_mlflow(
             folder.path, config.tracking, root=config.run.root, run_name=folder.path.name
         )
     except (OSError, UserError) as error:
-        logger.warning("MLflow does not hear how the run ended: %s", error)
+        logger.warning("MLflow does not learn how the run ended: %s", error)
         return
     tracker.tags(tags)
     if artifact is not None:

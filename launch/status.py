@@ -43,29 +43,20 @@ class RunStatus:
     @classmethod
     def read_all(cls, folders: Sequence[Path]) -> list[RunStatus]:
         """Find out where the runs in these folders stand, with one question to Slurm."""
-        newest = [_newest_job(RunFolder(folder)) for folder in folders]
-        jobs = squeue.job_states([job_id for job_id in newest if job_id])
-        return [
-            cls._read(RunFolder(folder), job_id, jobs.get(job_id or ""))
-            for folder, job_id in zip(folders, newest, strict=True)
-        ]
-
-    @classmethod
-    def _read(cls, folder: RunFolder, job_id: str | None, job: JobState | None) -> RunStatus:
-        history = read_run(folder.path)
-        state = find_state(history, job, is_locked=is_locked(folder.journal))
-        losses = history.curves.get("train/loss") if history else None
-        steps = history.settings.get("train.max_steps", "?") if history else "?"
-        return cls(
-            folder=folder.path,
-            state=state,
-            progress=f"step {losses[-1].step}/{steps}" if losses else "",
-            dice=history.last(METRIC) if history else None,
-            last_record=_age(folder.journal),
-            job_id=job_id,
-            job=job,
-            failure=read_failure(folder, job_id) if state == FAILED else "",
-        )
+        newest = {folder: _newest_job(RunFolder(folder)) for folder in folders}
+        jobs = squeue.job_states([job_id for job_id in newest.values() if job_id])
+        found = []
+        for path, job_id in newest.items():
+            folder, job, history = RunFolder(path), jobs.get(job_id or ""), read_run(path)
+            state = find_state(history, job, is_locked=is_locked(folder.journal))
+            failure = read_failure(folder, job_id) if state == FAILED else ""
+            dice = history.last(METRIC) if history else None
+            losses = history.curves.get("train/loss") if history else None
+            steps = history.settings.get("train.max_steps", "?") if history else "?"
+            progress = f"step {losses[-1].step}/{steps}" if losses else ""
+            age = _age(folder.journal)
+            found.append(cls(path, state, progress, dice, age, job_id, job, failure))
+        return found
 
     def line(self) -> str:
         """One line for the terminal."""

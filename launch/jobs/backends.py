@@ -61,7 +61,17 @@ def backend_for(config: Config) -> Backend:
             return InProcess()
 
 
-class InProcess:
+class ThisMachine:
+    """What both places on this machine share."""
+
+    def describe(self, job: RankJob) -> str:
+        """See `Backend`."""
+        config = job.resolved_config()
+        cluster, folder = config.cluster, RunFolder.from_config(config).path
+        return f"cluster={cluster.name}: {cluster.world_size} rank(s) here, {folder}\n"
+
+
+class InProcess(ThisMachine):
     """Runs a job as the only rank, in this process; an error opens the debugger."""
 
     def start(self, job: RankJob, *, follow: bool = False) -> int:
@@ -72,10 +82,6 @@ class InProcess:
         with submitit.helpers.environment_variables(SUBMITIT_FOLDER=logs):
             submitted = submitit.DebugExecutor(logs).submit(job)
             return _announce(submitted.result())
-
-    def describe(self, job: RankJob) -> str:
-        """See `Backend`."""
-        return _describe(job.resolved_config())
 
 
 class LocalExecutor(submitit.LocalExecutor):
@@ -97,7 +103,7 @@ class LocalExecutor(submitit.LocalExecutor):
         return submitit.LocalJob(self.folder, job_id, ranks, process=self.controller)
 
 
-class LocalRanks:
+class LocalRanks(ThisMachine):
     """Runs the ranks of a job as processes of this machine, and shows their log."""
 
     def start(self, job: RankJob, *, follow: bool = False) -> int:
@@ -130,10 +136,6 @@ class LocalRanks:
         typer.echo(f"the process that watches the ranks ended {how}; logs in {logs}", err=True)
         return 1
 
-    def describe(self, job: RankJob) -> str:
-        """See `Backend`."""
-        return _describe(job.resolved_config())
-
 
 def _new_logs(config: Config) -> Path:
     """A new folder for each start.
@@ -143,11 +145,6 @@ def _new_logs(config: Config) -> Path:
     logs = RunFolder.from_config(config).logs / time.strftime("%Y%m%d-%H%M%S")
     make_logs(logs)
     return logs
-
-
-def _describe(config: Config) -> str:
-    cluster, folder = config.cluster, RunFolder.from_config(config).path
-    return f"cluster={cluster.name}: {cluster.world_size} rank(s) here, {folder}\n"
 
 
 def _announce(result: RunResult) -> int:

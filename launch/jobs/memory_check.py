@@ -37,7 +37,7 @@ def require_fit(config: Config, where: str = "plan.gpu_memory_gib") -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise LaunchError(
-            "whether a training step fits cannot be told",
+            "it cannot be predicted whether a training step fits",
             where=where,
             got=done.stderr.strip()[-1500:],
             remedy="correct that, or leave plan.gpu_memory_gib unset to submit without a plan",

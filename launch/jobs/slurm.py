@@ -58,9 +58,11 @@ class Slurm:
         refuse_changes(config)
         folder = RunFolder.from_config(config)
         _refuse_second_job(folder)
+        # Before the job is queued, because it fails for wrong settings of the tracking.
+        hint = run_hint(folder.path, config.tracking, config.run.root)
         (queued,) = submit_array(_executor(config), [job])
         typer.echo(f"job {queued.job_id}, log {queued.paths.stdout}")
-        typer.echo(f"watch and compare: {run_hint(folder.path, config.tracking, config.run.root)}")
+        typer.echo(f"watch and compare: {hint}")
         return watch.follow(queued.job_id, queued.paths.stdout) if follow else 0
 
     def describe(self, job: RankJob) -> str:

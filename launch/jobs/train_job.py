@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Protocol
 
 from launch.failures import USER_ERROR_CODE, Failure, failure_path, write_failure
@@ -162,12 +162,7 @@ class StopSignals:
         if self.received:
             request_stop()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for signum, previous in self._previous.items():
             signal.signal(signum, previous)
 
@@ -186,14 +181,15 @@ class QuickExit:
     def __init__(self) -> None:
         self.is_well = False
         """Set it when nothing is left to do."""
+
+        def end() -> None:
+            if self.is_well:
+                logging.shutdown()
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(0)
+
         # A process that belongs to somebody else (debug, tests) keeps its own exit code.
         main = getattr(sys.modules["__main__"], "__spec__", None)
         if main is not None and main.name == "submitit.core._submit":
-            atexit.register(self._end)
-
-    def _end(self) -> None:
-        if self.is_well:
-            logging.shutdown()
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(0)
+            atexit.register(end)

@@ -72,8 +72,8 @@ class LiveJob:
     job_id: str
     state: str
     """Slurm's name of the state, such as PENDING."""
-    reason: str
-    """Why it waits; "None" if it does not."""
+    reason: str = "None"
+    """Why it waits, in Slurm's words."""
 
     def __str__(self) -> str:
         reason = "" if self.reason == "None" else f" ({self.reason})"

@@ -156,24 +156,20 @@ class Watch:
         self._stop()
 
     def _falls_behind(self) -> bool:
-        known = len(self._curve)
-        self._read_on()
+        from segresmamba.tracking import read_records
+
+        known, journal = len(self._curve), self._trial.folder.journal
+        for record in read_records(journal, self._read) if journal.exists() else ():
+            self._read = record.end
+            if METRIC in record.body.get("values", ()) and record.kind == "metrics":
+                # A resumed run may validate a step again; its first value counts.
+                self._curve.setdefault(record.body["step"], float(record.body["values"][METRIC]))
         # After its last step a trial is done, and stopping it would save nothing.
         if len(self._curve) == known or max(self._curve) >= self._last_step:
             return False
         if self._study is None:
             self._study = catch_up(self._sweep)
         return self._study.should_prune(self._trial.number, self._curve)
-
-    def _read_on(self) -> None:
-        """Read what is new in the journal. If a step comes twice, its first value counts."""
-        from segresmamba.tracking import read_records
-
-        journal = self._trial.folder.journal
-        for record in read_records(journal, self._read) if journal.exists() else ():
-            self._read = record.end
-            if METRIC in record.body.get("values", ()) and record.kind == "metrics":
-                self._curve.setdefault(record.body["step"], float(record.body["values"][METRIC]))
 
 
 def chosen(folder: Path, number: int) -> Trial:

@@ -223,9 +223,9 @@ def wait_for(condition: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_stopped_search_goes_on_with_its_trial_and_prunes_it_once_it_falls_behind(
-    tmp_path: Path, real_words: list[str]
+    tmp_path: Path, real_overrides: list[str]
 ) -> None:
-    words = [*real_words, "train.max_steps=2000", "train.validate_every=1", LR]
+    words = [*real_overrides, "train.max_steps=2000", "train.validate_every=1", LR]
     count = STARTUP_PRUNING + 1
     trial, folder = tmp_path / "s-000", tmp_path / "sweeps" / "s"
     with controller("--search", "optuna", "--trials", str(count), "--name", "s", *words) as first:

@@ -221,10 +221,10 @@ def test_a_job_of_which_the_run_knows_nothing_says_where_its_trial_stands(
 
 
 def test_a_killed_controller_leaves_its_trial_to_the_next_one(
-    tmp_path: Path, real_words: list[str]
+    tmp_path: Path, real_overrides: list[str]
 ) -> None:
     """Real training: kill -9 of the controller; the same command does not start the trial twice."""
-    words = [*real_words, "train.max_steps=1", "seed=0,1"]
+    words = [*real_overrides, "train.max_steps=1", "seed=0,1"]
     command = [sys.executable, "-m", "launch", "sweep", "--name", "s", *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout is not None
