@@ -60,7 +60,7 @@ def on_failure(config: Config, logs: Path, code: int) -> int:
     if not squeue.is_running(job_id):
         return code
     failure = _find_failure(logs, job_id) or Failure(
-        0, time.time(), code, f"srun ended with exit code {code} before a rank wrote down its failure"
+        0, time.time(), code, f"srun ended with exit code {code} before any rank wrote its error"
     )
     forget_failures(logs, job_id)
     lines = [f"rank {failure.rank} failed first; its log: {logs}/{job_id}_{failure.rank}_log.out"]
