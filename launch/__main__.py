@@ -1,4 +1,8 @@
-"""`python -m launch`: the same `key=value` words as `segresmamba train`, on one machine or many."""
+"""`python -m launch`: the same `key=value` overrides as `segresmamba train`, here or on Slurm.
+
+This file only reads arguments and chooses what runs. It imports neither torch nor the trackers, so
+that a job is submitted at once.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from launch.jobs import start
+from launch.jobs.backends import backend_for
+from launch.jobs.slurm import Slurm
 from launch.jobs.train_job import TrainJob
 from launch.slurm import allocation
 from launch.status import is_single, show_runs, single_runs
@@ -29,6 +34,7 @@ from segresmamba.cli.conversion import (
 )
 from segresmamba.config import load_config, read_config
 from segresmamba.errors import LaunchError, UserError
+from segresmamba.storage.run_folder import RunFolder
 
 MaxParallel = Annotated[
     int | None,
@@ -52,7 +58,7 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would run: on Slurm the sbatch script.")
     ] = False,
-    watch: Annotated[
+    follow: Annotated[
         bool, typer.Option("--follow", help="On Slurm: show the log until the job has ended.")
     ] = False,
     allow_config_change: Annotated[
@@ -62,12 +68,13 @@ def train(
     in_allocation: Annotated[bool, typer.Option("--in-allocation", hidden=True)] = False,
 ) -> None:
     """Train: cluster=local (ranks on this machine), debug (in this process) or slurm (sbatch)."""
-    words = overrides or []
+    overrides = overrides or []
     if allow_config_change:
-        words += ["run.allow_config_change=true"]
+        overrides += ["run.allow_config_change=true"]
     if in_allocation:
-        words += allocation.overrides()
-    if ALL in words:
+        # Last, so that what sbatch granted wins over the user's own cluster.* values.
+        overrides += allocation.overrides()
+    if ALL in overrides:
         if in_allocation:
             raise LaunchError(
                 "the folds are jobs of their own, which cannot all run in this one",
@@ -75,24 +82,25 @@ def train(
                 got="all, with sbatch slurm/train.sh",
                 remedy="sbatch slurm/sweep.sh train.fold=all ..., which queues them",
             )
-        folds = all_folds(words)
+        folds = all_folds(overrides)
         _run_sweep(
             Sweep.from_overrides(folds, fold_sweep_name(folds)), max_parallel, dry_run=dry_run
         )
-    job = TrainJob(load_config(words))
+    job = TrainJob(load_config(overrides))
+    if in_allocation and not dry_run:
+        Slurm().run_in_allocation(job)
+    backend = backend_for(job.config)
     if dry_run:
-        typer.echo(start.describe(job), nl=False)
-    elif in_allocation:
-        start.run_in_allocation(job)
+        typer.echo(backend.describe(job), nl=False)
     else:
-        sys.exit(start.start(job, watch=watch))
+        sys.exit(backend.start(job, follow=follow))
 
 
 @app.command()
 def convert(
     source: Annotated[Path, typer.Argument(help="Dataset folder, or a MONAI datalist.")],
     out: Annotated[Path, typer.Argument(help="Store to write.", metavar="STORE")],
-    words: Annotated[
+    overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="As in cluster=slurm cluster.cpus_per_task=4"),
     ] = None,
@@ -118,7 +126,7 @@ def convert(
 
     policy = Policy.from_options(spacing=spacing, crop=crop, intensity=intensity, dtype=dtype)
     request = ConversionRequest(source, out, kind, resample_mismatched, policy, splits, overwrite)
-    cluster = convert_job.cluster_of(words or [])
+    cluster = convert_job.cluster_of(overrides or [])
     if dry_run:
         typer.echo(convert_job.describe(request, cluster, tasks), nl=False)
     else:
@@ -127,27 +135,27 @@ def convert(
 
 @app.command()
 def sweep(
-    words: Annotated[
+    overrides: Annotated[
         list[str], typer.Argument(metavar="KEY=A,B", help="As in model=segresmamba,segresnet")
     ],
-    name: Annotated[str | None, typer.Option(help="Of the sweep, here and in MLflow.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the sweep, here and in MLflow.")] = None,
     max_parallel: MaxParallel = None,
     search: Annotated[
         Sampler | None,
         typer.Option(help="Choose the trials by their Dice so far instead of trying all."),
     ] = None,
     trials: Annotated[
-        int | None, typer.Option(min=1, help="Of a search: how many, in all.")
+        int | None, typer.Option(min=1, help="For a search: how many trials in all.")
     ] = None,
     storage: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="Of a search: a database. Default: a file of the sweep."),
+        typer.Option(metavar="URL", help="For a search: a database. Default: a file."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the trials.")] = False,
 ) -> None:
     """Run every combination, or a search; the same command goes on with what is missing."""
     if search is not None:
-        planned = plan_search(words, trials, name, storage)
+        planned = plan_search(overrides, trials, name, storage)
     elif trials is not None or storage is not None:
         raise LaunchError(
             "a grid has as many trials as it has points, and no storage",
@@ -156,18 +164,20 @@ def sweep(
             remedy="leave it out, or add --search optuna",
         )
     else:
-        planned = Sweep.from_overrides(all_folds(words) if ALL in words else words, name)
+        planned = Sweep.from_overrides(
+            all_folds(overrides) if ALL in overrides else overrides, name
+        )
     _run_sweep(planned, max_parallel, dry_run=dry_run)
 
 
 @app.command()
 def status(
     folder: Annotated[
-        Path | None, typer.Argument(help="Of a sweep or a run. Default: all of them.")
+        Path | None, typer.Argument(help="Folder of a sweep or a run. Default: all.")
     ] = None,
     root: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs"),
 ) -> None:
-    """Show where sweeps and runs stand, and why what failed did."""
+    """Show where sweeps and runs stand, and why some have failed."""
     if folder is not None and not (folder / MANIFEST).exists() and is_single(folder):
         show_runs([folder])
         return
@@ -186,21 +196,24 @@ def status(
 
 @app.command()
 def resume(
-    folder: Annotated[Path, typer.Argument(help="Of a sweep or a run.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of a sweep or a run.")],
     max_parallel: MaxParallel = None,
 ) -> None:
     """Run what is missing of a sweep, or go on with a run."""
     if (folder / MANIFEST).exists():
         sys.exit(run.run_sweep(Sweep.read(folder), max_parallel))
-    config = read_config(folder / "config.yaml")
+    config = read_config(RunFolder(folder).config)
+    # The folder may have been moved since the configuration was written.
     where = config.run.model_copy(update={"root": folder.parent, "name": folder.resolve().name})
-    sys.exit(start.start(TrainJob(config.model_copy(update={"run": where}))))
+    config = config.model_copy(update={"run": where})
+    sys.exit(backend_for(config).start(TrainJob(config)))
 
 
 @app.command(hidden=True)
 def trial(folder: Path, number: int) -> None:
     """Run one trial of a sweep here."""
-    sys.exit(start.start(TrialJob(folder, number)))
+    job = TrialJob(folder, number)
+    sys.exit(backend_for(job.resolved_config()).start(job))
 
 
 def _run_sweep(planned: Sweep, max_parallel: int | None, *, dry_run: bool) -> NoReturn:
@@ -211,7 +224,7 @@ def _run_sweep(planned: Sweep, max_parallel: int | None, *, dry_run: bool) -> No
 
 
 def main() -> None:
-    """Run a command; a user's mistake ends it with one screen of text and exit code 2."""
+    """Run a command. A mistake of the user ends it with one screen of text and exit code 2."""
     try:
         app()
     except UserError as error:

@@ -3,7 +3,7 @@
     STORE            the store: cases appear one by one, the manifest at the end
     STORE.logs/      scripts, pickles and logs of the jobs
 
-No job knows of the others: which cases are done is seen in the store. So any of them may be queued
+The jobs do not talk to each other: the store shows which cases are done. So any job may be queued
 again, and the same command goes on with what is missing.
 """
 
@@ -19,7 +19,8 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-from launch.jobs import submission
+from launch.jobs.rank import resubmission
+from launch.jobs.slurm import SlurmExecutor, share_executor, submit_array
 from launch.slurm import squeue
 from segresmamba.cli.conversion import counting
 from segresmamba.config import ClusterConfig, load_config
@@ -27,7 +28,7 @@ from segresmamba.data.conversion.convert import convert_share, finish, prepare
 from segresmamba.data.conversion.plan import ConversionPlan, ConversionRequest
 from segresmamba.errors import ConfigError, LaunchError, UserError
 
-# Of a preset that is made for training, what a conversion has no use for.
+# Presets are made for training. A conversion has no ranks and needs no GPU.
 _NO_RANKS = ("cluster.nodes=1", "cluster.tasks_per_node=1", "cluster.gpus_per_node=0")
 
 
@@ -38,14 +39,14 @@ class ConvertJob:
     request: ConversionRequest
     shares: int
     share: int | None
-    """Which of them; None is the end: what is still missing, and the manifest."""
+    """Which share; None for the last job: what is still missing, and the manifest."""
     workers: int
 
     def __call__(self) -> str:
-        """Convert; return a line about it.
+        """Convert; return a line that says what was done.
 
         Raises:
-            SystemExit: With code 2 where something is wrong with cases, whose screen is in the log.
+            SystemExit: With code 2 if cases are faulty. The error's screen is then in the log.
         """
         logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
         logging.getLogger("segresmamba").setLevel(logging.INFO)
@@ -53,43 +54,43 @@ class ConvertJob:
         try:
             with counting("converting", Console(stderr=True, soft_wrap=True)) as progress:
                 if self.share is None:
-                    said = str(finish(request, workers=workers, progress=progress))
+                    line = str(finish(request, workers=workers, progress=progress))
                 else:
                     done = convert_share(
                         request, self.share, self.shares, workers=workers, progress=progress
                     )
-                    said = f"share {self.share + 1} of {self.shares}: {done} cases converted"
+                    line = f"share {self.share + 1} of {self.shares}: {done} cases converted"
         except UserError as error:
             sys.stderr.write(error.screen() + "\n")
             sys.exit(2)
-        sys.stderr.write(said + "\n")
-        return said
+        sys.stderr.write(line + "\n")
+        return line
 
     def checkpoint(self) -> object:
         """Submitit asks for this after a requeue: the same job again, which resumes by itself."""
-        return submission.resubmission(self)
+        return resubmission(self)
 
 
-def cluster_of(words: Sequence[str]) -> ClusterConfig:
-    """The cluster that `key=value` words describe, one process to a job.
+def cluster_of(overrides: Sequence[str]) -> ClusterConfig:
+    """The cluster that these overrides describe, with one process per job.
 
     Raises:
         ConfigError: If they are wrong, or describe anything else.
     """
     ranks = ("cluster.nodes", "cluster.tasks_per_node")
-    if others := [w for w in words if not w.startswith("cluster") or w.startswith(ranks)]:
+    if others := [o for o in overrides if not o.startswith("cluster") or o.startswith(ranks)]:
         raise ConfigError(
             "a conversion has no such setting",
             where=others[0].split("=", maxsplit=1)[0],
             got=others[0],
-            remedy="give options (python -m launch convert --help) and cluster.* words, as in "
+            remedy="give options (python -m launch convert --help) and cluster.* settings, as in "
             "cluster=slurm cluster.time_min=60; --tasks says how many jobs share the cases",
         )
-    return load_config([*_NO_RANKS, *words]).cluster
+    return load_config([*_NO_RANKS, *overrides]).cluster
 
 
 def run(request: ConversionRequest, cluster: ClusterConfig, tasks: int) -> None:
-    """Convert here in `tasks` processes, or queue so many jobs on Slurm and one that ends it.
+    """Convert here in `tasks` processes, or queue as many jobs on Slurm and one that ends it.
 
     Raises:
         UserError: If the source, the store or the cluster cannot be used as asked.
@@ -107,19 +108,23 @@ def run(request: ConversionRequest, cluster: ClusterConfig, tasks: int) -> None:
             remedy=f"wait for it, or end it: scancel {' '.join(queued)}; then the same command "
             "goes on",
         )
-    request = _everywhere(request)
+    # The jobs may start in another folder.
+    splits = request.splits.absolute() if isinstance(request.splits, Path) else request.splits
+    request = replace(
+        request, source=request.source.absolute(), out=request.out.absolute(), splits=splits
+    )
     cases = prepare(request)
     if not cases:
         typer.echo(str(finish(request.going_on())))
         return
     try:
-        shares = submission.submit_array(*_array(request, cluster, min(tasks, cases)))
+        shares = submit_array(*_array(request, cluster, min(tasks, cases)))
     except LaunchError:
         ConversionPlan.from_request(request.going_on()).folder().remove_if_without_cases()
         raise
     job_id = shares[0].job_id.split("_")[0]
     try:
-        end = submission.submit(*_end(request, cluster, after=job_id))
+        (end,) = submit_array(*_end(request, cluster, after=job_id))
     except LaunchError:
         squeue.cancel(job_id)
         raise
@@ -129,7 +134,10 @@ def run(request: ConversionRequest, cluster: ClusterConfig, tasks: int) -> None:
 
 
 def describe(request: ConversionRequest, cluster: ClusterConfig, tasks: int) -> str:
-    """What `run` would do: for Slurm the two scripts, to the letter but for the array's number."""
+    """What `run` would do, as text. Changes nothing.
+
+    For Slurm these are the two scripts, to the letter except for the array's job id.
+    """
     if cluster.name != "slurm":
         return f"cluster={cluster.name}: {tasks} process(es) here, {request.out}\n"
     array, _ = _array(request, cluster, tasks)
@@ -139,28 +147,20 @@ def describe(request: ConversionRequest, cluster: ClusterConfig, tasks: int) -> 
 
 def _array(
     request: ConversionRequest, cluster: ClusterConfig, shares: int
-) -> tuple[submission.SlurmExecutor, list[ConvertJob]]:
+) -> tuple[SlurmExecutor, list[ConvertJob]]:
     name, logs = _names(request)
     jobs = [ConvertJob(request, shares, share, cluster.cpus_per_task) for share in range(shares)]
-    return submission.share_executor(cluster, name, logs), jobs
+    return share_executor(cluster, name, logs), jobs
 
 
 def _end(
     request: ConversionRequest, cluster: ClusterConfig, *, after: str
-) -> tuple[submission.SlurmExecutor, ConvertJob]:
+) -> tuple[SlurmExecutor, list[ConvertJob]]:
     name, logs = _names(request)
     job = ConvertJob(request, 1, None, cluster.cpus_per_task)
-    return submission.share_executor(cluster, f"{name}-end", logs, after=after), job
+    return share_executor(cluster, f"{name}-end", logs, after=after), [job]
 
 
 def _names(request: ConversionRequest) -> tuple[str, Path]:
     out = Path(os.path.abspath(request.out))
     return f"convert-{out.name}", out.with_name(f"{out.name}.logs")
-
-
-def _everywhere(request: ConversionRequest) -> ConversionRequest:
-    """The same with paths that hold in every folder."""
-    splits = request.splits.absolute() if isinstance(request.splits, Path) else request.splits
-    return replace(
-        request, source=request.source.absolute(), out=request.out.absolute(), splits=splits
-    )

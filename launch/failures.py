@@ -1,27 +1,40 @@
-"""What a rank leaves behind when it fails, so that the error reaches the user as it was raised.
+"""What a rank leaves behind when it fails, and how the run's folder and MLflow get to know it.
 
 Submitit hands a traceback on as text and knows no order among ranks. A rank here writes
-`<job>_<rank>_failure.json` next to its log; the earliest one is the cause, the others follow from
-it: a collective whose partner is gone.
+`<job>_<rank>_failure.json` next to its log. The earliest one is the cause. The others follow from
+it, as in a collective whose partner is gone.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import logging
 import time
 import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from segresmamba.errors import UserError
+from segresmamba.storage.atomic import write_text
+
+# Imported where it is used: the local controller reads this module and has to start fast.
+if TYPE_CHECKING:
+    from segresmamba.config import Config
+    from segresmamba.tracking import Status
 
 USER_ERROR_CODE = 2
+# What a shell returns for a command that Ctrl-C has ended.
+INTERRUPTED_CODE = 130
+TAG = "failure"
+# The kernel ends a process with SIGKILL when memory runs out, and so does an administrator.
+KILLED_HINT = "; the kernel does so when memory runs out"
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Failure:
-    """One rank's end."""
+    """How one rank has failed."""
 
     rank: int
     """The global rank."""
@@ -41,27 +54,65 @@ class Failure:
         return cls(rank, time.time(), 1, text)
 
 
-def write_failure(failure: Failure, folder: Path, job_id: str) -> None:
-    """Leave `failure` among the job's logs, whole or not at all."""
-    path = failure_path(folder, job_id, failure.rank)
-    temporary = path.with_suffix(f".{os.getpid()}")
-    temporary.write_text(json.dumps(asdict(failure)), encoding="utf-8")
-    temporary.replace(path)
+def failure_path(logs: Path, job_id: str, rank: int) -> Path:
+    """Where a rank's failure is written."""
+    return logs / f"{job_id}_{rank}_failure.json"
 
 
-def first_failure(folder: Path, job_id: str) -> Failure | None:
+def write_failure(failure: Failure, logs: Path, job_id: str) -> None:
+    """Write a failure to the job's logs, whole or not at all."""
+    write_text(failure_path(logs, job_id, failure.rank), json.dumps(asdict(failure)))
+
+
+def first_failure(logs: Path, job_id: str) -> Failure | None:
     """The failure that came first among a job's ranks, or None if none failed."""
-    records = folder.glob(f"{job_id}_*_failure.json")
+    records = logs.glob(f"{job_id}_*_failure.json")
     failures = [Failure(**json.loads(path.read_text(encoding="utf-8"))) for path in records]
     return min(failures, key=lambda failure: failure.time_s, default=None)
 
 
-def forget_failures(folder: Path, job_id: str) -> None:
+def forget_failures(logs: Path, job_id: str) -> None:
     """Delete what a job's ranks wrote, before the job starts again."""
-    for path in folder.glob(f"{job_id}_*_failure.json"):
+    for path in logs.glob(f"{job_id}_*_failure.json"):
         path.unlink()
 
 
-def failure_path(folder: Path, job_id: str, rank: int) -> Path:
-    """Where a rank's failure is written."""
-    return folder / f"{job_id}_{rank}_failure.json"
+def report_failure(config: Config, failure: Failure) -> None:
+    """Write the first failing rank's traceback to failure.txt and put it on the MLflow run."""
+    from segresmamba.storage.run_folder import RunFolder
+
+    path = RunFolder.from_config(config).failure
+    try:
+        path.write_text(f"rank {failure.rank}\n{failure.text}\n", encoding="utf-8")
+    except OSError as error:
+        logger.warning("the failure is not on the MLflow run, nor in its folder: %s", error)
+        return
+    last_line = f"rank {failure.rank}: {failure.text.splitlines()[-1]}"
+    tell_mlflow(config, {TAG: last_line}, "failed", path)
+
+
+def tell_mlflow(
+    config: Config, tags: dict[str, str], status: Status, artifact: Path | None = None
+) -> None:
+    """Put tags, and perhaps a file, on the MLflow run of a job whose ranks have ended.
+
+    A run that never began has no journal, and nothing in MLflow. An error of the tracker is only
+    logged, so that it does not hide what the caller has to show.
+    """
+    from segresmamba.storage.run_folder import RunFolder
+    from segresmamba.tracking import open_tracker
+
+    folder = RunFolder.from_config(config)
+    if not folder.journal.exists():
+        return
+    try:
+        tracker = open_tracker(
+            folder.path, config.tracking, root=config.run.root, run_name=folder.path.name
+        )
+    except (OSError, UserError) as error:
+        logger.warning("MLflow does not learn how the run ended: %s", error)
+        return
+    tracker.tags(tags)
+    if artifact is not None:
+        tracker.artifact(artifact)
+    tracker.close(status)

@@ -1,5 +1,17 @@
 """Scripts of users name this module."""
 
-from launch.jobs.start import run_in_allocation, start
+from typing import NoReturn
 
-__all__ = ["run_in_allocation", "start"]
+from launch.jobs.backends import backend_for
+from launch.jobs.slurm import Slurm
+from launch.jobs.train_job import RankJob
+
+
+def start(job: RankJob, *, watch: bool = False) -> int:
+    """See `launch.jobs.backends.Backend.start`."""
+    return backend_for(job.resolved_config()).start(job, follow=watch)
+
+
+def run_in_allocation(job: RankJob) -> NoReturn:
+    """See `launch.jobs.slurm.Slurm.run_in_allocation`."""
+    Slurm().run_in_allocation(job)

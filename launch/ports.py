@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import socket
 import zlib
-from collections.abc import Iterator
-from itertools import islice
 
-# Below the ports that Linux gives to outgoing connections.
+# Linux gives ports from 32768 on to outgoing connections.
 _FIRST, _COUNT = 20000, 12000
-_STEP = 4099  # prime, and no divisor of _COUNT: the candidates of a job pass over all ports
+# A prime that does not divide _COUNT, so that the candidates of a job pass over all ports.
+_STEP = 4099
 _ATTEMPTS = 100
 
 
 def free_port(job_id: str) -> int:
-    """The first port of the job's sequence that nobody on this machine listens on.
+    """The first port in the job's own sequence that is free on this machine.
 
-    Derived from the job's id, so that jobs which share a node do not even try the same ones.
+    The sequence follows from the job's id, so that jobs which share a node rarely try the same port
+    at the same moment.
 
     Raises:
-        OSError: If a hundred of them are taken.
+        OSError: If a hundred ports are taken.
     """
-    for port in islice(_candidates(job_id), _ATTEMPTS):
+    start = zlib.crc32(job_id.encode())
+    for number in range(_ATTEMPTS):
+        port = _FIRST + (start + number * _STEP) % _COUNT
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -30,9 +32,3 @@ def free_port(job_id: str) -> int:
                 continue
             return port
     raise OSError(f"job {job_id} found no free port after {_ATTEMPTS} attempts")
-
-
-def _candidates(job_id: str) -> Iterator[int]:
-    start = zlib.crc32(job_id.encode())
-    for number in range(_COUNT):
-        yield _FIRST + (start + number * _STEP) % _COUNT

@@ -6,20 +6,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
-from launch.jobs import submission
+from launch.jobs.slurm import submitted_jobs
+from launch.run_state import FAILED, METRIC, STOPPED, find_state, read_failure, read_run
 from launch.slurm import squeue
 from launch.slurm.squeue import JobState
 from launch.sweeps.sweep import Sweep
-from launch.sweeps.trial import FAILED, STOPPED, Trial
+from segresmamba.storage.locks import is_locked
+from segresmamba.storage.run_folder import RunFolder
 
-if TYPE_CHECKING:
-    from segresmamba.tracking import History
-
-_CONFIG, _LOSS = "config.yaml", "train/loss"
 _LOG = "_0_log.out"
 
 
@@ -27,81 +24,83 @@ _LOG = "_0_log.out"
 class RunStatus:
     """Where a run stands."""
 
-    trial: Trial
-    """It alone, as if it were a sweep's: where a run stands is found out in one place."""
-    job: JobState | None
+    folder: Path
+    state: str
+    """See `find_state`."""
+    progress: str
+    """The last step of how many, as text; empty before the first."""
+    dice: float | None
+    """Its last validation."""
+    last_record: str
+    """How long ago it last recorded something; empty if it never did."""
+    job_id: str | None
     """The newest of its jobs on Slurm."""
-    history: History | None
-    heard: str
-    """How long ago it last recorded something."""
+    job: JobState | None
+    """What Slurm says about that job."""
+    failure: str
+    """Why it failed; empty if it did not."""
 
     @classmethod
-    def all_of(cls, folders: Sequence[Path]) -> list[RunStatus]:
-        """Find out where the runs in these folders stand; Slurm is asked once."""
-        trials = [Trial(0, [], "", str(folder), job=_newest_job(folder)) for folder in folders]
-        jobs = squeue.job_states([trial.job for trial in trials if trial.job])
-        return [cls._of(trial, jobs.get(trial.job or "")) for trial in trials]
-
-    @classmethod
-    def _of(cls, trial: Trial, job: JobState | None) -> RunStatus:
-        from segresmamba.storage.locks import is_locked
-        from segresmamba.storage.run_folder import RunFolder
-
-        journal = RunFolder(Path(trial.run)).journal
-        history = trial.refresh(job, is_locked=is_locked(journal), must_measure=False)
-        return cls(trial, job, history, _ago(journal))
-
-    @property
-    def folder(self) -> Path:
-        """Where it lies."""
-        return Path(self.trial.run)
+    def read_all(cls, folders: Sequence[Path]) -> list[RunStatus]:
+        """Find out where the runs in these folders stand, with one question to Slurm."""
+        newest = {folder: _newest_job(RunFolder(folder)) for folder in folders}
+        jobs = squeue.job_states([job_id for job_id in newest.values() if job_id])
+        found = []
+        for path, job_id in newest.items():
+            folder, job, history = RunFolder(path), jobs.get(job_id or ""), read_run(path)
+            state = find_state(history, job, is_locked=is_locked(folder.journal))
+            failure = read_failure(folder, job_id) if state == FAILED else ""
+            dice = history.last(METRIC) if history else None
+            losses = history.curves.get("train/loss") if history else None
+            steps = history.settings.get("train.max_steps", "?") if history else "?"
+            progress = f"step {losses[-1].step}/{steps}" if losses else ""
+            age = _age(folder.journal)
+            found.append(cls(path, state, progress, dice, age, job_id, job, failure))
+        return found
 
     def line(self) -> str:
-        """State, step, Dice, the time since it was last heard of, folder, job."""
-        curve = self.history.curves.get(_LOSS) if self.history else None
-        most = self.history.settings.get("train.max_steps", "?") if self.history else "?"
-        step = f"step {curve[-1].step}/{most}" if curve else ""
-        dice = "" if self.trial.dice is None else f"Dice {self.trial.dice:.4f}"
-        job = f"job {self.trial.job} {self.job or 'unknown to Slurm'}" if self.trial.job else ""
-        cells = f"{self.trial.state:8s}  {step:18s}  {dice:11s}  {self.heard:10s}"
+        """One line for the terminal."""
+        dice = "" if self.dice is None else f"Dice {self.dice:.4f}"
+        job = f"job {self.job_id} {self.job or 'unknown to Slurm'}" if self.job_id else ""
+        cells = f"{self.state:8s}  {self.progress:18s}  {dice:11s}  {self.last_record:10s}"
         return f"{cells}  {self.folder}  {job}".rstrip()
 
 
 def single_runs(root: Path, sweeps: Sequence[Sweep]) -> list[Path]:
-    """The folders of all runs in `root` that have begun or wait in a queue, but for trials."""
+    """Folders of the runs in `root` that have begun or are queued, without the sweeps' trials."""
     trials = {Path(trial.run).resolve() for sweep in sweeps for trial in sweep.trials}
     folders = sorted(root.iterdir()) if root.is_dir() else []
     return [path for path in folders if is_single(path) and path.resolve() not in trials]
 
 
-def is_single(folder: Path) -> bool:
-    """Whether a run has begun in this folder, or a job of one waits in a queue."""
-    return (folder / _CONFIG).is_file() or bool(submission.submitted_jobs(folder / "logs"))
+def is_single(path: Path) -> bool:
+    """Whether a run has begun in this folder, or a job of a run is queued."""
+    folder = RunFolder(path)
+    return folder.config.is_file() or bool(submitted_jobs(folder.logs))
 
 
 def show_runs(folders: Sequence[Path]) -> None:
-    """One line a run, then why each that failed did, then what to type."""
-    runs = RunStatus.all_of(folders)
+    """Print one line per run, then why runs have failed, then the command that goes on."""
+    runs = RunStatus.read_all(folders)
     for run in runs:
         typer.echo(run.line())
     for run in runs:
-        if run.trial.failure:
-            typer.echo(f"\n{run.folder} failed: {run.trial.failure}")
+        if run.failure:
+            typer.echo(f"\n{run.folder} failed: {run.failure}")
     for run in runs:
-        if run.trial.state in {FAILED, STOPPED}:
+        if run.state in {FAILED, STOPPED}:
             typer.echo(f"python -m launch resume {run.folder}  goes on with it", err=True)
 
 
-def _newest_job(folder: Path) -> str | None:
-    logs = folder / "logs"
-    # A trial has no job of its own there, but links to its logs.
-    links = [path.name.removesuffix(_LOG) for path in logs.glob(f"*{_LOG}")]
-    jobs = [*submission.submitted_jobs(logs), *links]
+def _newest_job(folder: RunFolder) -> str | None:
+    # The pickle of a trial's job lies with the sweep; the run has only a link to the log.
+    links = [path.name.removesuffix(_LOG) for path in folder.logs.glob(f"*{_LOG}")]
+    jobs = [*submitted_jobs(folder.logs), *links]
     return max(jobs, key=lambda job_id: int(job_id.partition("_")[0]), default=None)
 
 
-def _ago(path: Path) -> str:
-    """How long ago a file was last written, roughly; nothing if it is not there."""
+def _age(path: Path) -> str:
+    """How long ago a file was last written, roughly; empty if there is no file."""
     if not path.exists():
         return ""
     minutes = max(time.time() - path.stat().st_mtime, 0) / 60

@@ -1,4 +1,8 @@
-"""Waiting for a job on this machine: its log on the terminal, Ctrl-C, and how it ended."""
+"""A job's log on the terminal until it has ended, on this machine (`wait`) or Slurm (`follow`).
+
+On this machine Ctrl-C stops the job. On Slurm it only ends the watching: the job is not a child of
+this process, and goes on without it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from launch.failures import INTERRUPTED_CODE
+from launch.slurm.squeue import job_state
+
 POLL_S = 0.2
+# Slurm's controller answers all users of the cluster, so it is asked less often.
+QUEUE_POLL_S = 2.0
+# The log is written on another machine, and a network file system shows it seconds later.
+LOG_DELAY_S = 3.0
 
 
 def wait(controller: subprocess.Popen[bytes], log: Path) -> int:
@@ -22,11 +33,44 @@ def wait(controller: subprocess.Popen[bytes], log: Path) -> int:
     with _stopping(controller):
         position = 0
         while True:
-            ended = controller.poll() is not None  # asked before reading, so that nothing is missed
+            # Asked before the log is read: what is written in between would be missed otherwise.
+            ended = controller.poll() is not None
             position = show(log, position)
             if ended:
                 return controller.returncode
             time.sleep(POLL_S)
+
+
+def follow(job_id: str, log: Path) -> int:
+    """Show `log` while it grows, and a job's state on Slurm whenever that changes.
+
+    A job that is queued again is followed on. Ctrl-C ends the watching, not the job.
+
+    Returns:
+        0 if the job ended well, 130 if it was cancelled or the watching was ended, else the job's
+        exit code.
+    """
+    position, shown = 0, ""
+    try:
+        while True:
+            state = job_state(job_id)
+            position = show(log, position)
+            if str(state) != shown:
+                shown = str(state)
+                _print_state(job_id, shown)
+            if state is None or state.ended:
+                time.sleep(LOG_DELAY_S)
+                show(log, position)
+                return state.exit_code if state else 1
+            time.sleep(QUEUE_POLL_S)
+    except KeyboardInterrupt:
+        _print_state(job_id, f"goes on; `scancel {job_id}` ends it, `tail -f {log}` shows it")
+        return INTERRUPTED_CODE
+
+
+def _print_state(job_id: str, text: str) -> None:
+    sys.stderr.write(f"job {job_id}: {text}\n")
+    sys.stderr.flush()
 
 
 def show(log: Path, position: int) -> int:

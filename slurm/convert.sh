@@ -6,9 +6,8 @@
 #
 # On many nodes:  python -m launch convert RAW STORE cluster=slurm --tasks 16
 #
-# One process per core. Finished cases are not redone: a job that was preempted or reached its time
-# limit goes on when the same line is submitted again. The values below are defaults; options of
-# sbatch win over them.
+# One process per core. Finished cases are not converted again: after preemption or the time limit,
+# submit the same line to go on. The values below are defaults; options of sbatch win over them.
 #
 #SBATCH --job-name=segresmamba-convert
 #SBATCH --nodes=1

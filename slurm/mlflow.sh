@@ -4,10 +4,10 @@
 #   sbatch slurm/mlflow.sh               # shows the runs in runs/
 #   sbatch slurm/mlflow.sh /data/runs
 #
-# ROOT is the folder of all runs (run.root). While the server runs, its address stands in
-# ROOT/mlflow-server.json, where runs without a tracking.uri of their own find it; without a server
-# they write ROOT/mlflow.db themselves, which is also what the server shows: a run is in the same
-# place either way. From your own machine:  ssh -L 5000:NODE:PORT LOGIN-NODE
+# ROOT is the folder of all runs (run.root). While the server runs, its address is in
+# ROOT/mlflow-server.json, where runs without a tracking.uri of their own find it. Without a server
+# they write to ROOT/mlflow.db themselves. The server shows the same database, so a run is in the
+# same place either way. From your own machine:  ssh -L 5000:NODE:PORT LOGIN-NODE
 #
 #SBATCH --job-name=segresmamba-mlflow
 #SBATCH --nodes=1
@@ -38,7 +38,7 @@ port=$("$python" -c 'import sys; from launch.ports import free_port; print(free_
 server=$!
 
 finish() {
-    # Another server may have taken over meanwhile.
+    # Another server may have written its own address meanwhile.
     if grep -qs "\"job\": \"$SLURM_JOB_ID\"" "$address"; then
         rm -f "$address"
     fi

@@ -5,9 +5,9 @@
 #   sbatch slurm/sweep.sh --name folds train.fold=all
 #   sbatch slurm/sweep.sh --search optuna --trials 50 'train.lr=tag(log,interval(1e-5,1e-2))'
 #
-# It queues what has not finished as one array, each trial a job with the resources that cluster.*
-# asks for, and ends: the trials of a search choose what they try themselves. The same command goes
-# on with what is missing; `python -m launch status` shows how far it is.
+# It queues what has not finished as one array and ends. Each trial is a job with the resources that
+# cluster.* asks for, and the trials of a search choose their own settings. The same command goes on
+# with what is missing; `python -m launch status` shows where the sweep stands.
 #
 #SBATCH --job-name=sweep
 #SBATCH --ntasks=1
@@ -21,7 +21,7 @@ python=python
 if [[ -x .venv/bin/python ]]; then
     python=.venv/bin/python
 fi
-# The trials are jobs of their own and must not take this one's size for theirs.
+# sbatch reads these variables as options, and the trials must not get the size of this small job.
 for name in ${!SLURM_@} ${!SBATCH_@}; do
     [[ $name == SLURM_CONF ]] || unset "$name"
 done

@@ -1,11 +1,11 @@
-"""The end of a Slurm job whose ranks have failed: say why, tell MLflow, try again or stop.
+"""The end of a Slurm job whose ranks have failed: show why, tell MLflow, try again or stop.
 
-The batch script comes here when srun returns with an error. A job that was preempted or cancelled
-has nothing to say. After a mistake of the user trying again would be no use; after anything else
-the job is queued again, as long as each attempt gets the run past its newest checkpoint:
+The batch script runs this when srun returns with an error. If the job was preempted or cancelled,
+there is nothing to do. A mistake of the user would come again, so the job ends. After any other
+failure the job is queued again, unless too many failures in a row brought no newer checkpoint.
 
-    <run folder>/failures.jsonl     every failure: when, which job, rank, how far, the error
-    <run folder>/failure.txt        the last one's traceback, also on the MLflow run
+    <run folder>/failures.jsonl     every failure: when, which job and rank, how far, the error
+    <run folder>/failure.txt        traceback of the last failure, also on the MLflow run
 """
 
 from __future__ import annotations
@@ -18,20 +18,30 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from launch.failures import USER_ERROR_CODE, Failure, first_failure, forget_failures
-from launch.jobs import submission
-from launch.report import report_failure
+from launch.failures import (
+    KILLED_HINT,
+    USER_ERROR_CODE,
+    Failure,
+    failure_path,
+    first_failure,
+    forget_failures,
+    report_failure,
+)
+from launch.jobs.rank import batch_log, load_job
 from launch.slurm import allocation, squeue
-from segresmamba.config import Config, run_folder
+from segresmamba.config import Config
+from segresmamba.storage.run_folder import RunFolder
 
-HISTORY = "failures.jsonl"
+# Slurm ends the batch script of a requeued job. If the script left first, with an error, the job
+# would end as failed.
 _END_S = 60
+# For example "srun: error: gpu07: tasks 0-1: Exited with exit code 1".
 _SRUN = re.compile(r"srun: error: (\S+): tasks? (\d+)\S*: (.*)")
 
 
 @dataclass(frozen=True)
-class Setback:
-    """A line of the run's history of failures."""
+class FailedStart:
+    """A line of failures.jsonl."""
 
     time_s: float
     job: str
@@ -41,7 +51,7 @@ class Setback:
     step: int
     """The last step in the journal: how far it got."""
     error: str
-    """The last line of it."""
+    """The last line of the error."""
 
 
 def on_failure(config: Config, logs: Path, code: int) -> int:
@@ -50,14 +60,13 @@ def on_failure(config: Config, logs: Path, code: int) -> int:
     if not squeue.is_running(job_id):
         return code
     failure = _find_failure(logs, job_id) or Failure(
-        0, time.time(), code, f"srun ended with exit code {code} before a rank could say anything"
+        0, time.time(), code, f"srun ended with exit code {code} before any rank wrote its error"
     )
     forget_failures(logs, job_id)
-    folder = run_folder(config)
     lines = [f"rank {failure.rank} failed first; its log: {logs}/{job_id}_{failure.rank}_log.out"]
     again = failure.exit_code != USER_ERROR_CODE
     if again:
-        history = _remember(folder, job_id, failure)
+        history = _remember(RunFolder.from_config(config), job_id, failure)
         again = len(history) <= config.cluster.retries
         lines.append(_verdict(history, config.cluster.retries))
     report_failure(config, failure)
@@ -67,45 +76,52 @@ def on_failure(config: Config, logs: Path, code: int) -> int:
     if again:
         refusal = squeue.requeue(job_id)
         if not refusal:
-            time.sleep(_END_S)  # Slurm ends this process; leaving first would be a failed job's way
+            time.sleep(_END_S)
         sys.stderr.write(f"Slurm does not queue it again: {refusal or 'no reason given'}\n")
     return failure.exit_code
 
 
 def _find_failure(logs: Path, job_id: str) -> Failure | None:
-    """What went wrong first: what a rank wrote, unless one before it died without a word.
+    """What went wrong first.
 
-    srun names tasks as they end; a rank that was killed is there and has written nothing.
+    A rank that was killed has written nothing, but srun names the tasks as they end. So the first
+    task in srun's messages is the cause if it left no failure of its own.
     """
     written = first_failure(logs, job_id)
-    log = submission.batch_log(logs).read_text(errors="replace")
+    log = batch_log(logs).read_text(errors="replace")
+    # All starts of a job write to one log; preflight begins each with this line.
     this_start = log[log.rfind(f"job {job_id}, start ") :]
     ended = _SRUN.search(this_start)
-    if ended is None or (logs / f"{job_id}_{ended[2]}_failure.json").exists():
+    if ended is None or failure_path(logs, job_id, int(ended[2])).exists():
         return written
-    hint = "; the kernel does so when memory runs out" if "Killed" in ended[3] else ""
+    hint = KILLED_HINT if "Killed" in ended[3] else ""
     text = f"rank {ended[2]} on {ended[1]} ended without a word: {ended[3]}{hint}"
     return Failure(int(ended[2]), time.time(), 1, text)
 
 
-def _remember(folder: Path, job_id: str, failure: Failure) -> list[Setback]:
-    """Write the failure down; return this job's since it last got past a checkpoint."""
-    setback = Setback(
+def _remember(folder: RunFolder, job_id: str, failure: Failure) -> list[FailedStart]:
+    """Add the failure to failures.jsonl; return the job's failures at its newest checkpoint."""
+    # The last line of a journal may be cut, so it is searched as text.
+    journal = folder.journal
+    text = journal.read_text(errors="replace") if journal.exists() else ""
+    steps = [int(step) for step in re.findall(r'"step": ?(\d+)', text)]
+    failed = FailedStart(
         time_s=failure.time_s,
         job=job_id,
         rank=failure.rank,
-        checkpoint=_newest_checkpoint(folder),
-        step=_last_step(folder),
+        checkpoint=max(folder.saved_steps(), default=0),
+        step=max(steps, default=0),
         error=failure.text.splitlines()[-1],
     )
-    path = folder / HISTORY
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(asdict(setback)) + "\n")
-    setbacks = [Setback(**json.loads(line)) for line in path.read_text().splitlines()]
-    return [s for s in setbacks if (s.job, s.checkpoint) == (job_id, setback.checkpoint)]
+    with folder.failures.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(asdict(failed)) + "\n")
+    lines = folder.failures.read_text(encoding="utf-8").splitlines()
+    history = [FailedStart(**json.loads(line)) for line in lines]
+    return [one for one in history if (one.job, one.checkpoint) == (job_id, failed.checkpoint)]
 
 
-def _verdict(history: list[Setback], retries: int) -> str:
+def _verdict(history: list[FailedStart], retries: int) -> str:
+    """Whether the job is queued again, as a line of its log."""
     last, times = history[-1], len(history)
     reached = f"step {last.step}, with step {last.checkpoint} as the newest checkpoint"
     if times <= retries:
@@ -113,33 +129,22 @@ def _verdict(history: list[Setback], retries: int) -> str:
             f"queued again, failure {times} of at most {retries + 1} without a new checkpoint: "
             f"{reached}"
         )
-    steps = {setback.step for setback in history}
+    steps = {failed.step for failed in history}
     where = "at the same step" if len(steps) == 1 else "without a new checkpoint"
     return (
-        f"not queued again: failed {times} times in a row {where} ({reached}); mend the cause, "
-        "then the same command goes on from there"
+        f"not queued again: failed {times} times in a row {where} ({reached}); remove the "
+        "cause, then the same command goes on from there"
     )
-
-
-def _newest_checkpoint(folder: Path) -> int:
-    names = [path.name for path in (folder / "checkpoints").glob("step-*")]
-    return max((int(name.removeprefix("step-")) for name in names), default=0)
-
-
-def _last_step(folder: Path) -> int:
-    """The last step in the journal, whose last line may be cut."""
-    journal = folder / "journal.jsonl"
-    text = journal.read_text(errors="replace") if journal.exists() else ""
-    return max((int(step) for step in re.findall(r'"step": ?(\d+)', text)), default=0)
 
 
 def main() -> None:
     """Deal with the failure of this job: `python -m launch.in_allocation.on_failure LOGS CODE`."""
-    # Preemption may come just now; the decision is then Slurm's.
+    # Preemption may come just now. Slurm then requeues the job itself, and its warning must not end
+    # this process before the failure is recorded.
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     folder = Path(sys.argv[1])
-    work = submission.load_work(folder, allocation.job_id())
-    sys.exit(on_failure(work.config, folder, int(sys.argv[2])))
+    job = load_job(folder, allocation.job_id())
+    sys.exit(on_failure(job.resolved_config(), folder, int(sys.argv[2])))
 
 
 if __name__ == "__main__":

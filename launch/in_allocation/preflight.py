@@ -1,8 +1,8 @@
 """Before the ranks of a Slurm job start: are its nodes what the run needs?
 
-The batch script runs this on the first node. It looks at every node with one srun (`probe`),
-refuses the job within seconds where training would fail after minutes or an hour, and prints the
-port at which the ranks are to meet.
+The batch script runs this on the first node. It looks at every node with one srun (`probe`) and
+prints the port at which the ranks are to meet. It refuses the job within seconds where training
+would fail after minutes or an hour.
 """
 
 from __future__ import annotations
@@ -17,26 +17,27 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from launch.failures import USER_ERROR_CODE
-from launch.jobs import submission
 from launch.jobs.memory_check import require_fit
+from launch.jobs.rank import load_job
 from launch.ports import free_port
 from launch.slurm import allocation, probe
 from launch.slurm.probe import NodeReport
 from segresmamba.config import Config
 from segresmamba.errors import LaunchError, UserError
 
-# Failures are put in order by the nodes' clocks; the ranks' own checks are minutes.
+# Failures of ranks are put in order by the nodes' clocks, see `launch.failures`.
 CLOCK_TOLERANCE_S = 10.0
 # Measured: a rank takes 0.6 GiB before it has a network, a reader process 0.2 GiB.
 RANK_GIB, READER_GIB = 0.6, 0.2
-_TALLY = ("SLURM_NTASKS", "SLURM_NPROCS", "SLURM_NTASKS_PER_NODE", "SLURM_DISTRIBUTION")
+# Variables of the batch job that would give srun other numbers of tasks than one per node.
+_TASK_VARIABLES = ("SLURM_NTASKS", "SLURM_NPROCS", "SLURM_NTASKS_PER_NODE", "SLURM_DISTRIBUTION")
 
 
 def check(config: Config, logs: Path) -> None:
     """Look at the nodes of this job.
 
     Raises:
-        LaunchError: For the first thing that would not work, with the node at fault.
+        LaunchError: For the first problem, with the name of the node.
     """
     nonce, content = logs / f".preflight-{allocation.job_id()}", uuid.uuid4().hex
     before_s = time.time()
@@ -54,19 +55,19 @@ def check(config: Config, logs: Path) -> None:
         nonce.unlink(missing_ok=True)
     for problem in problems(config, reports, before_s, time.time()):
         raise problem
-    _hold_against_plan(config, reports)
+    _check_memory(config, reports)
 
 
 def _ask_nodes(config: Config, nonce: Path, content: str) -> list[NodeReport]:
     nodes = config.cluster.nodes
     store = config.data.store
     folder = "" if "://" in store else str(Path(store).resolve())
-    # By its path, so that importing the package is not needed; see there.
-    words = [sys.executable, "-I", probe.__file__, str(nonce.resolve()), content, folder]
+    # By its path, so that a node that cannot read this package can still answer.
+    program = [sys.executable, "-I", probe.__file__, str(nonce.resolve()), content, folder]
     one_each = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--cpus-per-task=1"]
-    environment = {name: value for name, value in os.environ.items() if name not in _TALLY}
+    environment = {name: value for name, value in os.environ.items() if name not in _TASK_VARIABLES}
     done = subprocess.run(
-        ["srun", *one_each, *words],
+        ["srun", *one_each, *program],
         env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -90,13 +91,13 @@ def _ask_nodes(config: Config, nonce: Path, content: str) -> list[NodeReport]:
 def problems(
     config: Config, reports: list[NodeReport], before_s: float, after_s: float
 ) -> Iterator[LaunchError]:
-    """What is wrong with the nodes, the worst first.
+    """What is wrong with the nodes, most important first.
 
     Args:
         config: The run.
         reports: One per node.
-        before_s: The clock here before they were asked, in seconds since the epoch.
-        after_s: And afterwards.
+        before_s: This node's clock before the nodes were asked, in seconds since the epoch.
+        after_s: This node's clock afterwards.
     """
     for report in reports:
         yield from _file_problems(config, report)
@@ -111,8 +112,8 @@ def problems(
             )
 
 
-def _hold_against_plan(config: Config, reports: list[NodeReport]) -> None:
-    """Ask the planner again, now of the smallest GPU that the job got; if the run has a plan."""
+def _check_memory(config: Config, reports: list[NodeReport]) -> None:
+    """Ask the planner again, with the smallest GPU that the job got, if the run has a plan."""
     smallest = min(
         (report for report in reports if report.gpu_memory_gib),
         key=lambda report: report.gpu_memory_gib,
@@ -126,7 +127,7 @@ def _hold_against_plan(config: Config, reports: list[NodeReport]) -> None:
     except LaunchError as error:
         if config.plan.strict:
             raise
-        # Whatever stands in the way of a prediction, the ranks will meet it, or do without.
+        # What keeps the planner from answering need not keep the ranks from training.
         sys.stderr.write(f"warning: {error}\n")
 
 
@@ -155,8 +156,13 @@ def _file_problems(config: Config, report: NodeReport) -> Iterator[LaunchError]:
 
 
 def _resource_problems(config: Config, report: NodeReport) -> Iterator[LaunchError]:
-    cluster, shm_gib = config.cluster, _batches_gib(config)
-    memory_gib = cluster.tasks_per_node * (RANK_GIB + READER_GIB * config.data.workers)
+    cluster, data = config.cluster, config.data
+    # What the readers of a node keep ready. One channel is counted; more channels need more.
+    crops = data.workers * data.prefetch * config.train.batch_size
+    crops_per_node = crops / cluster.nodes / config.train.accumulation
+    depth, height, width = data.patch
+    shm_gib = crops_per_node * depth * height * width * 4 / 2**30
+    memory_gib = cluster.tasks_per_node * (RANK_GIB + READER_GIB * data.workers)
     if report.gpu_error:
         yield LaunchError(
             "the GPUs of a node do not answer",
@@ -196,24 +202,14 @@ def _avoid(host: str) -> str:
     )
 
 
-def _batches_gib(config: Config) -> float:
-    """What the readers of a node keep ready, one channel counted; more channels take more."""
-    if not config.data.workers:
-        return 0.0
-    crops = config.data.workers * config.data.prefetch * config.train.batch_size
-    share = crops / config.cluster.nodes / config.train.accumulation
-    depth, height, width = config.data.patch
-    return float(share * depth * height * width * 4 / 2**30)
-
-
 def main() -> None:
-    """Print the job's port; on standard error what is noteworthy, which is the job's log."""
+    """Print the job's port. Standard error is the job's log: it gets the start and any problem."""
     logs, job_id = Path(sys.argv[1]), allocation.job_id()
     start = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     when, nodes = time.strftime("%Y-%m-%d %H:%M:%S"), os.environ.get("SLURM_JOB_NODELIST")
     sys.stderr.write(f"job {job_id}, start {start + 1}, {when}, on {nodes}\n")
     try:
-        check(submission.load_work(logs, job_id).config, logs)
+        check(load_job(logs, job_id).resolved_config(), logs)
     except UserError as error:
         sys.stderr.write(error.screen() + "\n")
         sys.exit(USER_ERROR_CODE)

@@ -1,9 +1,11 @@
 """The process that owns the ranks of a job on this machine.
 
-Submitit's own controller waits until every rank has ended, so one that dies leaves the others
-waiting in a collective. This one ends them, passes signals on, starts the job again when it was
-requeued, and stops it when the launcher is gone. When it is killed itself, the ranks save and end.
+Submitit's own controller waits until every rank has ended, so a rank that dies leaves the others
+waiting in a collective. This controller ends them, passes signals on, starts a requeued job again,
+and stops the job when the launcher is gone. When it is killed itself, the ranks save and end.
 Ranks learn their place from the variables that submitit's LocalJobEnvironment reads.
+
+It imports neither submitit nor the configuration, so that the ranks start at once.
 """
 
 from __future__ import annotations
@@ -19,26 +21,32 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from launch.failures import Failure, failure_path, write_failure
+from launch.failures import (
+    INTERRUPTED_CODE,
+    KILLED_HINT,
+    Failure,
+    failure_path,
+    write_failure,
+)
 from launch.ports import free_port
 
 # The exit code by which submitit's local rank 0 asks to be started again.
 REQUEUE_CODE = 144
-# A rank whose partner has failed gets this long to fail by itself.
+# Once a rank has failed, the others get this long to fail by themselves and leave a traceback.
 GRACE_S = 2.0
 POLL_S = 0.05
-# Of <linux/prctl.h>.
+# From <linux/prctl.h>.
 _PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
 class LocalPlan:
-    """What a controller is told."""
+    """What a controller needs to know; its command line as JSON."""
 
     logs: str
-    """Submitit's folder of the job."""
+    """Folder of the job's logs."""
     command: str
-    """The shell words that start a rank."""
+    """The shell command that starts a rank."""
     ranks: int
     """Processes to start."""
     limit_s: float
@@ -47,16 +55,16 @@ class LocalPlan:
     """Seconds before the limit at which the ranks are warned."""
 
     def start(self) -> subprocess.Popen[bytes]:
-        """Start a controller, whose process number is the job's id.
+        """Start a controller. Its process number is the job's id.
 
-        It gets a session of its own: Ctrl-C reaches the launcher alone, which then decides.
+        It gets a session of its own, so that Ctrl-C reaches only the launcher, which then decides.
         """
         command = [sys.executable, "-m", "launch.jobs.local_controller", json.dumps(asdict(self))]
         return subprocess.Popen(command, start_new_session=True)
 
 
 class Controller:
-    """Runs one job to its end, as often as it is requeued."""
+    """Runs one job to its end, and again after each requeue."""
 
     def __init__(self, plan: LocalPlan) -> None:
         self.plan = plan
@@ -65,12 +73,12 @@ class Controller:
         self.ranks: list[subprocess.Popen[bytes]] = []
 
     def run(self) -> int:
-        """Start the ranks and wait, again after each requeue.
+        """Start the ranks and wait for them, until the job is not requeued any more.
 
         Returns:
             0 if all ranks ended well, 1 if not.
         """
-        # A shell starts what it runs in the background with SIGINT ignored.
+        # A shell starts its background commands with SIGINT ignored, and children inherit that.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         for signum in (signal.SIGTERM, signal.SIGUSR2):
             signal.signal(signum, lambda signum, _frame: self._send(signum))
@@ -80,7 +88,11 @@ class Controller:
                 self._start_ranks()
                 code = self._wait()
             finally:
-                self._kill_ranks()
+                for rank in self.ranks:
+                    rank.kill()
+                for rank in self.ranks:
+                    rank.wait()
+                self.ranks = []
         return code
 
     def _start_ranks(self) -> None:
@@ -111,41 +123,42 @@ class Controller:
             self.ranks.append(process)
 
     def _wait(self) -> int:
-        """Wait for the ranks: until all have ended, or one has failed, or time is up."""
+        """Wait until all ranks have ended, or one has failed, or the time limit is reached."""
         start_s = time.monotonic()
         limit_s = self.plan.limit_s
         warning_s, grace_ends_s = limit_s - self.plan.signal_delay_s, float("inf")
         while None in (codes := [rank.poll() for rank in self.ranks]):
             elapsed_s = time.monotonic() - start_s
             if elapsed_s > limit_s:
-                self._blame(0, f"the time limit of {limit_s:.0f} s was over before rank 0 ended")
+                text = f"the time limit of {limit_s:.0f} s was over before rank 0 ended"
+                self._record_failure(0, text)
                 return 1
             if elapsed_s > grace_ends_s:
                 return 1
             if elapsed_s > warning_s:
                 warning_s = float("inf")
                 self._send(signal.SIGUSR2)
-            if grace_ends_s == float("inf") and self._blame_first(codes):
+            if grace_ends_s == float("inf") and self._record_failures(codes):
                 grace_ends_s = elapsed_s + GRACE_S
             if os.getppid() != self.launcher:
                 self.launcher = os.getppid()
-                self._send(signal.SIGTERM)
+                self._send(signal.SIGTERM)  # the launcher is gone
             time.sleep(POLL_S)
         if REQUEUE_CODE in codes:
             return REQUEUE_CODE
-        return 1 if self._blame_first(codes) else 0
+        return 1 if self._record_failures(codes) else 0
 
-    def _blame_first(self, codes: list[int | None]) -> bool:
-        """Whether a rank failed; one that could not say why gets its failure written here."""
+    def _record_failures(self, codes: list[int | None]) -> bool:
+        """Write down how ranks failed that left no traceback; return whether any rank failed."""
         failed = [rank for rank, code in enumerate(codes) if code not in {None, 0, REQUEUE_CODE}]
         for rank in failed:
             code = codes[rank] or 0
             how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-            hint = "; the kernel does so when memory runs out" if code == -signal.SIGKILL else ""
-            self._blame(rank, f"rank {rank} ended without a word, by {how}{hint}")
+            hint = KILLED_HINT if code == -signal.SIGKILL else ""
+            self._record_failure(rank, f"rank {rank} ended without a word, by {how}{hint}")
         return bool(failed)
 
-    def _blame(self, rank: int, text: str) -> None:
+    def _record_failure(self, rank: int, text: str) -> None:
         folder = Path(self.plan.logs)
         if not failure_path(folder, self.job_id, rank).exists():
             write_failure(Failure(rank, time.time(), 1, text), folder, self.job_id)
@@ -154,16 +167,9 @@ class Controller:
         for rank in self.ranks:
             rank.send_signal(signum)
 
-    def _kill_ranks(self) -> None:
-        for rank in self.ranks:
-            rank.kill()
-        for rank in self.ranks:
-            rank.wait()
-        self.ranks = []
-
 
 def _save_when_controller_dies() -> None:
-    """In a rank: let the kernel send SIGTERM, on which it saves, once its parent is gone."""
+    """In a rank: let the kernel send SIGTERM, at which it saves, once the controller is gone."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
@@ -172,4 +178,4 @@ if __name__ == "__main__":
     try:
         sys.exit(Controller(LocalPlan(**json.loads(sys.argv[1]))).run())
     except KeyboardInterrupt:  # submitit's LocalJob.cancel()
-        sys.exit(130)
+        sys.exit(INTERRUPTED_CODE)

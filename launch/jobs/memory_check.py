@@ -1,4 +1,4 @@
-"""Does a training step fit the GPUs? Asked before a job waits in a queue, and again on its nodes.
+"""Does a training step fit the GPUs? Checked before a job is queued, and again on its nodes.
 
 `segresmamba.planner` answers in a process of its own, so that submitting imports no torch.
 """
@@ -23,21 +23,21 @@ def require_fit(config: Config, where: str = "plan.gpu_memory_gib") -> None:
 
     Args:
         config: The run.
-        where: Who says how large the GPUs are.
+        where: What an error names as the source of the GPUs' size.
 
     Raises:
-        LaunchError: If it does not fit and `plan.strict` is set, or that cannot be found out.
+        LaunchError: If it does not fit and `plan.strict` is set, or the planner cannot answer.
     """
     if config.plan.gpu_memory_gib is None:
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
         write_config(config, path)
-        asked = [sys.executable, "-m", "segresmamba.planner", str(path)]
-        done = subprocess.run(asked, capture_output=True, text=True, check=False)
+        command = [sys.executable, "-m", "segresmamba.planner", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise LaunchError(
-            "whether a training step fits cannot be told",
+            "it cannot be predicted whether a training step fits",
             where=where,
             got=done.stderr.strip()[-1500:],
             remedy="correct that, or leave plan.gpu_memory_gib unset to submit without a plan",

@@ -1,13 +1,14 @@
 """The job: what a rank runs, on this machine and on Slurm, the first time and after a requeue.
 
-A preempted run has to be saved by all its ranks together, because a DeepSpeed checkpoint is a
-collective; submitit would checkpoint in the signal handler of whichever process the signal reaches.
-Here the handler only asks the engine to stop. The ranks agree at a step boundary, save, and come
-back from `train`; only then does submitit's own handler run, and requeues.
+All ranks have to save a preempted run together, because a DeepSpeed checkpoint is a collective.
+Submitit would checkpoint in the signal handler of whichever process the signal reaches. So the
+handler here only asks the engine to stop. The ranks agree at a step boundary, save, and come back
+from `train`. Only then does submitit's own handler run, and requeues.
 """
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import logging
 import os
@@ -16,25 +17,42 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Protocol
 
 from launch.failures import USER_ERROR_CODE, Failure, failure_path, write_failure
-from launch.jobs import submission
-from launch.quick_exit import QuickExit
+from launch.jobs import rank
 from segresmamba.config import Config
 
-STOP_SIGNALS = (submission.REQUEUE_SIGNAL, signal.SIGTERM)
+STOP_SIGNALS = (rank.REQUEUE_SIGNAL, signal.SIGTERM)
 
 
-class Work(Protocol):
-    """What the launcher starts: picklable, called by every rank."""
+@dataclass(frozen=True)
+class RunResult:
+    """How an engine's `train` has ended."""
 
-    @property
-    def config(self) -> Config:
+    status: str
+    """finished, preempted or pruned."""
+    step: int
+    """The last step that was trained."""
+    folder: str
+    """The run folder."""
+    ui_hint: str
+    """Where to look at the run: a command or a URL."""
+
+    @classmethod
+    def from_engine(cls, result: dict[str, Any]) -> RunResult:
+        """The result from the dict that an engine's `train` returns."""
+        return cls(result["status"], result["step"], result["folder"], result["ui_hint"])
+
+
+class RankJob(Protocol):
+    """What a backend starts. It is pickled, and every rank calls it."""
+
+    def resolved_config(self) -> Config:
         """The run."""
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> RunResult:
         """Train as one rank."""
 
     def checkpoint(self) -> object:
@@ -51,28 +69,37 @@ class TrainJob:
     """Module with `train(config)` and `request_stop()`: a name, so that submitting a job does not
     import torch."""
 
-    def __call__(self) -> dict[str, Any]:
-        """Train as one rank; return what the engine's `train` returns, on this rank.
+    def resolved_config(self) -> Config:
+        """The run."""
+        return self.config
+
+    def __call__(self) -> RunResult:
+        """Train as one rank; return how it ended, on this rank.
 
         Raises:
             SystemExit: See `run`.
         """
-        return self.run(lambda engine: engine.train(self.config))
+        return self.run(lambda engine: RunResult.from_engine(engine.train(self.config)))
 
-    def run(self, train: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+    def run(self, train: Callable[[Any], RunResult]) -> RunResult:
         """Call `train` with the engine as one rank of the job.
 
         Raises:
             SystemExit: With code 2 after a mistake of the user, whose screen is then in the log;
                 without an error when the job goes back to the queue.
         """
-        leaving = QuickExit()
-        place = submission.place()
-        logs, rank = place.paths.folder, place.global_rank
-        failure_path(logs, place.job_id, rank).unlink(missing_ok=True)  # before a requeue
+        quick_exit = QuickExit()
+        place = rank.place()
+        logs, number = place.paths.folder, place.global_rank
+        # A start before a requeue may have left it.
+        failure_path(logs, place.job_id, number).unlink(missing_ok=True)
         os.environ.update(self.config.cluster.variables)
-        os.environ.update(submission.rank_environment(place))
-        _log_to_stderr(rank)
+        os.environ.update(rank.rank_environment(place))
+        # Submitit puts standard error into the rank's log; rank 0 speaks for all.
+        line = f"%(asctime)s rank {number} %(levelname)s %(name)s: %(message)s"
+        logging.basicConfig(format=line, datefmt="%H:%M:%S", level=logging.WARNING)
+        logging.getLogger("segresmamba").setLevel(logging.WARNING if number else logging.INFO)
+        logging.getLogger("submitit").handlers.clear()  # or it prints everything three times
         _shield_resource_tracker()
         try:
             with StopSignals() as signals:
@@ -80,37 +107,30 @@ class TrainJob:
                 signals.pass_on(engine.request_stop)
                 result = train(engine)
         except Exception as error:
-            failure = Failure.from_error(error, rank)
+            failure = Failure.from_error(error, number)
             write_failure(failure, logs, place.job_id)
             if failure.exit_code == USER_ERROR_CODE:
                 sys.stderr.write(failure.text + "\n")
                 sys.exit(USER_ERROR_CODE)
             raise
-        if result["status"] == "preempted" and submission.goes_back_to_queue(signals.received):
-            submission.requeue()  # which leaves with an exit code of its own
-        leaving.is_well = True
+        if result.status == "preempted" and rank.goes_back_to_queue(signals.received):
+            rank.requeue()  # which leaves with an exit code of its own
+        quick_exit.is_well = True
         return result
 
     def checkpoint(self) -> object:
         """Submitit asks for this after a requeue: the same job again, which resumes by itself."""
-        return submission.resubmission(self)
-
-
-def _log_to_stderr(rank: int) -> None:
-    """Submitit puts standard error into the rank's log; rank 0 speaks for all."""
-    line = f"%(asctime)s rank {rank} %(levelname)s %(name)s: %(message)s"
-    logging.basicConfig(format=line, datefmt="%H:%M:%S", level=logging.WARNING)
-    logging.getLogger("segresmamba").setLevel(logging.INFO if rank == 0 else logging.WARNING)
-    logging.getLogger("submitit").handlers.clear()  # or it says everything three times
+        return rank.resubmission(self)
 
 
 def _shield_resource_tracker() -> None:
     """Start multiprocessing's resource tracker so that it outlives preemption.
 
     Slurm signals every process of a job. The tracker, which the first import that makes a semaphore
-    would start, ignores SIGTERM but dies of SIGUSR2, and its heir complains about all it inherits.
+    would start, ignores SIGTERM but dies of SIGUSR2, and the one that follows complains about all
+    that it inherits.
     """
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [submission.REQUEUE_SIGNAL])
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [rank.REQUEUE_SIGNAL])
     try:
         resource_tracker.ensure_running()
     finally:
@@ -120,7 +140,7 @@ def _shield_resource_tracker() -> None:
 class StopSignals:
     """Turns preemption, time limit and SIGTERM into one call, instead of submitit's handlers.
 
-    A signal that comes before there is somebody to call, while torch is imported, is kept.
+    A signal that comes while torch is imported, before there is an engine to call, is kept.
     """
 
     def __init__(self) -> None:
@@ -128,7 +148,12 @@ class StopSignals:
         self._request_stop: Callable[[], None] | None = None
 
     def __enter__(self) -> StopSignals:
-        self._previous = {signum: signal.signal(signum, self._handle) for signum in STOP_SIGNALS}
+        def handle(signum: int, frame: FrameType | None) -> None:
+            self.received.add(signum)
+            if self._request_stop:
+                self._request_stop()
+
+        self._previous = {signum: signal.signal(signum, handle) for signum in STOP_SIGNALS}
         return self
 
     def pass_on(self, request_stop: Callable[[], None]) -> None:
@@ -137,16 +162,34 @@ class StopSignals:
         if self.received:
             request_stop()
 
-    def _handle(self, signum: int, frame: FrameType | None) -> None:
-        self.received.add(signum)
-        if self._request_stop:
-            self._request_stop()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for signum, previous in self._previous.items():
             signal.signal(signum, previous)
+
+
+class QuickExit:
+    """Ends a rank's process right after its exit handlers, if `is_well` is set by then.
+
+    While Python's interpreter shuts down, threads of libraries may still run. One that then wants
+    the interpreter's lock aborts the process: "terminate called without an active exception". A
+    rank that had finished would count as failed, and its job would be queued again.
+
+    Create it before the libraries are imported: exit handlers run in reverse order, so those of the
+    libraries come first.
+    """
+
+    def __init__(self) -> None:
+        self.is_well = False
+        """Set it when nothing is left to do."""
+
+        def end() -> None:
+            if self.is_well:
+                logging.shutdown()
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(0)
+
+        # A process that belongs to somebody else (debug, tests) keeps its own exit code.
+        main = getattr(sys.modules["__main__"], "__spec__", None)
+        if main is not None and main.name == "submitit.core._submit":
+            atexit.register(end)

@@ -1,4 +1,4 @@
-"""The Slurm job that this process runs in, as its environment tells it."""
+"""The Slurm job that this process runs in, as its environment variables describe it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def job_id() -> str:
 
 
 def overrides() -> list[str]:
-    """What sbatch granted the job that this process runs in, as words of the configuration.
+    """What sbatch granted the job that this process runs in, as overrides of the configuration.
 
     Raises:
-        LaunchError: If this is no Slurm job.
+        LaunchError: If this process does not run in a Slurm job.
     """
     if "SLURM_JOB_ID" not in os.environ:
         raise LaunchError(
@@ -37,7 +37,8 @@ def overrides() -> list[str]:
         "account": os.environ.get("SLURM_JOB_ACCOUNT"),
         "time_min": str(limit_min := squeue.limit_min(os.environ["SLURM_JOB_ID"])),
     }
-    words = [f"cluster.{key}={value}" for key, value in granted.items() if value]
-    # The warning came with sbatch --signal; a preset's must not contradict a shorter limit.
-    warning = ["cluster.signal_delay_s=" + str(30 * limit_min)] if limit_min <= 2 else []
-    return ["cluster=slurm", *warning, *words]
+    resources = [f"cluster.{key}={value}" for key, value in granted.items() if value]
+    # sbatch --signal decides when the ranks are warned. The configuration refuses a delay that is
+    # longer than the limit, as the preset's two minutes may be.
+    delay = [f"cluster.signal_delay_s={30 * limit_min}"] if limit_min <= 2 else []
+    return ["cluster=slurm", *delay, *resources]

@@ -1,7 +1,7 @@
-"""What a node of a Slurm job is like: one line of JSON, from each node, before the ranks start.
+"""What a node of a Slurm job is like: one line of JSON from each node, before the ranks start.
 
-Run as a script by `preflight`, through srun; the standard library is enough, so it takes
-milliseconds, and it works where the project's own packages cannot be read.
+`preflight` runs this file as a script through srun. It needs only the standard library, so it takes
+milliseconds and works where the project's own packages cannot be read.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-# A network file system may know a new file later on another node than on its own.
+# A network file system may show a new file on other nodes with a delay.
 SHARED_PATIENCE_S = 10.0
 GPU_PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True)
 class NodeReport:
-    """A node's answers."""
+    """What one node reports."""
 
     host: str
     time_s: float
-    """Its clock, in seconds since the epoch."""
+    """The node's clock, in seconds since the epoch."""
     gpus: int
     """GPUs that Slurm shows to a rank."""
     gpu_error: str
-    """What nvidia-smi complains about; empty where it is content or absent."""
+    """The error of nvidia-smi; empty if there is none, or no nvidia-smi."""
     gpu_memory_gib: float
-    """Of the smallest GPU; 0 where nvidia-smi does not say."""
+    """Memory of the smallest GPU; 0 if it is unknown."""
     memory_gib: float
-    """Memory that this job can still take."""
+    """Memory that this job can still use."""
     shm_gib: float
     """Free space in /dev/shm, through which reader processes hand over batches."""
     shared: bool
-    """Whether it sees the file that the first node wrote into the run folder."""
+    """Whether the node sees the file that the first node wrote into the run folder."""
     write_error: str
     """Why the run folder cannot be written; empty if it can."""
     store_error: str
@@ -47,16 +47,16 @@ class NodeReport:
 
 
 def probe(nonce: Path, content: str, store: str) -> NodeReport:
-    """Look around on this node.
+    """Examine this node.
 
     Args:
-        nonce: A file in the run folder, written by the first node just now.
-        content: What it holds.
-        store: The dataset's folder or zip file; empty if it is none.
+        nonce: A file in the run folder, which the first node has just written.
+        content: The content of that file.
+        store: The dataset's folder or zip file; empty if it lies behind a URL.
     """
     gpus = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
     gpu_error, gpu_memory_gib = _ask_gpus() if gpus else ("", 0.0)
-    # Of a slice of a GPU, nvidia-smi tells the size of the whole.
+    # For a slice of a GPU (MIG), nvidia-smi gives the size of the whole GPU.
     is_sliced = any(gpu.startswith("MIG-") for gpu in gpus)
     return NodeReport(
         host=os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
@@ -73,7 +73,7 @@ def probe(nonce: Path, content: str, store: str) -> NodeReport:
 
 
 def _ask_gpus() -> tuple[str, float]:
-    """nvidia-smi's complaint, and the memory of the smallest GPU."""
+    """The error of nvidia-smi, and the memory of the smallest GPU."""
     if shutil.which("nvidia-smi") is None:
         return "", 0.0
     try:
@@ -85,10 +85,10 @@ def _ask_gpus() -> tuple[str, float]:
             timeout=GPU_PATIENCE_S,
         )
     except subprocess.TimeoutExpired:
-        return f"nvidia-smi says nothing for {GPU_PATIENCE_S:.0f} s", 0.0
+        return f"nvidia-smi gave no answer for {GPU_PATIENCE_S:.0f} s", 0.0
     if done.returncode:
         return (done.stdout + done.stderr).strip()[:200], 0.0
-    # Where GPU and host share their memory, it says "[N/A]".
+    # Where GPU and host share their memory, it prints "[N/A]".
     sizes_mib = [int(line) for line in done.stdout.split("\n") if line.strip().isdecimal()]
     return "", min(sizes_mib, default=0) / 2**10
 

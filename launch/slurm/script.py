@@ -1,4 +1,8 @@
-"""What a job's batch script does before and after the srun of its ranks, as lines of shell."""
+"""What a job's batch script does before and after the srun of its ranks, as lines of shell.
+
+They call programs by their module names. A queued script runs them in the version that is installed
+when the job starts, so former module names stay importable.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +14,19 @@ from segresmamba.config import ClusterConfig
 
 
 def before_ranks(cluster: ClusterConfig, logs: Path) -> list[str]:
-    """The environment, then the preflight, which says where the ranks are to meet."""
+    """The environment, then the preflight, which prints the port at which the ranks meet."""
     preflight = f"MASTER_PORT=$({_python('launch.in_allocation.preflight', logs)}) || exit"
     return [*environment(cluster), preflight, "export MASTER_PORT"]
 
 
 def environment(cluster: ClusterConfig) -> list[str]:
-    """The user's own lines, and the variables of the configuration."""
+    """The user's own lines, then the variables of the configuration."""
     exports = [f"export {name}={shlex.quote(value)}" for name, value in cluster.variables.items()]
     return [*cluster.setup, *exports]
 
 
 def after_ranks(logs: Path) -> list[str]:
-    """What follows srun: nothing after success."""
+    """What follows srun: the failure handler, unless srun succeeded."""
     return [
         "code=$?",
         f"[ $code = 0 ] || exec {_python('launch.in_allocation.on_failure', logs)} $code",

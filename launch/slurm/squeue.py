@@ -1,4 +1,4 @@
-"""What Slurm says about a job."""
+"""What Slurm's commands say about jobs, as data; and the few things that are asked of Slurm."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from launch.failures import INTERRUPTED_CODE
+
 # A job that is cancelled gets Slurm's KillWait, usually 30 s, to save.
 CANCEL_PATIENCE_S = 120.0
+# A job without a time limit gets a year.
 UNLIMITED_MIN = 365 * 24 * 60
-INTERRUPTED_CODE = 130
 _LIVE = {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "RESIZING", "SUSPENDED"}
 _LIVE |= {"REQUEUE_FED", "REQUEUE_HOLD", "SIGNALING", "STAGE_OUT", "STOPPED"}
 # Reasons for which a job waits for ever, unless somebody changes the cluster or the job.
@@ -27,7 +29,7 @@ _HOPELESS = {
     "PartitionTimeLimit": "the partition allows less time: cluster.time_min",
     "QOSNotAllowed": "the partition does not take this quality of service: cluster.qos",
 }
-# What stands there before.
+# What stands there until Slurm has looked at the job.
 _UNDECIDED = {"None", "PartitionConfig"}
 
 
@@ -36,7 +38,7 @@ class JobState:
     """Where a job stands."""
 
     name: str
-    """In Slurm's words, such as RUNNING."""
+    """Slurm's name of the state, such as RUNNING."""
     code: int
     """The exit code of its script, once it has ended."""
     reason: str = ""
@@ -54,13 +56,28 @@ class JobState:
 
     @property
     def exit_code(self) -> int:
-        """What a command that waited for the job returns."""
+        """What a command that has waited for the job returns."""
         if self.name == "COMPLETED":
             return 0
         return INTERRUPTED_CODE if self.name == "CANCELLED" else self.code or 1
 
     def __str__(self) -> str:
         return f"{self.name} ({self.reason})" if self.reason else self.name
+
+
+@dataclass(frozen=True)
+class LiveJob:
+    """A job that is queued or runs."""
+
+    job_id: str
+    state: str
+    """Slurm's name of the state, such as PENDING."""
+    reason: str = "None"
+    """Why it waits, in Slurm's words."""
+
+    def __str__(self) -> str:
+        reason = "" if self.reason == "None" else f" ({self.reason})"
+        return f"job {self.job_id}: {self.state}{reason}"
 
 
 def job_state(job_id: str) -> JobState | None:
@@ -73,10 +90,10 @@ def job_state(job_id: str) -> JobState | None:
 
 
 def job_states(job_ids: Sequence[str]) -> dict[str, JobState]:
-    """Where jobs stand, those of arrays (4711_3) included, asking once for all of them.
+    """Where jobs stand, with one question for all of them. A job of an array is 4711_3.
 
     Returns:
-        The state of each; without those that neither squeue nor sacct knows.
+        The state of each job that squeue or sacct knows.
     """
     states: dict[str, JobState] = {}
     if not job_ids:
@@ -89,30 +106,30 @@ def job_states(job_ids: Sequence[str]) -> dict[str, JobState]:
         states[job_id] = JobState(name, os.waitstatus_to_exitcode(int(status)), why)
     if missing := [job_id for job_id in job_ids if job_id not in states]:
         jobs, fields = f"--jobs={','.join(dict.fromkeys(missing))}", "--format=JobID,State,ExitCode"
-        # As in "4711_3|CANCELLED by 0|0:15"; the last line of a job is its last start.
+        # For example "4711_3|CANCELLED by 0|0:15". The last line of a job is its last start.
         for line in _ask("sacct", "-X", "-n", "-P", jobs, fields).splitlines():
             job_id, name, code = line.split("|")
             states[job_id] = JobState(name.split()[0], int(code.split(":")[0]))
     return states
 
 
-def living(job_ids: Sequence[str]) -> str | None:
-    """One of these jobs that is queued or runs, with its state; None if none does."""
+def living(job_ids: Sequence[str]) -> LiveJob | None:
+    """The first of these jobs that is queued or runs; None if none does."""
     if not job_ids:
         return None
-    jobs, fields = f"--jobs={','.join(job_ids)}", "--format=job %i: %T (%r)"
-    shown = _ask("squeue", "--noheader", jobs, fields).splitlines()
-    return shown[0].removesuffix(" (None)") if shown else None
+    jobs = f"--jobs={','.join(job_ids)}"
+    lines = _ask("squeue", "--noheader", jobs, "--format=%i %T %r").splitlines()
+    return LiveJob(*lines[0].split(maxsplit=2)) if lines else None
 
 
 def hopeless(job_id: str) -> str | None:
-    """Why a job that was just queued will never start, and the setting; None if it may.
+    """Why a job that was just queued will never start, and which setting says so; else None.
 
     Slurm says so when it first looks at the job, usually within a second.
     """
     for _ in range(10):
         shown = _ask("squeue", "--noheader", f"--jobs={job_id}", "--Format=State:40,Reason:80")
-        # Of an array the first line; all its jobs wait for the same.
+        # An array has one line per job, and all its jobs wait for the same reason.
         state, _, reason = shown.partition("\n")[0].partition(" ")
         reason = reason.strip()
         if reason in _HOPELESS:
@@ -135,9 +152,9 @@ def cancel(job_id: str) -> None:
 
 
 def cancel_forgotten(comment: str, known: set[str]) -> None:
-    """Take the user's jobs with this comment out of the queue, but for those of known numbers.
+    """Cancel the user's jobs that have this comment, except those of known numbers.
 
-    Returns once they have ended: they may have to save.
+    Returns once they have ended, because they may have to save.
     """
     shown = _ask("squeue", "--me", "--noheader", "--format=%F %k").splitlines()
     marked = {job for job, _, text in (line.partition(" ") for line in shown) if text == comment}
@@ -149,7 +166,11 @@ def cancel_forgotten(comment: str, known: set[str]) -> None:
 
 
 def requeue(job_id: str) -> str:
-    """Queue the running job again, which ends its processes; Slurm's words if it refuses."""
+    """Queue a running job again, which ends its processes.
+
+    Returns:
+        Why Slurm refuses; empty if it does not.
+    """
     done = subprocess.run(
         ["scontrol", "requeue", job_id], capture_output=True, text=True, check=False
     )
@@ -172,7 +193,7 @@ def limit_min(job_id: str) -> int:
 
 
 def _ask(*command: str) -> str:
-    """What a command prints; nothing if it is absent or fails."""
+    """What a command prints; empty if there is no such command, or it fails."""
     if shutil.which(command[0]) is None:
         return ""
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -12,30 +12,31 @@ from segresmamba.errors import ConfigError
 ALL = "train.fold=all"
 
 
-def all_folds(words: Sequence[str]) -> list[str]:
-    """The words with `train.fold=all` as a sweep over every fold of the store.
+def all_folds(overrides: Sequence[str]) -> list[str]:
+    """These overrides with `train.fold=all` as a sweep over every fold of the store.
 
     Raises:
-        ConfigError: If a run.name is given, which the folds would share.
+        ConfigError: If a run.name is given, because the folds would share it.
         DataError: If the store cannot be read.
     """
     from segresmamba.data import open_dataset
 
-    config = load_config(trials_of([word for word in words if word != ALL])[0])
+    # Other settings may be swept over too. The first combination names the store.
+    config = load_config(trials_of([one for one in overrides if one != ALL])[0])
     if config.run.name is not None:
         raise ConfigError(
             "the folds are runs of their own, which cannot share a name",
             where="run.name",
             got=config.run.name,
-            remedy="leave it out, or name the whole: python -m launch sweep --name NAME "
+            remedy="leave it out, or name the sweep: python -m launch sweep --name NAME "
             "train.fold=all ...",
         )
     folds = range(len(open_dataset(config.data.store).splits))
-    return [f"train.fold={','.join(map(str, folds))}" if w == ALL else w for w in words]
+    swept = f"train.fold={','.join(map(str, folds))}"
+    return [swept if one == ALL else one for one in overrides]
 
 
-def fold_sweep_name(words: Sequence[str]) -> str:
-    """A name that follows from the settings: `folds-` and a digest."""
-    first = [w for w in words if not w.startswith("train.fold=")]
-    digest = config_digest(load_config(first))
+def fold_sweep_name(overrides: Sequence[str]) -> str:
+    """A name that follows from the settings without the folds: `folds-` and a digest."""
+    digest = config_digest(load_config([o for o in overrides if not o.startswith("train.fold=")]))
     return f"folds-{hashlib.sha256(digest.encode()).hexdigest()[:8]}"

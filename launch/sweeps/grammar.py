@@ -1,4 +1,4 @@
-"""Hydra's sweep grammar: from `train.lr=1e-4,3e-4 seed=range(0,3)` to the words of each trial."""
+"""Hydra's sweep grammar: from `train.lr=1e-4,3e-4 seed=range(0,3)` to each trial's overrides."""
 
 from __future__ import annotations
 
@@ -14,29 +14,46 @@ from segresmamba.config import presets
 from segresmamba.errors import ConfigError
 
 
-def trials_of(words: Sequence[str]) -> list[list[str]]:
-    """The words of every trial: the product of all choices, ranges and globs, last word fastest.
+def trials_of(overrides: Sequence[str]) -> list[list[str]]:
+    """The overrides of every trial: the product of all choices, ranges and globs.
+
+    The last override varies fastest.
 
     Raises:
-        ConfigError: For a word that Hydra does not parse, a glob that matches no preset, or an
-            interval, which has no end of values.
+        ConfigError: For an override that Hydra cannot parse, a glob that matches no preset, or an
+            interval, which has endlessly many values.
     """
-    return [list(trial) for trial in product(*(_words(word) for word in words))]
+    axes = []
+    for text in overrides:
+        override = parse(text)
+        if not override.is_sweep_override():
+            axes.append([text])
+        elif override.is_interval_sweep():
+            raise ConfigError(
+                "an interval is for a search: a grid would have no end",
+                where=override.key_or_group,
+                got=text,
+                remedy="add --search optuna --trials 50, or list the values: "
+                f"{override.key_or_group}=a,b,c",
+            )
+        else:
+            axes.append([f"{override.key_or_group}={choice}" for choice in choices(override)])
+    return [list(trial) for trial in product(*axes)]
 
 
-def parse(word: str) -> Override:
-    """What Hydra understands of a word.
+def parse(text: str) -> Override:
+    """An override as Hydra understands it.
 
     Raises:
-        ConfigError: If it understands nothing.
+        ConfigError: If Hydra cannot parse it.
     """
     try:
-        return OverridesParser.create().parse_override(word)
+        return OverridesParser.create().parse_override(text)
     except (HydraException, ValueError) as error:
         raise ConfigError(
-            "a word of the sweep does not parse",
-            where=word.partition("=")[0],
-            got=word,
+            "a setting of the sweep does not parse",
+            where=text.partition("=")[0],
+            got=text,
             remedy="write key=a,b or 'key=range(0,5)' or 'model=glob(seg*)', in quotes",
         ) from error
 
@@ -60,18 +77,3 @@ def choices(override: Override) -> list[str]:
             remedy="give at least one value; glob chooses among presets, such as model and data",
         )
     return found
-
-
-def _words(word: str) -> list[str]:
-    override = parse(word)
-    if not override.is_sweep_override():
-        return [word]
-    if override.is_interval_sweep():
-        raise ConfigError(
-            "an interval is for a search: a grid would have no end",
-            where=override.key_or_group,
-            got=word,
-            remedy="add --search optuna --trials 50, or list the values: "
-            f"{override.key_or_group}=a,b,c",
-        )
-    return [f"{override.key_or_group}={choice}" for choice in choices(override)]

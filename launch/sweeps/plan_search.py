@@ -1,4 +1,8 @@
-"""Planning a search: `python -m launch sweep --search optuna --trials 50 ...`."""
+"""Plans a search: `python -m launch sweep --search optuna --trials 50 ...`.
+
+What cannot work is refused here, on the login node, because the trials choose their settings hours
+later, inside their jobs.
+"""
 
 from __future__ import annotations
 
@@ -21,26 +25,38 @@ class Sampler(Enum):
 
 
 def plan_search(
-    words: Sequence[str], count: int | None, name: str | None = None, storage: str | None = None
+    overrides: Sequence[str],
+    count: int | None,
+    name: str | None = None,
+    storage: str | None = None,
 ) -> Sweep:
-    """The search that these words describe, as far as it has come; nothing is written.
+    """The search that these overrides describe, with the states of an earlier start.
+
+    Nothing is written.
 
     Args:
-        words: Its space, in Hydra's sweep grammar; see `launch.sweeps.search_space`.
+        overrides: The space, in Hydra's sweep grammar; see `launch.sweeps.search_space`.
         count: Trials in all.
-        name: Of the sweep. Default: a digest of what is searched.
+        name: The sweep's name. Default: a digest of what is searched.
         storage: URL of a database for Optuna's study; None for a file.
 
     Raises:
-        ConfigError: For a setting that is none, at a corner of the space.
-        LaunchError: If the folder of the sweep holds another one, the space has fewer points than
-            there are to be trials, or the storage is no URL that may be written down.
+        ConfigError: For a wrong setting at a corner of the space.
+        LaunchError: If the sweep's folder holds another sweep, the space has fewer points than
+            trials, or the storage is no URL, or one with a password.
     """
-    _refuse_names(words)
+    for override in overrides:
+        if override == ALL or override.startswith("run.name="):
+            raise LaunchError(
+                "each trial of a search is one run, with a name of its own",
+                where=override.partition("=")[0],
+                got=override,
+                remedy="leave it out; --name names the search, and its runs NAME-000, ...",
+            )
     if storage is not None:
-        _refuse_storage(storage)
-    space = Space.from_overrides(words)
-    corners = [_first_valid(space, points) for points in space.corners()]
+        _check_storage(storage)
+    space = Space.from_overrides(overrides)
+    corners = _valid_corners(space)
     if count is None:
         raise LaunchError(
             "a search has no end of its own",
@@ -51,50 +67,48 @@ def plan_search(
     points = space.points()
     if points is not None and len(points) < count:
         raise LaunchError(
-            "the space has fewer points than there are to be trials",
+            "the space has fewer points than the search has trials",
             where="--trials",
             got=f"{count}, for {len(points)} points",
             remedy="leave --search and --trials out: a grid tries every point once",
         )
-    configs = [load_config(space.words(corner)) for corner in corners]
+    configs = [load_config(space.overrides(corner)) for corner in corners]
     content = [*(config_digest(config) for config in configs), repr(space.dimensions)]
     title, root = title_of(name, "search", content), configs[0].run.root
     trials = [Trial(n, [], "", str(root / f"{title}-{n:03d}")) for n in range(count)]
-    search = Search(list(words), storage, title_of(None, "search", content), corners[0])
+    search = Search(list(overrides), storage, title_of(None, "search", content), corners[0])
     sweep = Sweep(root / "sweeps" / title, trials, search)
     sweep.remember()
     return sweep
 
 
-def _first_valid(space: Space, points: Sequence[SearchPoint]) -> SearchPoint:
-    """The first of these points whose settings are some; the first one's error if there is none."""
-    errors = []
-    for point in points:
-        try:
-            load_config(space.words(point))
-        except ConfigError as error:
-            errors.append(error)
-        else:
-            return point
-    raise errors[0]
-
-
-def _refuse_names(words: Sequence[str]) -> None:
-    for word in words:
-        if word == ALL or word.startswith("run.name="):
-            raise LaunchError(
-                "each trial of a search is one run, with a name of its own",
-                where=word.partition("=")[0],
-                got=word,
-                remedy="leave it out; --name names the search, and its runs NAME-000, ...",
-            )
-
-
-def _refuse_storage(storage: str) -> None:
-    """Keep a password out of the manifest, and a file out of the place of a database.
+def _valid_corners(space: Space) -> list[SearchPoint]:
+    """One valid point for each corner of the space.
 
     Raises:
-        LaunchError: If the URL has one, or is none.
+        ConfigError: The first error of a corner without one.
+    """
+    valid = []
+    for points in space.corners():
+        errors = []
+        for point in points:
+            try:
+                load_config(space.overrides(point))
+            except ConfigError as error:
+                errors.append(error)
+            else:
+                valid.append(point)
+                break
+        else:
+            raise errors[0]
+    return valid
+
+
+def _check_storage(storage: str) -> None:
+    """Refuse a URL with a password, which the manifest would show, and a path instead of a URL.
+
+    Raises:
+        LaunchError: If it is either.
     """
     parts = urlsplit(storage)
     if parts.password is not None:
@@ -107,7 +121,7 @@ def _refuse_storage(storage: str) -> None:
         )
     if not parts.scheme or "://" not in storage:
         raise LaunchError(
-            "this is no URL of a database",
+            "this is not the URL of a database",
             where="--storage",
             got=storage,
             remedy="give postgresql://user@host/db, or leave it out: a file in the sweep's folder",

@@ -1,4 +1,7 @@
-"""Trials of a sweep as processes of this machine, a few at a time."""
+"""Trials of a sweep as processes of this machine, a few at a time.
+
+A trial's process holds the trial's lock, so that it is known to run even if this process is killed.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,11 @@ from pathlib import Path
 
 import typer
 
-from launch.report import REPORT
-from launch.slurm.squeue import INTERRUPTED_CODE
+from launch.failures import INTERRUPTED_CODE
+from launch.run_state import FAILED, OVER, RUNNING, STOPPED, UNDER_WAY
 from launch.sweeps.sweep import Sweep
-from launch.sweeps.trial import FAILED, OVER, RUNNING, STOPPED, UNDER_WAY, Trial
+from launch.sweeps.trial import Trial
+from segresmamba.storage.atomic import write_text
 
 POLL_S = 0.2
 _STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -31,12 +35,22 @@ class Pool:
         self.waiting = [trial for trial in sweep.trials if trial.state not in OVER | UNDER_WAY]
 
     def run(self) -> bool:
-        """Run to the end; a first Ctrl-C or SIGTERM lets the trials save, and starts no more.
+        """Run to the end. Ctrl-C or SIGTERM lets the running trials save, and no more are started.
 
         Returns:
-            Whether it was not stopped.
+            Whether it ran to the end.
         """
-        before = {signum: signal.signal(signum, self._stop) for signum in _STOP}
+
+        def stop(signum: int, frame: object) -> None:
+            if not self.stopping:
+                text = "saving the running trials to stop; once more ends them at once"
+                typer.echo(text, err=True)
+            self.stopping = True
+            for _, process in self.running.values():
+                # A trial's own launcher counts: its second signal ends the ranks.
+                process.send_signal(signal.SIGTERM)
+
+        before = {signum: signal.signal(signum, stop) for signum in _STOP}
         try:
             while self.running or (self.waiting and not self.stopping):
                 while self.waiting and not self.stopping and len(self.running) < self.most:
@@ -52,9 +66,9 @@ class Pool:
         lock = self.sweep.lock(trial)
         if lock is None:
             return
-        Path(trial.run, REPORT).unlink(missing_ok=True)
+        trial.folder.failure.unlink(missing_ok=True)
         command = [sys.executable, "-m", "launch", "trial", str(self.sweep.folder)]
-        # The log tells one start: a trial's own logs, of all its starts, are in its run folder.
+        # This log holds one start. The logs of all starts are in the trial's run folder.
         with self._log(trial).open("wb") as log:
             process = subprocess.Popen(
                 [*command, str(trial.number)],
@@ -78,21 +92,16 @@ class Pool:
             stopped = code < 0 or code == INTERRUPTED_CODE
             trial.state = STOPPED if stopped else FAILED if code else trial.state
             self.sweep.refresh(trial)
-            if trial.state == FAILED and not Path(trial.run, REPORT).exists():
-                Path(trial.run).mkdir(parents=True, exist_ok=True)
-                text = self._log(trial).read_text(encoding="utf-8", errors="replace")
-                Path(trial.run, REPORT).write_text(text, encoding="utf-8")
+            report = trial.folder.failure
+            if trial.state == FAILED and not report.exists():
+                # It failed before its ranks could write one.
+                report.parent.mkdir(parents=True, exist_ok=True)
+                write_text(report, self._log(trial).read_text(encoding="utf-8", errors="replace"))
             self.sweep.write()
             dice = "" if trial.dice is None else f", Dice {trial.dice:.4f}"
-            why = f": {trial.failure.rstrip().splitlines()[-1].strip()}" if trial.failure else ""
+            failure = trial.read_failure().rstrip()
+            why = f": {failure.splitlines()[-1].strip()}" if failure else ""
             typer.echo(f"trial {trial.number} {trial.state}{dice}{why}")
 
     def _log(self, trial: Trial) -> Path:
         return self.sweep.folder / f"trial-{trial.number:03d}.log"
-
-    def _stop(self, signum: int, frame: object) -> None:
-        if not self.stopping:
-            typer.echo("saving the running trials to stop; once more ends them at once", err=True)
-        self.stopping = True
-        for _, process in self.running.values():
-            process.send_signal(signal.SIGTERM)

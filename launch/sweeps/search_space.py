@@ -3,7 +3,7 @@
 model=segresmamba,segresnet               one of these
 'train.warmup_steps=range(0,500,100)'     one of 0, 100, ..., 400, which have an order
 'train.lr=interval(1e-5,1e-2)'            a number in between
-'train.lr=tag(log,interval(1e-5,1e-2))'   the same, small ones tried as often as large ones
+'train.lr=tag(log,interval(1e-5,1e-2))'   a number in between, uniform in its logarithm
 'train.batch_size=int(interval(2,8))'     an integer, the ends included
 """
 
@@ -45,13 +45,13 @@ class Choice:
 
 @dataclass(frozen=True)
 class Number:
-    """A number between two others, which are integers if it is one."""
+    """A number between two others. It is an integer if both of these are."""
 
     key: str
     low: int | float
     high: int | float
     step: int | float | None
-    """Distance of the values; unset, any number in between, or any integer."""
+    """Distance of the values; None for any number in between, or any integer."""
     log: bool
 
     @property
@@ -61,7 +61,7 @@ class Number:
 
     @property
     def points(self) -> tuple[Value, ...] | None:
-        """All values; None if there is no end of them."""
+        """All values; None if they cannot be counted."""
         if isinstance(self.low, int) and isinstance(self.high, int):
             return tuple(range(self.low, self.high + 1, int(self.step or 1)))
         if self.step is None:
@@ -72,28 +72,28 @@ class Number:
 
 @dataclass(frozen=True)
 class Space:
-    """Words that are the same in every trial, and what differs."""
+    """The overrides that are the same in every trial, and the dimensions that vary."""
 
     fixed: tuple[str, ...]
     dimensions: tuple[Choice | Number, ...]
 
     @classmethod
-    def from_overrides(cls, words: Sequence[str]) -> Space:
-        """The space that these words describe.
+    def from_overrides(cls, overrides: Sequence[str]) -> Space:
+        """The space that these overrides describe.
 
         Raises:
-            ConfigError: If there is nothing to search, twice the same to search, a setting that
-                changes no result, or a range that makes no sense.
+            ConfigError: If there is nothing to search, a key comes twice, a setting changes no
+                result, or a range is empty.
         """
-        parsed = {word: parse(word) for word in words}
-        swept = {word: over for word, over in parsed.items() if over.is_sweep_override()}
-        dimensions = tuple(_dimension(word, override) for word, override in swept.items())
+        parsed = {text: parse(text) for text in overrides}
+        swept = {text: over for text, over in parsed.items() if over.is_sweep_override()}
+        dimensions = tuple(_dimension(text, override) for text, override in swept.items())
         keys = [override.key_or_group for override in parsed.values()]
         if not dimensions:
             raise ConfigError(
                 "there is nothing to search",
                 where="--search",
-                got=" ".join(words) or "no words",
+                got=" ".join(overrides) or "no settings",
                 remedy="name what may vary, as in 'train.lr=tag(log,interval(1e-5,1e-2))' "
                 "model=segresmamba,segresnet",
             )
@@ -102,20 +102,20 @@ class Space:
                 raise ConfigError(
                     "a key of the search was given more than once",
                     where=dimension.key,
-                    got=" ".join(w for w in words if w.startswith(f"{dimension.key}=")),
+                    got=" ".join(o for o in overrides if o.startswith(f"{dimension.key}=")),
                     remedy="give it once",
                 )
-        return cls(tuple(word for word in words if word not in swept), dimensions)
+        return cls(tuple(text for text in overrides if text not in swept), dimensions)
 
-    def words(self, values: Mapping[str, Value]) -> list[str]:
+    def overrides(self, values: Mapping[str, Value]) -> list[str]:
         """What `python -m launch train` is given for a point of the space."""
         return [*self.fixed, *(f"{key}={value}" for key, value in values.items())]
 
     def corners(self) -> list[list[SearchPoint]]:
         """For each choice and each end of an interval, two points of the space that have it.
 
-        The other settings are their first in one and their last in the other: some depend on each
-        other, as warm-up and steps do.
+        All other settings have their first value in one point and their last in the other, because
+        some settings limit each other, as warm-up and steps: one point may be valid if one is not.
         """
         bases = [{d.key: d.corners[end] for d in self.dimensions} for end in (0, -1)]
         return [
@@ -125,7 +125,7 @@ class Space:
         ]
 
     def points(self) -> list[SearchPoint] | None:
-        """Every point; None if there is no end of them."""
+        """Every point; None if they cannot be counted."""
         axes = [dimension.points for dimension in self.dimensions]
         finite = [axis for axis in axes if axis is not None]
         if len(finite) < len(axes):
@@ -134,15 +134,17 @@ class Space:
         return [dict(zip(keys, point, strict=True)) for point in product(*finite)]
 
 
-def _dimension(word: str, override: Override) -> Choice | Number:
+def _dimension(text: str, override: Override) -> Choice | Number:
     key, value = override.key_or_group, override.value()
     if not changes_result(f"{key}." if key in presets() else key):
-        raise _senseless(word, "it changes no result", "give it one value")
+        raise _unsearchable(text, "it changes no result", "give it one value")
     tags = set(getattr(value, "tags", ()))
     is_log = tags == {"log"} and isinstance(value, IntervalSweep)
     if tags and not is_log:
-        raise _senseless(
-            word, f"a tag {', '.join(map(str, sorted(tags)))}", "the one tag is log, of an interval"
+        raise _unsearchable(
+            text,
+            f"a tag {', '.join(map(str, sorted(tags)))}",
+            "the only tag is log, for an interval",
         )
     match value:
         case IntervalSweep(start=int() | float() as low, end=int() | float() as high):
@@ -150,21 +152,21 @@ def _dimension(word: str, override: Override) -> Choice | Number:
         case RangeSweep():
             steps = sorted(value.range())
             if not steps:
-                raise _senseless(word, "no value", "give range(start,stop,step), stop excluded")
+                raise _unsearchable(text, "no value", "give range(start,stop,step), stop excluded")
             found = Number(key, steps[0], steps[-1], abs(value.step), log=False)
         case ChoiceSweep() | _:
             return Choice(key, tuple(dict.fromkeys(choices(override))))
     if not (math.isfinite(found.low) and math.isfinite(found.high) and found.low <= found.high):
-        raise _senseless(word, "no number in between", "give the smaller end first")
+        raise _unsearchable(text, "no number in between", "give the smaller end first")
     if found.log and found.low <= 0:
-        raise _senseless(word, "a logarithm of what is not positive", "begin above 0")
+        raise _unsearchable(text, "a logarithm of what is not positive", "begin above 0")
     return found
 
 
-def _senseless(word: str, got: str, remedy: str) -> ConfigError:
+def _unsearchable(text: str, got: str, remedy: str) -> ConfigError:
     return ConfigError(
         "this cannot be searched over",
-        where=word.partition("=")[0],
-        got=f"{word}: {got}",
+        where=text.partition("=")[0],
+        got=f"{text}: {got}",
         remedy=remedy,
     )

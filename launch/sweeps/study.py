@@ -1,7 +1,7 @@
-"""Optuna, which nothing else here imports: what a search tries next, and what it gives up.
+"""Optuna's part of a search: what is tried next, and what is given up.
 
-Optuna's study follows the trials' own records and journals, never the other way: what it has
-missed, because a process was killed or its storage was lost, it is told at the next occasion.
+The trials' own records and journals are the truth, and Optuna's study follows them. What it has
+missed, because a process was killed or its storage was lost, is reported to it the next time.
 """
 
 from __future__ import annotations
@@ -28,37 +28,37 @@ from launch.sweeps.search_space import Choice, Number, SearchPoint, Space
 from segresmamba.errors import LaunchError
 
 FILE = "study.journal"
-# Random draws before the sampler models what it has seen, and finished trials before any is pruned.
+# Random draws before the sampler models what it has seen; finished trials before any is pruned.
 STARTUP_TRIALS, STARTUP_PRUNING = 10, 5
-# How often the sampler may come with a point that was tried before.
+# How often the sampler may propose a point that was tried before.
 PATIENCE = 20
 _TRIAL, _FOLDER, _SPACE = "trial", "folder", "space"
 
 
 @dataclass(frozen=True)
 class Standing:
-    """What a trial that has begun has reached."""
+    """What a trial that has begun has reached so far."""
 
     number: int
     values: SearchPoint
     """What was chosen for it."""
     curve: Mapping[int, float] = field(default_factory=dict)
-    """Its validations: of each step the metric."""
+    """The metric of its validations, by step."""
     outcome: str = ""
-    """finished or pruned; empty while neither is the case."""
+    """finished, pruned, or empty while it is neither."""
 
 
 class Study:
     """Optuna's view of one search.
 
     Args:
-        name: Of the sweep.
-        folder: Of the sweep, which holds the study's file unless a database does.
+        name: The sweep's name.
+        folder: The sweep's folder. It holds the study unless a database does.
         space: What may be tried.
         storage: URL of a database, or None for the file.
 
     Raises:
-        LaunchError: If the storage cannot be used, or holds another search of that name.
+        LaunchError: If the storage cannot be used, or holds another search of this name.
     """
 
     def __init__(self, name: str, folder: Path, space: Space, storage: str | None) -> None:
@@ -79,18 +79,18 @@ class Study:
             self._claim({_SPACE: repr(space.dimensions)} | owner)
 
     def propose(self, number: int, fits: Callable[[SearchPoint], bool]) -> SearchPoint:
-        """Choose a point for a trial; one process at a time may do so.
+        """Choose a point for a trial. One process at a time may do so.
 
         Args:
-            number: Of the trial. The same history and number give the same point.
-            fits: Whether a point may be taken: no other trial has it, and its settings are some.
+            number: The trial's number. The same history and number give the same point.
+            fits: Whether a point may be used: no other trial has it, and its settings are valid.
 
         Raises:
-            LaunchError: If there is none.
+            LaunchError: If there is no such point.
         """
         with self._reachable():
             for attempt in range(PATIENCE):
-                # Of its own in each attempt: a sampler that begins anew repeats itself.
+                # A new seed for each attempt: a sampler of the same seed proposes the same point.
                 self._study.sampler = optuna.samplers.TPESampler(
                     n_startup_trials=STARTUP_TRIALS,
                     multivariate=True,
@@ -110,14 +110,14 @@ class Study:
             "there is no point left that the search could try",
             where=f"trial {number}",
             got=f"{PATIENCE} that were tried before or whose settings contradict each other",
-            remedy="widen the space, or mend the words, under another --name",
+            remedy="widen the space or correct the settings, under another --name",
         )
 
     def catch_up(self, standings: Sequence[Standing]) -> None:
-        """Tell the study what it does not know yet; one process at a time may do so.
+        """Report to the study what it does not know yet. One process at a time may do so.
 
         Args:
-            standings: Of all trials for which a point was chosen.
+            standings: All trials for which a point was chosen.
         """
         with self._reachable():
             entries, known = self._entries(), {standing.number for standing in standings}
@@ -130,19 +130,21 @@ class Study:
                     self._add(standing)
                 elif standing.outcome and not entry.state.is_finished():
                     self._report(entry, standing.curve)
-                    self._tell(entry.number, standing)
+                    if standing.outcome == "pruned":
+                        self._study.tell(entry.number, state=TrialState.PRUNED)
+                    else:
+                        self._study.tell(entry.number, standing.curve[max(standing.curve)])
 
     def should_prune(self, number: int, curve: Mapping[int, float]) -> bool:
         """Whether a running trial falls behind.
 
-        So it does if its best validation is below the median of those that finished trials had at
-        its last step.
+        It does if its best validation is below the median of the finished trials' at its last step.
         """
         with self._reachable():
             return self._report(self._entries()[number], curve).should_prune()
 
     def _entries(self) -> dict[int, FrozenTrial]:
-        """Optuna's trials by the numbers of this search's."""
+        """Optuna's trials by the numbers of this search's trials."""
         return {
             trial.user_attrs[_TRIAL]: trial
             for trial in self._study.get_trials(deepcopy=False)
@@ -155,12 +157,6 @@ class Study:
             if step not in entry.intermediate_values:
                 trial.report(value, step)
         return trial
-
-    def _tell(self, number: int, standing: Standing) -> None:
-        if standing.outcome == "pruned":
-            self._study.tell(number, state=TrialState.PRUNED)
-        else:
-            self._study.tell(number, standing.curve[max(standing.curve)])
 
     def _add(self, standing: Standing) -> None:
         states = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
@@ -176,7 +172,7 @@ class Study:
         self._study.add_trial(trial)
 
     def _claim(self, facts: Mapping[str, str]) -> None:
-        """Write down whose study this is, or find that it is another's."""
+        """Write into the study which search it belongs to, or refuse another search's study."""
         found = self._study.user_attrs
         for key, value in facts.items():
             if key not in found:
@@ -211,7 +207,7 @@ def _open(storage: str | None, folder: Path) -> BaseStorage:
     # psycopg is the driver that the extra `postgresql` installs.
     scheme, _, rest = storage.partition("://")
     driver = "postgresql+psycopg" if scheme == "postgresql" else scheme
-    # A trial trains for hours between two questions: it holds no connection meanwhile.
+    # A trial trains for hours between two questions. It keeps no connection open meanwhile.
     return RDBStorage(f"{driver}://{rest}", engine_kwargs={"poolclass": NullPool})
 
 

@@ -1,4 +1,4 @@
-"""What the trials of a sweep have reached: a table, and once all are over a run in MLflow."""
+"""What the trials of a sweep have reached: two files, and a run in MLflow once all are over."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from launch.sweeps.sweep import Sweep
-from launch.sweeps.trial import FINISHED, METRIC, OVER
+from launch.run_state import FINISHED, METRIC, OVER, read_run
+from launch.sweeps.sweep import MANIFEST, Sweep
+from segresmamba.storage.atomic import atomic_path, write_text
 
 PREFIX = "validation/"
 JSON, CSV = "summary.json", "summary.csv"
@@ -21,26 +22,34 @@ Rows = Mapping[int, Mapping[str, float]]
 def write_summary(sweep: Sweep) -> None:
     """Write summary.json and summary.csv of the trials that have finished, and tell MLflow.
 
-    The summary run belongs to the sweep's group: of a grid it has the mean and spread of each
-    metric, of a search the best. It is made when all trials are over and something is new.
+    MLflow gets a summary run in the sweep's group once all trials are over and something is new:
+    for a grid the mean and spread of each metric, for a search the best trial.
     """
     rows = _rows(sweep)
-    content = json.dumps(_content(sweep, rows), indent=1) + "\n"
-    path = sweep.folder / JSON
-    is_new = not path.exists() or path.read_text(encoding="utf-8") != content
-    if not rows or not is_new:
+    if not rows:
+        return
+    content: dict[str, Any] = {
+        "trials": {
+            number: {"settings": sweep.settings(sweep.trials[number]), **values}
+            for number, values in rows.items()
+        }
+    }
+    if sweep.search is None:
+        content["metrics"] = _spreads(rows)
+    else:
+        content["best"] = _best(sweep, rows)
+    path, text = sweep.folder / JSON, json.dumps(content, indent=1) + "\n"
+    if path.exists() and path.read_text(encoding="utf-8") == text:
         return
     _write_table(sweep, rows)
-    temporary = path.with_suffix(".part")
-    temporary.write_text(content, encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, text)
     if all(trial.state in OVER for trial in sweep.trials):
-        sweep.write()  # the states at the end; no command has anything left to queue
-        _log(sweep, json.loads(content))
+        sweep.write()  # the last states: no later command will write them
+        _log(sweep, content)
 
 
 def summary_lines(sweep: Sweep) -> list[str]:
-    """The summary as a command prints it: Dice, nothing before two trials have finished."""
+    """The Dice of the trials as a command prints it; nothing before two have finished."""
     rows = _rows(sweep)
     if len(rows) < 2:
         return []
@@ -59,21 +68,11 @@ def _rows(sweep: Sweep) -> dict[int, dict[str, float]]:
     """The last validation of every finished trial, by its number."""
     rows = {}
     for trial in sweep.trials:
-        history = trial.history() if trial.state == FINISHED else None
+        history = read_run(trial.folder.path) if trial.state == FINISHED else None
         if history is not None:
             curves = history.curves.items()
             rows[trial.number] = {n: curve[-1].value for n, curve in curves if n.startswith(PREFIX)}
     return rows
-
-
-def _content(sweep: Sweep, rows: Rows) -> dict[str, Any]:
-    trials = {
-        number: {"settings": sweep.settings(sweep.trials[number]), **values}
-        for number, values in rows.items()
-    }
-    if sweep.search is None:
-        return {"trials": trials, "metrics": _spreads(rows)}
-    return {"trials": trials, "best": _best(sweep, rows) if rows else None}
 
 
 def _best(sweep: Sweep, rows: Rows) -> dict[str, Any]:
@@ -99,7 +98,10 @@ def _spreads(rows: Rows) -> dict[str, dict[str, float]]:
 
 def _write_table(sweep: Sweep, rows: Rows) -> None:
     spreads = _spreads(rows)
-    with (sweep.folder / CSV).open("w", newline="", encoding="utf-8") as file:
+    with (
+        atomic_path(sweep.folder / CSV) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
         table = csv.writer(file)
         table.writerow(["trial", "settings", *spreads])
         for number, values in rows.items():
@@ -125,6 +127,6 @@ def _log(sweep: Sweep, content: dict[str, Any]) -> None:
         values = {f"{METRIC}/best": best[METRIC]}
         tracker.tags({"best.settings": best["settings"], "best.run": Path(best["run"]).name})
     tracker.metrics(values, step=0, epoch=0.0)
-    for name in ("manifest.json", JSON, CSV):
+    for name in (MANIFEST, JSON, CSV):
         tracker.artifact(sweep.folder / name)
     tracker.close("finished")

@@ -1,21 +1,20 @@
 """A sweep: its trials, what became of each, and their manifest.
 
     <root>/sweeps/<name>/
-        manifest.json     words and settings' digest of every trial, its run, job and last state
-        trial-003.json    of a search: what was chosen for trial 3, and where it was pruned
+        manifest.json     every trial: overrides, digest of its settings, run, job, last state
+        trial-003.json    in a search: what was chosen for trial 3, and where it was pruned
         trial-003.lock    held by the process that runs trial 3 on this machine
         trial-003.log     what that process printed
-        study.journal     Optuna's, of a search
+        study.journal     in a search: Optuna's study
         jobs/             logs and pickles of the jobs on Slurm; each run's logs/ links to its own
         summary.json, summary.csv
 
-What a trial has reached is read from its run folder, so neither a controller that was killed nor a
-manifest that is late makes anything run twice.
+What a trial has reached is read from its run folder, not from the manifest. So nothing runs twice
+after a controller was killed before it wrote the manifest.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -32,27 +31,31 @@ from launch.sweeps.search_space import SearchPoint, Space
 from launch.sweeps.trial import Trial
 from segresmamba.config import Config, config_digest, load_config, run_folder
 from segresmamba.errors import LaunchError
+from segresmamba.storage.atomic import write_text
+from segresmamba.storage.locks import is_locked, try_lock
 
 MANIFEST = "manifest.json"
+# What a trial of a search writes down itself. The rest follows from the latest command.
+_RECORDED = ("digest", "values", "pruned_at")
 
 
 @dataclass(frozen=True)
 class Search:
     """What makes a sweep a search: its trials' settings are chosen one by one, by Optuna."""
 
-    words: list[str]
+    overrides: list[str]
     """The space, in Hydra's sweep grammar."""
     storage: str | None
     """URL of a database; None for a file in the sweep's folder."""
     digest: str
-    """Of the space and of all settings that change a result."""
+    """Digest of the space and of all settings that change a result."""
     sample: SearchPoint
-    """A point of the space, for what is the same in all trials."""
+    """A point of the space, for settings that are the same in all trials."""
 
     @property
     def space(self) -> Space:
         """What may be tried."""
-        return Space.from_overrides(self.words)
+        return Space.from_overrides(self.overrides)
 
 
 @dataclass
@@ -70,25 +73,27 @@ class Sweep:
 
     @property
     def identity(self) -> list[str]:
-        """What makes it this sweep and no other; a search may grow, and move its study."""
+        """What makes it this sweep and no other. A search may grow, and move its study."""
         if self.search:
             return [self.search.digest]
         return [trial.digest for trial in self.trials]
 
     @classmethod
-    def from_overrides(cls, words: Sequence[str], name: str | None = None) -> Sweep:
-        """The grid that these words describe, as far as it has come; nothing is written.
+    def from_overrides(cls, overrides: Sequence[str], name: str | None = None) -> Sweep:
+        """The grid that these overrides describe, with the states of an earlier start.
+
+        Nothing is written.
 
         Args:
-            words: Overrides in Hydra's sweep grammar.
-            name: Of the sweep. Default: a digest of its trials.
+            overrides: In Hydra's sweep grammar.
+            name: The sweep's name. Default: a digest of its trials.
 
         Raises:
-            ConfigError: For the first trial whose settings are none.
-            LaunchError: If the words name one run folder for several trials, or the folder of the
-                sweep holds another one.
+            ConfigError: For the first trial whose settings are wrong.
+            LaunchError: If several trials would share one run folder, or the sweep's folder holds
+                another sweep.
         """
-        expanded = trials_of(words)
+        expanded = trials_of(overrides)
         configs = [load_config(trial) for trial in expanded]
         digests = [config_digest(config) for config in configs]
         title = title_of(name, "sweep", digests)
@@ -98,23 +103,32 @@ class Sweep:
                 zip(expanded, digests, configs, strict=True)
             )
         ]
-        _refuse_shared_folders(trials)
+        owners: dict[str, int] = {}
+        for trial in trials:
+            if (owner := owners.setdefault(trial.run, trial.number)) != trial.number:
+                raise LaunchError(
+                    "two trials would share one run folder",
+                    where=trial.run,
+                    got=f"trials {owner} and {trial.number}",
+                    remedy="give no run.name in a sweep (--name names the sweep), and no value "
+                    "twice",
+                )
         sweep = cls(configs[0].run.root / "sweeps" / title, trials)
         sweep.remember()
         return sweep
 
     @classmethod
     def read(cls, folder: Path) -> Sweep:
-        """A sweep from its folder.
+        """Read a sweep from its folder.
 
         Raises:
-            LaunchError: If there is none.
+            LaunchError: If there is no sweep, or its manifest is damaged.
         """
         try:
             values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             search = values.get("search")
-            trials = [Trial(**trial) for trial in values["trials"]]
-            sweep = cls(folder, trials, Search(**search) if search else None)
+            trials = [Trial(**_from_manifest(trial)) for trial in values["trials"]]
+            sweep = cls(folder, trials, Search(**_from_manifest(search)) if search else None)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise LaunchError(
                 "this is no sweep, or its manifest is damaged",
@@ -128,57 +142,63 @@ class Sweep:
 
     def config(self, trial: Trial) -> Config:
         """The settings of a trial; while nothing was chosen for it, those of the sample."""
-        return load_config(trial.words or self.words(trial, self._search.sample))
+        if trial.overrides:
+            return load_config(trial.overrides)
+        assert self.search is not None  # a grid's trials have their overrides from the beginning
+        return load_config(self.overrides(trial, self.search.sample))
 
-    def words(self, trial: Trial, values: SearchPoint) -> list[str]:
-        """The words of a search's trial for which `values` were chosen."""
+    def overrides(self, trial: Trial, values: SearchPoint) -> list[str]:
+        """The overrides of a search's trial for which `values` were chosen."""
+        assert self.search is not None
         place = [f"run.name={Path(trial.run).name}", f"tracking.group={self.name}"]
-        return [*self._search.space.words(values), *place]
+        return [*self.search.space.overrides(values), *place]
 
     def settings(self, trial: Trial) -> str:
-        """The words in which a trial differs from the others."""
+        """The overrides in which a trial differs from the others, as one line."""
         if self.search is not None:
             return " ".join(f"{key}={value}" for key, value in trial.values.items())
-        common = set.intersection(*(set(other.words) for other in self.trials))
-        return " ".join(word for word in trial.words if word not in common)
+        common = set.intersection(*(set(other.overrides) for other in self.trials))
+        return " ".join(override for override in trial.overrides if override not in common)
 
     def write(self) -> None:
         """Write the manifest, whole or not at all."""
-        search = asdict(self.search) if self.search else None
-        trials = [asdict(trial) for trial in self.trials]
+        search = _to_manifest(self.search) if self.search else None
+        trials = [_to_manifest(trial) for trial in self.trials]
         self._put(MANIFEST, {"name": self.name, "search": search, "trials": trials})
 
     def record(self, trial: Trial) -> None:
         """Write down what was chosen for a trial, and where it was pruned."""
         kept = {key: value for key, value in asdict(trial).items() if key in _RECORDED}
-        self._put(_record_name(trial), kept)
+        self._put(self._record(trial).name, kept)
 
     def recall(self) -> None:
         """Read what the trials of a search have written down; see `record`."""
         for trial in self.trials if self.search else ():
-            path = self.folder / _record_name(trial)
+            path = self._record(trial)
             if path.exists():
                 for key, value in json.loads(path.read_text(encoding="utf-8")).items():
                     setattr(trial, key, value)
-                # Not recorded: the words of the latest command hold, such as its cluster.*.
-                trial.words = self.words(trial, trial.values)
+                # Not recorded, so that those of the latest command hold, such as its cluster.*.
+                trial.overrides = self.overrides(trial, trial.values)
 
     def refresh(self, *trials: Trial) -> None:
-        """Find out where these trials stand, or all."""
+        """Find out where these trials stand; without arguments, all trials."""
         self.recall()
         asked = trials or self.trials
         jobs = squeue.job_states([trial.job for trial in asked if trial.job])
         for trial in asked:
             trial.refresh(
                 jobs.get(trial.job or ""),
-                is_locked=self._is_locked(trial),
+                is_locked=is_locked(self._lock_file(trial)),
                 must_measure=self.search is not None,
             )
 
     def lock(self, trial: Trial) -> int | None:
-        """Take a trial for a process of this machine: a descriptor to hand on, None if taken."""
-        from segresmamba.storage.locks import try_lock
+        """Lock a trial for a process of this machine.
 
+        Returns:
+            The descriptor to hand to that process; None if another process runs the trial.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self._lock_file(trial)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -195,33 +215,29 @@ class Sweep:
             LaunchError: If another one is at work.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".controller.lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+        path = self.folder / ".controller.lock"
+        with path.open("w") as file:
+            if not try_lock(file.fileno(), path):
                 raise LaunchError(
                     "another process controls this sweep",
                     where=self.folder,
                     got="a lock that is held",
                     remedy=f"python -m launch status {self.folder} shows how far it is",
-                ) from error
+                )
             yield
-
-    @property
-    def _search(self) -> Search:
-        assert self.search is not None  # a grid's trials have their words from the beginning
-        return self.search
 
     def _lock_file(self, trial: Trial) -> Path:
         return self.folder / f"trial-{trial.number:03d}.lock"
 
-    def _is_locked(self, trial: Trial) -> bool:
-        from segresmamba.storage.locks import is_locked
-
-        return is_locked(self._lock_file(trial))
+    def _record(self, trial: Trial) -> Path:
+        return self.folder / f"trial-{trial.number:03d}.json"
 
     def remember(self) -> None:
-        """Take over states from the manifest of the same trials."""
+        """Take over the states in the manifest, if there is one.
+
+        Raises:
+            LaunchError: If it is the manifest of another sweep.
+        """
         if not (self.folder / MANIFEST).exists():
             return
         before = Sweep.read(self.folder)
@@ -230,8 +246,8 @@ class Sweep:
                 "the folder holds another sweep",
                 where=self.folder,
                 got=f"{_summary(self)}; the folder has {_summary(before)}",
-                remedy="give another --name, or the same words to go on (a search may grow: "
-                "--trials is how many there are in all)",
+                remedy="give another --name, or the same settings to go on (a search may get "
+                "more trials: --trials is how many there are in all)",
             )
         for trial, old in zip(self.trials, before.trials, strict=False):
             trial.state, trial.job = old.state, old.job
@@ -239,22 +255,22 @@ class Sweep:
 
     def _put(self, name: str, content: dict[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".{name}.{os.getpid()}"
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(self.folder / name)
+        write_text(self.folder / name, json.dumps(content, indent=1) + "\n")
 
 
-_RECORDED = ("digest", "values", "pruned_at")
+def _to_manifest(part: Search | Trial) -> dict[str, Any]:
+    """A part of the manifest. Overrides were called words when its keys were chosen."""
+    return {"words" if key == "overrides" else key: value for key, value in asdict(part).items()}
 
 
-def _record_name(trial: Trial) -> str:
-    return f"trial-{trial.number:03d}.json"
+def _from_manifest(values: dict[str, Any]) -> dict[str, Any]:
+    return {"overrides" if key == "words" else key: value for key, value in values.items()}
 
 
 def _summary(sweep: Sweep) -> str:
     if sweep.search is None:
         return f"{len(sweep.trials)} trials of a grid"
-    return f"a search of {len(sweep.trials)} trials: {' '.join(sweep.search.words)}"
+    return f"a search of {len(sweep.trials)} trials: {' '.join(sweep.search.overrides)}"
 
 
 def title_of(name: str | None, kind: str, content: Sequence[str]) -> str:
@@ -271,16 +287,3 @@ def title_of(name: str | None, kind: str, content: Sequence[str]) -> str:
             remedy="begin with a letter or digit, then also . _ and -",
         )
     return name or f"{kind}-{hashlib.sha256(' '.join(content).encode()).hexdigest()[:8]}"
-
-
-def _refuse_shared_folders(trials: Sequence[Trial]) -> None:
-    owners: dict[str, int] = {}
-    for trial in trials:
-        if trial.run in owners:
-            raise LaunchError(
-                "two trials would share one run folder",
-                where=trial.run,
-                got=f"trials {owners[trial.run]} and {trial.number}",
-                remedy="give no run.name in a sweep (--name names the sweep), and no value twice",
-            )
-        owners[trial.run] = trial.number

@@ -1,8 +1,8 @@
-"""A trial of a sweep as a job; in a search its settings are chosen when it starts, by itself.
+"""A trial of a sweep as a job. In a search it chooses its own settings when it starts.
 
-Nobody has to stay: each trial of a search asks Optuna's study what to try, reports its
-validations, stops when it falls behind, and tells the study how it ended. Study and records of the
-trials are files on the file system that the jobs share; the study may be in a database.
+No controller has to keep running: each trial of a search asks Optuna's study what to try, reports
+its validations, stops when it falls behind, and tells the study how it ended. The study and the
+trials' records are files on the file system that the jobs share. The study may be in a database.
 """
 
 from __future__ import annotations
@@ -11,27 +11,29 @@ import logging
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
-from launch.jobs import submission
-from launch.jobs.train_job import TrainJob
-from launch.report import tell_mlflow
+from launch.failures import tell_mlflow
+from launch.jobs.rank import resubmission
+from launch.jobs.train_job import RunResult, TrainJob
+from launch.run_state import METRIC, is_measured, read_run
 from launch.sweeps.search_space import SearchPoint
 from launch.sweeps.summary import write_summary
 from launch.sweeps.sweep import Sweep
-from launch.sweeps.trial import METRIC, Trial, is_measured
+from launch.sweeps.trial import Trial
 from segresmamba.config import Config, config_digest, load_config
 from segresmamba.errors import ConfigError, LaunchError, UserError
+from segresmamba.storage.locks import locked
 
 if TYPE_CHECKING:
     from launch.sweeps.study import Standing, Study
 
 POLL_S = 2.0
 TAG = "pruned"
-# Held while a study is asked or told.
+# Held while a study is read or changed.
 LOCK = ".study.lock"
 logger = logging.getLogger(__name__)
 
@@ -43,71 +45,74 @@ class TrialJob:
     sweep: Path
     """Folder of the sweep."""
     number: int
-    """Of the trial."""
+    """The trial's number."""
     engine: str = "segresmamba.engine"
     """See `TrainJob`."""
 
-    @property
-    def config(self) -> Config:
-        """The run; asked for the first time in a search, this chooses it."""
-        return load_config(chosen(self.sweep, self.number).words)
+    def resolved_config(self) -> Config:
+        """The run. In a search the first call chooses its settings."""
+        return load_config(chosen(self.sweep, self.number).overrides)
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> RunResult:
         """Train as one rank.
 
         Raises:
             SystemExit: See `TrainJob.run`.
         """
         trial = chosen(self.sweep, self.number)
-        if trial.pruned_at is not None:  # and preempted while it stopped, so that Slurm came again
-            return {"status": "pruned", "step": trial.pruned_at, "folder": trial.run, "ui_hint": ""}
-        job = TrainJob(load_config(trial.words), self.engine)
+        if trial.pruned_at is not None:
+            # It was preempted while it stopped, so Slurm has started it again.
+            return RunResult("pruned", trial.pruned_at, trial.run, ui_hint="")
+        job = TrainJob(load_config(trial.overrides), self.engine)
         return job.run(lambda engine: self._train(engine, job.config))
 
     def checkpoint(self) -> object:
         """Submitit asks for this after a requeue: the same job again, which resumes by itself."""
-        return submission.resubmission(self)
+        return resubmission(self)
 
-    def _train(self, engine: Any, config: Config) -> dict[str, Any]:
+    def _train(self, engine: Any, config: Config) -> RunResult:
         is_main = os.environ["RANK"] == "0"
         sweep = Sweep.read(self.sweep)
         watched = is_main and sweep.search is not None
         with Watch(sweep, self.number, config, engine.request_stop) if watched else nullcontext():
-            result: dict[str, Any] = engine.train(config)
-        if result["status"] == "preempted":
+            result = RunResult.from_engine(engine.train(config))
+        if result.status == "preempted":
+            # The watch stops a trial as preemption does; only the record tells them apart.
             if Sweep.read(self.sweep).trials[self.number].pruned_at is None:
                 return result
-            result["status"] = "pruned"
+            result = replace(result, status="pruned")
         if is_main:
             self._conclude(config, result)
         return result
 
-    def _conclude(self, config: Config, result: dict[str, Any]) -> None:
-        """Tell everybody how the trial ended."""
+    def _conclude(self, config: Config, result: RunResult) -> None:
+        """Report how the trial ended: to MLflow, the study and the sweep's summary.
+
+        Raises:
+            LaunchError: If a search cannot compare the trial.
+        """
         sweep = Sweep.read(self.sweep)
         trial = sweep.trials[self.number]
-        if sweep.search is not None and result["status"] == "finished":
-            self._refuse_unmeasured(trial)
+        if sweep.search is not None and result.status == "finished":
+            history = read_run(trial.folder.path)
+            if history is None or not is_measured(history):
+                raise LaunchError(
+                    "the trial has finished without the number that the search compares",
+                    where=f"{METRIC} in {trial.folder.journal}",
+                    got=history.last(METRIC) if history else "no journal",
+                    remedy="see that the held-out fold (train.fold) has cases, and that they are "
+                    "labelled: segresmamba verify STORE",
+                )
         try:
-            if result["status"] == "pruned":
+            if result.status == "pruned":
                 tell_mlflow(config, {TAG: f"at step {trial.pruned_at}"}, "preempted")
             if sweep.search is not None:
                 catch_up(sweep)
             sweep.refresh()
             write_summary(sweep)
-        except (OSError, UserError) as error:  # the next trial or command makes up for it
+        except (OSError, UserError) as error:
+            # Not the trial's failure, and the next trial or command makes up for it.
             logger.warning("the sweep's study and summary are not up to date: %s", error)
-
-    def _refuse_unmeasured(self, trial: Trial) -> None:
-        history = trial.history()
-        if history is None or not is_measured(history):
-            raise LaunchError(
-                "the trial has finished without the number that the search compares",
-                where=f"{METRIC} in {trial.run}/journal.jsonl",
-                got=history.last(METRIC) if history else "no journal",
-                remedy="see that the held-out fold (train.fold) has cases, and that they are "
-                "labelled: segresmamba verify STORE",
-            )
 
 
 class Watch:
@@ -115,8 +120,8 @@ class Watch:
 
     Args:
         sweep: A search.
-        number: Of the trial.
-        config: Its settings.
+        number: The trial's number.
+        config: The trial's settings.
         stop: Asks the trial to save and stop.
     """
 
@@ -141,7 +146,7 @@ class Watch:
             try:
                 if self._falls_behind():
                     break
-            except (OSError, UserError) as error:  # never the trial's trouble
+            except (OSError, UserError) as error:  # a broken study must not end the trial
                 logger.warning("this trial cannot be compared with the others now: %s", error)
         else:
             return
@@ -151,59 +156,52 @@ class Watch:
         self._stop()
 
     def _falls_behind(self) -> bool:
-        known = len(self._curve)
-        self._follow()
-        # With its last step a trial is done: stopping it would save nothing.
+        from segresmamba.tracking import read_records
+
+        known, journal = len(self._curve), self._trial.folder.journal
+        for record in read_records(journal, self._read) if journal.exists() else ():
+            self._read = record.end
+            if METRIC in record.body.get("values", ()) and record.kind == "metrics":
+                # A resumed run may validate a step again; its first value counts.
+                self._curve.setdefault(record.body["step"], float(record.body["values"][METRIC]))
+        # After its last step a trial is done, and stopping it would save nothing.
         if len(self._curve) == known or max(self._curve) >= self._last_step:
             return False
         if self._study is None:
             self._study = catch_up(self._sweep)
         return self._study.should_prune(self._trial.number, self._curve)
 
-    def _follow(self) -> None:
-        """Read on in the journal; of a step that was validated twice, the first value counts."""
-        from segresmamba.storage.run_folder import RunFolder
-        from segresmamba.tracking import read_records
-
-        journal = RunFolder(Path(self._trial.run)).journal
-        for record in read_records(journal, self._read) if journal.exists() else ():
-            self._read = record.end
-            if METRIC in record.body.get("values", ()) and record.kind == "metrics":
-                self._curve.setdefault(record.body["step"], float(record.body["values"][METRIC]))
-
 
 def chosen(folder: Path, number: int) -> Trial:
-    """A trial that has its settings: in a search they are chosen now, unless they were before.
+    """A trial with its settings. In a search they are chosen now, unless they were before.
 
     Raises:
         LaunchError: If the storage of the search cannot be used, or every point has been tried.
         ConfigError: If the settings contradict each other.
     """
-    from segresmamba.storage.locks import locked
-
     trial = Sweep.read(folder).trials[number]
-    if trial.words:
+    if trial.overrides:
         return trial
     with locked(folder / LOCK):
         sweep = Sweep.read(folder)
         trial = sweep.trials[number]
-        if trial.words:
+        if trial.overrides:  # another rank has chosen them meanwhile
             return trial
         study = _study(sweep)
         study.catch_up(_standings(sweep))
         trial.values = study.propose(number, lambda values: _is_new(sweep, trial, values))
-        trial.words = sweep.words(trial, trial.values)
-        trial.digest = config_digest(load_config(trial.words))
+        trial.overrides = sweep.overrides(trial, trial.values)
+        trial.digest = config_digest(load_config(trial.overrides))
         sweep.record(trial)
     return trial
 
 
 def _is_new(sweep: Sweep, trial: Trial, values: SearchPoint) -> bool:
-    """Whether no other trial has these settings, and they do not contradict each other."""
+    """Whether no other trial has these values, and they make valid settings."""
     if any(other.values == values for other in sweep.trials):
         return False
     try:
-        load_config(sweep.words(trial, values))
+        load_config(sweep.overrides(trial, values))
     except ConfigError as error:
         logger.warning("left out: %s", error)
         return False
@@ -211,16 +209,15 @@ def _is_new(sweep: Sweep, trial: Trial, values: SearchPoint) -> bool:
 
 
 def catch_up(sweep: Sweep) -> Study:
-    """Tell the study of a search what it has missed.
+    """Report to the study of a search what it has missed; return the study.
 
     Raises:
         LaunchError: If its storage cannot be used.
     """
-    from segresmamba.storage.locks import locked
-
     study = _study(sweep)
     with locked(sweep.folder / LOCK):
-        # Read under the lock: a trial that is choosing must not be taken for one that died of it.
+        # Read under the lock. Otherwise a trial that is choosing just now looks as if its process
+        # had died before it wrote its record.
         sweep.recall()
         study.catch_up(_standings(sweep))
     return study
@@ -239,7 +236,7 @@ def _standings(sweep: Sweep) -> list[Standing]:
     standings = []
     for trial in sweep.trials:
         if trial.values:
-            history = trial.history()
+            history = read_run(trial.folder.path)
             points = history.curves.get(METRIC, ()) if history else ()
             curve = {point.step: point.value for point in points}
             outcome = "" if trial.pruned_at is None else "pruned"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.jobs.start import INTERRUPTED_CODE
+from launch.failures import INTERRUPTED_CODE
 from segresmamba.data import open_dataset
 from tests.cli.test_main import run
 from tests.data.server import KEYS, s3_server, upload

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from launch.run_state import FINISHED, OVER, STOPPED
 from launch.sweeps.sweep import Sweep
-from launch.sweeps.trial import FINISHED, OVER, STOPPED
 from segresmamba.data import convert
 from tests.cluster.jobs import REPOSITORY, Job, launch, losses, release, run, slurm, wait_until
 from tests.conftest import write_nnunet_dataset
@@ -168,7 +168,7 @@ def test_a_search_needs_nobody_on_the_login_node(
     done = launch("sweep", *words, "train.weight_decay=tag(log,interval(1e-6,1e-3))")
     assert done.returncode == 0, done.stderr
     sweep = Sweep.read(tmp_path / "runs" / "sweeps" / "s")
-    assert not any(trial.words for trial in sweep.trials)
+    assert not any(trial.overrides for trial in sweep.trials)
     watch(sweep, most=8)
     shown = launch("status", str(sweep.folder)).stdout
     assert {trial.state for trial in sweep.trials} <= OVER, shown

@@ -10,6 +10,7 @@ import runpy
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock, call
 
 import pytest
 
@@ -17,6 +18,7 @@ from launch.convert_job import ConvertJob
 from launch.in_allocation import on_failure, preflight
 from launch.jobs.train_job import TrainJob
 from launch.sweeps.trial_job import TrialJob
+from segresmamba.config import load_config
 
 HERE = Path(__file__).parent
 
@@ -64,11 +66,15 @@ def test_a_saved_mlflow_model_finds_its_loader() -> None:
     assert served._load_pyfunc is model._load_pyfunc
 
 
-def test_a_users_script_finds_start_and_allocation() -> None:
+def test_a_users_script_finds_start_and_allocation(monkeypatch: pytest.MonkeyPatch) -> None:
     from launch import allocation, launcher
-    from launch.jobs import start
     from launch.slurm import allocation as moved
 
-    assert launcher.start is start.start
-    assert launcher.run_in_allocation is start.run_in_allocation
+    place = Mock(**{"start.return_value": 7})
+    monkeypatch.setattr(launcher, "backend_for", lambda config: place)
+    monkeypatch.setattr(launcher, "Slurm", lambda: place)
+    job = TrainJob(load_config())
+    assert launcher.start(job, watch=True) == 7
+    launcher.run_in_allocation(job)
+    assert place.mock_calls == [call.start(job, follow=True), call.run_in_allocation(job)]
     assert allocation.overrides is moved.overrides

@@ -31,7 +31,7 @@ def make_job(tmp_path: Path) -> Callable[..., TrainJob]:
 
 
 @pytest.fixture
-def real_words(tmp_path: Path, tiny_store: Path) -> list[str]:
+def real_overrides(tmp_path: Path, tiny_store: Path) -> list[str]:
     """Real training, as small as can be."""
     words = ["data=custom", f"data.store={tiny_store}", "data.patch=[32,32,32]", "data.workers=0"]
     words += ["model=segresnet", "model.init_filters=8", "train.warmup_steps=0", "tracking=none"]

@@ -3,6 +3,7 @@
 They run in the ranks' own processes, started by the launcher, so nothing there is patched.
 """
 
+import json
 import os
 import signal
 import time
@@ -24,8 +25,10 @@ def request_stop() -> None:
 def train(config: Config) -> dict[str, Any]:
     rank = int(os.environ["RANK"])
     folder = run_folder(config)
-    result: dict[str, Any] = globals()[f"_{config.run.name}"](rank, folder)
-    return {"status": "finished", "step": 7, "folder": str(folder), "ui_hint": "http://x"} | result
+    found: dict[str, Any] = globals()[f"_{config.run.name}"](rank, folder)
+    status = found.pop("status", "finished")
+    (folder / f"found-{rank}.json").write_text(json.dumps(found))
+    return {"status": status, "step": 7, "folder": str(folder), "ui_hint": "http://x"}
 
 
 def _place(rank: int, folder: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 
 from launch import convert_job
 from launch.__main__ import main
-from launch.jobs import submission
+from launch.jobs.rank import load_job
 from segresmamba.data import open_dataset, verify
 from segresmamba.data.conversion.plan import ConversionPlan, ConversionRequest
 from segresmamba.errors import ConfigError, DataError, LaunchError
@@ -42,7 +42,7 @@ def launch(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
 
 def jobs(store: Path, *numbers: str) -> list[convert_job.ConvertJob]:
     logs = store.with_name(f"{store.name}.logs")
-    return [submission.load_work(logs, number) for number in numbers]
+    return [load_job(logs, number) for number in numbers]
 
 
 def test_the_scripts_are_the_golden_ones(

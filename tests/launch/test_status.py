@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from launch.__main__ import main
-from launch.jobs import start
 from launch.jobs.train_job import TrainJob
+from launch.launcher import start
 from launch.sweeps.sweep import Sweep
 from segresmamba.tracking.journal import Journal
 
@@ -84,7 +84,7 @@ def test_a_queued_run_is_shown_with_its_newest_job_before_it_has_begun(
 ) -> None:
     for number in (999, 4711):
         fake_command("sbatch", f"echo Submitted batch job {number}")
-        start.start(make_job("mine", "cluster=slurm"))
+        start(make_job("mine", "cluster=slurm"))
     capsys.readouterr()
     fake_command("squeue", "echo 4711 PENDING 0 BeginTime")
     assert status()[1] == f"queued {tmp_path}/mine job 4711 PENDING (BeginTime)"

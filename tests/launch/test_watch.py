@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from launch import follow
+from launch import watch
 
 FakeCommand = Callable[[str, str], None]
 
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follow, "POLL_S", 0.01)
-    monkeypatch.setattr(follow, "LOG_DELAY_S", 0.0)
+    monkeypatch.setattr(watch, "QUEUE_POLL_S", 0.01)
+    monkeypatch.setattr(watch, "LOG_DELAY_S", 0.0)
 
 
 def test_each_state_is_said_once_and_the_log_is_shown_as_it_grows(
@@ -35,7 +35,7 @@ def test_each_state_is_said_once_and_the_log_is_shown_as_it_grows(
         f"echo x >> {turn}; n=$(wc -l < {turn}); echo line $n >> {log}; "
         f"sed -n ${{n}}p {tmp_path}/states",
     )
-    assert follow.follow("4711", log) == 2
+    assert watch.follow("4711", log) == 2
     assert capfd.readouterr().err.splitlines() == [
         "line 1",
         "job 4711: PENDING (Resources)",
@@ -51,7 +51,7 @@ def test_a_job_that_nobody_knows_is_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert follow.follow("4711", tmp_path / "log") == 1
+    assert watch.follow("4711", tmp_path / "log") == 1
 
 
 def test_ctrl_c_ends_the_watching_and_not_the_job(
@@ -60,7 +60,7 @@ def test_ctrl_c_ends_the_watching_and_not_the_job(
     fake_command("squeue", "echo 4711 RUNNING 0 None")
     fake_command("scancel", f"touch {tmp_path}/cancelled")
     code = (
-        "import sys; from pathlib import Path; from launch.follow import follow;"
+        "import sys; from pathlib import Path; from launch.watch import follow;"
         f"sys.exit(follow('4711', Path('{tmp_path}/log')))"
     )
     command = [sys.executable, "-c", code]

@@ -112,3 +112,14 @@ def test_slurms_refusal_to_requeue_is_shown(
     assert end(config) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == "Slurm does not queue it again: Requested operation is presently disabled"
+
+
+def test_a_copy_that_a_user_made_of_a_checkpoint_is_no_checkpoint(
+    config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run_folder(config) / "checkpoints" / "step-00000900.bak").mkdir()
+    write_failure(Failure(1, time.time(), 1, "Traceback\nKeyError: 7"), logs(config), "4711")
+    assert end(config) == 1
+    assert requeues(config) == 1
+    assert "with step 500 as the newest checkpoint" in capsys.readouterr().err
+    assert (run_folder(config) / "failure.txt").read_text() == "rank 1\nTraceback\nKeyError: 7\n"

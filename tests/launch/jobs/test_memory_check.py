@@ -80,6 +80,6 @@ def test_a_command_that_strict_refuses_writes_nothing_and_the_words_it_shows_are
 
 
 def test_a_real_plan_of_a_store_that_is_not_there_says_so(tmp_path: Path) -> None:
-    with pytest.raises(LaunchError, match="cannot be told") as caught:
+    with pytest.raises(LaunchError, match="cannot be predicted") as caught:
         require_fit(config(f"data.store={tmp_path}/none.zarr"))
     assert "none.zarr" in str(caught.value.got)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.jobs import start
 from launch.jobs.train_job import TrainJob
+from launch.launcher import start
 from tests.engine.tiny import tiny_config
 
 TWO_RANKS = ("cluster.tasks_per_node=2", "train.max_steps=30")
@@ -42,7 +42,7 @@ def test_a_preempted_run_goes_on_without_losing_or_repeating_a_step(
     sender = threading.Thread(target=preempt, args=(run,))
     sender.start()
     job = TrainJob(tiny_config(tiny_store, tmp_path, *TWO_RANKS))
-    assert start.start(job) == 0
+    assert start(job) == 0
     sender.join()
 
     (log,) = run.glob("logs/*/*_0_log.out")

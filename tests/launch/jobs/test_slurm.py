@@ -1,5 +1,6 @@
 """Submission to Slurm, up to sbatch; `sbatch` itself is a stand-in here."""
 
+import copy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,8 +10,10 @@ from typing import NoReturn
 import pytest
 
 from launch.__main__ import main
-from launch.jobs import start, submission
+from launch.jobs import slurm
+from launch.jobs.slurm import Slurm
 from launch.jobs.train_job import TrainJob
+from launch.launcher import run_in_allocation, start
 from launch.slurm import allocation, squeue
 from segresmamba.config import load_config
 from segresmamba.errors import LaunchError
@@ -45,7 +48,7 @@ def normalised(script: str, root: Path) -> str:
 
 
 def test_the_sbatch_script_is_the_golden_one(make_job: MakeJob, tmp_path: Path) -> None:
-    script = start.describe(make_job("big", *BIG))
+    script = Slurm().describe(make_job("big", *BIG))
     assert normalised(script, tmp_path) == GOLDEN.read_text()
     assert list(tmp_path.iterdir()) == []
 
@@ -55,8 +58,28 @@ def test_dry_run_prints_exactly_what_a_submission_hands_to_sbatch(
 ) -> None:
     fake_command("sbatch", f"cp $1 {tmp_path}/submitted; echo Submitted batch job 4711")
     job = make_job("big", *BIG)
-    assert start.start(job) == 0
-    assert (tmp_path / "submitted").read_text() == start.describe(job)
+    assert start(job) == 0
+    assert (tmp_path / "submitted").read_text() == Slurm().describe(job)
+
+
+def test_describing_a_job_changes_neither_the_executor_nor_what_it_submits(
+    make_job: MakeJob, tmp_path: Path, fake_command: FakeCommand
+) -> None:
+    fake_command("sbatch", f"cp $1 {tmp_path}/submitted; echo Submitted batch job 4711")
+    fake_command("srun", "exit 1")  # submitit looks for it before it makes an array
+    job = make_job("mine", "cluster=slurm")
+    executor = slurm.rank_executor(job.config.cluster, "mine", tmp_path / "logs", most=2)
+    before = copy.deepcopy(executor.parameters)
+    array, single = executor.script(3), executor.script()
+    assert "#SBATCH --array=0-2%2\n" in array
+    assert "--array" not in single
+    assert (executor.script(3), executor.script()) == (array, single)
+    assert executor.parameters == before
+    slurm.submit_array(executor, [job])
+    assert (tmp_path / "submitted").read_text() == single
+    slurm.submit_array(executor, [job, job, job])
+    assert (tmp_path / "submitted").read_text() == array
+    assert executor.parameters == before
 
 
 def test_a_queued_job_is_announced_with_its_log(
@@ -66,7 +89,7 @@ def test_a_queued_job_is_announced_with_its_log(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     fake_command("sbatch", "echo Submitted batch job 4711")
-    start.start(make_job("mine", "cluster=slurm"))
+    start(make_job("mine", "cluster=slurm"))
     assert capsys.readouterr().out.splitlines() == [
         f"job 4711, log {tmp_path}/mine/logs/4711_0_log.out",
         f"watch and compare: mlflow ui --backend-store-uri sqlite:///{tmp_path}/mlflow.db",
@@ -96,7 +119,7 @@ def test_what_slurm_says_to_a_refused_job_is_shown(
 ) -> None:
     fake_command("sbatch", "echo 'sbatch: error: invalid partition specified: nope' >&2; exit 1")
     with pytest.raises(LaunchError, match="refused") as caught:
-        start.start(make_job("mine", "cluster=slurm", "cluster.partition=nope"))
+        start(make_job("mine", "cluster=slurm", "cluster.partition=nope"))
     assert caught.value.got == "sbatch: error: invalid partition specified: nope"
     assert "sinfo" in caught.value.remedy
     assert capsys.readouterr().err == ""
@@ -107,11 +130,11 @@ def test_a_refused_job_leaves_earlier_jobs_of_the_run_alone(
     make_job: MakeJob, tmp_path: Path, fake_command: FakeCommand
 ) -> None:
     fake_command("sbatch", "echo Submitted batch job 4711")
-    start.start(make_job("mine", "cluster=slurm"))
+    start(make_job("mine", "cluster=slurm"))
     before = set((tmp_path / "mine" / "logs").iterdir())
     fake_command("sbatch", "exit 1")
     with pytest.raises(LaunchError, match="refused"):
-        start.start(make_job("mine", "cluster=slurm"))
+        start(make_job("mine", "cluster=slurm"))
     assert set((tmp_path / "mine" / "logs").iterdir()) == before
 
 
@@ -119,14 +142,14 @@ def test_a_run_whose_job_waits_to_go_on_gets_no_second_one(
     make_job: MakeJob, tmp_path: Path, fake_command: FakeCommand
 ) -> None:
     fake_command("sbatch", "echo Submitted batch job 4711")
-    start.start(make_job("mine", "cluster=slurm"))
-    fake_command("squeue", "echo 'job 4711: PENDING (BeginTime)'")
+    start(make_job("mine", "cluster=slurm"))
+    fake_command("squeue", "echo 4711 PENDING BeginTime")
     with pytest.raises(LaunchError, match="has a job already") as caught:
-        start.start(make_job("mine", "cluster=slurm", "cluster.tasks_per_node=1"))
+        start(make_job("mine", "cluster=slurm", "cluster.tasks_per_node=1"))
     assert caught.value.got == "job 4711: PENDING (BeginTime)"
     assert "scancel 4711" in caught.value.remedy
     fake_command("squeue", "exit 1")
-    assert start.start(make_job("mine", "cluster=slurm")) == 0
+    assert start(make_job("mine", "cluster=slurm")) == 0
 
 
 def test_a_batch_job_on_a_run_that_another_job_holds_ends_at_once(
@@ -136,20 +159,20 @@ def test_a_batch_job_on_a_run_that_another_job_holds_ends_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     fake_command("sbatch", "echo Submitted batch job 4711")
-    start.start(make_job("mine", "cluster=slurm"))
-    fake_command("squeue", "echo \"$*\" | grep -q 4711 && echo 'job 4711: RUNNING (None)'")
+    start(make_job("mine", "cluster=slurm"))
+    fake_command("squeue", 'echo "$*" | grep -q 4711 && echo 4711 RUNNING None')
     monkeypatch.setenv("SLURM_JOB_ID", "4712")
     with pytest.raises(LaunchError, match="has a job already"):
-        start.run_in_allocation(make_job("mine", "cluster=slurm"))
+        run_in_allocation(make_job("mine", "cluster=slurm"))
 
-    def exec_bash(*_: object) -> NoReturn:
+    def go_on(logs: Path) -> NoReturn:
         raise SystemExit
 
     # Requeued, a job finds itself.
-    monkeypatch.setattr(submission, "run_in_allocation", exec_bash)
+    monkeypatch.setattr(slurm, "make_logs", go_on)
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     with pytest.raises(SystemExit):
-        start.run_in_allocation(make_job("mine", "cluster=slurm"))
+        run_in_allocation(make_job("mine", "cluster=slurm"))
 
 
 def test_a_machine_without_sbatch_is_told_where_to_go(
@@ -157,7 +180,7 @@ def test_a_machine_without_sbatch_is_told_where_to_go(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(LaunchError, match="no sbatch") as caught:
-        start.start(make_job("mine", "cluster=slurm"))
+        start(make_job("mine", "cluster=slurm"))
     assert "login node" in caught.value.remedy
     assert list(tmp_path.iterdir()) == []
 
@@ -168,7 +191,7 @@ def test_a_run_folder_that_cannot_be_written_is_named(
     fake_command("sbatch", "echo Submitted batch job 4711")
     (tmp_path / "mine").write_text("a file is in the way")
     with pytest.raises(LaunchError, match="cannot be written"):
-        start.start(make_job("mine", "cluster=slurm"))
+        start(make_job("mine", "cluster=slurm"))
 
 
 def test_a_job_that_would_wait_for_ever_is_taken_back(
@@ -178,7 +201,7 @@ def test_a_job_that_would_wait_for_ever_is_taken_back(
     fake_command("squeue", "echo 'PENDING     PartitionTimeLimit    '")
     fake_command("scancel", f"echo $* > {tmp_path}/cancelled")
     with pytest.raises(LaunchError, match="waited for ever") as caught:
-        start.start(make_job("mine", "cluster=slurm"))
+        start(make_job("mine", "cluster=slurm"))
     assert (
         caught.value.got == "PartitionTimeLimit: the partition allows less time: cluster.time_min"
     )
@@ -270,7 +293,7 @@ def test_the_batch_script_parses_and_asks_for_what_the_preset_asks() -> None:
     }
     preset = {
         line.removeprefix("#SBATCH --")
-        for line in start.describe(TrainJob(load_config(["cluster=slurm"]))).splitlines()
+        for line in Slurm().describe(TrainJob(load_config(["cluster=slurm"]))).splitlines()
         if line.startswith("#SBATCH") and "logs" not in line and "job-name" not in line
     }
     minutes = {"time=1440": "time=24:00:00"}

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from launch.jobs import submission
+from launch.jobs import rank
 from launch.jobs.train_job import STOP_SIGNALS, StopSignals, TrainJob
 
 MakeJob = Callable[..., TrainJob]
@@ -57,7 +57,7 @@ def test_the_handlers_before_are_back_afterwards(calls: list[str]) -> None:
 
     with pytest.raises(RuntimeError):
         fail()
-    signal.raise_signal(submission.REQUEUE_SIGNAL)
+    signal.raise_signal(rank.REQUEUE_SIGNAL)
     assert calls == ["previous handler"]
 
 
@@ -80,26 +80,26 @@ def test_building_a_job_imports_nothing_heavy() -> None:
 
 
 def slurm_place(
-    monkeypatch: pytest.MonkeyPatch, job_id: str, rank: int, nodes: int, tasks: int
+    monkeypatch: pytest.MonkeyPatch, job_id: str, number: int, nodes: int, tasks: int
 ) -> dict[str, str]:
     values = {
         "SUBMITIT_EXECUTOR": "slurm",
         "SLURM_JOB_ID": job_id,
         "SLURM_NTASKS": str(tasks),
         "SLURM_JOB_NUM_NODES": str(nodes),
-        "SLURM_NODEID": str(rank * nodes // tasks),
-        "SLURM_PROCID": str(rank),
-        "SLURM_LOCALID": str(rank % (tasks // nodes)),
+        "SLURM_NODEID": str(number * nodes // tasks),
+        "SLURM_PROCID": str(number),
+        "SLURM_LOCALID": str(number % (tasks // nodes)),
         "SLURM_JOB_NODELIST": "gpu[07-08]" if nodes == 2 else "gpu07",
     }
     for name, value in values.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("MASTER_PORT", raising=False)
-    return submission.rank_environment(submission.place())
+    return rank.rank_environment(rank.place())
 
 
 def test_ranks_on_two_nodes_meet_at_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    environment = slurm_place(monkeypatch, "4711", rank=5, nodes=2, tasks=8)
+    environment = slurm_place(monkeypatch, "4711", number=5, nodes=2, tasks=8)
     port = environment.pop("MASTER_PORT")
     assert environment == {
         "RANK": "5",
@@ -108,20 +108,20 @@ def test_ranks_on_two_nodes_meet_at_the_first(monkeypatch: pytest.MonkeyPatch) -
         "LOCAL_WORLD_SIZE": "4",
         "MASTER_ADDR": "gpu07",
     }
-    first = slurm_place(monkeypatch, "4711", rank=0, nodes=2, tasks=8)
+    first = slurm_place(monkeypatch, "4711", number=0, nodes=2, tasks=8)
     assert first["MASTER_PORT"] == port
-    assert slurm_place(monkeypatch, "4712", rank=0, nodes=2, tasks=8)["MASTER_PORT"] != port
+    assert slurm_place(monkeypatch, "4712", number=0, nodes=2, tasks=8)["MASTER_PORT"] != port
 
 
 def test_ranks_on_one_node_need_no_name_service(monkeypatch: pytest.MonkeyPatch) -> None:
-    environment = slurm_place(monkeypatch, "4711", rank=1, nodes=1, tasks=2)
+    environment = slurm_place(monkeypatch, "4711", number=1, nodes=1, tasks=2)
     assert environment["MASTER_ADDR"] == "127.0.0.1"
 
 
 def test_ranks_meet_at_the_port_that_was_chosen_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    slurm_place(monkeypatch, "4711", rank=1, nodes=1, tasks=2)
+    slurm_place(monkeypatch, "4711", number=1, nodes=1, tasks=2)
     monkeypatch.setenv("MASTER_PORT", "23456")
-    assert submission.rank_environment(submission.place())["MASTER_PORT"] == "23456"
+    assert rank.rank_environment(rank.place())["MASTER_PORT"] == "23456"
 
 
 @pytest.mark.parametrize(
@@ -141,11 +141,40 @@ def test_on_slurm_a_job_goes_back_to_the_queue_unless_it_was_cancelled(
     expected: bool,
 ) -> None:
     fake_command("scontrol", f"echo '   JobState={state} Reason=None'")
-    slurm_place(monkeypatch, "4711", rank=0, nodes=1, tasks=1)
-    assert submission.goes_back_to_queue(received) is expected
+    slurm_place(monkeypatch, "4711", number=0, nodes=1, tasks=1)
+    assert rank.goes_back_to_queue(received) is expected
 
 
 def test_on_this_machine_sigterm_is_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
-    assert not submission.goes_back_to_queue({signal.SIGTERM})
-    assert submission.goes_back_to_queue({signal.SIGTERM, signal.SIGUSR2})
+    assert not rank.goes_back_to_queue({signal.SIGTERM})
+    assert rank.goes_back_to_queue({signal.SIGTERM, signal.SIGUSR2})
+
+
+# As a library does whose thread is in the way: it aborts once Python takes itself apart.
+CODE = """
+import atexit, importlib.machinery, os, sys
+sys.modules["__main__"].__spec__ = importlib.machinery.ModuleSpec({name!r}, None)
+from launch.jobs.train_job import QuickExit
+class Library:
+    def __del__(self, abort=os.abort):
+        abort()
+kept = Library()
+quick_exit = QuickExit()
+atexit.register(print, "exit handlers ran")
+quick_exit.is_well = {is_well}
+sys.exit({code})
+"""
+SUBMITIT = "submitit.core._submit"
+
+
+@pytest.mark.parametrize(
+    ("name", "is_well", "code", "ended"),
+    [(SUBMITIT, True, 0, 0), (SUBMITIT, False, 2, -6), ("another", True, 0, -6)],
+)
+def test_only_a_rank_that_is_done_leaves_before_python_takes_itself_apart(
+    name: str, is_well: bool, code: int, ended: int
+) -> None:
+    words = [sys.executable, "-c", CODE.format(name=name, is_well=is_well, code=code)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (ended, "exit handlers ran\n")

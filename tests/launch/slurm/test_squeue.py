@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.slurm.squeue import INTERRUPTED_CODE, JobState, job_state, living
+from launch.failures import INTERRUPTED_CODE
+from launch.slurm.squeue import JobState, LiveJob, job_state, living
 
 FakeCommand = Callable[[str, str], None]
 
@@ -57,7 +58,8 @@ def test_a_machine_without_slurm_knows_no_job(
 def test_of_some_jobs_the_one_that_is_not_over_is_shown_with_its_state(
     fake_command: FakeCommand,
 ) -> None:
-    fake_command("squeue", "case $2 in --jobs=7,8) echo 'job 8: RUNNING (None)';; *) exit 1; esac")
-    assert living(["7", "8"]) == "job 8: RUNNING"
+    fake_command("squeue", "case $2 in --jobs=7,8) echo 8 RUNNING None;; *) exit 1; esac")
+    assert living(["7", "8"]) == LiveJob("8", "RUNNING", "None")
+    assert str(living(["7", "8"])) == "job 8: RUNNING"
     assert living(["7"]) is None
     assert living([]) is None

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from launch.__main__ import main
+from launch.jobs.train_job import RunResult
+from launch.run_state import FAILED, FINISHED, METRIC, PRUNED, STOPPED, WAITING
 from launch.sweeps.plan_search import plan_search
 from launch.sweeps.run import run_sweep
 from launch.sweeps.study import STARTUP_PRUNING
 from launch.sweeps.sweep import Sweep
-from launch.sweeps.trial import FAILED, FINISHED, METRIC, PRUNED, STOPPED, WAITING
 from launch.sweeps.trial_job import TrialJob, catch_up, chosen
 from segresmamba.config import Config
 from segresmamba.errors import ConfigError, LaunchError
@@ -167,7 +168,7 @@ class Engine:
 
     def train(self, config: Config) -> dict[str, Any]:
         record(self.sweep, 0, *self.dice)
-        return {"status": "finished"}
+        return {"status": "finished", "step": 1, "folder": "s-000", "ui_hint": ""}
 
 
 def test_a_trial_that_cannot_be_compared_fails_and_one_that_can_is_summed_up(
@@ -178,9 +179,9 @@ def test_a_trial_that_cannot_be_compared_fails_and_one_that_can_is_summed_up(
     sweep.write()
     job = TrialJob(sweep.folder, 0)
     with pytest.raises(LaunchError, match="without the number that the search compares"):
-        job._train(Engine(sweep), job.config)
+        job._train(Engine(sweep), job.resolved_config())
     assert not (sweep.folder / "summary.json").exists()
-    assert job._train(Engine(sweep, 0.25), job.config) == {"status": "finished"}
+    assert job._train(Engine(sweep, 0.25), job.resolved_config()).status == "finished"
     assert json.loads((sweep.folder / "summary.json").read_text())["best"][METRIC] == 0.25
     assert (sweep.folder / "journal.jsonl").exists()  # of the summary's own run
     assert [trial.value for trial in catch_up(sweep)._study.trials] == [0.25]
@@ -192,12 +193,7 @@ def test_a_pruned_trial_that_slurm_starts_again_ends_at_once(tmp_path: Path) -> 
     trial = chosen(sweep.folder, 0)
     trial.pruned_at = 7
     sweep.record(trial)
-    assert TrialJob(sweep.folder, 0)() == {
-        "status": "pruned",
-        "step": 7,
-        "folder": trial.run,
-        "ui_hint": "",
-    }
+    assert TrialJob(sweep.folder, 0)() == RunResult("pruned", 7, trial.run, "")
 
 
 @contextmanager
@@ -227,9 +223,9 @@ def wait_for(condition: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_stopped_search_goes_on_with_its_trial_and_prunes_it_once_it_falls_behind(
-    tmp_path: Path, real_words: list[str]
+    tmp_path: Path, real_overrides: list[str]
 ) -> None:
-    words = [*real_words, "train.max_steps=2000", "train.validate_every=1", LR]
+    words = [*real_overrides, "train.max_steps=2000", "train.validate_every=1", LR]
     count = STARTUP_PRUNING + 1
     trial, folder = tmp_path / "s-000", tmp_path / "sweeps" / "s"
     with controller("--search", "optuna", "--trials", str(count), "--name", "s", *words) as first:

@@ -43,7 +43,7 @@ def test_a_range_has_the_points_of_its_grid(start: int, length: int, step: int) 
 
 def test_fixed_words_come_with_every_point() -> None:
     space = Space.from_overrides(["data=custom", "train.lr=interval(1e-4,1e-2)", "seed=1,2"])
-    assert space.words({"train.lr": 1e-05, "seed": "2"}) == [
+    assert space.overrides({"train.lr": 1e-05, "seed": "2"}) == [
         "data=custom",
         "train.lr=1e-05",
         "seed=2",

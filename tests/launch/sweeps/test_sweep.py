@@ -1,5 +1,7 @@
 """Sweeps: what they expand to, what they remember, what they run again."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -14,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launch.__main__ import main
+from launch.run_state import FAILED, FINISHED, QUEUED, RUNNING, STOPPED, WAITING
 from launch.sweeps import run
 from launch.sweeps.folds import ALL, all_folds, fold_sweep_name
 from launch.sweeps.grammar import trials_of
 from launch.sweeps.sweep import Sweep
-from launch.sweeps.trial import FAILED, FINISHED, QUEUED, RUNNING, STOPPED, WAITING
 from segresmamba.errors import ConfigError, LaunchError
 from segresmamba.tracking.journal import Journal
 
@@ -118,6 +120,36 @@ def test_a_trial_runs_as_long_as_its_process_holds_the_lock(tmp_path: Path) -> N
     assert sweep.trials[0].state == STOPPED
 
 
+def test_a_sweep_runs_where_the_file_system_has_no_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = planned(tmp_path, "seed=0,1")
+    for number in range(2):
+        record(sweep, number, "finished")
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    lock = sweep.lock(sweep.trials[0])
+    assert lock is not None
+    os.close(lock)
+    assert run.run_sweep(sweep, None) == 0
+    assert "2 finished" in capsys.readouterr().out
+
+
+def test_a_sweep_has_one_controller_at_a_time(tmp_path: Path) -> None:
+    sweep = planned(tmp_path, "seed=0,1")
+    with (
+        sweep.controlled(),
+        pytest.raises(LaunchError, match="another process controls this sweep"),
+        sweep.controlled(),
+    ):
+        pass
+    with sweep.controlled():
+        pass
+
+
 def test_the_manifest_comes_back_and_refuses_another_sweep(tmp_path: Path) -> None:
     sweep = planned(tmp_path, "seed=0,1")
     sweep.trials[1].job = "4711"
@@ -185,14 +217,14 @@ def test_a_job_of_which_the_run_knows_nothing_says_where_its_trial_stands(
     log.write_text("DUE TO TIME LIMIT")
     sweep.refresh()
     assert [trial.state for trial in sweep.trials] == [state, WAITING]
-    assert sweep.trials[0].failure == ("DUE TO TIME LIMIT" if state == FAILED else "")
+    assert sweep.trials[0].read_failure() == ("DUE TO TIME LIMIT" if state == FAILED else "")
 
 
 def test_a_killed_controller_leaves_its_trial_to_the_next_one(
-    tmp_path: Path, real_words: list[str]
+    tmp_path: Path, real_overrides: list[str]
 ) -> None:
     """Real training: kill -9 of the controller; the same command does not start the trial twice."""
-    words = [*real_words, "train.max_steps=1", "seed=0,1"]
+    words = [*real_overrides, "train.max_steps=1", "seed=0,1"]
     command = [sys.executable, "-m", "launch", "sweep", "--name", "s", *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout is not None

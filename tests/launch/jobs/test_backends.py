@@ -1,7 +1,7 @@
-"""Jobs through the launcher: real processes, their logs, their ends."""
+"""Jobs on this machine: real processes, their logs, their ends."""
 
+import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -12,8 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launch.jobs import start
+from launch.failures import INTERRUPTED_CODE
 from launch.jobs.train_job import TrainJob
+from launch.launcher import start
 from segresmamba.errors import LaunchError
 from tests.launch.conftest import is_running, wait_for_file
 
@@ -22,18 +23,17 @@ TWO_RANKS = "cluster.tasks_per_node=2"
 
 
 def results(folder: Path) -> list[dict[str, object]]:
-    """What the ranks of the last start returned, in rank order."""
-    paths = sorted(folder.glob("logs/*/*_result.pkl"))
-    return [pickle.loads(path.read_bytes())[1] for path in paths]
+    """What the ranks of the last start found, in rank order; see `tests.launch.engines`."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("found-*.json"))]
 
 
 def test_each_rank_learns_its_place_and_sees_the_shells_gpus(
     make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
-    assert start.start(make_job("place", TWO_RANKS)) == 0
+    assert start(make_job("place", TWO_RANKS)) == 0
     for rank, result in enumerate(results(tmp_path / "place")):
-        assert {name: value for name, value in result.items() if name.isupper()} == {
+        assert result == {
             "WORLD_SIZE": "2",
             "LOCAL_RANK": str(rank),
             "LOCAL_WORLD_SIZE": "2",
@@ -45,13 +45,13 @@ def test_each_rank_learns_its_place_and_sees_the_shells_gpus(
 def test_a_signal_to_all_processes_of_a_rank_asks_to_stop_and_ends_none(
     make_job: MakeJob, tmp_path: Path
 ) -> None:
-    assert start.start(make_job("shielded")) == 0
+    assert start(make_job("shielded")) == 0
     (result,) = results(tmp_path / "shielded")
     assert (result["asked to stop"], result["tracker ended"]) == (True, False)
 
 
 def test_two_ranks_reduce_over_gloo(make_job: MakeJob, tmp_path: Path) -> None:
-    assert start.start(make_job("reduces", TWO_RANKS)) == 0
+    assert start(make_job("reduces", TWO_RANKS)) == 0
     assert [result["total"] for result in results(tmp_path / "reduces")] == [21.0, 21.0]
 
 
@@ -60,7 +60,7 @@ def test_debug_runs_in_this_process(
 ) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    assert start.start(make_job("place", "cluster=debug")) == 0
+    assert start(make_job("place", "cluster=debug")) == 0
     assert capsys.readouterr().out.startswith("finished at step 7: ")
     assert "RANK" not in os.environ
 
@@ -81,7 +81,7 @@ def test_the_first_failing_ranks_error_comes_last_and_the_others_are_ended(
     code: int,
     shown: str,
 ) -> None:
-    assert start.start(make_job(behaviour, TWO_RANKS)) == code
+    assert start(make_job(behaviour, TWO_RANKS)) == code
     lines = capfd.readouterr().err.splitlines()
     assert lines[-1].startswith(shown)
     assert any(line.startswith("rank 1 failed first; its log: ") for line in lines)
@@ -109,7 +109,7 @@ def test_a_preempted_job_saves_on_every_rank_and_is_started_again(
 ) -> None:
     folder = tmp_path / "preempted_once"
     sender = signal_ranks(folder, signal.SIGUSR2, ranks=2)
-    assert start.start(make_job("preempted_once", TWO_RANKS)) == 0
+    assert start(make_job("preempted_once", TWO_RANKS)) == 0
     sender.join()
     assert [result["resumed"] for result in results(folder)] == [True, True]
 
@@ -118,7 +118,7 @@ def test_sigterm_to_the_ranks_saves_and_ends_the_job(
     make_job: MakeJob, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sender = signal_ranks(tmp_path / "stopped", signal.SIGTERM, ranks=1)
-    assert start.start(make_job("stopped")) == start.INTERRUPTED_CODE
+    assert start(make_job("stopped")) == INTERRUPTED_CODE
     sender.join()
     assert capsys.readouterr().out.startswith(f"preempted at step 7: {tmp_path}/stopped\n")
 
@@ -141,7 +141,7 @@ def test_the_first_interruption_saves(tmp_path: Path, signum: signal.Signals) ->
     wait_for_file(tmp_path / "stopped" / "ready-0")
     process.send_signal(signum)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == start.INTERRUPTED_CODE
+    assert process.returncode == INTERRUPTED_CODE
     assert (tmp_path / "stopped" / "saved-0").exists()
     assert out.startswith("preempted at step 7: ")
     assert "saving a checkpoint to stop" in err
@@ -156,7 +156,7 @@ def test_the_second_interruption_ends_the_ranks_at_once(tmp_path: Path) -> None:
         pass
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
-    assert process.returncode == start.INTERRUPTED_CODE
+    assert process.returncode == INTERRUPTED_CODE
     assert not is_running(pid)
 
 
@@ -176,7 +176,7 @@ def test_ranks_save_and_stop_when_the_launcher_is_killed(tmp_path: Path) -> None
 def test_a_run_folder_that_cannot_be_written_is_named(make_job: MakeJob, tmp_path: Path) -> None:
     (tmp_path / "place").write_text("a file is in the way")
     with pytest.raises(LaunchError, match="cannot be written") as caught:
-        start.start(make_job("place"))
+        start(make_job("place"))
     assert str(tmp_path / "place") in caught.value.where
     assert "run.root=" in caught.value.remedy
 

@@ -1,0 +1,94 @@
+"""What a process inside a job needs of submitit: its place, its job's files, the way to a requeue.
+
+Submitit starts `python -m submitit.core._submit LOGS` once per rank. It unpickles the job, calls it
+and writes the result next to the logs:
+
+    <run folder>/logs/<job>_submission.sh    the sbatch script (Slurm)
+                      <job>_submitted.pkl    the job
+                      <job>_<rank>_log.out   what the rank printed, standard error included
+                      <job>_<rank>_result.pkl
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import submitit
+from submitit.core.utils import DelayedSubmission, JobPaths
+
+from launch.ports import free_port
+from launch.slurm import allocation, squeue
+
+# Submitit renames the pickles of an array one after the other once the array is queued, on a file
+# system that may be slow. So a job can start before its pickle has its name.
+PICKLE_PATIENCE_S = 60.0
+# The signal that submitit takes for preemption and time limit. SIGUSR1 belongs to NCCL.
+REQUEUE_SIGNAL = signal.SIGUSR2
+
+
+def place() -> submitit.JobEnvironment:
+    """Where this process stands in the job that submitit started it for."""
+    return submitit.JobEnvironment()
+
+
+def rank_environment(place: submitit.JobEnvironment) -> dict[str, str]:
+    """The variables that torch.distributed reads.
+
+    CUDA_VISIBLE_DEVICES is left alone: LOCAL_RANK picks the device among those of the node.
+    """
+    # The preflight or the local controller has chosen one port for all ranks, if there is one.
+    port = os.environ.get("MASTER_PORT") or str(free_port(place.job_id))
+    return {
+        "RANK": str(place.global_rank),
+        "WORLD_SIZE": str(place.num_tasks),
+        "LOCAL_RANK": str(place.local_rank),
+        "LOCAL_WORLD_SIZE": str(place.num_tasks // place.num_nodes),
+        "MASTER_ADDR": "127.0.0.1" if place.num_nodes == 1 else place.hostnames[0],
+        "MASTER_PORT": port,
+    }
+
+
+def load_job(logs: Path, job_id: str) -> Any:
+    """The job that was submitted under this id, as it was pickled."""
+    pickle = JobPaths(logs, job_id=job_id).submitted_pickle
+    deadline = time.monotonic() + PICKLE_PATIENCE_S
+    while not pickle.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return DelayedSubmission.load(pickle).function
+
+
+def batch_log(logs: Path) -> Path:
+    """The log of this job's batch script and first rank."""
+    return JobPaths(logs, job_id=allocation.job_id()).stdout
+
+
+def resubmission(job: Callable[[], Any]) -> DelayedSubmission:
+    """What a requeued job runs. Submitit asks `job.checkpoint()` for it."""
+    return DelayedSubmission(job)
+
+
+def requeue() -> NoReturn:
+    """End this rank and queue the job again. Every rank calls this, once all ranks have saved.
+
+    Submitit's signal handler requeues, on rank 0 only, after it has written the job's pickle anew.
+    """
+    signal.raise_signal(REQUEUE_SIGNAL)
+    sys.exit(0)
+
+
+def goes_back_to_queue(received: set[int]) -> bool:
+    """Whether a job that these signals have stopped is to be requeued.
+
+    SIGUSR2 announces preemption or the time limit. SIGTERM is ambiguous: on Slurm it may announce
+    preemption too, but it also comes from a user who wants the job to end. Slurm still calls a
+    preempted job running, and a cancelled job completing.
+    """
+    if REQUEUE_SIGNAL in received:
+        return True
+    return place().cluster == "slurm" and squeue.is_running(place().raw_job_id)

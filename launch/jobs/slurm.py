@@ -1,0 +1,292 @@
+"""Slurm as a place to run: submitit's executor, the submission, and the ranks' own allocation."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import submitit
+import typer
+from submitit.core.utils import DelayedSubmission, FailedJobError, JobPaths, temporary_save_path
+
+from launch import watch
+from launch.jobs.memory_check import require_fit
+from launch.jobs.train_job import RankJob
+from launch.slurm import allocation, script, squeue
+from segresmamba.config import ClusterConfig, Config
+from segresmamba.errors import LaunchError
+from segresmamba.storage.run_folder import RunFolder, refuse_changes
+
+# How often a run may be preempted or reach its time limit. Submitit's default is 3, and a long run
+# on a busy cluster needs more.
+MAX_REQUEUES = 1000
+SINFO = "`sinfo -o '%P %l %D %G %f'` lists partitions, limits, nodes, GPUs, features"
+_PICKLE = "_submitted.pkl"
+
+SubmittedJob = submitit.Job[Any]
+
+
+class Slurm:
+    """Queues a job with sbatch; see `launch.jobs.backends.Backend`."""
+
+    def start(self, job: RankJob, *, follow: bool = False) -> int:
+        """Queue a job.
+
+        Args:
+            job: The job.
+            follow: Stay until it has ended, and show its log.
+
+        Returns:
+            0 once the job is queued, or the job's exit code if it was followed.
+
+        Raises:
+            UserError: If the run has a job already, its settings do not fit what its folder holds,
+                or Slurm refuses the job.
+        """
+        # Imported here: `launch` itself starts without the trackers.
+        from segresmamba.tracking import run_hint
+
+        config = job.resolved_config()
+        require_fit(config)
+        refuse_changes(config)
+        folder = RunFolder.from_config(config)
+        _refuse_second_job(folder)
+        # Before the job is queued, because it fails for wrong settings of the tracking.
+        hint = run_hint(folder.path, config.tracking, config.run.root)
+        (queued,) = submit_array(_executor(config), [job])
+        typer.echo(f"job {queued.job_id}, log {queued.paths.stdout}")
+        typer.echo(f"watch and compare: {hint}")
+        return watch.follow(queued.job_id, queued.paths.stdout) if follow else 0
+
+    def describe(self, job: RankJob) -> str:
+        """The sbatch script that `start` would submit, to the letter. Changes nothing."""
+        return _executor(job.resolved_config()).script()
+
+    def run_in_allocation(self, job: RankJob) -> NoReturn:
+        """Become the script that `start` would have queued, inside the job that sbatch made.
+
+        A requeued job comes here again and keeps the pickle that its last start left. From here on
+        the job's output goes where that of a submitted job goes.
+        """
+        config = job.resolved_config()
+        _refuse_second_job(RunFolder.from_config(config), but=allocation.job_id())
+        executor = _executor(config)
+        paths = JobPaths(executor.folder, job_id=allocation.job_id())
+        make_logs(paths.folder)
+        if not paths.submitted_pickle.exists():
+            delayed = DelayedSubmission(job)
+            delayed.set_timeout(executor.parameters["time"], MAX_REQUEUES)
+            with temporary_save_path(paths.submitted_pickle) as temporary:
+                delayed.dump(temporary)
+        paths.submission_file.write_text(executor.script())
+        print(f"log: {paths.stdout}", flush=True)
+        with paths.stdout.open("ab") as log:
+            os.dup2(log.fileno(), sys.stdout.fileno())
+            os.dup2(log.fileno(), sys.stderr.fileno())
+        os.execvp("bash", ["bash", str(paths.submission_file)])
+
+
+class SlurmExecutor(submitit.SlurmExecutor):
+    """Submitit's executor. This one also writes its script where there is no Slurm."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        """Say that Slurm is there. `submit_array` looks for it when a job is submitted."""
+        return 2
+
+    def script(self, jobs: int = 1) -> str:
+        """The sbatch script of this many jobs, to the letter. The executor stays as it is."""
+        shown = copy.copy(self)
+        # Submitit sets this parameter in a copy of its own on its way to an array.
+        shown.parameters = self.parameters | ({"map_count": jobs} if jobs > 1 else {})
+        return shown._make_submission_file_text(self._submitit_command_str, uid="")
+
+
+def rank_executor(
+    cluster: ClusterConfig, name: str, logs: Path, *, comment: str | None = None, most: int = 1
+) -> SlurmExecutor:
+    """The executor of training jobs, whose ranks work together.
+
+    Args:
+        cluster: Resources and limits.
+        name: The job's name in squeue.
+        logs: Folder of scripts, pickles and logs. All nodes must see it.
+        comment: What squeue shows as the job's comment.
+        most: Jobs of an array that may run at once.
+    """
+    return _configured(
+        cluster,
+        name,
+        logs,
+        setup=script.before_ranks(cluster, logs),
+        # Without it the ranks wait in a collective for one that has died.
+        srun=("--kill-on-bad-exit=1", *cluster.srun),
+        teardown=script.after_ranks(logs),
+        comment=comment,
+        array_parallelism=most,
+    )
+
+
+def share_executor(
+    cluster: ClusterConfig, name: str, logs: Path, *, after: str | None = None
+) -> SlurmExecutor:
+    """The executor of processes that do not depend on each other, alone or as an array.
+
+    Args:
+        cluster: Resources and limits of each.
+        name: The job's name in squeue.
+        logs: As in `rank_executor`.
+        after: Wait until the job of this id has ended, well or not.
+    """
+    dependency = f"afterany:{after}" if after else None
+    setup = script.environment(cluster)
+    return _configured(cluster, name, logs, setup=setup, srun=cluster.srun, dependency=dependency)
+
+
+def _configured(
+    cluster: ClusterConfig,
+    name: str,
+    logs: Path,
+    *,
+    setup: list[str],
+    srun: tuple[str, ...],
+    **parameters: Any,
+) -> SlurmExecutor:
+    """What both kinds of executor share. `parameters` have submitit's names."""
+    executor = SlurmExecutor(logs, max_num_timeout=MAX_REQUEUES)
+    executor.update_parameters(
+        job_name=name,
+        nodes=cluster.nodes,
+        ntasks_per_node=cluster.tasks_per_node,
+        cpus_per_task=cluster.cpus_per_task,
+        gpus_per_node=cluster.gpus_per_node or None,
+        mem=f"{cluster.memory_gib}G" if cluster.memory_gib else None,
+        time=cluster.time_min,
+        partition=cluster.partition,
+        account=cluster.account,
+        constraint=cluster.constraint,
+        qos=cluster.qos,
+        wckey=None,
+        exclude=cluster.exclude,
+        setup=setup or None,
+        signal_delay_s=cluster.signal_delay_s,
+        stderr_to_stdout=True,
+        additional_parameters={"requeue": True},
+        # Since Slurm 22.05 srun forgets the batch job's --cpus-per-task.
+        srun_args=[f"--cpus-per-task={cluster.cpus_per_task}", *srun],
+        **parameters,
+    )
+    return executor
+
+
+def submit_array(
+    executor: SlurmExecutor,
+    jobs: Sequence[Callable[[], Any]],
+    note: Callable[[list[SubmittedJob]], None] = lambda _submitted: None,
+) -> list[SubmittedJob]:
+    """Queue jobs as one array, or a single one as a plain job.
+
+    Args:
+        executor: The executor of all of them.
+        jobs: What they run.
+        note: Called with the submitted jobs as soon as Slurm has them.
+
+    Raises:
+        LaunchError: If there is no sbatch, or it refuses the jobs. Nothing is then left of them.
+    """
+    if shutil.which("sbatch") is None:
+        raise LaunchError(
+            "this machine has no sbatch",
+            where="cluster",
+            got="slurm",
+            remedy="submit from a login node of the cluster, or run here with cluster=local",
+        )
+    logs = executor.folder
+    make_logs(logs)
+    before = set(logs.iterdir())
+    try:
+        # Submitit prints what the error says too.
+        with contextlib.redirect_stderr(io.StringIO()), executor.batch():
+            submitted = [executor.submit(job) for job in jobs]
+    except FailedJobError as error:
+        _remove_new(logs, before)
+        remedy = f"{SINFO}; --dry-run shows the script"
+        if "Invalid job array specification" in str(error):
+            remedy = (
+                f"an array of this cluster takes fewer than {len(jobs)} jobs (`scontrol show "
+                "config | grep MaxArraySize`): split the sweep into several, for example by seed, "
+                "and give each a --name"
+            )
+        raise LaunchError(
+            "Slurm refused the job",
+            where="cluster.*",
+            got=str(error).strip() or "no message",
+            remedy=remedy,
+        ) from error
+    note(submitted)
+    if reason := squeue.hopeless(submitted[0].job_id):
+        squeue.cancel(submitted[0].job_id.partition("_")[0])
+        _remove_new(logs, before)
+        raise LaunchError(
+            "the job would have waited for ever, so it was cancelled",
+            where="cluster.*",
+            got=reason,
+            remedy=f"{SINFO}; --dry-run shows the script",
+        )
+    return submitted
+
+
+def make_logs(logs: Path) -> None:
+    """Make the folder of a job's logs.
+
+    Raises:
+        LaunchError: If that is not possible.
+    """
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LaunchError(
+            "the run folder cannot be written",
+            where=logs,
+            got=error.strerror,
+            remedy="choose a writable folder, as in run.root=FOLDER",
+        ) from error
+
+
+def submitted_jobs(logs: Path) -> list[str]:
+    """The ids of all jobs whose logs are in this folder."""
+    return [path.name.removesuffix(_PICKLE) for path in sorted(logs.glob(f"*{_PICKLE}"))]
+
+
+def _executor(config: Config) -> SlurmExecutor:
+    folder = RunFolder.from_config(config)
+    return rank_executor(config.cluster, folder.path.name, folder.logs)
+
+
+def _refuse_second_job(folder: RunFolder, but: str | None = None) -> None:
+    """Only one job may go on with a run. A preempted job is still there, in the queue."""
+    live = squeue.living([job_id for job_id in submitted_jobs(folder.logs) if job_id != but])
+    if live:
+        raise LaunchError(
+            "the run has a job already",
+            where=folder.path,
+            got=str(live),
+            remedy="leave the run to that job; to go on with other ranks or settings, scancel "
+            f"{live.job_id}, wait until squeue no longer shows it, then give the same command",
+        )
+
+
+def _remove_new(logs: Path, before: set[Path]) -> None:
+    """Delete what a refused submission has left in the folder of logs."""
+    for path in set(logs.iterdir()) - before:
+        path.unlink()
+    with contextlib.suppress(OSError):  # the folder is not empty: it has an earlier job's files
+        logs.rmdir()
+        logs.parent.rmdir()
