@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+
+# Container images often forbid bytecode. Tests start many Python processes, and without it each
+# of them would compile torch and MONAI again, which doubles the time of their import.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 if not torch.cuda.is_available():

@@ -103,23 +103,6 @@ def missing() -> str | None:
     return f"no {', '.join(absent)} (apt-get install {' '.join(PACKAGES)})" if absent else None
 
 
-def may_install() -> bool:
-    """Whether this is root on a Debian."""
-    return os.geteuid() == 0 and shutil.which("apt-get") is not None
-
-
-def install() -> None:
-    """Install Slurm's Debian packages; their services are not started."""
-    apt = ["apt-get", "-qq", "-o", "Acquire::Retries=3"]
-    quiet = {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
-    for command in (["update"], ["install", "-y", "--no-install-recommends", *PACKAGES]):
-        done = subprocess.run(
-            [*apt, *command], env=os.environ | quiet, capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(done.args)}:\n{done.stdout}{done.stderr}")
-
-
 def up() -> None:
     """Bring the cluster up, afresh: what an earlier one left, running or dead, goes first."""
     down()

@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests import debian
 from tests.cluster import cluster
 from tests.cluster.jobs import REPOSITORY, Job, Queue, queue
 
@@ -40,8 +41,8 @@ def slurm_conf(request: pytest.FixtureRequest) -> Iterator[Path]:
     if "PYTEST_XDIST_WORKER" in os.environ:
         pytest.skip("there is one cluster per machine: run `pytest tests/cluster` without -n")
     asked = os.environ.get("SEGRESMAMBA_CLUSTER") == "install"
-    if asked and cluster.missing() and cluster.may_install():
-        cluster.install()
+    if asked and cluster.missing() and debian.may_install():
+        debian.install(*cluster.PACKAGES)
     if reason := cluster.missing():
         request.config.stash[_SKIPPED] = reason
         pytest.skip(f"no Slurm: {reason}")
