@@ -10,7 +10,6 @@ import fcntl
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from tests.cluster.jobs import REPOSITORY, Job, Queue, queue
 
 # The experiment that the tests interrupt: two ranks on two nodes.
 STEPS, CHECKPOINT_EVERY = 24, 5
-_SKIPPED = pytest.StashKey[str]()
+_NO_SLURM = "no Slurm: "
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -36,24 +35,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def slurm_conf(request: pytest.FixtureRequest) -> Iterator[Path]:
-    """The cluster, up for the session."""
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        pytest.skip("there is one cluster per machine: run `pytest tests/cluster` without -n")
+def slurm_conf() -> Iterator[Path]:
+    """The cluster of this process, up for the session."""
     asked = os.environ.get("SEGRESMAMBA_CLUSTER") == "install"
     if asked and cluster.missing() and debian.may_install():
         debian.install(*cluster.PACKAGES)
     if reason := cluster.missing():
-        request.config.stash[_SKIPPED] = reason
-        pytest.skip(f"no Slurm: {reason}")
-    lock = (Path(tempfile.gettempdir()) / "segresmamba-cluster.lock").open("w")
-    fcntl.flock(lock, fcntl.LOCK_EX)  # another session's tests may be at it
-    cluster.up()
-    try:
-        yield cluster.CONF
-    finally:
-        cluster.down()
-        lock.close()
+        pytest.skip(f"{_NO_SLURM}{reason}")
+    with Path(f"{cluster.ROOT}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another session's tests may be at it
+        cluster.up()
+        try:
+            yield cluster.CONF
+        finally:
+            cluster.down()
 
 
 @pytest.fixture(autouse=True)
@@ -149,11 +144,11 @@ def queue_run(words: tuple[str, ...], root: Path) -> Queue:
     return lambda name, *more: queue((*words, *more), root, name)
 
 
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    reason = config.stash.get(_SKIPPED, None)
-    if reason:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    # From the reports, which come from other processes under pytest-xdist.
+    skipped = [report.longrepr for report in terminalreporter.stats.get("skipped", ())]
+    reasons = [why[2].partition(_NO_SLURM)[2] for why in skipped if _NO_SLURM in why[2]]
+    if reasons:
         terminalreporter.section("THE CLUSTER TESTS DID NOT RUN", sep="!", yellow=True, bold=True)
-        terminalreporter.line(f"Nothing was shown on a real Slurm: {reason}")
+        terminalreporter.line(f"Nothing was shown on a real Slurm: {reasons[0]}")
         terminalreporter.line("SEGRESMAMBA_CLUSTER=install installs it where root may use apt-get.")

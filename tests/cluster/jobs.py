@@ -17,7 +17,7 @@ from typing import Any
 from launch.slurm.squeue import JobState, job_state
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PATIENCE_S = 240.0
+PATIENCE_S = 400.0  # the machine may be busy
 
 
 @dataclass(frozen=True)

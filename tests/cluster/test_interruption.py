@@ -28,7 +28,7 @@ from tests.cluster.jobs import (
     wait_until,
 )
 
-STOP_S = 60
+STOP_S = 180  # ranks that wait for a dead one do so for an hour
 
 
 def expect_same_curve(job: Job, reference: Followed) -> None:
