@@ -10,6 +10,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/sample
 JOBS ?= $(shell nproc)
+# What `make test` runs side by side. The last one is the largest: its result is shown last.
+PARTS := browser cluster unit
+LOGS := $(VENV)/logs
+
+# Tests and training start many Python processes. Without bytecode each of them would compile torch
+# and MONAI again, which takes as long as the rest of their import.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Sources without a pyproject.toml (deepspeed) would be built with whatever is newest on the index;
 # so the pinned build tools go in first, and nothing is fetched for a build.
@@ -19,7 +26,7 @@ PIP := $(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-c
   --constraint constraints.txt
 BUILD_TOOLS := setuptools hatchling editables
 
-.PHONY: help train test lint clean
+.PHONY: help train test unit cluster browser lint clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -37,11 +44,32 @@ train: $(VENV)/.train ## install, make the sample dataset, convert, verify, trai
 	@$(BIN)/segresmamba evaluate $(RUN)
 
 test: $(VENV)/.test ## install and run every test that needs no GPU
+	@mkdir -p $(LOGS)
+	@rm -f $(LOGS)/*
+	@echo "==> side by side, each shown when it ends (until then in $(LOGS)): $(PARTS)"
+	@status=0; \
+	$(MAKE) --no-print-directory --keep-going --jobs --output-sync=recurse $(PARTS:%=beside-%) || status=$$?; \
+	for part in $(PARTS); do \
+	  echo "==> result: $$part"; \
+	  grep -E '^(FAILED|ERROR|Success|!!+ |make.* \*\*\*|=+ .* in [0-9.]+s)' $(LOGS)/$$part.log || true; \
+	done; \
+	exit $$status
+
+# Ctrl-C is for the tests: tee stays until they have written their last line.
+beside-%:
+	@$(MAKE) --no-print-directory $* 2>&1 | tee --ignore-interrupts $(LOGS)/$*.log
+
+unit: $(VENV)/.test
 	@echo "==> tests: $(JOBS) processes"
 	@# More threads would queue for the same cores.
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) -m 'not cluster and not browser'
+	@# Neighbours stay in one process, which makes the fixtures that they share once.
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal -m 'not cluster and not browser'
+
+cluster: $(VENV)/.test
 	@echo "==> tests on a real Slurm, brought up on this machine where it has one"
-	@$(BIN)/pytest tests/cluster
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal tests/cluster
+
+browser: $(VENV)/.test
 	@echo "==> tests in a real browser, where this machine has Chromium"
 	@OMP_NUM_THREADS=1 $(BIN)/pytest tests/browser
 

@@ -5,18 +5,29 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+# Container images often forbid bytecode. Tests start many Python processes, and without it each
+# of them would compile torch and MONAI again, which doubles the time of their import.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 if not torch.cuda.is_available():
     # Triton's kernels run in its interpreter. It has to know before anything imports it, and
     # DeepSpeed does.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# How long an example takes depends on what else the machine does.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 
 def pytest_configure() -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,26 +15,6 @@ PACKAGE = "chromium"
 def found() -> str | None:
     """Path of the program."""
     return next(filter(None, map(shutil.which, NAMES)), None)
-
-
-def may_install() -> bool:
-    """Whether this is root on a Debian."""
-    return os.geteuid() == 0 and shutil.which("apt-get") is not None
-
-
-def install() -> None:
-    """Install Debian's package."""
-    apt = ["apt-get", "-qq", "-o", "Acquire::Retries=3"]
-    for command in (["update"], ["install", "-y", "--no-install-recommends", PACKAGE]):
-        done = subprocess.run(
-            [*apt, *command],
-            env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(done.args)}:\n{done.stdout}{done.stderr}")
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from segresmamba.report import Report, write_report
 from segresmamba.tracking import sync
+from tests import debian
 from tests.browser import chromium
 from tests.engine.tiny import tiny_config
 from tests.tracking.server import Server
@@ -39,8 +40,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def browser(request: pytest.FixtureRequest) -> Iterator[Browser]:
     """The browser, for the session."""
     asked = os.environ.get("SEGRESMAMBA_BROWSER") == "install"
-    if asked and not chromium.found() and chromium.may_install():
-        chromium.install()
+    if asked and not chromium.found() and debian.may_install():
+        debian.install(chromium.PACKAGE)
     program = chromium.found()
     if program is None:
         reason = f"no {', '.join(chromium.NAMES)} (apt-get install {chromium.PACKAGE})"

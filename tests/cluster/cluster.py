@@ -7,6 +7,7 @@
 
 Everything lies in one folder, with ports, sockets and a munge key of its own: a Slurm or MariaDB
 that the machine has besides is not touched. Only /etc/hosts gets a line, while the cluster is up.
+Each worker of pytest-xdist has a cluster of its own: the tests mostly wait for Slurm.
 
 Nodes n1 and n2 have two stand-in GPUs each: device files, for which Slurm sets CUDA_VISIBLE_DEVICES
 as it does for real ones. They are two for Slurm alone; to give them something that they do not
@@ -16,6 +17,7 @@ share, n2 lives in a mount namespace where `UNSHARED` is another, empty folder.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -27,15 +29,21 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-ROOT = Path(tempfile.gettempdir()) / "segresmamba-cluster"
+NUMBER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+ROOT = Path(tempfile.gettempdir()) / f"segresmamba-cluster-{NUMBER}"
 CONF = ROOT / "slurm.conf"
 UNSHARED = ROOT / "unshared"
 NODES = ("n1", "n2")
 HOSTS = Path("/etc/hosts")
-HOSTS_LINE = "127.0.0.1 n1 n2 # segresmamba test cluster\n"
+HOSTS_MARK = "# segresmamba test cluster"
+HOSTS_LINE = f"127.0.0.1 n1 n2 {HOSTS_MARK} {NUMBER}\n"
+_PORTS = {
+    name: 16817 + 10 * NUMBER + place
+    for place, name in enumerate(("slurmctld", "mariadb", "slurmdbd", "n1", "n2"))
+}
 PROGRAMS = ("munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd", "sbatch")
 PACKAGES = ("slurm-wlm", "slurmdbd", "munge", "mariadb-server")
-START_S = 30.0
+START_S = 120.0  # for each daemon; the machine may be busy
 
 _SLURM = """\
 ClusterName=test
@@ -58,10 +66,12 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=5
 SlurmdParameters=config_overrides
 SlurmdTimeout=15
 ReturnToService=2
-SlurmctldPort=16817
+SlurmctldPort={slurmctld}
+# Neither ports nor process lists may mix up the jobs of two clusters.
+FirstJobId={first_job}
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=localhost
-AccountingStoragePort=16819
+AccountingStoragePort={slurmdbd}
 AccountingStoragePass={root}/munge.socket
 AccountingStorageEnforce=associations
 JobCompType=jobcomp/none
@@ -71,8 +81,8 @@ KillWait=5
 PreemptMode=REQUEUE
 PreemptType=preempt/partition_prio
 GresTypes=gpu
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port=16821 CPUs=8 RealMemory=10000 Gres=gpu:2
-NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port=16822 CPUs=8 RealMemory=10000 Gres=gpu:2
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={n1} CPUs=8 RealMemory=10000 Gres=gpu:2
+NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={n2} CPUs=8 RealMemory=10000 Gres=gpu:2
 PartitionName=low Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=1 GraceTime=60
 PartitionName=high Nodes=ALL MaxTime=INFINITE PriorityTier=10
 PartitionName=short Nodes=ALL MaxTime=30 PriorityTier=1
@@ -82,13 +92,13 @@ _ACCOUNTING = """\
 AuthType=auth/munge
 AuthInfo=socket={root}/munge.socket
 DbdHost=localhost
-DbdPort=16819
+DbdPort={slurmdbd}
 SlurmUser=root
 LogFile={root}/slurmdbd.log
 PidFile={root}/slurmdbd.pid
 StorageType=accounting_storage/mysql
 StorageHost=127.0.0.1
-StoragePort=16818
+StoragePort={mariadb}
 StorageUser=slurm
 StoragePass=slurm
 StorageLoc=slurm_acct
@@ -103,35 +113,18 @@ def missing() -> str | None:
     return f"no {', '.join(absent)} (apt-get install {' '.join(PACKAGES)})" if absent else None
 
 
-def may_install() -> bool:
-    """Whether this is root on a Debian."""
-    return os.geteuid() == 0 and shutil.which("apt-get") is not None
-
-
-def install() -> None:
-    """Install Slurm's Debian packages; their services are not started."""
-    apt = ["apt-get", "-qq", "-o", "Acquire::Retries=3"]
-    quiet = {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
-    for command in (["update"], ["install", "-y", "--no-install-recommends", *PACKAGES]):
-        done = subprocess.run(
-            [*apt, *command], env=os.environ | quiet, capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(done.args)}:\n{done.stdout}{done.stderr}")
-
-
 def up() -> None:
     """Bring the cluster up, afresh: what an earlier one left, running or dead, goes first."""
     down()
     for folder in ("state", "spool.n1", "spool.n2", "unshared"):
         (ROOT / folder).mkdir(parents=True)
-    values = {"root": ROOT, "host": socket.gethostname()}
+    values = {"root": ROOT, "host": socket.gethostname(), "first_job": 10000 * NUMBER + 1, **_PORTS}
     CONF.write_text(_SLURM.format_map(values))
     accounting = ROOT / "slurmdbd.conf"
     accounting.touch(mode=0o600)
     accounting.write_text(_ACCOUNTING.format_map(values))
     _make_gpus()
-    HOSTS.write_text(HOSTS.read_text() + HOSTS_LINE)
+    _edit_hosts(lambda text: text + HOSTS_LINE)
     try:
         _start_daemons()
     except Exception:
@@ -148,7 +141,7 @@ def down() -> None:
                 os.kill(pid, signum)
         if _wait(lambda: not list(_processes()), patience_s):
             break
-    HOSTS.write_text(HOSTS.read_text().replace(HOSTS_LINE, ""))
+    _edit_hosts(lambda text: text.replace(HOSTS_LINE, ""))
     shutil.rmtree(ROOT, ignore_errors=True)
 
 
@@ -168,6 +161,16 @@ def kill_node(node: str) -> None:
     for pid in pids:
         with _gone_is_fine():
             os.kill(pid, signal.SIGKILL)
+
+
+def _edit_hosts(change: Callable[[str], str]) -> None:
+    """Edit the file in place and at once: another cluster may edit it too, or look up a name."""
+    with HOSTS.open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        text = change(file.read())
+        file.seek(0)
+        file.write(text)
+        file.truncate()
 
 
 def _start_daemons() -> None:
@@ -199,7 +202,8 @@ def _start_database() -> None:
     )
     _run(
         *("setsid", "--fork", _program("mariadbd"), "--no-defaults", "--user=root"),
-        *(f"--datadir={folder}", f"--socket={sock}", "--port=16818", "--bind-address=127.0.0.1"),
+        *(f"--datadir={folder}", f"--socket={sock}"),
+        *(f"--port={_PORTS['mariadb']}", "--bind-address=127.0.0.1"),
         *(f"--pid-file={ROOT}/database.pid", f"--log-error={ROOT}/database.log"),
         *("--innodb-flush-log-at-trx-commit=0", "--innodb-lock-wait-timeout=900"),
     )
@@ -288,9 +292,10 @@ def _processes() -> Iterator[int]:
 
 def _job_processes(node: str) -> Iterator[int]:
     """The processes that slurmd started on a node: slurmstepd and tasks."""
+    cluster = f"SLURM_CONF={CONF}".encode()
     marks = (f"SLURMD_NODENAME={node}".encode(), f"SLURM_NODENAME={node}".encode())
     for pid, environment in _environments():
-        if any(mark in environment for mark in marks):
+        if cluster in environment and any(mark in environment for mark in marks):
             yield pid
 
 

@@ -10,7 +10,6 @@ import fcntl
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +17,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests import debian
 from tests.cluster import cluster
 from tests.cluster.jobs import REPOSITORY, Job, Queue, queue
 
 # The experiment that the tests interrupt: two ranks on two nodes.
 STEPS, CHECKPOINT_EVERY = 24, 5
-_SKIPPED = pytest.StashKey[str]()
+_NO_SLURM = "no Slurm: "
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -31,28 +31,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.cluster)
-            item.add_marker(pytest.mark.timeout(600))
+            item.add_marker(pytest.mark.timeout(1200))
 
 
 @pytest.fixture(scope="session")
-def slurm_conf(request: pytest.FixtureRequest) -> Iterator[Path]:
-    """The cluster, up for the session."""
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        pytest.skip("there is one cluster per machine: run `pytest tests/cluster` without -n")
+def slurm_conf() -> Iterator[Path]:
+    """The cluster of this process, up for the session."""
     asked = os.environ.get("SEGRESMAMBA_CLUSTER") == "install"
-    if asked and cluster.missing() and cluster.may_install():
-        cluster.install()
+    if asked and cluster.missing() and debian.may_install():
+        debian.install(*cluster.PACKAGES)
     if reason := cluster.missing():
-        request.config.stash[_SKIPPED] = reason
-        pytest.skip(f"no Slurm: {reason}")
-    lock = (Path(tempfile.gettempdir()) / "segresmamba-cluster.lock").open("w")
-    fcntl.flock(lock, fcntl.LOCK_EX)  # another session's tests may be at it
-    cluster.up()
-    try:
-        yield cluster.CONF
-    finally:
-        cluster.down()
-        lock.close()
+        pytest.skip(f"{_NO_SLURM}{reason}")
+    with Path(f"{cluster.ROOT}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another session's tests may be at it
+        cluster.up()
+        try:
+            yield cluster.CONF
+        finally:
+            cluster.down()
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +59,8 @@ def _on_the_cluster(slurm_conf: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     # As in an active environment: sbatch's scripts take what is on the PATH.
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    # The server's job runners are eight processes that tracking does not use.
+    monkeypatch.setenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     yield
     subprocess.run(["scancel", "--user=root"], check=True)
 
@@ -148,11 +146,11 @@ def queue_run(words: tuple[str, ...], root: Path) -> Queue:
     return lambda name, *more: queue((*words, *more), root, name)
 
 
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    reason = config.stash.get(_SKIPPED, None)
-    if reason:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    # From the reports, which come from other processes under pytest-xdist.
+    skipped = [report.longrepr for report in terminalreporter.stats.get("skipped", ())]
+    reasons = [why[2].partition(_NO_SLURM)[2] for why in skipped if _NO_SLURM in why[2]]
+    if reasons:
         terminalreporter.section("THE CLUSTER TESTS DID NOT RUN", sep="!", yellow=True, bold=True)
-        terminalreporter.line(f"Nothing was shown on a real Slurm: {reason}")
+        terminalreporter.line(f"Nothing was shown on a real Slurm: {reasons[0]}")
         terminalreporter.line("SEGRESMAMBA_CLUSTER=install installs it where root may use apt-get.")

@@ -13,7 +13,7 @@ from segresmamba.task.task import Task
 from tests.cluster import cluster
 from tests.cluster.jobs import Queue, queue
 
-SECONDS = 30
+SECONDS = 120  # ranks that wait for each other in vain do so for an hour
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional
 
 from tests.engine.ranks import RankPool
+from tests.engine.tiny import tiny_config
 
 
 @pytest.fixture(scope="session")
@@ -14,6 +17,26 @@ def two_ranks() -> Iterator[RankPool]:
     """Kept for the whole test session."""
     with RankPool(2) as pool:
         yield pool
+
+
+@pytest.fixture(scope="session")
+def _finished(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from segresmamba.engine import train
+
+    root = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "device_count", lambda: 0)
+        train(tiny_config(tiny_store, root, "train.checkpoint_every=2"))
+    return root / "tiny"
+
+
+@pytest.fixture
+def finished_run(_finished: Path, tmp_path: Path) -> Path:
+    """`tiny_config` in `tmp_path`, trained on one rank, with checkpoints of steps 2 and 4.
+
+    It is trained once; each test has a copy.
+    """
+    return Path(shutil.copytree(_finished, tmp_path / "tiny"))
 
 
 @pytest.fixture(autouse=True)

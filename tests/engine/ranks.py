@@ -7,8 +7,12 @@ import os
 import socket
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from multiprocessing import forkserver, popen_forkserver
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.sharedctypes import Synchronized
 from typing import Any, TypeVar
+
+import pytest
 
 T = TypeVar("T")
 
@@ -19,14 +23,34 @@ _SLOW_IMPORTS = [
     "torch._dynamo",
     "torch._inductor.compile_fx",
 ]
+# A process has one fork server of multiprocessing. The loader's readers need it with few imports,
+# so ranks forked from it would each import DeepSpeed themselves: they get a server of their own.
+_server = forkserver.ForkServer()
+_server.set_forkserver_preload(_SLOW_IMPORTS)
+
+
+class _RankPopen(popen_forkserver.Popen):
+    def _launch(self, process_obj: Any) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(forkserver, "connect_to_new_process", _server.connect_to_new_process)
+            super()._launch(process_obj)  # type: ignore[misc]
+
+
+class _RankProcess(ForkServerProcess):
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:
+        return _RankPopen(process_obj)
+
+
+class _RankContext(ForkServerContext):
+    Process = _RankProcess
 
 
 class RankPool:
     """Runs a function on every rank at once; the function must talk to the other ranks."""
 
     def __init__(self, world_size: int) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(_SLOW_IMPORTS)
+        context = _RankContext()
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]

@@ -58,6 +58,23 @@ def test_every_phase_has_its_peaks_by_rank(run: Path) -> None:
     assert metrics["memory/host_peak_gib"] == max(g["host_peak_gib"] for g in rank.values())
 
 
+def test_the_journal_says_where_time_memory_and_energy_went(run: Path) -> None:
+    def recorded(metric: str) -> list[float]:
+        bodies = records(run, "metrics")
+        return [body["values"][metric] for body in bodies if metric in body["values"]]
+
+    step_s, wait_s, compute_s = (
+        recorded(f"time/{part}_s") for part in ("step", "data_wait", "compute")
+    )
+    assert len(step_s) == 2
+    assert step_s == pytest.approx([a + b for a, b in zip(wait_s, compute_s, strict=True)])
+    assert recorded("throughput/voxels_per_s") == pytest.approx([2 * 32**3 / s for s in step_s])
+    assert all(0.1 < peak < 64 for peak in recorded("memory/host_peak_gib"))
+    assert recorded("energy/energy_kwh")[0] > 0
+    assert recorded("energy/emissions_kg")[0] > 0
+    assert len(recorded("validation/dice/mean")) == 1
+
+
 def test_energy_is_told_per_patch_and_how_it_is_known(run: Path) -> None:
     metrics = values(run)
     patches = 2 * 2  # steps, crops

@@ -41,7 +41,7 @@ def real_overrides(tmp_path: Path, tiny_store: Path) -> list[str]:
 
 def wait_for_file(path: Path) -> str:
     """The content of a file that another process is about to write."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200  # the machine may be busy
     while not (path.exists() and path.read_text()):
         assert time.monotonic() < deadline, f"{path} did not appear"
         time.sleep(0.02)

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Callable
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
@@ -59,18 +60,21 @@ def _reduces(rank: int, folder: Path) -> dict[str, Any]:
 
 def _raises(rank: int, folder: Path) -> dict[str, Any]:
     if rank == 1:
+        _wait_for_rank_0(folder)
         raise RuntimeError("the sky is falling")
     return _hangs(rank, folder)
 
 
 def _refuses(rank: int, folder: Path) -> dict[str, Any]:
     if rank == 1:
+        _wait_for_rank_0(folder)
         raise DataError("truncated file", where="case_7.nii.gz", got="12 bytes", remedy="copy anew")
     return _hangs(rank, folder)
 
 
 def _killed(rank: int, folder: Path) -> dict[str, Any]:
     if rank == 1:
+        _wait_for_rank_0(folder)
         os.kill(os.getpid(), signal.SIGKILL)
     return _hangs(rank, folder)
 
@@ -93,13 +97,20 @@ def _stopped(rank: int, folder: Path) -> dict[str, Any]:
 
 
 def _hangs(rank: int, folder: Path) -> dict[str, Any]:
-    (folder / f"hanging-{rank}").write_text(str(os.getpid()))
+    path = folder / f"hanging-{rank}"
+    path.with_suffix(".new").write_text(str(os.getpid()))
+    path.with_suffix(".new").rename(path)
     time.sleep(600)
     raise AssertionError("nobody ended this rank")
 
 
-def _wait_for(condition: Any) -> None:
-    deadline = time.monotonic() + 60
+def _wait_for_rank_0(folder: Path) -> None:
+    """The other rank's failure ends rank 0 at once, perhaps before it has said that it runs."""
+    _wait_for((folder / "hanging-0").exists)
+
+
+def _wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 200
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -61,7 +61,7 @@ def test_saved_memory_is_predicted_within_five_percent(tmp_path: Path, words: li
         ("unetr", ["model.hidden_size=24", "model.num_heads=4", "model.mlp_dim=32"]),
         ("unet", ["model.channels=[8,16,16]"]),
         ("dynunet", ["model.filters=[8,16,16,16]"]),
-        ("mednext", []),
+        ("mednext", ["data.patch=[32,16,16]"]),
         ("resenc_unet", ["model.features=[8,16,16]", "model.blocks=[1,2,1]"]),
     ],
 )
@@ -69,7 +69,7 @@ def test_saved_memory_of_every_other_network_is_predicted_too(
     preset: str, words: list[str]
 ) -> None:
     config = load_config(
-        ["data=custom", "data.store=none", "data.patch=[48,48,48]", "train.precision=bf16",
+        ["data=custom", "data.store=none", "data.patch=[48,32,32]", "train.precision=bf16",
          f"model={preset}", *words]
     )  # fmt: skip
     predicted = simulate(config, 1, LABELS, 2, "cpu")

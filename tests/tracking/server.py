@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def wait_for(condition: Callable[[], bool], patience_s: float = 120.0) -> None:
+def wait_for(condition: Callable[[], bool], patience_s: float = 250.0) -> None:
     deadline = time.monotonic() + patience_s
     while not condition():
         assert time.monotonic() < deadline, "it never happened"

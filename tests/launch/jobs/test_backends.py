@@ -126,7 +126,7 @@ def test_sigterm_to_the_ranks_saves_and_ends_the_job(
 def start_elsewhere(behaviour: str, root: Path) -> subprocess.Popen[str]:
     """The launcher in a process of its own, to be signalled."""
     code = (
-        "import sys; from launch import launcher; from launch.jobs.train_job import TrainJob;"
+        "import sys; from launch.jobs import start; from launch.jobs.train_job import TrainJob;"
         "from segresmamba.config import load_config;"
         f"config = load_config(['run.root={root}', 'run.name={behaviour}']);"
         "sys.exit(start.start(TrainJob(config, engine='tests.launch.engines')))"
@@ -140,7 +140,7 @@ def test_the_first_interruption_saves(tmp_path: Path, signum: signal.Signals) ->
     process = start_elsewhere("stopped", tmp_path)
     wait_for_file(tmp_path / "stopped" / "ready-0")
     process.send_signal(signum)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=200)
     assert process.returncode == INTERRUPTED_CODE
     assert (tmp_path / "stopped" / "saved-0").exists()
     assert out.startswith("preempted at step 7: ")
@@ -155,7 +155,7 @@ def test_the_second_interruption_ends_the_ranks_at_once(tmp_path: Path) -> None:
     while "saving a checkpoint" not in process.stderr.readline():
         pass
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=200)
     assert process.returncode == INTERRUPTED_CODE
     assert not is_running(pid)
 
@@ -164,7 +164,7 @@ def test_ranks_save_and_stop_when_the_launcher_is_killed(tmp_path: Path) -> None
     process = start_elsewhere("stopped", tmp_path)
     wait_for_file(tmp_path / "stopped" / "ready-0")
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=200)
     deadline = threading.Event()
     for _ in range(600):
         if (tmp_path / "stopped" / "saved-0").exists():
@@ -188,7 +188,7 @@ def test_a_killed_controller_is_a_failure_and_not_an_interruption(tmp_path: Path
     assert controller is not None
     controller.kill()
     try:
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=200)
     finally:
         rank.kill()
     assert process.returncode == 1

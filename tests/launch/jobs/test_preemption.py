@@ -26,7 +26,7 @@ def steps(run: Path) -> list[int]:
 
 def preempt(run: Path) -> None:
     """Signal the job's controller, which passes it on to all ranks, once they train."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 250
     while len(steps(run)) < 3:
         assert time.monotonic() < deadline
         time.sleep(0.05)

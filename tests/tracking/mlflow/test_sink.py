@@ -457,6 +457,7 @@ def test_a_server_in_trouble_is_worth_another_try(
     assert not isinstance(error.value, TrackingError)
 
 
+RUNS = 10
 FIRST_USE = """
 import os, pathlib, sys
 import mlflow.store.db.utils, mlflow.store.tracking.sqlalchemy_store
@@ -480,7 +481,7 @@ sys.exit(any(os.waitpid(pid, 0)[1] for pid in children))
 @pytest.mark.slow
 def test_many_runs_may_be_the_first_to_use_a_database(tmp_path: Path) -> None:
     (tmp_path / ".part-node-1-mlflow.db").write_text("left behind by a first use that was killed")
-    folders = [tmp_path / f"run{index}" for index in range(20)]
+    folders = [tmp_path / f"run{index}" for index in range(RUNS)]
     for folder in folders:
         folder.mkdir()
         journal = Journal(RunFolder(folder).journal, name=folder.name)
@@ -495,7 +496,7 @@ def test_many_runs_may_be_the_first_to_use_a_database(tmp_path: Path) -> None:
     )
     assert started.returncode == 0, started.stdout + started.stderr
     assert not (tmp_path / ".part-node-1-mlflow.db").exists()
-    assert len({UploadState.load(folder).run_id for folder in folders}) == 20
+    assert len({UploadState.load(folder).run_id for folder in folders}) == RUNS
     assert len({UploadState.load(folder).parent_id for folder in folders}) == 1
     assert len({UploadState.load(folder).experiment_id for folder in folders}) == 1
     for folder in folders:
