@@ -44,8 +44,7 @@ class Problem:
 def verify(store: str | Path) -> list[Problem]:
     """Check every case of a store: files, checksums, geometry, values, label, positions.
 
-    Voxels are read through Zarr's own pipeline, which checks the checksum of every chunk; the
-    project's own reader of crops checks those of the index only.
+    Voxels are read through Zarr's own pipeline, which checks the checksum of every chunk.
 
     Args:
         store: Its folder, zip file or URL.

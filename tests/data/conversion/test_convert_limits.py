@@ -17,7 +17,6 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 
 from segresmamba.data import convert, open_dataset, verify
-from segresmamba.data.store import case_writer
 from segresmamba.errors import DataError
 from tests.data.raw import (
     AFFINE,
@@ -79,13 +78,13 @@ def test_a_disk_that_fills_up_keeps_the_cases_before(
             raise OSError(28, "No space left on device", str(target))
         rename(source, target)
 
-    monkeypatch.setattr(case_writer.os, "rename", full)
+    monkeypatch.setattr(os, "rename", full)
     with pytest.raises(DataError, match="cannot be written") as caught:
         convert(raw, store)
     assert "No space left" in caught.value.got
     assert caught.value.where == str(store / "case_2")
     monkeypatch.undo()
-    assert not list(store.glob(".*.tmp"))
+    assert not list(store.glob(".*"))
     assert convert(raw, store).kept == ("case_0", "case_1")
 
 
