@@ -45,6 +45,7 @@ def join(ranks: Ranks, threads: int | None) -> None:
         return
     # One process has nobody to meet. A port could be taken, and a child process would inherit it.
     alone = dist.HashStore() if ranks.world_size == 1 else None  # type: ignore[attr-defined]
+    # With the device given, a barrier does not have to guess the GPU from the rank's number.
     dist.init_process_group(
         ranks.backend,
         store=alone,

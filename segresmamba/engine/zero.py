@@ -40,6 +40,7 @@ def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
         "gradient_clipping": train.clip_norm,
         # DeepSpeed's default bucket takes 2 GB of the device, several times the network's weights.
         "zero_optimization": {"stage": train.zero_stage, "reduce_bucket_size": 1 << 25},
+        # PyTorch's AdamW: DeepSpeed would have to compile its own.
         "optimizer": {
             "type": "AdamW",
             "params": {"lr": train.lr, "weight_decay": train.weight_decay, "torch_adam": True},

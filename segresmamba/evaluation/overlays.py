@@ -223,7 +223,7 @@ def _show_classes(panel: Axes, masks: Sequence[tuple[Volume, Volume]], size_mm: 
         fill[found] = to_rgba(colour, _FILL_OPACITY)
         panel.imshow(fill, extent=extent, interpolation="nearest")
     for colour, expected, _ in coloured:
-        if expected.any() and not expected.all():
+        if expected.any() and not expected.all():  # a contour needs an inside and an outside
             panel.contour(
                 expected.astype(float),
                 levels=[0.5],

@@ -137,7 +137,7 @@ def evaluate_cases(
             picture = partial(
                 draw_overlay,
                 overlays / f"{case_id}.png",
-                image_CDHW[0].copy(),
+                image_CDHW[0].copy(),  # a view would keep all channels in memory
                 reference_DHW,
                 prediction_DHW,
                 spacing_mm=case.spacing_mm,

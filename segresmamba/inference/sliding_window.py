@@ -74,6 +74,7 @@ def predict_volume(
         except torch.OutOfMemoryError:
             # The logits of a large CT with many classes take far more memory than its windows.
             logger.warning("the logits do not fit on %s: stitching them on the CPU", device)
+        # Not inside the handler, where the error's traceback keeps the failed attempt's tensors.
         return slide(torch.device("cpu"))
 
 

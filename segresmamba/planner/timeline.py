@@ -50,7 +50,8 @@ class Timeline(TorchDispatchMode):  # type: ignore[no-untyped-call]
             size_bytes, number = storage.nbytes(), len(self._events)
             self._numbers[key] = number
             self._events.append(_Event(number, size_bytes))
-            # PyTorch keeps the Python object of a storage for as long as the storage itself.
+            # PyTorch keeps the Python object of a storage for as long as the storage itself, so the
+            # finaliser runs when the memory is freed. Releases at exit are of no interest.
             weakref.finalize(storage, self._release, key, size_bytes).atexit = False
         return result
 

@@ -87,6 +87,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             refuse_changes(config)
+            # A job that was killed while it wrote may have left temporary files.
             for folder in (self.path, self.best.parent):
                 remove_leftovers(folder)
             write_config(config, self.config)

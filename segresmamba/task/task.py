@@ -66,7 +66,7 @@ class Task:
         """The task with its cases copied to this node, if data.stage asks for it.
 
         Raises:
-            UserError: As `data.stage`.
+            UserError: See `data.stage`.
         """
         folder = self.config.data.stage
         if folder is None:
@@ -78,7 +78,7 @@ class Task:
         """A new network, with weights that depend on the seed alone.
 
         Raises:
-            ConfigError: As `build_network`, or if it should be compiled and there is no compiler.
+            ConfigError: See `build_network`; also if a compiler is needed and there is none.
         """
         compiler = os.environ.get("CXX", "g++")  # the one that torch.compile calls
         if self.config.train.compile and shutil.which(compiler) is None:
@@ -98,7 +98,7 @@ def build_network(config: Config, in_channels: int, out_channels: int) -> nn.Mod
         ConfigError: If the model's settings do not fit together or with the patch; names the key.
         BackendMissingError: If the network's library is not installed.
     """
-    with torch.random.fork_rng():
+    with torch.random.fork_rng():  # the caller's random state stays as it is
         torch.manual_seed(config.seed)
         try:
             network = models.build(
