@@ -190,7 +190,7 @@ def test_a_setting_changed_by_a_resume_becomes_a_tag(
     sync(run)
     assert in_mlflow(run).data.params == {"nodes": "1", "lr": "2"}
     assert in_mlflow(run).data.tags["changed.nodes"] == "4"
-    assert "nodes was 1 and is 4" in caplog.text
+    assert "changed nodes from 1 to 4" in caplog.text
     journal.append("params", values={"nodes": 1, "lr": 2})
     sync(run)
     assert in_mlflow(run).data.tags["changed.nodes"] == "1"
