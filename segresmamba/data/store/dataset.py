@@ -106,6 +106,7 @@ class Case:
         Raises:
             DataError: If a chunk that the box touches is damaged or the file is gone.
         """
+        # Filled with zeros: chunks of zeros are not stored, and so not written.
         channels = self.record.shape_CDHW[0]
         image = np.zeros((channels, *size_DHW), self.record.image_dtype)
         label = np.zeros(size_DHW, self.record.label_dtype)

@@ -126,6 +126,7 @@ def build_manifest(
     splits: tuple[Split, ...],
 ) -> Manifest:
     """Make the manifest from the records of all cases."""
+    # Sorted, so that neither the manifest nor the digest depends on the order of conversion.
     ordered = dict(sorted(cases.items()))
     preprocessing = Preprocessing(
         spacing_mm=storage.spacing_mm,

@@ -159,7 +159,7 @@ class _Object(Blob):
         if any(len(part) < length for part, length in zip(parts, lengths, strict=True)):
             raise OSError("too short for what its index names")
         for part in parts:
-            yield np.frombuffer(part, np.uint8)
+            yield np.frombuffer(memoryview(part), np.uint8)
 
 
 def _reopened(url: str, settings: dict[str, str]) -> RemoteFiles:

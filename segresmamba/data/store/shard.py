@@ -44,9 +44,9 @@ class ShardedArray:
     """
 
     def __init__(self, files: Files, name: str, *, may_be_empty: bool = False) -> None:
-        self.shape, self.dtype, self._chunk = _parse_metadata(files.read(f"{name}/zarr.json"))
-        self._chunk_bytes = math.prod(self._chunk) * self.dtype.itemsize
-        grid = tuple(-(-size // step) for size, step in zip(self.shape, self._chunk, strict=True))
+        shape, self._dtype, self._chunk = _parse_metadata(files.read(f"{name}/zarr.json"))
+        self._chunk_bytes = math.prod(self._chunk) * self._dtype.itemsize
+        grid = tuple(-(-size // step) for size, step in zip(shape, self._chunk, strict=True))
         self._shard: Blob | None = None
         try:
             self._shard = files.blob(f"{name}/{layout.shard_name(len(grid))}")
@@ -90,7 +90,7 @@ class ShardedArray:
         )
         if self._shard is None or not chunks:
             return
-        scratch = np.empty(self._chunk, self.dtype)
+        scratch = np.empty(self._chunk, self._dtype)
         parts = self._shard.read_ranges([(offset, count) for offset, count, _ in chunks])
         for part, (_, count, place) in zip(parts, chunks, strict=True):
             encoded = part[: count - _CRC_BYTES]
@@ -98,7 +98,7 @@ class ShardedArray:
             if google_crc32c.value(encoded) != int.from_bytes(part[-_CRC_BYTES:].data, "little"):
                 raise ValueError("the checksum of a chunk does not fit: the file is damaged")
             # Blosc trusts the sizes in the header, so they are compared with the known ones.
-            if _BLOSC_HEADER.unpack_from(encoded) != (self._chunk_bytes, len(encoded)):
+            if _BLOSC_HEADER.unpack_from(encoded.data) != (self._chunk_bytes, len(encoded)):
                 raise ValueError("a chunk's header is damaged")
             blosc.decompress(encoded, scratch)
             axes = [axis[number] for axis, number in zip(touched, place, strict=True)]

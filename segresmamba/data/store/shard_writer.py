@@ -89,6 +89,8 @@ def _encode(
     data: npt.NDArray[Any], chunk: tuple[int, ...], compressors: tuple[Any, ...]
 ) -> dict[tuple[int, ...], bytes]:
     """The chunks of an array as Zarr writes them, by their grid position."""
+    # A small array in memory lets Zarr's public interface do the encoding. Zarr leaves out chunks
+    # of zeros.
     content: dict[str, Buffer] = {}
     array = zarr.create_array(
         MemoryStore(content),

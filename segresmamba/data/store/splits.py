@@ -38,6 +38,7 @@ def make_splits(
     groups: dict[str, list[str]] = {}
     for case_id in ordered:
         groups.setdefault((patients or {}).get(case_id) or case_id, []).append(case_id)
+    # Folds are drawn over patients, not over cases.
     names = sorted(groups)
     if len(names) < 2:
         return ()

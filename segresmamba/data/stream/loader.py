@@ -102,6 +102,7 @@ class _Reader(TorchDataset["SharedBatch | DataError"]):
         self._buffers = BufferPool(shared)
         records = [sampler.dataset[case_id].record for case_id in sampler.case_ids]
         self._channels = records[0].shape_CDHW[0]
+        # Cases may store uint8 or int16. A batch has one dtype that holds the labels of all.
         self._label_dtype = np.result_type(*{record.label_dtype for record in records}).name
 
     def __getitems__(self, indices: list[int]) -> list[SharedBatch | DataError]:

@@ -71,6 +71,7 @@ class PatchSampler:
         """The case and the first voxel (D, H, W) of crop number `index` of the run."""
         round_, place = divmod(index, len(self.case_ids))
         case = self.dataset[self.case_ids[_order(self.seed, round_, len(self.case_ids))[place]]]
+        # A generator for each crop, so that no crop depends on the crops before it.
         rng = np.random.default_rng([self.seed, _PLACE, index])
         last = [size - step for size, step in zip(case.shape_DHW, self.patch, strict=True)]
         if self.is_foreground(index) and case.class_values:

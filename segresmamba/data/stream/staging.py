@@ -68,6 +68,7 @@ def _complete(dataset: Dataset, case_ids: Sequence[str], target: Path) -> None:
     missing = [case_id for case_id in case_ids if not (target / case_id).exists()]
     sizes = {case_id: dataset.files.sizes(case_id) for case_id in missing}
     needed = sum(sum(files.values()) for files in sizes.values())
+    # Before anything is copied, so that a copy that cannot succeed does not fill the disk.
     free = shutil.disk_usage(target).free
     if needed * _MARGIN > free:
         raise DataError(

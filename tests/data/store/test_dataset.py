@@ -138,9 +138,7 @@ def test_a_flipped_bit_is_found_by_the_read_that_touches_it(
     shard.write_bytes(content)
     case = open_dataset(store)["case_1"]
     with pytest.raises(DataError, match="damaged") as caught:
-        case.read()
-        for value in case.class_values:
-            case.class_positions(value)
+        case.class_positions(1) if array == layout.POSITIONS else case.read()
     assert caught.value.where == str(store / "case_1" / array)
     assert "checksum" in caught.value.got
 
