@@ -43,6 +43,7 @@ class RunStatus:
     @classmethod
     def read_all(cls, folders: Sequence[Path]) -> list[RunStatus]:
         """Find out where the runs in these folders stand, with one question to Slurm."""
+        # One question for all jobs: Slurm's controller serves the whole cluster.
         newest = {folder: _newest_job(RunFolder(folder)) for folder in folders}
         jobs = squeue.job_states([job_id for job_id in newest.values() if job_id])
         found = []

@@ -97,6 +97,7 @@ class Controller:
 
     def _start_ranks(self) -> None:
         plan = self.plan
+        # Chosen once for all ranks and anew at each start, because it may be taken meanwhile.
         port = str(free_port(self.job_id))
         for rank in range(plan.ranks):
             place = {

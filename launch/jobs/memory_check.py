@@ -42,6 +42,7 @@ def require_fit(config: Config, where: str = "plan.gpu_memory_gib") -> None:
             got=done.stderr.strip()[-1500:],
             remedy="correct that, or leave plan.gpu_memory_gib unset to submit without a plan",
         )
+    # Libraries may print before the answer.
     answer = json.loads(done.stdout.splitlines()[-1])
     if answer["fits"]:
         return

@@ -49,6 +49,7 @@ def rank_environment(place: submitit.JobEnvironment) -> dict[str, str]:
         "WORLD_SIZE": str(place.num_tasks),
         "LOCAL_RANK": str(place.local_rank),
         "LOCAL_WORLD_SIZE": str(place.num_tasks // place.num_nodes),
+        # One node needs no name service, and a laptop may have none.
         "MASTER_ADDR": "127.0.0.1" if place.num_nodes == 1 else place.hostnames[0],
         "MASTER_PORT": port,
     }

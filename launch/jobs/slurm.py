@@ -173,11 +173,12 @@ def _configured(
         account=cluster.account,
         constraint=cluster.constraint,
         qos=cluster.qos,
-        wckey=None,
+        wckey=None,  # submitit would put its own name there
         exclude=cluster.exclude,
         setup=setup or None,
         signal_delay_s=cluster.signal_delay_s,
         stderr_to_stdout=True,
+        # So that Slurm itself queues a job again whose node has failed.
         additional_parameters={"requeue": True},
         # Since Slurm 22.05 srun forgets the batch job's --cpus-per-task.
         srun_args=[f"--cpus-per-task={cluster.cpus_per_task}", *srun],

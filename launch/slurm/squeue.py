@@ -127,7 +127,7 @@ def hopeless(job_id: str) -> str | None:
 
     Slurm says so when it first looks at the job, usually within a second.
     """
-    for _ in range(10):
+    for _ in range(10):  # two seconds
         shown = _ask("squeue", "--noheader", f"--jobs={job_id}", "--Format=State:40,Reason:80")
         # An array has one line per job, and all its jobs wait for the same reason.
         state, _, reason = shown.partition("\n")[0].partition(" ")

@@ -89,6 +89,7 @@ class Pool:
             if code is None:
                 continue
             del self.running[pid]
+            # A trial that Ctrl-C or a signal has ended can go on, so it has not failed.
             stopped = code < 0 or code == INTERRUPTED_CODE
             trial.state = STOPPED if stopped else FAILED if code else trial.state
             self.sweep.refresh(trial)

@@ -94,6 +94,7 @@ class Study:
                 self._study.sampler = optuna.samplers.TPESampler(
                     n_startup_trials=STARTUP_TRIALS,
                     multivariate=True,
+                    # Keeps trials that run side by side from trying neighbouring points.
                     constant_liar=True,
                     seed=number * PATIENCE + attempt,
                 )
@@ -102,6 +103,7 @@ class Study:
                     trial.set_user_attr(_TRIAL, number)
                     return trial.params
                 self._study.tell(trial, state=TrialState.FAIL)
+            # A small space is tried to its last point, however seldom the sampler meets it.
             for values in self._space.points() or []:
                 if fits(values):
                     self._add(Standing(number, values))

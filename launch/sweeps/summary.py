@@ -39,6 +39,7 @@ def write_summary(sweep: Sweep) -> None:
     else:
         content["best"] = _best(sweep, rows)
     path, text = sweep.folder / JSON, json.dumps(content, indent=1) + "\n"
+    # Nothing new: without this check each `launch sweep` would add a summary run to MLflow.
     if path.exists() and path.read_text(encoding="utf-8") == text:
         return
     _write_table(sweep, rows)

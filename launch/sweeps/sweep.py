@@ -185,6 +185,7 @@ class Sweep:
         """Find out where these trials stand; without arguments, all trials."""
         self.recall()
         asked = trials or self.trials
+        # One question for all trials: Slurm's controller serves the whole cluster.
         jobs = squeue.job_states([trial.job for trial in asked if trial.job])
         for trial in asked:
             trial.refresh(
@@ -249,6 +250,7 @@ class Sweep:
                 remedy="give another --name, or the same settings to go on (a search may get "
                 "more trials: --trials is how many there are in all)",
             )
+        # Not strict, because a search may have more trials now.
         for trial, old in zip(self.trials, before.trials, strict=False):
             trial.state, trial.job = old.state, old.job
         self.recall()

@@ -31,6 +31,7 @@ from segresmamba.storage.locks import locked
 if TYPE_CHECKING:
     from launch.sweeps.study import Standing, Study
 
+# How often a running trial looks into its own journal.
 POLL_S = 2.0
 TAG = "pruned"
 # Held while a study is read or changed.

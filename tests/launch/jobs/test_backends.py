@@ -129,7 +129,7 @@ def start_elsewhere(behaviour: str, root: Path) -> subprocess.Popen[str]:
         "import sys; from launch.jobs import start; from launch.jobs.train_job import TrainJob;"
         "from segresmamba.config import load_config;"
         f"config = load_config(['run.root={root}', 'run.name={behaviour}']);"
-        "sys.exit(start.start(TrainJob(config, engine='tests.launch.engines')))"
+        "sys.exit(launcher.start(TrainJob(config, engine='tests.launch.engines')))"
     )
     command = [sys.executable, "-c", code]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
