@@ -67,7 +67,7 @@ def test_a_search_is_its_space_and_may_grow(tmp_path: Path) -> None:
         ([LR, "run.name=mine"], 3, None, "a name of its own"),
         ([LR, "train.fold=all"], 3, None, "a name of its own"),
         ([LR], 3, "postgresql://me:secret@db/x", "a password in the URL"),
-        ([LR], 3, "study.db", "no URL of a database"),
+        ([LR], 3, "study.db", "not the URL of a database"),
         (["train.lr=interval(-1,1)"], 3, None, "train.lr"),
     ],
 )
