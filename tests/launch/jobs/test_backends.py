@@ -166,7 +166,7 @@ def test_ranks_save_and_stop_when_the_launcher_is_killed(tmp_path: Path) -> None
     process.kill()
     process.communicate(timeout=200)
     deadline = threading.Event()
-    for _ in range(600):
+    for _ in range(2000):
         if (tmp_path / "stopped" / "saved-0").exists():
             return
         deadline.wait(0.1)
