@@ -126,7 +126,7 @@ def test_sigterm_to_the_ranks_saves_and_ends_the_job(
 def start_elsewhere(behaviour: str, root: Path) -> subprocess.Popen[str]:
     """The launcher in a process of its own, to be signalled."""
     code = (
-        "import sys; from launch.jobs import start; from launch.jobs.train_job import TrainJob;"
+        "import sys; from launch import launcher; from launch.jobs.train_job import TrainJob;"
         "from segresmamba.config import load_config;"
         f"config = load_config(['run.root={root}', 'run.name={behaviour}']);"
         "sys.exit(launcher.start(TrainJob(config, engine='tests.launch.engines')))"
