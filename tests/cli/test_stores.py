@@ -53,7 +53,7 @@ def test_a_run_from_a_bucket_is_stopped_goes_on_and_is_evaluated(
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    assert process.communicate(timeout=60)[0].startswith("preempted at step ")
+    assert process.communicate(timeout=200)[0].startswith("preempted at step ")
     assert process.returncode == INTERRUPTED_CODE
     assert len(journal_losses(folder)) < _STEPS
 

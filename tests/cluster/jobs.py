@@ -122,9 +122,9 @@ def queue_stand_in(behaviour: str, root: Path, *words: str) -> Job:
     """Queue a job with a stand-in engine (see `tests.launch.engines`): it starts in a second."""
     words = (*words, f"run.root={root}", f"run.name={behaviour}")
     code = (
-        "from launch.jobs import start; from launch.jobs.train_job import TrainJob;"
+        "from launch import launcher; from launch.jobs.train_job import TrainJob;"
         "from segresmamba.config import load_config;"
-        f"start.start(TrainJob(load_config({words}), engine='tests.launch.engines'))"
+        f"launcher.start(TrainJob(load_config({words}), engine='tests.launch.engines'))"
     )
     done = run(sys.executable, "-c", code)
     assert done.returncode == 0, done.stderr

@@ -184,7 +184,7 @@ def children(root: Path, parent: str, count: int) -> set[str]:
         "parent.run_uuid = tags.value WHERE tags.key = 'mlflow.parentRunId' AND parent.name = ?"
     )
     found: set[str] = set()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while len(found) < count and time.monotonic() < deadline:
         with sqlite3.connect(root / "mlflow.db") as database:
             found = {name for (name,) in database.execute(query, [parent])}

@@ -277,7 +277,8 @@ def test_the_baseline_trains_on_the_same_path(tiny_store: Path, tmp_path: Path) 
     segresnet = ("model=segresnet", "model.init_filters=8", "train.max_steps=2")
     words = [
         "data=custom", f"data.store={tiny_store}", "data.patch=[32,32,32]", "data.workers=0",
-        *segresnet, "train.warmup_steps=0", "train.precision=fp32", "tracking=none",
+        *segresnet, "train.warmup_steps=0", "train.precision=fp32", "train.threads=1",
+        "validation.overlap=0", "validation.overlays=0", "tracking=none",
         f"run.root={tmp_path}", "run.name=baseline",
     ]  # fmt: skip
     assert train(load_config(words))["status"] == "finished"

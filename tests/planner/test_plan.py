@@ -58,7 +58,15 @@ def test_saved_memory_is_predicted_within_five_percent(tmp_path: Path, words: li
         ("segresnet", ["model.init_filters=8"]),
         ("swinunetr", ["model.feature_size=12"]),
         ("swinunetr_checkpointed", ["model.feature_size=12"]),
-        ("unetr", ["model.hidden_size=24", "model.num_heads=4", "model.mlp_dim=32"]),
+        (
+            "unetr",
+            [
+                "data.patch=[32,16,16]",
+                "model.hidden_size=24",
+                "model.num_heads=4",
+                "model.mlp_dim=32",
+            ],
+        ),
         ("unet", ["model.channels=[8,16,16]"]),
         ("dynunet", ["model.filters=[8,16,16,16]"]),
         ("mednext", ["data.patch=[32,16,16]"]),

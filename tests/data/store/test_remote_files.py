@@ -84,7 +84,7 @@ def test_a_process_forked_after_reading_gets_an_error_instead_of_hanging(url: st
     answers = context.Queue()
     process = context.Process(target=_crop_or_explain, args=(dataset, answers))
     process.start()
-    assert "forked" in answers.get(timeout=60)
+    assert "forked" in answers.get(timeout=200)
     process.join(60)
     assert process.exitcode == 0
 

@@ -82,7 +82,7 @@ def test_readers_outlive_a_stop_signal_and_end_with_the_loader(sound_store: Path
         assert_same(one, other)
     del loader
     gc.collect()
-    _, alive = psutil.wait_procs(readers, timeout=20)
+    _, alive = psutil.wait_procs(readers, timeout=200)
     assert alive == []
 
 

@@ -126,7 +126,7 @@ def test_sigterm_to_the_ranks_saves_and_ends_the_job(
 def start_elsewhere(behaviour: str, root: Path) -> subprocess.Popen[str]:
     """The launcher in a process of its own, to be signalled."""
     code = (
-        "import sys; from launch.jobs import start; from launch.jobs.train_job import TrainJob;"
+        "import sys; from launch import launcher; from launch.jobs.train_job import TrainJob;"
         "from segresmamba.config import load_config;"
         f"config = load_config(['run.root={root}', 'run.name={behaviour}']);"
         "sys.exit(launcher.start(TrainJob(config, engine='tests.launch.engines')))"
@@ -166,7 +166,7 @@ def test_ranks_save_and_stop_when_the_launcher_is_killed(tmp_path: Path) -> None
     process.kill()
     process.communicate(timeout=200)
     deadline = threading.Event()
-    for _ in range(600):
+    for _ in range(2000):
         if (tmp_path / "stopped" / "saved-0").exists():
             return
         deadline.wait(0.1)

@@ -14,7 +14,7 @@ def run(tmp_path: Path, script: str, *, ranks: int = 2, limit_s: float = 60.0) -
     """Run `script` on every rank; the exit code of the controller."""
     command = f"bash -c {shlex.quote(script)}"
     plan = LocalPlan(str(tmp_path), command, ranks, limit_s, signal_delay_s=1.0)
-    return plan.start().wait(timeout=60)
+    return plan.start().wait(timeout=200)
 
 
 def test_ranks_that_end_well_end_the_job_well(tmp_path: Path) -> None:

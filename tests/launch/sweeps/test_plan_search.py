@@ -214,7 +214,7 @@ def steps(trial: Path) -> list[int]:
 
 
 def wait_for(condition: Any) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 250
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -46,7 +46,7 @@ def test_child_processes_scan_after_their_parent_did(two_threads, operands, meth
     child = context.Process(target=_scan_in_child, args=(operands, threads, queue))
     child.start()
     received = torch.from_numpy(queue.get(timeout=600))
-    child.join(timeout=60)
+    child.join(timeout=200)
     assert child.exitcode == 0
     assert torch.equal(received, expected)
 

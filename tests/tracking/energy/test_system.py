@@ -31,7 +31,7 @@ def steps(folder: Path, node: str = NODE) -> list[int]:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 200
     while not condition():
         assert time.monotonic() < deadline, "it never happened"
         time.sleep(0.01)

@@ -75,7 +75,7 @@ def uri() -> Iterator[str]:
         server = subprocess.Popen(serve, cwd=folder, stderr=log, stdout=log, **as_user)
     try:
         ready = [bin_folder / "pg_isready", "-h", "127.0.0.1", "-p", str(port)]
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 200
         while subprocess.run(ready, capture_output=True, check=False).returncode:
             assert time.monotonic() < deadline, (folder / "log").read_text()
             time.sleep(0.1)
