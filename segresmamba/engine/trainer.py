@@ -42,7 +42,7 @@ from segresmamba.engine.zero import ZeroEngine
 from segresmamba.errors import UserError
 from segresmamba.evaluation.score_cases import CaseResult, Summary, evaluate_cases
 from segresmamba.planner.out_of_memory import out_of_memory, ran_out
-from segresmamba.storage.atomic import write_text
+from segresmamba.storage.atomic import remove_leftovers, write_text
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.task.losses import build_loss
 from segresmamba.task.ranks import Ranks
@@ -84,6 +84,9 @@ def train(config: Config) -> dict[str, Any]:
     wait_for_all()
     observers = NodeObservers(config, folder, ranks)
     tracker = open_run_tracker(task, folder, ranks)
+    if ranks.is_main:
+        # The tracker holds the run's lock from here on, so nobody else is writing weights.
+        remove_leftovers(folder.best.parent)
     status: Status = "failed"
     try:
         observers.start()

@@ -7,6 +7,8 @@ complete after a power cut, too.
 
 from __future__ import annotations
 
+import errno
+import glob
 import os
 import shutil
 import socket
@@ -40,7 +42,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         # Without this order a power cut could leave the name with an empty file behind it.
         sync(temporary)
         temporary.replace(path)
-        sync(path.parent)
+        _sync_entries(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -67,7 +69,7 @@ def complete_folder(temporary: Path, path: Path) -> None:
     """
     sync_tree(temporary)
     temporary.rename(path)
-    sync(path.parent)
+    _sync_entries(path.parent)
 
 
 def sync_tree(folder: Path) -> None:
@@ -75,7 +77,17 @@ def sync_tree(folder: Path) -> None:
     for parent, _, names in os.walk(folder, topdown=False):
         for name in names:
             sync(Path(parent, name))
-        sync(Path(parent))
+        _sync_entries(Path(parent))
+
+
+def _sync_entries(folder: Path) -> None:
+    """Write the names in a folder to disk, where its file system can do that."""
+    try:
+        sync(folder)
+    except OSError as error:
+        # Some FUSE and SMB mounts refuse to sync a folder. The files themselves are on disk.
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:
+            raise
 
 
 def sync(path: Path) -> None:
@@ -95,8 +107,8 @@ def remove_leftovers(folder: Path, name: str = "") -> None:
         name: Only what was to become this file; no other process may be writing it. Without a name
             everything is deleted, so no other process may be writing in the folder.
     """
-    for path in folder.glob(f"{_PREFIX}*{name}"):
+    for path in folder.glob(f"{_PREFIX}*-{glob.escape(name)}" if name else f"{_PREFIX}*"):
         if path.is_dir():
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)

@@ -28,7 +28,7 @@ import yaml
 
 from segresmamba.config import Config, experiment, read_config, run_folder
 from segresmamba.errors import ConfigError, UserError
-from segresmamba.storage.atomic import remove_leftovers, write_text
+from segresmamba.storage.atomic import write_text
 
 _STEP_FOLDER = re.compile(r"step-(\d{8})")
 
@@ -87,9 +87,6 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             refuse_changes(config)
-            # A job that was killed while it wrote may have left temporary files.
-            for folder in (self.path, self.best.parent):
-                remove_leftovers(folder)
             write_config(config, self.config)
         except OSError as error:
             raise UserError(

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -69,7 +71,20 @@ def test_a_folder_gets_its_name_when_it_is_complete(tmp_path: Path) -> None:
 
 
 def test_leftovers_of_one_file_can_be_removed_alone(tmp_path: Path) -> None:
-    for name in (".part-node-1-mine.db", ".part-node-2-mine.db", ".part-node-1-other.db"):
+    others = {".part-node-1-other.db", ".part-node-1-notmine.db"}
+    for name in {".part-node-1-mine.db", ".part-node-2-mine.db"} | others:
         (tmp_path / name).touch()
     remove_leftovers(tmp_path, "mine.db")
-    assert os.listdir(tmp_path) == [".part-node-1-other.db"]
+    assert set(os.listdir(tmp_path)) == others
+
+
+def test_a_file_system_that_cannot_sync_folders_takes_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fsync(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_text(tmp_path / "file.txt", "text")
+    assert (tmp_path / "file.txt").read_text() == "text"

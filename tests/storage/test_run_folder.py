@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from segresmamba.config import load_config
+from segresmamba.storage.atomic import atomic_path
 from segresmamba.storage.run_folder import RunFolder
 
 
@@ -19,3 +21,14 @@ def test_a_users_copy_of_a_checkpoint_does_not_count(tmp_path: Path) -> None:
 
 def test_a_run_without_checkpoints_has_no_saved_steps(tmp_path: Path) -> None:
     assert RunFolder(tmp_path / "nowhere").saved_steps() == []
+
+
+def test_a_second_start_leaves_what_a_running_one_is_writing(tmp_path: Path) -> None:
+    config = load_config(["data=custom", "data.store=x", f"run.root={tmp_path}", "run.name=run"])
+    folder = RunFolder.from_config(config)
+    folder.best.parent.mkdir(parents=True)
+    with atomic_path(folder.best) as weights:
+        weights.write_text("half of")
+        folder.enter(config)
+        weights.write_text("the weights")
+    assert folder.best.read_text() == "the weights"

@@ -224,8 +224,8 @@ class StoreFolder:
                     "the store was converted from another source or under another policy",
                     where=f"{self.path / _ROOT}: {key}",
                     got=f"{before.get(key)}, now {wanted}",
-                    remedy="choose another folder, give what the store was begun with, or convert "
-                    "all cases anew with --overwrite",
+                    remedy="choose another folder, use the source and options that the store was "
+                    "begun with, or convert all cases anew with --overwrite",
                 )
 
     def _require_only(self, expected: set[str]) -> None:

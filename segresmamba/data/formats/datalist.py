@@ -51,7 +51,7 @@ class _Entry(BaseModel):
                 "a case must have one image per channel",
                 where=f"{path}: {self.label}",
                 got=f"{len(names)} images for {channels} channels",
-                remedy="name one file for each of modality, in this order, or one 4D file",
+                remedy="name one file for each entry of `modality`, in that order, or one 4D file",
             )
         label = inside(path.parent, self.label, path)
         images = tuple(inside(path.parent, name, path) for name in names)

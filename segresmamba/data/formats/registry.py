@@ -86,6 +86,6 @@ def detect(source: Path) -> str:
         "the folder fits several formats" if found else "the folder fits no known format",
         where=source,
         got="; ".join(f"{name} ({reason})" for name, reason in found.items())
-        or ("no such file or folder" if not source.exists() else "a folder without their files"),
+        or ("no such file or folder" if not source.exists() else "no files of a known format"),
         remedy=f"give its format with --format, one of {', '.join(FORMATS)}",
     )

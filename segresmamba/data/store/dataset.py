@@ -191,7 +191,7 @@ class Case:
             yield
         except DataError:  # a server that does not answer is not a damaged case
             raise
-        except (OSError, RuntimeError, ValueError, KeyError) as error:
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
             raise DataError(
                 "a stored case is damaged",
                 where=self._files.join(f"{self.case_id}/{name}"),

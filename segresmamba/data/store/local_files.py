@@ -141,7 +141,7 @@ class ZippedFiles(Files):
                 members = [member for member in archive.infolist() if not member.is_dir()]
         except zipfile.BadZipFile as error:
             raise DataError(
-                "a store is no zip file, or a truncated one",
+                "the store is not a zip file, or it is truncated",
                 where=self._path,
                 got=str(error),
                 remedy="copy it again, or make it anew from the folder",
@@ -196,7 +196,9 @@ class _FilePart(Blob):
             if last > self._size or os.preadv(self._handle, [part.data], self._first + first) < len(
                 part
             ):
-                raise OSError(f"{self._size} bytes long, byte {last} is to be read")
+                raise OSError(
+                    f"the file has {self._size} bytes, but its index points to byte {last}"
+                )
             for offset, count in inside:
                 yield part[offset - first : offset - first + count]
 

@@ -49,13 +49,15 @@ class ShardedArray:
         grid = tuple(-(-size // step) for size, step in zip(shape, self._chunk, strict=True))
         self._shard: Blob | None = None
         try:
-            self._shard = files.blob(f"{name}/{layout.shard_name(len(grid))}")
+            shard = files.blob(f"{name}/{layout.shard_name(len(grid))}")
+            # A server is asked here for the first time.
+            tail = shard.tail(16 * math.prod(grid) + _CRC_BYTES)
         except FileNotFoundError as error:
             if not may_be_empty:  # Zarr would take it for an array of zeros
                 raise OSError("the shard file is missing") from error
             self._index = np.full((*grid, 2), layout.ABSENT, np.uint64)
             return
-        tail = self._shard.tail(16 * math.prod(grid) + _CRC_BYTES)
+        self._shard = shard
         index, checksum = tail[:-_CRC_BYTES], tail[-_CRC_BYTES:]
         if google_crc32c.value(index).to_bytes(_CRC_BYTES, "little") != checksum:
             raise ValueError("the checksum of the shard's index does not fit: the file is damaged")

@@ -80,7 +80,7 @@ def test_a_compressed_zip_file_is_refused(sound_store: Path, tmp_path: Path) -> 
 def test_a_truncated_zip_file_is_named(sound_store: Path, tmp_path: Path) -> None:
     target = zipped(sound_store, tmp_path / "store.zip")
     os.truncate(target, target.stat().st_size // 2)
-    with pytest.raises(DataError, match="no zip file, or a truncated one") as caught:
+    with pytest.raises(DataError, match="not a zip file, or it is truncated") as caught:
         open_dataset(target)
     assert caught.value.where == str(target)
 

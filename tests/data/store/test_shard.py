@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from segresmamba.data.store.local_files import LocalFiles
+from segresmamba.data.store.remote_files import RemoteFiles
 from segresmamba.data.store.shard import ShardedArray
 
 
@@ -86,11 +87,13 @@ def test_every_flipped_bit_of_a_chunk_is_found(tmp_path: Path) -> None:
             os.pwrite(file.fileno(), sound[bit // 8 : bit // 8 + 1], bit // 8)
 
 
-def test_an_empty_array_needs_no_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("remote", [False, True])
+def test_an_empty_array_needs_no_file(tmp_path: Path, remote: bool) -> None:
     write(tmp_path, np.zeros((2, 4, 4, 4), np.int16), (1, 2, 2, 2))
     shutil.rmtree(tmp_path / "array" / "c", ignore_errors=True)
+    files = RemoteFiles(f"file://{tmp_path}") if remote else LocalFiles(tmp_path)
     out = np.zeros((2, 3, 3, 3))
-    ShardedArray(LocalFiles(tmp_path), "array", may_be_empty=True).read((0, 1, 1, 1), out)
+    ShardedArray(files, "array", may_be_empty=True).read((0, 1, 1, 1), out)
     assert not out.any()
     with pytest.raises(OSError, match="missing"):
-        ShardedArray(LocalFiles(tmp_path), "array")
+        ShardedArray(files, "array")
