@@ -12,6 +12,11 @@ def start(job: RankJob, *, watch: bool = False) -> int:
     return backend_for(job.resolved_config()).start(job, follow=watch)
 
 
+def describe(job: RankJob) -> str:
+    """See `launch.jobs.backends.Backend.describe`."""
+    return backend_for(job.resolved_config()).describe(job)
+
+
 def run_in_allocation(job: RankJob) -> NoReturn:
     """See `launch.jobs.slurm.Slurm.run_in_allocation`."""
     Slurm().run_in_allocation(job)

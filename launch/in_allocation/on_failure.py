@@ -95,7 +95,7 @@ def _find_failure(logs: Path, job_id: str) -> Failure | None:
     if ended is None or failure_path(logs, job_id, int(ended[2])).exists():
         return written
     hint = KILLED_HINT if "Killed" in ended[3] else ""
-    text = f"rank {ended[2]} on {ended[1]} ended without a word: {ended[3]}{hint}"
+    text = f"rank {ended[2]} on {ended[1]} ended without an error message: {ended[3]}{hint}"
     return Failure(int(ended[2]), time.time(), 1, text)
 
 

@@ -156,7 +156,9 @@ class Controller:
             code = codes[rank] or 0
             how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
             hint = KILLED_HINT if code == -signal.SIGKILL else ""
-            self._record_failure(rank, f"rank {rank} ended without a word, by {how}{hint}")
+            self._record_failure(
+                rank, f"rank {rank} ended without an error message, by {how}{hint}"
+            )
         return bool(failed)
 
     def _record_failure(self, rank: int, text: str) -> None:

@@ -131,11 +131,11 @@ class Sweep:
             sweep = cls(folder, trials, Search(**_from_manifest(search)) if search else None)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise LaunchError(
-                "this is no sweep, or its manifest is damaged",
+                "this is not a sweep, or its manifest is damaged",
                 where=folder / MANIFEST,
                 got=str(error).splitlines()[0],
-                remedy="name a folder below <run.root>/sweeps; the command that began the sweep "
-                "writes a damaged manifest anew once it is deleted",
+                remedy="name a folder below <run.root>/sweeps; if the manifest is damaged, "
+                "delete it and repeat the command that began the sweep",
             ) from error
         sweep.recall()
         return sweep

@@ -243,7 +243,7 @@ class ClusterConfig(Section):
             )
         if self.time_min and self.signal_delay_s >= 60 * self.time_min:
             raise ConfigError(
-                "the warning comes longer before the time limit than the job may run",
+                "the warning time is not shorter than the time limit",
                 where="cluster.signal_delay_s",
                 got=f"{self.signal_delay_s}, with cluster.time_min={self.time_min}",
                 remedy=f"give a cluster.signal_delay_s below {60 * self.time_min}",
@@ -265,7 +265,7 @@ class PlanConfig(Section):
     def _has_a_limit(self) -> PlanConfig:
         if self.strict and self.gpu_memory_gib is None:
             raise ConfigError(
-                "without the memory of a GPU, nothing can be refused for not fitting",
+                "plan.strict needs the memory of a GPU",
                 where="plan.gpu_memory_gib",
                 got="nothing, with plan.strict=true",
                 remedy="give the memory of one GPU in GiB, as in plan.gpu_memory_gib=40",

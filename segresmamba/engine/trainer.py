@@ -84,11 +84,13 @@ def train(config: Config) -> dict[str, Any]:
     wait_for_all()
     observers = NodeObservers(config, folder, ranks)
     tracker = open_run_tracker(task, folder, ranks)
-    if ranks.is_main:
-        # The tracker holds the run's lock from here on, so nobody else is writing weights.
-        remove_leftovers(folder.best.parent)
     status: Status = "failed"
     try:
+        if ranks.is_main:
+            # The tracker holds the run's lock, so nobody else is writing these files.
+            remove_leftovers(folder.best.parent)
+            for path in (folder.config, folder.environment, folder.memory):
+                remove_leftovers(folder.path, path.name)
         observers.start()
         trainer = Trainer(task, network, ranks, folder, tracker, memory)
         tracker.tags(trainer.choices | {"scan_backend": backend})

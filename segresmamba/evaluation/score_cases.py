@@ -40,7 +40,7 @@ class CaseResult:
 
     case_id: str
     scores: Mapping[str, Score]
-    """By class, in the order of the report."""
+    """Score of each class, in the order of the report."""
 
     @property
     def dice(self) -> float:

@@ -71,7 +71,7 @@ def find_baseline(name: str, runs: Sequence[MeasuredRun]) -> MeasuredRun:
     if len(named) == 1:
         return named[0]
     raise ReportError(
-        "the baseline is no run" if not named else "the baseline is more than one run",
+        "no run is named like the baseline" if not named else "the baseline is more than one run",
         where="--baseline",
         got=name if not named else ", ".join(run.history.where for run in named),
         remedy=f"give a run folder, or one of {_listed([run.history.name for run in runs])}",

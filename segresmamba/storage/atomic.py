@@ -42,7 +42,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         # Without this order a power cut could leave the name with an empty file behind it.
         sync(temporary)
         temporary.replace(path)
-        _sync_entries(path.parent)
+        sync_entries(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -69,7 +69,7 @@ def complete_folder(temporary: Path, path: Path) -> None:
     """
     sync_tree(temporary)
     temporary.rename(path)
-    _sync_entries(path.parent)
+    sync_entries(path.parent)
 
 
 def sync_tree(folder: Path) -> None:
@@ -77,10 +77,10 @@ def sync_tree(folder: Path) -> None:
     for parent, _, names in os.walk(folder, topdown=False):
         for name in names:
             sync(Path(parent, name))
-        _sync_entries(Path(parent))
+        sync_entries(Path(parent))
 
 
-def _sync_entries(folder: Path) -> None:
+def sync_entries(folder: Path) -> None:
     """Write the names in a folder to disk, where its file system can do that."""
     try:
         sync(folder)

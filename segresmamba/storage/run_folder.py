@@ -34,7 +34,7 @@ _STEP_FOLDER = re.compile(r"step-(\d{8})")
 
 
 class RunFolder:
-    """The layout of a run's folder. No other module spells these paths.
+    """The layout of a run's folder. Other modules take these paths from here.
 
     Args:
         path: The folder, which need not exist.

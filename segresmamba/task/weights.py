@@ -58,8 +58,9 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], facts: WeightsFacts)
         "channel_names": list(facts.channel_names),
         "preprocessing": facts.preprocessing.model_dump(mode="json"),
     }
-    with atomic_path(path) as temporary:
-        torch.save(content, temporary)
+    # Given a path, torch would write the temporary file's name into the file.
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        torch.save(content, file)
 
 
 def read_facts(path: Path) -> WeightsFacts:

@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segresmamba.storage.atomic import sync
+from segresmamba.storage.atomic import sync_entries
 from segresmamba.storage.locks import try_lock
 from segresmamba.tracking.protocol import TrackingError, newer_error
 
@@ -87,11 +87,12 @@ class Journal:
                 raise _held_error(path)
             self._end = path.read_bytes().rfind(b"\n") + 1
             warn_if_cut(path, self._end)
-            os.ftruncate(self._fd, self._end)  # a power loss may have cut the last line
+            if path.stat().st_size > self._end:  # a power loss may have cut the last line
+                os.ftruncate(self._fd, self._end)
             if self._end == 0:
                 self.append("run", schema=SCHEMA, id=uuid.uuid4().hex, name=name)
                 self.flush()
-                sync(path.parent)
+                sync_entries(path.parent)
             else:
                 read_header(path)  # it raises if the file is not a journal
         except BaseException:

@@ -103,7 +103,7 @@ class Job:
 
 
 Queue = Callable[..., Job]
-"""Of a run's name and more overrides."""
+"""Queues a run; takes its name and more overrides."""
 
 
 def launch(*words: str) -> subprocess.CompletedProcess[str]:

@@ -59,6 +59,12 @@ def test_a_queued_batch_script_runs_the_same_program(
     assert called == [former]
 
 
+def test_a_queued_mlflow_server_finds_its_port() -> None:
+    from launch import ports, rendezvous
+
+    assert rendezvous.free_port is ports.free_port
+
+
 def test_a_saved_mlflow_model_finds_its_loader() -> None:
     from segresmamba.engine import served
     from segresmamba.inference import model

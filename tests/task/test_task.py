@@ -19,7 +19,7 @@ from tests.engine.tiny import tiny_config
 
 
 def losses(tmp_path: Path, *words: str) -> list[float]:
-    """Of three steps on the same noise, by the engine."""
+    """Losses of three steps on the same noise, by the engine."""
     config = tiny_config(tmp_path, tmp_path, *words)
     ranks = Ranks.from_environment()
     join(ranks, threads=1)

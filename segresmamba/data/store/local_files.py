@@ -17,7 +17,7 @@ from segresmamba.data.store.files import Blob, Buffer, ByteRange, Files
 from segresmamba.errors import DataError
 
 _ZIP_HEADER = struct.Struct("<26xHH")
-"""Of a member's local header: the lengths of its name and of its extra field."""
+"""Lengths of the name and of the extra field in a member's local header."""
 
 
 class LocalFiles(Files):

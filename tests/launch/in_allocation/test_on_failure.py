@@ -56,7 +56,7 @@ def test_a_rank_that_died_without_a_word_is_the_cause_of_the_others_errors(
     assert end(config) == 1
     said = capsys.readouterr().err
     assert "rank 3 failed first" in said
-    assert "rank 3 on gpu08 ended without a word: Killed; the kernel does so" in said
+    assert "rank 3 on gpu08 ended without an error message: Killed; the kernel does so" in said
     assert "Connection closed" not in said
 
 

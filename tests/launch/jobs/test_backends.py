@@ -70,7 +70,11 @@ def test_debug_runs_in_this_process(
     [
         ("raises", 1, "RuntimeError: the sky is falling"),
         ("refuses", 2, "  remedy: copy anew"),
-        ("killed", 1, "rank 1 ended without a word, by signal SIGKILL; the kernel does so"),
+        (
+            "killed",
+            1,
+            "rank 1 ended without an error message, by signal SIGKILL; the kernel does so",
+        ),
     ],
 )
 def test_the_first_failing_ranks_error_comes_last_and_the_others_are_ended(

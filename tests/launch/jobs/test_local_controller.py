@@ -40,7 +40,7 @@ def test_a_rank_that_dies_ends_the_others_and_is_named(tmp_path: Path, end: str,
     failure = first_failure(tmp_path, job_id)
     assert failure is not None
     assert failure.rank == 1
-    assert failure.text == f"rank 1 ended without a word, {said}"
+    assert failure.text == f"rank 1 ended without an error message, {said}"
 
 
 def test_ranks_are_warned_before_the_time_limit(tmp_path: Path) -> None:
