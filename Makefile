@@ -63,15 +63,15 @@ unit: $(VENV)/.test
 	@echo "==> tests: $(JOBS) processes"
 	@# More threads would queue for the same cores.
 	@# Neighbours stay in one process, which makes the fixtures that they share once.
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal -m 'not cluster and not browser'
+	@OMP_NUM_THREADS=1 $(BIN)/python -u -m pytest -n $(JOBS) --dist worksteal -m 'not cluster and not browser'
 
 cluster: $(VENV)/.test
 	@echo "==> tests on a real Slurm, brought up on this machine where it has one"
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal tests/cluster
+	@OMP_NUM_THREADS=1 $(BIN)/python -u -m pytest -n 2 --dist worksteal tests/cluster
 
 browser: $(VENV)/.test
 	@echo "==> tests in a real browser, where this machine has Chromium"
-	@OMP_NUM_THREADS=1 $(BIN)/pytest tests/browser
+	@OMP_NUM_THREADS=1 $(BIN)/python -u -m pytest tests/browser
 
 lint: $(VENV)/.test ## ruff check, ruff format, mypy --strict
 	@echo "==> ruff check"
