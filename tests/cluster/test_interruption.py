@@ -144,7 +144,11 @@ def test_a_run_goes_on_after_a_node_has_failed(reference: Followed, queue_run: Q
     slurm("scontrol", "update", "nodename=n2", "state=down", "reason=test")
     wait_until(lambda: job.state.name != "RUNNING", "its stop", lambda: job.log)
     cluster.start_node("n2")
-    slurm("scontrol", "update", "nodename=n2", "state=resume")
+    # Refused once the node has registered: Slurm then takes it back by itself.
+    run("scontrol", "update", "nodename=n2", "state=resume")
+    wait_until(
+        lambda: "down" not in slurm("sinfo", "-h", "-n", "n2", "-o", "%T"), "the node's return"
+    )
     assert job.end().exit_code == 0, job.log
     expect_same_curve_but_for_a_gap(job, reference)
 
