@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import resource
 import sys
 from pathlib import Path
 
 import torch
 
+from segresmamba.data.volumes.mapped_arrays import release_freed_memory
 from segresmamba.tracking.memory import BYTES_PER_GIB, KIB_PER_GIB, status_kib
 
 
@@ -25,9 +25,7 @@ class PeakMemory:
         self._before_kib = 0.0
         if device.type != "cuda" and sys.platform == "linux":
             # glibc keeps memory that was freed. Training would use it without a rise of the peak.
-            trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-            if trim is not None:
-                trim(0)
+            release_freed_memory()
             self._before_kib = status_kib("VmRSS") or 0.0
         self.forget()
 

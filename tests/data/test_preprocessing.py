@@ -77,7 +77,7 @@ def test_every_case_gets_the_median_spacing(raw: Path, tmp_path: Path) -> None:
     changed = dataset["case_2"]
     np.testing.assert_allclose(changed.spacing_mm, (1.5, 2.0, 1.0))
     assert changed.shape_DHW == (40, 45, 66)
-    assert changed.image.dtype == np.float32
+    assert changed.open_image().dtype == np.float32
     group = zarr.open_group(tmp_path / "store" / "case_2", mode="r")
     (multiscale,) = Image.from_zarr(group).ome_attributes.multiscales
     scale = multiscale.datasets[0].coordinateTransformations[0].scale

@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk  # noqa: N813
 
+from segresmamba.data.volumes.mapped_arrays import release_freed_memory
+
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # Positions in DICOM are decimal text, often rounded to hundredths.
 _UNEVEN_MM = 0.05
@@ -105,6 +107,8 @@ def _slice_files(folder: Path) -> Sequence[str]:
     if len(series) != 1:
         raise ValueError(f"{len(series)} DICOM series in the folder, not one")
     names: Sequence[str] = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
+    # To sort the files, GDCM reads them all with their pixels, as much as the whole volume takes.
+    release_freed_memory()
     origins_mm = []
     for name in names:
         reader = sitk.ImageFileReader()

@@ -6,6 +6,7 @@ the next, so with ordinary arrays it would hold up to twice the memory that it n
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 from math import prod
 from typing import Any
@@ -32,6 +33,13 @@ def free_before(view: npt.NDArray[Any]) -> None:
         before = view.ctypes.data - whole.ctypes.data
         if before >= mmap.PAGESIZE:
             pages.madvise(mmap.MADV_DONTNEED, 0, before - before % mmap.PAGESIZE)
+
+
+def release_freed_memory() -> None:
+    """Give back to the system what the C library keeps of freed memory, where it can do that."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+    if trim is not None:
+        trim(0)
 
 
 class _Pages(mmap.mmap):
