@@ -21,6 +21,7 @@ from launch.jobs.memory_check import require_fit
 from launch.jobs.train_job import RankJob
 from launch.slurm import allocation, script, squeue
 from segresmamba.config import ClusterConfig, Config
+from segresmamba.config.section import one_line
 from segresmamba.errors import LaunchError
 from segresmamba.storage.run_folder import RunFolder, refuse_changes
 
@@ -159,8 +160,16 @@ def _configured(
     srun: tuple[str, ...],
     **parameters: Any,
 ) -> SlurmExecutor:
-    """What both kinds of executor share. `parameters` have submitit's names."""
+    """What both kinds of executor share. `parameters` have submitit's names.
+
+    Raises:
+        ConfigError: If a name would break a line of the script.
+    """
     executor = SlurmExecutor(logs, max_num_timeout=MAX_REQUEUES)
+    # The settings were looked at when they were read.
+    one_line(name, "the job's name")
+    one_line(str(executor.folder), "the folder of the job's logs")
+    one_line(parameters.get("comment") or "", "the job's comment")
     executor.update_parameters(
         job_name=name,
         nodes=cluster.nodes,
