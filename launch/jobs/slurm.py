@@ -18,6 +18,7 @@ from submitit.core.utils import DelayedSubmission, FailedJobError, JobPaths, tem
 
 from launch import watch
 from launch.jobs.memory_check import require_fit
+from launch.jobs.start import rank_command
 from launch.jobs.train_job import RankJob
 from launch.slurm import allocation, script, squeue
 from segresmamba.config import ClusterConfig, Config
@@ -95,12 +96,19 @@ class Slurm:
 
 
 class SlurmExecutor(submitit.SlurmExecutor):
-    """Submitit's executor. This one also writes its script where there is no Slurm."""
+    """Submitit's executor. This one also writes its script where there is no Slurm.
+
+    Its ranks look at who has written a job before they read it.
+    """
 
     @classmethod
     def affinity(cls) -> int:
         """Say that Slurm is there. `submit_array` looks for it when a job is submitted."""
         return 2
+
+    @property
+    def _submitit_command_str(self) -> str:
+        return rank_command(super()._submitit_command_str)
 
     def script(self, jobs: int = 1) -> str:
         """The sbatch script of this many jobs, to the letter. The executor stays as it is."""
