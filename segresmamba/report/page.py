@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 import segresmamba
-from segresmamba.report import captions
+from segresmamba.report import captions, markdown
 from segresmamba.report.groups import (
     Group,
     WorstCase,
@@ -194,4 +194,5 @@ def _render(template: str, content: dict[str, Any]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters |= {"text": markdown.text, "destination": markdown.destination}
     return environment.get_template(template).render(content)
