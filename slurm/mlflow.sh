@@ -7,7 +7,12 @@
 # ROOT is the folder of all runs (run.root). While the server runs, its address is in
 # ROOT/mlflow-server.json, where runs without a tracking.uri of their own find it. Without a server
 # they write to ROOT/mlflow.db themselves. The server shows the same database, so a run is in the
-# same place either way. From your own machine:  ssh -L 5000:NODE:PORT LOGIN-NODE
+# same place either way.
+#
+# The server lets in who has its password. It makes one in ROOT/mlflow-password, which only you can
+# read, and your runs find it there by themselves. From your own machine:
+#
+#   ssh -L 5000:NODE:PORT LOGIN-NODE     # then http://localhost:5000, user segresmamba
 #
 #SBATCH --job-name=segresmamba-mlflow
 #SBATCH --nodes=1
@@ -31,7 +36,9 @@ node=${SLURMD_NODENAME:-$(hostname)}
 port=$("$python" -c 'import sys; from launch.ports import free_port; print(free_port(sys.argv[1]))' "$SLURM_JOB_ID")
 
 # No --serve-artifacts: server and runs share ROOT, and files go there directly.
-"$python" -m mlflow server --host 0.0.0.0 --port "$port" --workers 1 \
+# The other nodes have to reach it, so it listens on all addresses, behind a login.
+"$python" -m segresmamba.tracking.mlflow.server "$root" --app-name segresmamba \
+    --host 0.0.0.0 --port "$port" --workers 1 \
     --allowed-hosts "$node:$port,localhost:*,127.0.0.1:*" \
     --backend-store-uri "sqlite:///$root/mlflow.db" \
     --default-artifact-root "file://$root/mlartifacts" --no-serve-artifacts &
@@ -53,7 +60,8 @@ until "$python" -c 'import sys, urllib.request as u; u.urlopen(sys.argv[1])' \
     kill -0 "$server"  # ends this job if the server has ended
     sleep 1
 done
-printf '{"uri": "http://%s:%s", "job": "%s"}\n' "$node" "$port" "$SLURM_JOB_ID" >"$address.part"
+printf '{"uri": "http://%s:%s", "job": "%s", "user": "segresmamba"}\n' \
+    "$node" "$port" "$SLURM_JOB_ID" >"$address.part"
 mv "$address.part" "$address"
-echo "http://$node:$port shows $root"
+echo "http://$node:$port shows $root: user segresmamba, password in $root/mlflow-password"
 wait "$server"

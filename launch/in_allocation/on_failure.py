@@ -30,6 +30,7 @@ from launch.failures import (
 from launch.jobs.rank import batch_log, load_job
 from launch.slurm import allocation, squeue
 from segresmamba.config import Config
+from segresmamba.errors import LaunchError
 from segresmamba.storage.run_folder import RunFolder
 
 # Slurm ends the batch script of a requeued job. If the script left first, with an error, the job
@@ -143,7 +144,11 @@ def main() -> None:
     # this process before the failure is recorded.
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     folder = Path(sys.argv[1])
-    job = load_job(folder, allocation.job_id())
+    try:
+        job = load_job(folder, allocation.job_id())
+    except LaunchError as error:  # another user's pickle, which the ranks have refused too
+        sys.stderr.write(error.screen() + "\n")
+        sys.exit(USER_ERROR_CODE)
     sys.exit(on_failure(job.resolved_config(), folder, int(sys.argv[2])))
 
 

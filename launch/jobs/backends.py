@@ -20,7 +20,9 @@ from launch import watch
 from launch.failures import INTERRUPTED_CODE, first_failure, report_failure
 from launch.jobs.local_controller import LocalPlan
 from launch.jobs.memory_check import require_fit
+from launch.jobs.rank import refuse_foreign
 from launch.jobs.slurm import MAX_REQUEUES, Slurm, make_logs
+from launch.jobs.start import rank_command
 from launch.jobs.train_job import RankJob, RunResult
 from launch.slurm.squeue import UNLIMITED_MIN
 from segresmamba.config import Config
@@ -90,6 +92,10 @@ class LocalExecutor(submitit.LocalExecutor):
     controller: subprocess.Popen[bytes]
     """The process that owns the ranks, once a job is submitted."""
 
+    @property
+    def _submitit_command_str(self) -> str:
+        return rank_command(super()._submitit_command_str)
+
     def _submit_command(self, command: str) -> submitit.LocalJob[Any]:
         plan = LocalPlan(
             logs=str(self.folder),
@@ -129,6 +135,8 @@ class LocalRanks(ThisMachine):
                 typer.echo(failure.text, err=True)
             return failure.exit_code
         if code == 0:
+            for number in range(cluster.tasks_per_node):
+                refuse_foreign(submitted.task(number).paths.result_pickle)
             return _announce(submitted.results()[0])
         if code == INTERRUPTED_CODE:
             return code

@@ -1,6 +1,6 @@
 """What a process inside a job needs of submitit: its place, its job's files, the way to a requeue.
 
-Submitit starts `python -m submitit.core._submit LOGS` once per rank. It unpickles the job, calls it
+Submitit starts `python -m launch.jobs.start LOGS` once per rank. It unpickles the job, calls it
 and writes the result next to the logs:
 
     <run folder>/logs/<job>_submission.sh    the sbatch script (Slurm)
@@ -24,6 +24,7 @@ from submitit.core.utils import DelayedSubmission, JobPaths
 
 from launch.ports import free_port
 from launch.slurm import allocation, squeue
+from segresmamba.errors import LaunchError
 
 # Submitit renames the pickles of an array one after the other once the array is queued, on a file
 # system that may be slow. So a job can start before its pickle has its name.
@@ -56,12 +57,44 @@ def rank_environment(place: submitit.JobEnvironment) -> dict[str, str]:
 
 
 def load_job(logs: Path, job_id: str) -> Any:
-    """The job that was submitted under this id, as it was pickled."""
+    """The job that was submitted under this id, as it was pickled.
+
+    Raises:
+        LaunchError: If the pickle belongs to another user.
+    """
+    return DelayedSubmission.load(submitted_pickle(logs, job_id)).function
+
+
+def submitted_pickle(logs: Path, job_id: str) -> Path:
+    """The pickle of the job that was submitted under this id, once it is there.
+
+    Raises:
+        LaunchError: If it belongs to another user.
+    """
     pickle = JobPaths(logs, job_id=job_id).submitted_pickle
     deadline = time.monotonic() + PICKLE_PATIENCE_S
     while not pickle.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-    return DelayedSubmission.load(pickle).function
+    refuse_foreign(pickle)
+    return pickle
+
+
+def refuse_foreign(pickle: Path) -> None:
+    """Refuse a pickle that another user has written: reading it runs what it says.
+
+    Raises:
+        LaunchError: If neither we nor root own it, or the link that leads to it.
+        OSError: If there is none.
+    """
+    for found in (pickle.lstat(), pickle.stat()):
+        if found.st_uid not in (os.geteuid(), 0):
+            raise LaunchError(
+                "the pickle of a job belongs to another user, and reading it would run their code",
+                where=pickle,
+                got=f"user {found.st_uid}; this job runs as user {os.geteuid()}",
+                remedy="see who may write to this folder (ls -l), delete the file, and submit the "
+                "run again as yourself; to go on with another user's run, copy its folder first",
+            )
 
 
 def batch_log(logs: Path) -> Path:

@@ -18,9 +18,11 @@ from submitit.core.utils import DelayedSubmission, FailedJobError, JobPaths, tem
 
 from launch import watch
 from launch.jobs.memory_check import require_fit
+from launch.jobs.start import rank_command
 from launch.jobs.train_job import RankJob
 from launch.slurm import allocation, script, squeue
 from segresmamba.config import ClusterConfig, Config
+from segresmamba.config.section import one_line
 from segresmamba.errors import LaunchError
 from segresmamba.storage.run_folder import RunFolder, refuse_changes
 
@@ -94,12 +96,19 @@ class Slurm:
 
 
 class SlurmExecutor(submitit.SlurmExecutor):
-    """Submitit's executor. This one also writes its script where there is no Slurm."""
+    """Submitit's executor. This one also writes its script where there is no Slurm.
+
+    Its ranks look at who has written a job before they read it.
+    """
 
     @classmethod
     def affinity(cls) -> int:
         """Say that Slurm is there. `submit_array` looks for it when a job is submitted."""
         return 2
+
+    @property
+    def _submitit_command_str(self) -> str:
+        return rank_command(super()._submitit_command_str)
 
     def script(self, jobs: int = 1) -> str:
         """The sbatch script of this many jobs, to the letter. The executor stays as it is."""
@@ -159,8 +168,16 @@ def _configured(
     srun: tuple[str, ...],
     **parameters: Any,
 ) -> SlurmExecutor:
-    """What both kinds of executor share. `parameters` have submitit's names."""
+    """What both kinds of executor share. `parameters` have submitit's names.
+
+    Raises:
+        ConfigError: If a name would break a line of the script.
+    """
     executor = SlurmExecutor(logs, max_num_timeout=MAX_REQUEUES)
+    # The settings were looked at when they were read.
+    one_line(name, "the job's name")
+    one_line(str(executor.folder), "the folder of the job's logs")
+    one_line(parameters.get("comment") or "", "the job's comment")
     executor.update_parameters(
         job_name=name,
         nodes=cluster.nodes,

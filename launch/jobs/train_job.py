@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 from launch.failures import USER_ERROR_CODE, Failure, failure_path, write_failure
 from launch.jobs import rank
+from launch.jobs.start import RANK_MODULES
 from segresmamba.config import Config
 
 STOP_SIGNALS = (rank.REQUEUE_SIGNAL, signal.SIGTERM)
@@ -191,5 +192,5 @@ class QuickExit:
 
         # A process that belongs to somebody else (debug, tests) keeps its own exit code.
         main = getattr(sys.modules["__main__"], "__spec__", None)
-        if main is not None and main.name == "submitit.core._submit":
+        if main is not None and main.name in RANK_MODULES:
             atexit.register(end)

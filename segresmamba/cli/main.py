@@ -303,12 +303,14 @@ def report(
     from segresmamba.report import write_report
     from segresmamba.tracking import tracking_uri
 
+    root = load_config().run.root
+
     # A function: where the targets are folders, no tracking URI is needed.
     def mlflow() -> str:
         config = load_config([f"tracking.uri='{uri}'"] if uri else [])
-        return tracking_uri(config.tracking, config.run.root)
+        return tracking_uri(config.tracking, root)
 
-    result = write_report(targets, out, uri=mlflow, baseline=baseline)
+    result = write_report(targets, out, uri=mlflow, root=root, baseline=baseline)
     typer.echo(f"runs:     {result.runs}, in groups: {result.groups}")
     typer.echo(f"page:     {result.page}")
     typer.echo(f"Markdown: {result.markdown}")

@@ -9,10 +9,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from segresmamba.config.networks import ModelConfig, SegResMambaConfig
-from segresmamba.config.section import Section
+from segresmamba.config.section import Section, one_line
 from segresmamba.config.tracking import TrackingConfig
 from segresmamba.errors import ConfigError
 
@@ -31,6 +38,13 @@ class RunConfig(Section):
     settings: the same command then finds its run again, and other settings never overwrite it."""
     allow_config_change: bool = False
     """Go on with a run although its settings have changed since its checkpoint was written."""
+
+    @field_validator("root")
+    @classmethod
+    def _stays_on_its_line(cls, root: Path) -> Path:
+        """The folder is in the batch script, as that of the log."""
+        one_line(str(root), "run.root")
+        return root
 
 
 class DataConfig(Section):
@@ -209,6 +223,11 @@ class ClusterConfig(Section):
     """How often a Slurm job is queued again after a rank failed, if it has written no newer
     checkpoint in between. Preemption and the time limit do not count. A mistake in the settings
     ends a job at once."""
+
+    @field_validator("partition", "account", "constraint", "qos", "exclude", "interface")
+    @classmethod
+    def _stays_on_its_line(cls, value: str | None, info: ValidationInfo) -> str | None:
+        return value and one_line(value, f"cluster.{info.field_name}")
 
     @property
     def world_size(self) -> int:

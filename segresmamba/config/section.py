@@ -5,7 +5,11 @@ It has a file of its own because the sections of `schema`, `networks` and `track
 
 from __future__ import annotations
 
+import unicodedata
+
 from pydantic import BaseModel, ConfigDict
+
+from segresmamba.errors import ConfigError
 
 
 class Section(BaseModel):
@@ -17,3 +21,26 @@ class Section(BaseModel):
         allow_inf_nan=False,  # inf is positive, so a PositiveFloat alone would accept it
         use_attribute_docstrings=True,
     )
+
+
+def one_line(text: str, where: str) -> str:
+    """Refuse a text that would not stay on its line of a batch script.
+
+    After a line break the rest of a value would be a line of its own, which the job runs.
+
+    Args:
+        text: The value.
+        where: Its key, for the error.
+
+    Raises:
+        ConfigError: If it has a line break or another control character.
+    """
+    # Control characters, and Unicode's own separators of lines and paragraphs.
+    if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in text):
+        raise ConfigError(
+            "a value for Slurm has a line break or another control character",
+            where=where,
+            got=repr(text),
+            remedy="give it as one line of plain text",
+        )
+    return text

@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 import segresmamba
-from segresmamba.report import captions
+from segresmamba.report import captions, markdown
 from segresmamba.report.groups import (
     Group,
     WorstCase,
@@ -65,7 +65,12 @@ class _Picture:
 
 
 def write_report(
-    targets: Sequence[str], out: Path, *, uri: Callable[[], str], baseline: str | None = None
+    targets: Sequence[str],
+    out: Path,
+    *,
+    uri: Callable[[], str],
+    root: Path | None = None,
+    baseline: str | None = None,
 ) -> Report:
     """Compare runs and write the report.
 
@@ -73,13 +78,14 @@ def write_report(
         targets: Run folders, folders that hold run folders, or names of MLflow experiments.
         out: Folder to write to. A report in it is replaced; other files stay.
         uri: Returns the tracking URI of MLflow; called only if a target is not a folder.
+        root: Folder of all runs, which may have the login of MLflow's server.
         baseline: Name or folder of the run with which energy and Dice of the others are compared.
 
     Raises:
         UserError: If something cannot be read or written; nothing is then written.
     """
     with tempfile.TemporaryDirectory(prefix="segresmamba-report-") as downloads:
-        runs = find_runs(targets, uri, Path(downloads))
+        runs = find_runs(targets, uri, Path(downloads), root)
         reference = find_baseline(baseline, runs) if baseline else None
         groups = group_runs(runs)
         pictures, content = _content(groups, reference)
@@ -188,4 +194,5 @@ def _render(template: str, content: dict[str, Any]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters |= {"text": markdown.text, "destination": markdown.destination}
     return environment.get_template(template).render(content)

@@ -21,7 +21,9 @@ class ReportError(UserError):
     """A run or experiment that cannot be reported on, or a place that cannot be written to."""
 
 
-def find_runs(targets: Sequence[str], uri: Callable[[], str], downloads: Path) -> list[MeasuredRun]:
+def find_runs(
+    targets: Sequence[str], uri: Callable[[], str], downloads: Path, root: Path | None = None
+) -> list[MeasuredRun]:
     """Read everything that is named, each run once.
 
     Args:
@@ -29,6 +31,7 @@ def find_runs(targets: Sequence[str], uri: Callable[[], str], downloads: Path) -
             that exists as a path is never an experiment.
         uri: Returns the tracking URI of MLflow; called only if it is needed.
         downloads: Folder for what has to be fetched from MLflow.
+        root: Folder of all runs, which may have the login of MLflow's server.
 
     Raises:
         UserError: For a folder without runs, an unknown experiment, records that cannot be read.
@@ -41,7 +44,7 @@ def find_runs(targets: Sequence[str], uri: Callable[[], str], downloads: Path) -
             found = [read_history(path) for path in run_folders(folder)]
         else:
             try:
-                mlflow = mlflow or MlflowSource(uri())
+                mlflow = mlflow or MlflowSource(uri(), root)
             except TrackingError as error:
                 raise ReportError(
                     f"there is no folder {target}, and no MLflow to look for such an experiment",

@@ -74,7 +74,7 @@ class Job:
         for pid, command, environment in _processes():
             array, task = (environment.get(f"SLURM_ARRAY_{n}_ID") for n in ("JOB", "TASK"))
             job_id = f"{array}_{task}" if array else environment.get("SLURM_JOB_ID")
-            is_rank = b"submitit.core._submit" in command and "SLURM_PROCID" in environment
+            is_rank = b"launch.jobs.start" in command and "SLURM_PROCID" in environment
             if is_rank and job_id == self.id:
                 pids[int(environment["SLURM_PROCID"])] = pid
         return pids

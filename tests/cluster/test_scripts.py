@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import urllib.error
+import urllib.request
 from pathlib import Path
+
+import pytest
 
 from segresmamba.data import open_dataset
 from tests.cluster.conftest import Followed
@@ -36,6 +40,9 @@ def test_an_evaluation_reports_to_the_server_that_another_job_runs(
     address = root / "mlflow-server.json"
     wait_until(address.exists, "the address", lambda: output(server))
     uri = json.loads(address.read_text())["uri"]
+
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{uri}/api/2.0/mlflow/runs/get?run_id=0", timeout=60)
 
     job = batch("evaluate.sh", str(reference.job.run), cwd=tmp_path)
     assert job.end().exit_code == 0, output(job)

@@ -80,7 +80,7 @@ def test_a_name_is_text_and_never_markup(page: str) -> None:
 
 def test_markdown_has_a_row_for_each_network_with_means_and_spreads(made: Report) -> None:
     networks = {row[0]: row[1:] for row in rows(made.markdown.read_text(), "Networks")}
-    assert list(networks) == ["<b>new</b>", "segresmamba", "segresnet"]
+    assert list(networks) == ["&lt;b&gt;new&lt;/b&gt;", "segresmamba", "segresnet"]
     runs, parameters, memory, step, epoch, energy, co2e, patches, dice, hd95, front, point = (
         networks["segresmamba"]
     )
@@ -90,13 +90,13 @@ def test_markdown_has_a_row_for_each_network_with_means_and_spreads(made: Report
     # One Wh more than net_0, whose Dice is 0.65.
     assert float(point) == pytest.approx(1.0 / 9.5, rel=0.01)
     assert networks["segresnet"][-1] == ""  # nothing gained
-    assert networks["<b>new</b>"][5:8] == ["", "", ""]  # no energy was measured
+    assert networks["&lt;b&gt;new&lt;/b&gt;"][5:8] == ["", "", ""]  # no energy was measured
 
 
 def test_every_run_is_listed_and_one_that_is_going_is_marked(made: Report) -> None:
     runs = {row[0]: row for row in rows(made.markdown.read_text(), "All runs")}
     assert set(runs) == {"mamba_0", "mamba_1", "net_0", "net_1", "going"}
-    assert runs["going"][4] == "running*"
+    assert runs["going"][4] == r"running\*"
     assert runs["mamba_1"][2:6] == ["1", "0", "finished", "4"]
     assert "0.500†" in runs["going"]
 

@@ -25,29 +25,32 @@ class Server:
     """A real MLflow server on a free port, which can be killed and started again."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self._port}"
+            self.port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
+
+    def command(self) -> list[str]:
+        """What runs it."""
+        command = [sys.executable, "-m", "mlflow", "server", "--workers=1"]
+        command += ["--host=127.0.0.1", f"--port={self.port}"]
+        command += [f"--backend-store-uri=sqlite:///{self.folder}/mlflow.db"]
+        return [*command, f"--artifacts-destination={self.folder}/artifacts"]
 
     def start(self) -> None:
         """Start it, unless it runs."""
         if self._process is not None:
             return
-        command = [sys.executable, "-m", "mlflow", "server", "--workers=1"]
-        command += ["--host=127.0.0.1", f"--port={self._port}"]
-        command += [f"--backend-store-uri=sqlite:///{self._folder}/mlflow.db"]
-        command += [f"--artifacts-destination={self._folder}/artifacts"]
         # Its job runners are eight processes that tracking does not use.
         environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        with (self._folder / "server.log").open("ab") as log:
+        with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
-                command,
+                self.command(),
                 stdout=log,
                 stderr=log,
-                cwd=self._folder,
+                cwd=self.folder,
                 env=environment,
                 start_new_session=True,
             )

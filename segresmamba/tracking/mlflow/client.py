@@ -1,7 +1,7 @@
 """How MLflow is imported, set up and connected to, and what its errors mean.
 
-Only this module imports MLflow. The others are given a client, and take the library from here when
-they need its classes.
+Only this module and `server` import MLflow. The others are given a client, and take the library
+from here when they need its classes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 from segresmamba.config.tracking import server_login
 from segresmamba.storage.atomic import atomic_path, remove_leftovers
 from segresmamba.storage.locks import locked
+from segresmamba.tracking.mlflow.login import USER, server_password
 from segresmamba.tracking.mlflow.state import SQLITE_PREFIX, UploadState
 
 # MLflow's own retries would hide an outage for minutes, and its telemetry needs the internet.
@@ -23,6 +24,9 @@ ENVIRONMENT = {
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
+
+# What this module has put into the environment for MLflow to log in with.
+_login: dict[str, str] = {}
 
 # Time-out and rate limit: the same request may succeed later. Any other 4xx is final.
 TRY_AGAIN_CODES = (408, 429)
@@ -40,7 +44,7 @@ def library() -> Any:
 def connect(state: UploadState, folder: Path) -> Any:
     """A client for the MLflow of a run folder; a database without tables gets them."""
     if not state.is_database:
-        return reading_client(state)
+        return reading_client(state, folder)
     file, lock = state.sqlite_file, folder.parent / ".mlflow-database.lock"
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -55,16 +59,32 @@ def connect(state: UploadState, folder: Path) -> Any:
         return reading_client(state)
 
 
-def reading_client(state: UploadState) -> Any:
-    """A client for an MLflow that exists already."""
+def reading_client(state: UploadState, folder: Path | None = None) -> Any:
+    """A client for an MLflow that exists already.
+
+    Args:
+        state: Names it.
+        folder: Folder of a run or of all runs, for the login of their server.
+    """
     client = library().MlflowClient
     if not state.is_database:
-        # MLflow looks for the login here. In the URI, its error messages would show it.
+        # In the URI, MLflow's error messages would show it.
         _, user, password = server_login(state.uri)
-        if user and password:
-            os.environ["MLFLOW_TRACKING_USERNAME"] = user
-            os.environ["MLFLOW_TRACKING_PASSWORD"] = password
+        if folder is not None and (found := server_password(folder, state.uri)):
+            user, password = USER, found
+        _log_in(user, password)
     return client(state.connection_uri)
+
+
+def _log_in(user: str | None, password: str | None) -> None:
+    """Put a login where MLflow looks for it, and take away that for the server before."""
+    for name, value in _login.items():
+        if os.environ.get(name) == value:
+            del os.environ[name]
+    _login.clear()
+    if user and password:
+        _login.update(MLFLOW_TRACKING_USERNAME=user, MLFLOW_TRACKING_PASSWORD=password)
+        os.environ.update(_login)
 
 
 def error_name(error: Exception) -> str:

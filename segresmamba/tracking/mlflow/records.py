@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from segresmamba.tracking.journal import JournalRecord
@@ -66,13 +66,13 @@ def send_records(client: Any, batch: list[JournalRecord], state: UploadState, fo
                 points += new_points(record, state.last_step)
             case "artifact":
                 place = record.body["folder"] or None
-                send_file(client, run_id, folder / record.body["path"], place)
+                send_file(client, run_id, folder, record.body["path"], place)
             case "dataset":
                 _send_dataset(client, run_id, record)
             case "model":
-                source = folder / record.body["path"]
-                send = partial(send_model, client, record, source, state)
-                _send_large(client, run_id, source, send)
+                source = record.body["path"]
+                send = partial(send_model, client, record, folder / source, state)
+                _send_large(client, run_id, folder, source, send)
             case "status":
                 _send_status(client, record, state)
     if params:
@@ -85,17 +85,45 @@ def send_records(client: Any, batch: list[JournalRecord], state: UploadState, fo
         client.log_batch(run_id, metrics=[entities.Metric(*point) for point in some_points])
 
 
-def send_file(client: Any, run_id: str, path: Path, place: str | None) -> None:
-    """Copy a file or folder to the run's artifacts, below the folder `place` if there is one."""
-    _send_large(client, run_id, path, lambda: client.log_artifact(run_id, path, place))
+def send_file(client: Any, run_id: str, folder: Path, name: str, place: str | None) -> None:
+    """Copy a file or folder of a run folder to the run's artifacts, below `place` if it is set."""
+    send = partial(client.log_artifact, run_id, folder / name, place)
+    _send_large(client, run_id, folder, name, send)
 
 
-def _send_large(client: Any, run_id: str, path: Path, send: Callable[[], None]) -> None:
+def leads_outside(folder: Path, name: str) -> str | None:
+    """What leads out of a run folder, or is no file: its name or a link below it; None if nothing.
+
+    A run that was received from somebody else may name any file of the user who sends it.
+    """
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        return name
+    try:
+        inside = folder.resolve()
+        for found in (folder / path, *(folder / path).rglob("*")):
+            is_kept = found.is_file() or found.is_dir() or not found.exists()
+            if not (is_kept and found.resolve().is_relative_to(inside)):
+                return str(found.relative_to(folder))
+    except (OSError, RuntimeError):  # RuntimeError: links that lead to each other
+        return name
+    return None
+
+
+def _send_large(
+    client: Any, run_id: str, folder: Path, name: str, send: Callable[[], None]
+) -> None:
     """Send something large, or warn: a file that is missing or refused must not stop the rest.
 
     A server or proxy with a limit may answer 413, or close the connection during the upload. The
     latter looks like an outage, so a small request then tells whether the server is there.
     """
+    path = folder / name
+    if outside := leads_outside(folder, name):
+        logger.warning(
+            "MLflow does not get %s: %s leads out of the run folder %s", name, outside, folder
+        )
+        return
     if not path.exists():
         logger.warning("%s does not exist any more: MLflow does not get it", path)
         return

@@ -138,7 +138,8 @@ class MlflowSink:
             state.save(self._folder)
         self._push_nodes(state)
         if last and state.run_id and self._run.emissions.exists():
-            send_file(self._connect(state), state.run_id, self._run.emissions, None)
+            name = self._run.emissions.name
+            send_file(self._connect(state), state.run_id, self._folder, name, None)
 
     def _push_nodes(self, state: UploadState) -> None:
         """Send the samples of the nodes, each of which has its own journal, see `energy.system`."""

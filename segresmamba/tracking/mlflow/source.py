@@ -31,12 +31,13 @@ class MlflowSource:
 
     Args:
         uri: Its tracking URI.
+        root: Folder of all runs, which may have the login of a server.
 
     Raises:
         TrackingError: If there is no such database file.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, root: Path | None = None) -> None:
         self._state = UploadState(uri=uri, experiment="", artifacts="")
         file = self._state.sqlite_file
         if file is not None and not file.is_file():
@@ -48,7 +49,7 @@ class MlflowSource:
                 remedy="name run folders, or give the tracking URI of the experiment with --uri",
             )
         with self._answering():
-            self._client: Any = reading_client(self._state)
+            self._client: Any = reading_client(self._state, root)
 
     @property
     def shown_uri(self) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -14,11 +13,10 @@ from segresmamba.config.tracking import server_login, with_password
 from segresmamba.errors import ConfigError
 from segresmamba.storage.atomic import write_text
 from segresmamba.storage.run_folder import RunFolder
+from segresmamba.tracking.mlflow.login import running_server
 from segresmamba.tracking.protocol import TrackingError
 
 LOCK_NAME = ".mlflow.lock"
-SERVER_NAME = "mlflow-server.json"
-"""A file in the folder of all runs with the address of its MLflow server, while one runs."""
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 SERVERS = ("http", "https")
 SQLITE_PREFIX = "sqlite:///"
@@ -164,15 +162,14 @@ def tracking_uri(config: TrackingConfig, root: Path) -> str:
     """The configured tracking URI, with an absolute path.
 
     If none is configured, it is the server that `slurm/mlflow.sh` runs for `root`. Without such a
-    server it is the file mlflow.db in `root`, which is also what that server shows.
+    server, or if it is another user's, it is the file mlflow.db in `root`, which is also what that
+    server shows.
 
     Raises:
         ConfigError: If MLflow cannot be reached through such a URI.
     """
     if config.uri is None:
-        with suppress(OSError):
-            return str(json.loads((root / SERVER_NAME).read_text())["uri"])
-        return f"{SQLITE_PREFIX}{root.resolve() / 'mlflow.db'}"
+        return running_server(root) or f"{SQLITE_PREFIX}{root.resolve() / 'mlflow.db'}"
     if not _is_known(config.uri):
         raise ConfigError(
             "MLflow cannot be reached through such a URI",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+import yaml
 
 from launch.__main__ import main
 from launch.jobs import slurm
@@ -15,8 +16,8 @@ from launch.jobs.slurm import Slurm
 from launch.jobs.train_job import TrainJob
 from launch.launcher import run_in_allocation, start
 from launch.slurm import allocation, squeue
-from segresmamba.config import load_config
-from segresmamba.errors import LaunchError
+from segresmamba.config import load_config, read_config
+from segresmamba.errors import ConfigError, LaunchError
 from tests.launch.conftest import REPOSITORY
 
 MakeJob = Callable[..., TrainJob]
@@ -298,3 +299,36 @@ def test_the_batch_script_parses_and_asks_for_what_the_preset_asks() -> None:
     }
     minutes = {"time=1440": "time=24:00:00"}
     assert {minutes.get(option, option) for option in preset} <= header
+
+
+KEYS = ["partition", "account", "constraint", "qos", "exclude", "interface"]
+
+
+@pytest.mark.parametrize("key", [*(f"cluster.{name}" for name in KEYS), "run.root"])
+@pytest.mark.parametrize("end", ["\n", "\r", "\u2028", "\x85", "\0", "\x1b[2K"])
+def test_a_setting_that_would_end_its_line_of_the_script_is_refused(
+    tmp_path: Path, key: str, end: str
+) -> None:
+    values = load_config(["cluster=slurm"]).model_dump(mode="json")
+    section, name = key.split(".")
+    values[section][name] = text = f"x{end}touch owned"
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(ConfigError) as error:
+        read_config(tmp_path / "config.yaml")
+    assert key in error.value.where
+    assert error.value.got == repr(text)
+
+
+def test_a_folder_that_would_end_its_line_of_the_script_is_refused(
+    make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A relative root is read in a folder whose own name is like that, or a store has such a name.
+    folder = tmp_path / "here\ntouch owned"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    job = make_job("mine", "cluster=slurm", "run.root=runs")
+    with pytest.raises(ConfigError, match="line break"):
+        Slurm().describe(job)
+    with pytest.raises(ConfigError, match="line break"):
+        slurm.share_executor(job.config.cluster, "convert-a\nb", tmp_path)
+    assert list(folder.iterdir()) == []

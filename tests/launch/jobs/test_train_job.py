@@ -170,7 +170,12 @@ SUBMITIT = "submitit.core._submit"
 
 @pytest.mark.parametrize(
     ("name", "is_well", "code", "ended"),
-    [(SUBMITIT, True, 0, 0), (SUBMITIT, False, 2, -6), ("another", True, 0, -6)],
+    [
+        ("launch.jobs.start", True, 0, 0),
+        (SUBMITIT, True, 0, 0),
+        (SUBMITIT, False, 2, -6),
+        ("another", True, 0, -6),
+    ],
 )
 def test_only_a_rank_that_is_done_leaves_before_python_takes_itself_apart(
     name: str, is_well: bool, code: int, ended: int

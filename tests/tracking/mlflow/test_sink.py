@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import math
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -210,6 +211,37 @@ def test_a_file_that_is_gone_holds_nothing_up(
     sync(run)
     assert len(history(run, "train/loss")) == 2
     assert "gone.png does not exist any more" in caplog.text
+
+
+def test_a_received_run_sends_no_file_from_outside_its_folder(
+    run: Path, journal: Journal, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The journal of a run that somebody else has sent may name any file of the reader."""
+    secret = run.parent / "id_rsa"
+    secret.write_text("TOP-SECRET")
+    (run / "link").symlink_to(secret)
+    (run / "overlays").mkdir()
+    (run / "overlays" / "deep").symlink_to(run.parent)
+    (run / "emissions.json").symlink_to(secret)
+    (run / "round").symlink_to(run / "round")
+    (run / "kept").mkdir()
+    (run / "kept" / "a.txt").write_text("mine")
+    (run / "kept" / "link").symlink_to(run / "kept" / "a.txt")
+    os.mkfifo(run / "pipe")
+    refused = [str(secret), "../id_rsa", "kept/../../id_rsa", "link", "overlays", "round", "pipe"]
+    for path in refused:
+        journal.append("artifact", path=path, folder="")
+    model = {"step": 1, "loader": "os", "requirements": [], "register": None}
+    journal.append("model", path=str(run.parent), **model)
+    journal.append("artifact", path="kept", folder="")
+    journal.append("status", status="finished")
+    sync(run)
+    stored = [path for path in (run.parent / "mlartifacts").rglob("*") if path.is_file()]
+    assert sorted(path.name for path in stored) == ["a.txt", "link"]
+    assert {path.read_text() for path in stored} == {"mine"}
+    for path in [*refused, str(run.parent), "emissions.json"]:
+        assert f"MLflow does not get {path}: " in caplog.text
+    assert in_mlflow(run).info.status == "FINISHED"
 
 
 def test_the_dataset_arrives_once_with_its_digest(run: Path, journal: Journal) -> None:

@@ -30,7 +30,7 @@ export MASTER_PORT
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output ROOT/big/logs/%j_%t_log.out --cpus-per-task=8 --kill-on-bad-exit=1 --cpu-bind=verbose,cores --gpu-bind=closest PYTHON -u -m submitit.core._submit ROOT/big/logs
+srun --unbuffered --output ROOT/big/logs/%j_%t_log.out --cpus-per-task=8 --kill-on-bad-exit=1 --cpu-bind=verbose,cores --gpu-bind=closest PYTHON -u -m launch.jobs.start ROOT/big/logs
 
 
 # teardown

@@ -1,0 +1,50 @@
+"""The process of a rank: `python -m launch.jobs.start LOGS`.
+
+This is submitit's own start, after a look at who has written the job's pickle. Scripts that an
+earlier version queued call submitit directly.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from submitit.core.submission import process_job
+
+from launch.failures import USER_ERROR_CODE, Failure, write_failure
+from launch.jobs import rank
+from segresmamba.errors import LaunchError
+
+MODULE = "launch.jobs.start"
+SUBMITIT_MODULE = "submitit.core._submit"
+RANK_MODULES = (MODULE, SUBMITIT_MODULE)
+"""The main modules that a rank may have."""
+
+
+def rank_command(submitit_command: str) -> str:
+    """The command of a rank in the place of submitit's, whose interpreter and folder it keeps."""
+    return submitit_command.replace(SUBMITIT_MODULE, MODULE, 1)
+
+
+def main() -> None:
+    """Run a job as one rank.
+
+    Raises:
+        SystemExit: With code 2 if another user has written the job. The screen is in the log.
+    """
+    logs = Path(sys.argv[1])
+    os.environ["SUBMITIT_FOLDER"] = str(logs)
+    place = rank.place()
+    try:
+        rank.submitted_pickle(logs, place.job_id)
+    except LaunchError as error:
+        failure = Failure.from_error(error, place.global_rank)
+        write_failure(failure, place.paths.folder, place.job_id)
+        sys.stderr.write(failure.text + "\n")
+        sys.exit(USER_ERROR_CODE)
+    process_job(logs)
+
+
+if __name__ == "__main__":
+    main()
