@@ -19,3 +19,15 @@ def test_a_users_copy_of_a_checkpoint_does_not_count(tmp_path: Path) -> None:
 
 def test_a_run_without_checkpoints_has_no_saved_steps(tmp_path: Path) -> None:
     assert RunFolder(tmp_path / "nowhere").saved_steps() == []
+
+
+def test_checkpoints_that_are_set_aside_are_kept_and_do_not_count(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    for content in ("first", "second"):
+        run.checkpoint(10).mkdir(parents=True)
+        (run.checkpoint(10) / "meta.json").write_text(content)
+        run.set_aside(10)
+    assert run.saved_steps() == []
+    names = ("step-00000010.damaged", "step-00000010.damaged-2")
+    kept = [(run.checkpoints / name / "meta.json").read_text() for name in names]
+    assert kept == ["first", "second"]
