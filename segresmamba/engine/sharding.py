@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from segresmamba.task.ranks import Ranks
 
 ROWS = 3
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 Piece = tuple[int, Tensor]
 """Index of the first element in the flat parameter, and the rows (3, n), float32."""
@@ -71,7 +71,7 @@ class ShardedState:
             else [tensor for group in self._adamw.param_groups for tensor in group["params"]]
         )
         for tensor in flat_groups:  # AdamW makes its state at its first step, too late for us
-            moments = {key: torch.zeros_like(tensor, requires_grad=False) for key in _MOMENTS}
+            moments = {key: torch.zeros_like(tensor, requires_grad=False) for key in MOMENTS}
             self._adamw.state[tensor] = {"step": torch.tensor(float(step)), **moments}
         for name, whole_3N in wholes:
             parameter = self._parameters[name]
@@ -90,7 +90,7 @@ class ShardedState:
         """Where this rank's piece begins, and its rows: views of the engine's own tensors."""
         if self._stage == 0:
             state = self._adamw.state[parameter]
-            return 0, [row.view(-1) for row in (parameter.data, *map(state.get, _MOMENTS))]
+            return 0, [row.view(-1) for row in (parameter.data, *map(state.get, MOMENTS))]
         if self._stage < 3:
             held = parameter._hp_mapping
             if held is None:
@@ -99,9 +99,9 @@ class ShardedState:
             # 0.19.8 links the moments after the first group's step, when the others have none yet.
             flat = self._zero.single_partition_of_fp32_groups[held.param_group_index]
             first, size = held.hp_fragment_address.start, held.hp_fragment_address.numel
-            rows = [flat.data, *map(self._adamw.state[flat].get, _MOMENTS)]
+            rows = [flat.data, *map(self._adamw.state[flat].get, MOMENTS)]
             start: int = held.lp_fragment_address.start
             return start, [row[first : first + size] for row in rows]
-        rows = [self._zero.get_local_fp32_param(parameter, key) for key in (None, *_MOMENTS)]
+        rows = [self._zero.get_local_fp32_param(parameter, key) for key in (None, *MOMENTS)]
         start = min(self._ranks.rank * len(rows[0]), parameter.ds_numel)
         return start, [row.detach()[: parameter.ds_numel - start] for row in rows]

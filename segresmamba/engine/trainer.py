@@ -258,7 +258,9 @@ class Trainer:
         config = self.config.train
         reached = self.step == config.max_steps
         due = reached or self.step % (config.validate_every or math.inf) == 0
-        return due and not from_main(self._validation_record.exists())
+        # Best weights that were found damaged, and deleted, come back by validating once more.
+        is_done = self._validation_record.exists() and self.folder.best.exists()
+        return due and not from_main(is_done)
 
     @property
     def _validation_record(self) -> Path:
@@ -332,17 +334,18 @@ class Trainer:
         self.tracker.flush()
 
     def _resume(self) -> int:
-        # Only one rank looks: on a shared file system others may still see an older listing.
-        step = from_main(
-            max(self.folder.saved_steps(), default=None) if self.ranks.is_main else None
-        )
-        if step is None:
+        expected = self._meta(0)
+        resumed = checkpoint.load_newest(self.folder, self.engine, expected, self.ranks)
+        if resumed is None:
             return 0
-        meta = self._meta(step)
-        found = checkpoint.load_checkpoint(self.folder, self.engine, meta, self.ranks)
-        new = "" if found.layout == meta.layout else f", written by {found.layout}"
-        logger.info("continuing from step %d%s, on %s", step, new, meta.layout)
-        return step
+        found = resumed.meta
+        if resumed.skipped:
+            reasons = [f"{name}: {error.got}" for name, error in resumed.skipped.items()]
+            reasons.append(f"continued from step {found.step}")
+            self.tracker.tags({"damaged_checkpoints": "; ".join(reasons)})
+        new = "" if found.layout == expected.layout else f", written by {found.layout}"
+        logger.info("continuing from step %d%s, on %s", found.step, new, expected.layout)
+        return found.step
 
     def _meta(self, step: int) -> checkpoint.Meta:
         return checkpoint.Meta(

@@ -7,6 +7,7 @@ Submitting a job and checking a queue read these paths too, so this module does 
     journal.jsonl             every metric and tag, one JSON object a line: the truth
     checkpoints/
         step-00000100/        a complete checkpoint, see engine.checkpoints
+        step-00000200.damaged/   was found damaged and is kept aside; never read or deleted
     best/weights.pt           full weights of the best validation, see task.weights
     overlays/                 pictures of the last evaluation
     results.json              metrics of the last evaluation
@@ -21,6 +22,7 @@ Submitting a job and checking a queue read these paths too, so this module does 
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
@@ -28,7 +30,7 @@ import yaml
 
 from segresmamba.config import Config, experiment, read_config, run_folder
 from segresmamba.errors import ConfigError, UserError
-from segresmamba.storage.atomic import write_text
+from segresmamba.storage.atomic import sync, write_text
 
 _STEP_FOLDER = re.compile(r"step-(\d{8})")
 
@@ -64,6 +66,25 @@ class RunFolder:
     def checkpoint(self, step: int) -> Path:
         """Folder of the complete checkpoint of a step."""
         return self.checkpoints / f"step-{step:08d}"
+
+    def set_aside(self, step: int) -> Path:
+        """Rename the checkpoint of a step to `step-00000100.damaged`: it no longer counts as one.
+
+        Nothing deletes it. Where an earlier one has the name, it becomes `.damaged-2` and so on.
+
+        Returns:
+            Its new path.
+
+        Raises:
+            OSError: If it cannot be renamed.
+        """
+        path = self.checkpoint(step)
+        names = itertools.chain(["damaged"], (f"damaged-{n}" for n in itertools.count(2)))
+        aside = (path.with_name(f"{path.name}.{name}") for name in names)
+        free = next(candidate for candidate in aside if not candidate.exists())
+        path.rename(free)
+        sync(self.checkpoints)
+        return free
 
     def validation(self, step: int) -> Path:
         """File of the metrics of the validation at a checkpoint's step."""

@@ -5,15 +5,19 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from segresmamba.config import load_config, read_config
 from segresmamba.engine import request_stop, train
+from segresmamba.engine.checkpoints import checkpoint
 from segresmamba.engine.zero import ZeroEngine
 from segresmamba.errors import BackendMissingError, CheckpointError, ConfigError, UserError
 from segresmamba.storage.run_folder import RunFolder
+from segresmamba.task.weights import read_facts
+from tests.damage import cut, flip, lose
 from tests.engine.ranks import RankPool
 from tests.engine.tiny import journal_losses, tiny_config
 
@@ -168,6 +172,12 @@ def test_half_precision_autocast_trains_close_to_fp32(
     assert_same_curve(exact, half, 0.03)
 
 
+def tags(run: Path, key: str) -> list[str]:
+    """Every value of a tag in the journal."""
+    lines = map(json.loads, (run / "journal.jsonl").read_text().splitlines())
+    return [line["values"][key] for line in lines if key in line.get("values", {})]
+
+
 def records(run: Path, metric: str) -> list[float]:
     """Every value of a metric in the journal."""
     lines = map(json.loads, (run / "journal.jsonl").read_text().splitlines())
@@ -293,16 +303,55 @@ def test_a_checkpoint_of_another_architecture_is_refused_by_name_and_shape(
     assert RunFolder(tmp_path / "tiny").saved_steps()[-1] == 4
 
 
-def test_a_damaged_checkpoint_is_named_and_without_it_the_run_goes_on_from_the_one_before(
+@pytest.mark.parametrize("file", ["rank-00000.pt", "meta.json"])
+@pytest.mark.parametrize("damage", [flip, cut, lose])
+def test_a_damaged_newest_checkpoint_is_skipped_loudly_and_kept_aside(
+    finished_run: Path,
+    tiny_store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    file: str,
+    damage: Callable[[Path], None],
+) -> None:
+    whole, said = journal_losses(finished_run), list[str]()
+    newest = finished_run / "checkpoints" / "step-00000004"
+    damage(newest / file)
+    left = {path.name: path.read_bytes() for path in newest.iterdir()}
+    monkeypatch.setattr(checkpoint.logger, "error", lambda text, *a: said.append(text % a))
+    result = train(tiny_config(tiny_store, tmp_path, "train.keep_last=1"))
+    assert (result["status"], result["step"]) == ("finished", 4)
+    assert_same_curve(whole, journal_losses(finished_run), 1e-5)
+    assert RunFolder(finished_run).saved_steps() == [4]
+    aside = newest.with_name("step-00000004.damaged")
+    assert {path.name: path.read_bytes() for path in aside.iterdir()} == left
+    (tag,) = tags(finished_run, "damaged_checkpoints")
+    assert tag.startswith("step-00000004.damaged: ")
+    assert tag.endswith("continued from step 2")
+    for word in ("step 4", str(newest / file), aside.name, "step 2"):
+        assert word in said[0]
+
+
+def test_a_run_whose_only_checkpoint_is_damaged_stops_and_names_the_file(
     finished_run: Path, tiny_store: Path, tmp_path: Path
 ) -> None:
-    newest = finished_run / "checkpoints" / "step-00000004"
-    share = newest / "rank-00000.pt"
-    share.write_bytes(share.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match=rf"{share}.*delete this checkpoint"):
-        train(tiny_config(tiny_store, tmp_path))
-    shutil.rmtree(newest)
+    shutil.rmtree(finished_run / "checkpoints" / "step-00000002")
+    share = finished_run / "checkpoints" / "step-00000004" / "rank-00000.pt"
+    flip(share)
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=f"none of them is sound.*{share}"):
+            train(tiny_config(tiny_store, tmp_path))
+    shutil.rmtree(finished_run / "checkpoints" / "step-00000004")
     assert train(tiny_config(tiny_store, tmp_path))["status"] == "finished"
+
+
+def test_best_weights_that_were_deleted_come_back_by_a_validation(
+    finished_run: Path, tiny_store: Path, tmp_path: Path
+) -> None:
+    best = RunFolder(finished_run).best
+    before = read_facts(best)
+    best.unlink()
+    assert train(tiny_config(tiny_store, tmp_path))["status"] == "finished"
+    assert read_facts(best) == before
 
 
 def test_another_experiment_in_the_same_folder_is_refused_key_by_key(

@@ -2,16 +2,21 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 from segresmamba.engine import train
 from segresmamba.errors import CheckpointError, DataError
 from segresmamba.evaluation import evaluate_run
 from segresmamba.inference import predict
+from segresmamba.inference.model import _load_pyfunc
+from segresmamba.storage.run_folder import RunFolder
+from segresmamba.task.weights import read_facts, save_weights
 from tests.engine.tiny import tiny_config
 
 
@@ -98,3 +103,24 @@ def test_an_evaluation_leaves_the_status_of_the_run_as_it_was(
     evaluate_run(preempted)
     last = json.loads((preempted / "journal.jsonl").read_text().splitlines()[-1])
     assert last["status"] == "preempted"
+
+
+def test_weights_that_are_not_finite_are_used_by_nothing(
+    run: Path, tiny_store: Path, tmp_path: Path
+) -> None:
+    folder = RunFolder(Path(shutil.copytree(run, tmp_path / "run")))
+    shutil.copy(folder.config, folder.best.parent)  # as a saved MLflow model has it
+    weights = torch.load(folder.best, weights_only=True)["weights"]
+    name = list(weights)[-1]
+    weights[name].fill_(float("nan"))
+    save_weights(folder.best, weights, read_facts(folder.best))
+    label = tmp_path / "label.nii.gz"
+    uses: list[Callable[[], object]] = [
+        lambda: predict(folder.path, images_of(tiny_store, "case0"), label),
+        lambda: evaluate_run(folder.path),
+        lambda: _load_pyfunc(str(folder.best.parent)),
+    ]
+    for use in uses:
+        with pytest.raises(CheckpointError, match=f"{folder.best}.*{name} has nan or inf"):
+            use()
+    assert not label.exists()

@@ -32,3 +32,15 @@ def test_a_second_start_leaves_what_a_running_one_is_writing(tmp_path: Path) -> 
         folder.enter(config)
         weights.write_text("the weights")
     assert folder.best.read_text() == "the weights"
+
+
+def test_checkpoints_that_are_set_aside_are_kept_and_do_not_count(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    for content in ("first", "second"):
+        run.checkpoint(10).mkdir(parents=True)
+        (run.checkpoint(10) / "meta.json").write_text(content)
+        run.set_aside(10)
+    assert run.saved_steps() == []
+    names = ("step-00000010.damaged", "step-00000010.damaged-2")
+    kept = [(run.checkpoints / name / "meta.json").read_text() for name in names]
+    assert kept == ["first", "second"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,18 @@ from segresmamba import data
 from segresmamba.config import Config
 from segresmamba.errors import CheckpointError
 from segresmamba.task.task import build_network
-from segresmamba.task.weights import WeightsFacts, load_network, read_facts, save_weights
+from segresmamba.task.weights import (
+    WeightsFacts,
+    first_not_finite,
+    load_network,
+    read_facts,
+    save_weights,
+)
 from segresmamba.tracking.memory import status_kib
+from tests.damage import flips
 from tests.engine.tiny import tiny_config
 
+FLIPS = 100
 LABELS = {"background": 0, "ball": 1}
 FACTS = WeightsFacts(
     step=7,
@@ -84,3 +93,73 @@ def test_missing_or_damaged_weights_are_refused_by_file(
         load_network(path, config(tmp_path))
     with pytest.raises(CheckpointError, match=str(path)):
         read_facts(path)
+
+
+def saved(tmp_path: Path) -> Path:
+    """Best weights of `network`, with other values than a new one has."""
+    path, made = tmp_path / "weights.pt", network(tmp_path)
+    for weight in made.parameters():
+        nn.init.normal_(weight)
+    save_weights(path, made.state_dict(), FACTS)
+    return path
+
+
+def test_no_flipped_bit_is_loaded_with_other_weights_or_facts(tmp_path: Path) -> None:
+    path, settings, refused = saved(tmp_path), config(tmp_path), 0
+    good = load_network(path, settings).network.state_dict()
+    for place in flips(path, FLIPS):
+        try:
+            found = load_network(path, settings)
+        except CheckpointError:
+            refused += 1
+            continue
+        assert found.facts == FACTS, place
+        torch.testing.assert_close(
+            found.network.state_dict(), good, rtol=0, atol=0, msg=f"{place} flipped"
+        )
+    assert refused > FLIPS // 2
+
+
+def test_no_flipped_bit_of_the_facts_is_read_with_other_content(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    save_weights(path, {"w": torch.zeros(1)}, FACTS)  # most of the file is facts
+    for place in flips(path, 5 * FLIPS):
+        with contextlib.suppress(CheckpointError):
+            assert read_facts(path) == FACTS, place
+
+
+def test_changed_facts_are_refused_and_so_is_a_file_that_lost_its_digests(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    content = torch.load(path, weights_only=True)
+    torch.save(content | {"dice": 0.9}, path)
+    with pytest.raises(CheckpointError, match="checksum of the facts"):
+        read_facts(path)
+    digests = content.pop("digests")
+    torch.save(content | {"dagests": digests}, path)
+    with pytest.raises(CheckpointError, match=r"unknown entries.*dagests"):
+        read_facts(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("is_old", [False, True])
+def test_weights_that_are_not_finite_are_refused_by_name_though_the_digest_fits(
+    tmp_path: Path, value: float, is_old: bool
+) -> None:
+    path = saved(tmp_path)
+    weights = torch.load(path, weights_only=True)["weights"]
+    name = list(weights)[3]
+    weights[name].view(-1)[-1] = value
+    save_weights(path, weights, FACTS)
+    if is_old:
+        content = torch.load(path, weights_only=True)
+        del content["digests"]
+        torch.save(content, path)
+    with pytest.raises(CheckpointError, match=f"not all finite.*{name} has nan or inf.*delete it"):
+        load_network(path, config(tmp_path))
+
+
+def test_large_finite_weights_are_not_taken_for_infinite_ones() -> None:
+    large = torch.full((4,), torch.finfo(torch.float32).max)
+    assert first_not_finite([("large", large), ("count", torch.tensor(3))]) is None
+    large[1] = float("nan")
+    assert first_not_finite([("good", torch.ones(2)), ("large", large)]) == "large"

@@ -2,29 +2,47 @@
 
     checkpoints/
         step-00000100/              complete: renamed when every rank has written and synced
-            meta.json               step, world size, ZeRO stage, dataset, shapes of the weights
+            meta.json               step, world size, ZeRO stage, dataset, shapes of the weights,
+                                    digests of the rank files and of itself
             rank-00000.pt           what each rank holds, see `rank_files`
             validation.json         metrics of its validation, once that has ended
         .writing-step-00000200/     incomplete, or left by a killed job; never read
+        step-00000300.damaged/      kept aside when a run went on from the one before; never read
 
-Any number of ranks can continue from one, at any ZeRO stage. Inference does not read checkpoints
-but the full weights of the best validation, see `task.weights`.
+Any number of ranks can continue from one, at any ZeRO stage. Every byte is checked before a run
+goes on: a checkpoint that is damaged, or whose weights are not finite, is skipped. Inference does
+not read checkpoints but the full weights of the best validation, see `task.weights`.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 
-from segresmamba.engine.checkpoints.rank_files import absent_ranks, restore_rank, write_rank
-from segresmamba.engine.distributed import from_main, wait_for_all
+from segresmamba.engine.checkpoints.rank_files import (
+    DamagedCheckpointError,
+    RankFiles,
+    absent_ranks,
+    damaged,
+    rank_file,
+    read_ranks,
+    restore_ranks,
+    write_rank,
+)
+from segresmamba.engine.distributed import from_main, gather, wait_for_all
 from segresmamba.engine.zero import ZeroEngine
 from segresmamba.errors import CheckpointError
 from segresmamba.storage.atomic import complete_folder, sync_tree
+from segresmamba.storage.digest import json_digest
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.task.ranks import Ranks
 from segresmamba.task.weights import check_shapes
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -36,6 +54,8 @@ class Meta:
     zero_stage: int
     dataset_digest: str
     shapes: dict[str, list[int]]
+    digests: dict[str, str] = field(default_factory=dict)
+    """Digest of each rank file by its name; empty in a checkpoint of an earlier version."""
 
     @property
     def layout(self) -> str:
@@ -66,8 +86,7 @@ def save_checkpoint(
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
     wait_for_all()
-    write_rank(part, engine, ranks)
-    wait_for_all()
+    digests = gather(write_rank(part, engine, ranks), ranks)
     if ranks.is_node_main:
         sync_tree(part)  # a node can write only its own data to the disk
     wait_for_all()
@@ -79,7 +98,8 @@ def save_checkpoint(
                 got=f"no file of ranks {absent[:8]}",
                 remedy="choose a run.root on a file system that all nodes share",
             )
-        (part / "meta.json").write_text(json.dumps(asdict(meta)))
+        names = [rank_file(part, rank).name for rank in range(ranks.world_size)]
+        _write_meta(part, replace(meta, digests=dict(zip(names, digests, strict=True))))
         complete_folder(part, final)
         old = [run.checkpoint(step) for step in run.saved_steps()[:-keep_last]]
         for path in [*old, *run.checkpoints.glob(".writing-*")]:
@@ -87,38 +107,126 @@ def save_checkpoint(
     wait_for_all()
 
 
-def load_checkpoint(run: RunFolder, engine: ZeroEngine, meta: Meta, ranks: Ranks) -> Meta:
-    """Restore the checkpoint of `meta.step` (collective).
+@dataclass(frozen=True)
+class Resumed:
+    """The checkpoint that a run goes on from."""
+
+    meta: Meta
+    skipped: Mapping[str, DamagedCheckpointError]
+    """What is wrong with each newer checkpoint, by the name under which it is kept aside."""
+
+
+def load_newest(run: RunFolder, engine: ZeroEngine, expected: Meta, ranks: Ranks) -> Resumed | None:
+    """Restore the newest checkpoint that is sound, and set damaged newer ones aside (collective).
+
+    Nothing is renamed unless a sound one is found: otherwise the next start would find none at all
+    and train from the beginning without a word.
 
     Args:
         run: The run's folder.
         engine: The engine to restore.
-        meta: Describes this job; the checkpoint's world size and ZeRO stage may differ.
+        expected: Describes this job; the checkpoint's step, world size and ZeRO stage may differ.
         ranks: This process.
 
     Returns:
-        The checkpoint's own description.
+        None if the run has no checkpoint.
 
     Raises:
-        CheckpointError: If it is damaged, or of another architecture or dataset.
+        CheckpointError: If none is sound, or the newest sound one is of another architecture or
+            dataset.
+        OSError: If a file cannot be read, but is not known to be damaged.
     """
-    path = run.checkpoint(meta.step)
+    # Only one rank looks: on a shared file system others may still see an older listing.
+    steps = from_main(run.saved_steps() if ranks.is_main else [])
+    unsound: dict[int, DamagedCheckpointError] = {}
+    for step in reversed(steps):
+        try:
+            found, files = _examined_by_all(run.checkpoint(step), step, engine, expected, ranks)
+        except DamagedCheckpointError as error:
+            unsound[step] = error
+            continue
+        skipped = from_main(_set_aside(run, unsound, step) if ranks.is_main else {})
+        restore_ranks(files, engine, ranks, step=step)
+        return Resumed(found, skipped)
+    if unsound:
+        raise _none_is_sound(run, unsound)
+    return None
+
+
+def _examined_by_all(
+    path: Path, step: int, engine: ZeroEngine, expected: Meta, ranks: Ranks
+) -> tuple[Meta, RankFiles]:
+    """Read a checkpoint and check it on all ranks; if one refuses it, all do (collective)."""
+    error: Exception | None = None
     try:
-        found = Meta(**json.loads((path / "meta.json").read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(
-            "the checkpoint is damaged",
-            where=path / "meta.json",
-            got=str(error).splitlines()[0],
-            remedy="delete this checkpoint: the run goes on from the one before",
-        ) from error
-    check_shapes(found.shapes, meta.shapes, path)
-    if found.dataset_digest != meta.dataset_digest:
+        found = _read_meta(path, step)
+        _check_fits(found, expected, path)
+        files = read_ranks(
+            path, ranks, writers=found.world_size, sizes=engine.sizes, digests=found.digests
+        )
+    except (CheckpointError, OSError) as caught:
+        error = caught
+    for refusal in gather(error, ranks):
+        if refusal is not None:
+            raise refusal from error
+    return found, files
+
+
+def _check_fits(found: Meta, expected: Meta, path: Path) -> None:
+    check_shapes(found.shapes, expected.shapes, path)
+    if found.dataset_digest != expected.dataset_digest:
         raise CheckpointError(
             "the checkpoint was written with another content of the dataset (data.store)",
             where=path,
-            got=f"{meta.dataset_digest}, the checkpoint has {found.dataset_digest}",
+            got=f"{expected.dataset_digest}, the checkpoint has {found.dataset_digest}",
             remedy="go on with the same dataset, or start again with another run.name",
         )
-    restore_rank(path, engine, ranks, step=found.step, writers=found.world_size)
-    return found
+
+
+def _set_aside(
+    run: RunFolder, unsound: Mapping[int, DamagedCheckpointError], sound: int
+) -> dict[str, DamagedCheckpointError]:
+    skipped = {run.set_aside(step).name: error for step, error in unsound.items()}
+    for (step, error), name in zip(unsound.items(), skipped, strict=True):
+        logger.error(
+            "the checkpoint of step %d cannot be used (%s: %s) and is kept aside as %s; "
+            "going on from step %d, the steps after it are trained again",
+            *(step, error.where, error.got, name, sound),
+        )
+    return skipped
+
+
+def _none_is_sound(
+    run: RunFolder, unsound: Mapping[int, DamagedCheckpointError]
+) -> CheckpointError:
+    return CheckpointError(
+        f"the run has {len(unsound)} checkpoint(s), and none of them is sound",
+        where=run.checkpoints,
+        got="; ".join(f"{error.where}: {error.got}" for error in unsound.values()),
+        remedy="bring one back from a copy; or delete them all, and the same command starts again "
+        "at step 0",
+    )
+
+
+def _write_meta(folder: Path, meta: Meta) -> None:
+    content = asdict(meta)
+    text = json.dumps(content | {"digest": json_digest(content)})
+    (folder / "meta.json").write_text(text, encoding="utf-8")
+
+
+def _read_meta(folder: Path, step: int) -> Meta:
+    path = folder / "meta.json"
+    try:
+        content = json.loads(path.read_bytes())
+        digest = content.pop("digest", None)
+        meta = Meta(**content)
+    except FileNotFoundError as error:
+        raise damaged(path, "the file is missing") from error
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise damaged(path, (str(error).splitlines() or ["not an object"])[0]) from error
+    # Earlier versions wrote no digests.
+    if (digest or meta.digests) and digest != json_digest(content):
+        raise damaged(path, f"checksum {json_digest(content)}, written with {digest}")
+    if meta.step != step or not isinstance(meta.world_size, int):
+        raise damaged(path, f"it is of step {meta.step}, by {meta.world_size} ranks")
+    return meta

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from segresmamba.config import Config
-from segresmamba.engine.checkpoints.rank_files import restore_rank, write_rank
+from segresmamba.engine.checkpoints.rank_files import read_ranks, restore_ranks, write_rank
 from segresmamba.engine.distributed import join
 from segresmamba.engine.zero import ZeroEngine
 from segresmamba.models import SegResMamba
@@ -26,7 +26,8 @@ def new_engine(config: Config) -> tuple[ZeroEngine, Ranks]:
 
 def restored(folder: Path, config: Config) -> tuple[object, float, list[float]]:
     engine, ranks = new_engine(config)
-    restore_rank(folder, engine, ranks, step=1, writers=1)
+    files = read_ranks(folder, ranks, writers=1, sizes=engine.sizes, digests={})
+    restore_ranks(files, engine, ranks, step=1)
     assert engine.scaler is not None
     return engine.scaler.state(), torch.rand(()).item(), engine.buffers()["counted"].tolist()
 
