@@ -23,6 +23,7 @@ from segresmamba.data.records import ChannelStatistics, Spacing, StoreRecord
 from segresmamba.data.store.files import Files
 from segresmamba.data.store.locations import files_at
 from segresmamba.data.store.splits import Split
+from segresmamba.data.untrusted import parse_json
 from segresmamba.data.volumes.resampling import GridTransform
 from segresmamba.errors import DataError
 
@@ -200,7 +201,7 @@ def read_manifest(store: Path | Files) -> Manifest:
     files = files_at(store) if isinstance(store, Path) else store
     path = files.join(MANIFEST)
     try:
-        content = json.loads(files.read(MANIFEST))
+        content = parse_json(files.read(MANIFEST))
         if (version := int(content["schema_version"])) > SCHEMA_VERSION:
             raise newer_version(path, version)
         return Manifest.model_validate(content)
