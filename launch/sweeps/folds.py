@@ -31,7 +31,8 @@ def all_folds(overrides: Sequence[str]) -> list[str]:
             remedy="leave it out, or name the sweep: python -m launch sweep --name NAME "
             "train.fold=all ...",
         )
-    folds = range(len(open_dataset(config.data.store).splits))
+    dataset = open_dataset(config.data.store, patience_s=config.data.patience_s)
+    folds = range(len(dataset.splits))
     swept = f"train.fold={','.join(map(str, folds))}"
     return [swept if one == ALL else one for one in overrides]
 

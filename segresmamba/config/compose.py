@@ -31,6 +31,7 @@ _FREE_KEYS = {
     "data.stage",
     "data.workers",
     "data.prefetch",
+    "data.patience_s",
     "train.log_every",
     "train.validate_every",
     "train.checkpoint_every",

@@ -72,6 +72,9 @@ class DataConfig(Section):
     more: readers then wait for the server most of the time."""
     prefetch: PositiveInt = 2
     """Batches that each reader prepares in advance."""
+    patience_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 300.0
+    """Seconds for which a request to a store at a URL is repeated while its server is overloaded,
+    reports an error or cannot be reached. After that the job ends with an error."""
 
 
 class AugmentConfig(Section):

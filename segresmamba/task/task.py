@@ -37,7 +37,7 @@ class Task:
             UserError: For a missing store, a fold or label that it lacks, a patch that its cases
                 cannot hold.
         """
-        dataset = data.open_dataset(config.data.store)
+        dataset = data.open_dataset(config.data.store, patience_s=config.data.patience_s)
         if not dataset.splits:
             raise DataError(
                 "there is nothing to hold out: the dataset has a single case",

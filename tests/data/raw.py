@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import locale
 from collections.abc import Sequence
@@ -21,6 +22,19 @@ SHAPES = ((40, 34, 50), (36, 44, 38), (33, 40, 45))
 
 def write_nifti(path: Path, data: Any, affine: Any = AFFINE) -> Path:
     nib.Nifti1Image(data, affine).to_filename(path)
+    return path
+
+
+def write_header(path: Path, dims: tuple[int, ...], content: int, two: bool = False) -> Path:
+    """A NIfTI file whose header names any dimensions, with so many bytes of voxels."""
+    header = (nib.Nifti2Header if two else nib.Nifti1Header)()
+    header.set_data_dtype(np.int16)
+    header.set_sform(AFFINE, code=1)
+    header["dim"] = np.array([len(dims), *dims, 1, 1, 1, 1], header["dim"].dtype)
+    header["magic"] = b"n+2\0\r\n\032\n" if two else b"n+1"
+    header["vox_offset"] = 544 if two else 352
+    data = header.binaryblock + bytes(4 + content)
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
     return path
 
 

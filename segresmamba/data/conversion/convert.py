@@ -6,6 +6,7 @@ complete. The manifest is written last, so a store without one has not been conv
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -23,6 +24,8 @@ from segresmamba.data.preprocessing import Policy
 from segresmamba.data.store.manifest import CaseRecord, build_manifest
 from segresmamba.data.store.splits import Split
 from segresmamba.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Called with the number of finished cases and of all cases."""
@@ -235,10 +238,28 @@ def _outcomes(
 
 def _attempt(plan: ConversionPlan, case: SourceCase) -> CaseRecord | DataError:
     """Convert a case. A refusal is returned, so that it does not end the other cases."""
+    where = f"case {case.case_id}: {case.images[0]}"
     try:
         return convert_case(plan, case)
     except DataError as error:
         return error
+    except MemoryError as error:
+        return DataError(
+            "a case does not fit into memory",
+            where=where,
+            got=str(error) or "no memory left",
+            remedy="run again with fewer workers or on a machine with more memory, or remove the "
+            "case",
+        )
+    except Exception as error:  # libraries raise errors of any type for damaged files
+        logger.exception("case %s cannot be converted", case.case_id)
+        return DataError(
+            "a case cannot be converted",
+            where=where,
+            got=f"{type(error).__name__}: {error}".splitlines()[0][:200],
+            remedy="export its files again, or remove the case; if the files are sound, report "
+            "the traceback in the log",
+        )
 
 
 def _all_in_one(failures: list[tuple[str, DataError]], plan: ConversionPlan) -> DataError:

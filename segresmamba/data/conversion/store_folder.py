@@ -16,8 +16,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, PositiveInt, ValidationError
 
+from segresmamba.data.records import Spacing
 from segresmamba.data.store import layout
 from segresmamba.data.store.manifest import (
     MANIFEST,
@@ -26,6 +27,7 @@ from segresmamba.data.store.manifest import (
     Manifest,
     newer_version,
 )
+from segresmamba.data.untrusted import parse_json
 from segresmamba.errors import DataError
 from segresmamba.storage.atomic import remove_leftovers, write_text
 from segresmamba.storage.locks import try_lock
@@ -34,6 +36,15 @@ _ROOT = "zarr.json"
 _LOCK = ".lock"
 # What versions without policies did: the default of keys that a store's header lacks.
 _EARLIER = {"spacing": "keep", "spacing_mm": None, "crop": False, "dtype": "auto"}
+
+
+class _Begun(BaseModel):
+    """What a conversion that goes on takes from the store's header."""
+
+    schema_version: int = 0
+    codec: str = layout.CODEC
+    chunk_DHW: tuple[PositiveInt, PositiveInt, PositiveInt] = layout.CHUNK_DHW
+    spacing_mm: Spacing | None = None
 
 
 class StoreFolder:
@@ -119,7 +130,7 @@ class StoreFolder:
         A record that this version cannot read counts as none, so that the case is converted again.
         """
         try:
-            attributes = json.loads((case / _ROOT).read_bytes())["attributes"]
+            attributes = parse_json((case / _ROOT).read_bytes())["attributes"]
             return CaseRecord.model_validate(attributes[layout.RECORD])
         except (OSError, ValueError, KeyError, TypeError, ValidationError):
             return None
@@ -128,11 +139,10 @@ class StoreFolder:
     def read_header(path: Path) -> dict[str, Any] | None:
         """The header of a store that has been begun; None if there is no such store."""
         try:
-            root = json.loads((path / _ROOT).read_bytes())
-            header: dict[str, Any] = root["attributes"][layout.RECORD]
+            header = parse_json((path / _ROOT).read_bytes())["attributes"][layout.RECORD]
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return header
+        return header if isinstance(header, dict) else None
 
     @classmethod
     def resumed_header(cls, path: Path) -> dict[str, Any]:
@@ -142,13 +152,22 @@ class StoreFolder:
             DataError: If this version cannot go on with it.
         """
         header = cls.read_header(path) or {}
-        if (version := header.get("schema_version", 0)) > SCHEMA_VERSION:
-            raise newer_version(path / _ROOT, version)
-        if not layout.is_known(codec := header.get("codec", layout.CODEC)):
+        try:
+            begun = _Begun.model_validate(header)
+        except ValidationError as error:
+            raise DataError(
+                "the header of a store is damaged",
+                where=path / _ROOT,
+                got=" ".join(str(error).split())[:200],
+                remedy="convert to another folder, or all cases anew with --overwrite",
+            ) from error
+        if begun.schema_version > SCHEMA_VERSION:
+            raise newer_version(path / _ROOT, begun.schema_version)
+        if not layout.is_known(begun.codec):
             raise DataError(
                 "this version cannot write the store's codec",
                 where=path / _ROOT,
-                got=codec,
+                got=begun.codec,
                 remedy="go on with the version that began it, or convert all cases anew with "
                 "`segresmamba convert --overwrite`",
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from segresmamba.data.store import layout, ome
 from segresmamba.data.store.files import Files
 from segresmamba.data.store.locations import files_at
 from segresmamba.data.store.manifest import CaseRecord, read_manifest
+from segresmamba.data.untrusted import parse_json
 from segresmamba.data.volumes import geometry
 from segresmamba.data.volumes.geometry import OriginalGrid
 from segresmamba.data.volumes.statistics import class_voxels
@@ -139,15 +139,22 @@ class _CaseChecks:
 
     def problems(self) -> Iterator[Problem]:
         for check in (self.metadata, self.image, self.label, self.reference):
-            for name, message in check():
-                yield Problem(self.case_id, self.files.join(f"{self.case_id}/{name}"), message)
+            try:
+                for name, message in check():
+                    yield Problem(self.case_id, self.files.join(f"{self.case_id}/{name}"), message)
+            except DataError:
+                raise
+            except Exception as error:  # absurd records lead to errors of any type
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                message = f"the {check.__name__} cannot be checked: {reason}"
+                yield Problem(self.case_id, self.files.join(self.case_id), message)
 
     def metadata(self) -> Iterator[_Fault]:
         record = self.record
         attributes: dict[str, Any] = {}
         stored = None
         try:
-            content = json.loads(self.files.read(f"{self.case_id}/zarr.json"))
+            content = parse_json(self.files.read(f"{self.case_id}/zarr.json"))
             attributes = dict(content["attributes"])
             stored = CaseRecord.model_validate(attributes.get(layout.RECORD))
         except DataError:  # the store's server cannot be reached: that is no fault of the case
@@ -185,16 +192,10 @@ class _CaseChecks:
             yield "zarr.json", "the affine does not follow from that of the files"
 
     def image(self) -> Iterator[_Fault]:
-        image_CDHW, fault = self.read(layout.IMAGE)
         record = self.record
+        image_CDHW, fault = self.read(layout.IMAGE, "image", record.shape_CDHW, record.image_dtype)
         if image_CDHW is None:
             yield layout.IMAGE, fault
-        elif image_CDHW.shape != record.shape_CDHW or image_CDHW.dtype.name != record.image_dtype:
-            yield (
-                layout.IMAGE,
-                f"the image is {image_CDHW.dtype} {image_CDHW.shape}, not "
-                f"{record.image_dtype} {record.shape_CDHW}",
-            )
         elif not np.isfinite(image_CDHW).all():
             wrong = image_CDHW.size - int(np.isfinite(image_CDHW).sum())
             yield layout.IMAGE, f"{wrong} voxels of the image are NaN or infinite"
@@ -202,18 +203,12 @@ class _CaseChecks:
             yield layout.IMAGE, "the image's voxels are not those that were converted"
 
     def label(self) -> Iterator[_Fault]:
-        label_DHW, fault = self.read(layout.LABEL, may_be_empty=not self.record.class_voxels)
         record, values = self.record, self.labels.values()
+        label_DHW, fault = self.read(layout.LABEL, "label", record.shape_DHW, record.label_dtype)
         if label_DHW is None:
             yield layout.LABEL, fault
             return
-        if label_DHW.shape != record.shape_DHW or label_DHW.dtype.name != record.label_dtype:
-            yield (
-                layout.LABEL,
-                f"the label is {label_DHW.dtype} {label_DHW.shape}, not "
-                f"{record.label_dtype} {record.shape_DHW}",
-            )
-        elif label_DHW.min() < 0 or label_DHW.max() > max(values):
+        if label_DHW.min() < 0 or label_DHW.max() > max(values):
             undeclared = sorted(set(np.unique(label_DHW).tolist()) - set(values))
             yield layout.LABEL, f"the label has undeclared values: {undeclared[:10]}"
         elif not label_DHW.any():
@@ -229,11 +224,9 @@ class _CaseChecks:
         expected = np.repeat(list(listed), list(listed.values()))
         if not len(expected):  # then there is no such array
             return
-        positions, fault = self.read(layout.POSITIONS)
+        positions, fault = self.read(layout.POSITIONS, "list of positions", (len(expected), 3))
         if positions is None:
             yield layout.POSITIONS, fault
-        elif positions.shape != (len(expected), 3):
-            yield layout.POSITIONS, f"{positions.shape[0]} positions, not {len(expected)}"
         elif (positions >= label_DHW.shape).any():
             yield layout.POSITIONS, "positions lie outside the volume"
         elif (wrong := int((label_DHW[tuple(positions.T)] != expected).sum())) > 0:
@@ -247,21 +240,28 @@ class _CaseChecks:
         transform = self.record.grid_transform
         if transform is None:
             return
-        name, may_be_empty = layout.REFERENCE, not self.record.class_voxels
-        reference_DHW, fault = self.read(name, may_be_empty=may_be_empty)
+        name = layout.REFERENCE
+        reference_DHW, fault = self.read(name, "files' label", transform.full_DHW)
         if reference_DHW is None:
             yield name, fault
-        elif reference_DHW.shape != transform.full_DHW:
-            yield name, f"the files' label is {reference_DHW.shape}, not {transform.full_DHW}"
         elif digest(transform.label(reference_DHW)) != self.record.label_digest:
             yield name, "the stored label does not follow from the files' label"
 
-    def read(self, name: str, *, may_be_empty: bool = False) -> tuple[npt.NDArray[Any] | None, str]:
-        """An array with every checksum checked, or None and why it cannot be read."""
+    def read(
+        self, name: str, what: str, shape: tuple[int, ...], dtype: str = ""
+    ) -> tuple[npt.NDArray[Any] | None, str]:
+        """An array with every checksum checked, or None and why it cannot be read.
+
+        An array of another shape or dtype is not read: its metadata may say anything.
+        """
         path = f"{self.case_id}/{name}"
+        may_be_empty = name in (layout.LABEL, layout.REFERENCE) and not self.record.class_voxels
         try:
             with layout.checking_pipeline():
                 array = self.files.zarr_array(path)
+                wanted = dtype or array.dtype.name
+                if (array.shape, array.dtype.name) != (shape, wanted):
+                    return None, f"the {what} is {array.dtype} {array.shape}, not {wanted} {shape}"
                 # Zarr writes no shard for zeros, and reads a missing one as zeros. Only labels may
                 # be all zeros: any other shard must be there.
                 if not may_be_empty:

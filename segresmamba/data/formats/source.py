@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -10,11 +9,10 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from segresmamba.data.untrusted import RESERVED_NAMES, is_case_id, parse_json
 from segresmamba.errors import DataError
 
 VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
-RESERVED_NAMES = frozenset({"zarr.json", "dataset.json"})
-"""File names at the top of a store, which no case may have."""
 
 Description = TypeVar("Description", bound=BaseModel)
 
@@ -58,8 +56,7 @@ def check_case_id(case_id: str, where: Path) -> str:
         DataError: For a path separator, a leading dot (so also for '..'), or a reserved name.
     """
     # Ids come from file and folder names, or from a JSON file, which may hold anything.
-    separators = set(case_id) & set("/\\:\0\n\r\t")
-    if case_id and not separators and case_id[0] != "." and case_id not in RESERVED_NAMES:
+    if is_case_id(case_id):
         return case_id
     raise DataError(
         "a case's name cannot be a folder's name",
@@ -73,7 +70,7 @@ def check_case_id(case_id: str, where: Path) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file, for finding out a format; empty if there is none."""
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

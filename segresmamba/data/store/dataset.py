@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from segresmamba.data.preprocessing import Preprocessing
 from segresmamba.data.store import layout
-from segresmamba.data.store.files import Files
+from segresmamba.data.store.files import PATIENCE_S, Files
 from segresmamba.data.store.locations import files_at
 from segresmamba.data.store.manifest import CaseRecord, Manifest, read_manifest
 from segresmamba.data.store.shard import ShardedArray
@@ -264,15 +264,16 @@ class Dataset:
         return Case(self.files, case_id, record, self.preprocessing)
 
 
-def open_dataset(path_or_url: str | Path) -> Dataset:
+def open_dataset(path_or_url: str | Path, *, patience_s: float = PATIENCE_S) -> Dataset:
     """Open a store that `convert` wrote. One read of its manifest is all that is read.
 
     Args:
         path_or_url: Folder of the store, a zip file of it, or a URL such as s3://bucket/store.
+        patience_s: How long a request to a URL is repeated, see `data.patience_s`.
 
     Raises:
         DataError: If there is no manifest, it is damaged or of a newer version, or a server cannot
             be reached or refuses access.
     """
-    files = files_at(path_or_url)
+    files = files_at(path_or_url, patience_s=patience_s)
     return Dataset(files, read_manifest(files))

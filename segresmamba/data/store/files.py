@@ -19,6 +19,9 @@ ByteRange = tuple[int, int]
 Buffer = npt.NDArray[np.uint8]
 """Bytes of a file. An array, as google_crc32c takes no memoryview of memory that can change."""
 
+PATIENCE_S = 300.0
+"""How long a server that gives no answer is asked again; the default of `data.patience_s`."""
+
 
 class Blob(ABC):
     """One large file that is read in parts."""

@@ -100,7 +100,7 @@ def _draw(manifest: Manifest, path: Path) -> None:
     volume.set(title="class volume where present", ylabel="ml", yscale="log")
     # Labels at 1, 2 and 5: all volumes may lie between two powers of ten.
     found = [value for values in present.values() for value in values]
-    volume.set_ylim(min(found) / 2, max(found) * 2)
+    volume.set_ylim(min(found, default=1) / 2, max(found, default=1) * 2)
     volume.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     volume.yaxis.set_major_formatter("{x:g}")
     volume.yaxis.set_minor_locator(NullLocator())
@@ -114,7 +114,9 @@ def _dots(axes: Axes, columns: dict[str, list[float]]) -> None:
         sideways = number + np.linspace(-0.25, 0.25, len(values)) if len(values) > 1 else number
         size = float(np.clip(6 * _PANEL_POINTS / len(columns) / max(len(values), 1), 4, 16))
         axes.scatter(np.broadcast_to(sideways, len(values)), values, s=size, alpha=0.6, linewidth=0)
-        axes.hlines(np.median(values), number - 0.35, number + 0.35, colors="black", linewidth=1)
+        if values:  # a class may occur in no case
+            middle = np.median(values)
+            axes.hlines(middle, number - 0.35, number + 0.35, colors="black", linewidth=1)
     crowded = len(columns) > _COLUMNS
     axes.set_xticks(range(len(columns)), list(columns), rotation=90 if crowded else 0)
     axes.tick_params(axis="x", labelsize=6 if crowded else 10)

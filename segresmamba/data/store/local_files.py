@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import stat
 import struct
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from typing_extensions import override
 
 from segresmamba.data.store.files import Blob, Buffer, ByteRange, Files
+from segresmamba.data.untrusted import stays_inside
 from segresmamba.errors import DataError
 
 _ZIP_HEADER = struct.Struct("<26xHH")
@@ -78,9 +82,8 @@ class ZippedFiles(Files):
 
     @override
     def read(self, name: str) -> bytes:
-        member = self._member(name)
-        with zipfile.ZipFile(self._path) as archive:
-            return archive.read(member)
+        with self._open(name) as member:
+            return member.read()
 
     @override
     def blob(self, name: str) -> Blob:
@@ -108,13 +111,8 @@ class ZippedFiles(Files):
 
     @override
     def copy(self, name: str, target: Path) -> None:
-        member = self._member(name)
-        with (
-            zipfile.ZipFile(self._path) as archive,
-            archive.open(member) as source,
-            target.open("wb") as file,
-        ):
-            shutil.copyfileobj(source, file)
+        with self._open(name) as member, target.open("wb") as file:
+            shutil.copyfileobj(member, file)
 
     @override
     def zarr_array(self, name: str) -> Any:
@@ -125,6 +123,15 @@ class ZippedFiles(Files):
         metadata = self._member(f"{name}/zarr.json").filename
         store = ZipStore(self._path, read_only=True)
         return zarr.open_array(store, path=metadata.removesuffix("/zarr.json"), mode="r")
+
+    @contextmanager
+    def _open(self, name: str) -> Iterator[IO[bytes]]:
+        member = self._member(name)
+        try:
+            with zipfile.ZipFile(self._path) as archive, archive.open(member) as file:
+                yield file
+        except (zipfile.BadZipFile, EOFError, RuntimeError) as error:  # damaged, or encrypted
+            raise OSError(errno.EIO, str(error), self.join(name)) from error
 
     def _member(self, name: str) -> zipfile.ZipInfo:
         members = self._members()
@@ -155,10 +162,24 @@ class ZippedFiles(Files):
                 remedy="delete it and make it anew, from inside the store's folder, with "
                 f"compression 0: zip -0 -q -r {self._path.absolute()} .",
             )
+        self._require_inside(members)
         tops = {PurePosixPath(member.filename).parts[0] for member in members}
         folder = f"{tops.pop()}/" if len(tops) == 1 else ""
         self._directory = {one.filename.removeprefix(folder): one for one in members}
         return self._directory
+
+    def _require_inside(self, members: Sequence[zipfile.ZipInfo]) -> None:
+        """Refuse members that a copy of the store would write elsewhere, and links."""
+        for member in members:
+            link = stat.S_ISLNK(member.external_attr >> 16)
+            if link or not stays_inside(member.filename):
+                raise DataError(
+                    "a zipped store must not hold links or lead outside itself",
+                    where=self._path,
+                    got=f"{member.filename!r}" + (", a link" if link else ""),
+                    remedy="take the store from somebody whom you trust, or make the zip file anew "
+                    "from inside the store's folder",
+                )
 
 
 class _FilePart(Blob):

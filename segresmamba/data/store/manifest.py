@@ -23,6 +23,7 @@ from segresmamba.data.records import ChannelStatistics, Spacing, StoreRecord
 from segresmamba.data.store.files import Files
 from segresmamba.data.store.locations import files_at
 from segresmamba.data.store.splits import Split
+from segresmamba.data.untrusted import is_case_id, parse_json
 from segresmamba.data.volumes.resampling import GridTransform
 from segresmamba.errors import DataError
 
@@ -200,10 +201,12 @@ def read_manifest(store: Path | Files) -> Manifest:
     files = files_at(store) if isinstance(store, Path) else store
     path = files.join(MANIFEST)
     try:
-        content = json.loads(files.read(MANIFEST))
+        content = parse_json(files.read(MANIFEST))
         if (version := int(content["schema_version"])) > SCHEMA_VERSION:
             raise newer_version(path, version)
-        return Manifest.model_validate(content)
+        manifest = Manifest.model_validate(content)
+        _require_folder_names(manifest, path)
+        return manifest
     except DataError:  # caught here, as it is a ValueError too
         raise
     except OSError as error:
@@ -221,6 +224,18 @@ def read_manifest(store: Path | Files) -> Manifest:
             got=" ".join(str(error).split())[:200],
             remedy="give the folder that `segresmamba convert` wrote, or run it again",
         ) from error
+
+
+def _require_folder_names(manifest: Manifest, path: str) -> None:
+    """Refuse names of cases that, as a path, would lead out of the store or of a copy of it."""
+    ids = {*manifest.cases, *(one for split in manifest.splits for one in split.train + split.val)}
+    if unsafe := sorted(case_id for case_id in ids if not is_case_id(case_id)):
+        raise DataError(
+            "a case's name cannot be a folder's name",
+            where=path,
+            got=repr(unsafe[0]),
+            remedy="take the store from somebody whom you trust, or convert the dataset anew",
+        )
 
 
 def newer_version(path: str | Path, version: int) -> DataError:

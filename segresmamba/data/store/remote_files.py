@@ -6,13 +6,16 @@ Credentials and settings come from the environment, by the names that the provid
 
 from __future__ import annotations
 
+import logging
 import os
+import random
 import re
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import obstore
@@ -20,12 +23,25 @@ from obstore.exceptions import BaseError, PermissionDeniedError, Unauthenticated
 from obstore.store import from_url
 from typing_extensions import override
 
-from segresmamba.data.store.files import Blob, Buffer, ByteRange, Files
+from segresmamba.data.store.files import PATIENCE_S, Blob, Buffer, ByteRange, Files
 from segresmamba.errors import DataError
 
-_RETRIES = 8
-"""Retries of a request, with growing pauses: about 25 s in all, so that training survives a server
-that restarts."""
+logger = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
+
+_ROUND_S = 10.0
+"""How long obstore repeats a request by itself. After each such round the process obeys Ctrl-C, the
+log says what it waits for, and requests are repeated that obstore gives up at once (status 429)."""
+_PAUSE_S = (0.2, 5.0)
+"""Shortest and longest pause between two attempts."""
+_PAUSE_GROWTH = 4
+"""obstore draws each pause between the shortest one and this many times the one before. With its
+default of 2, pauses grow by 0.05 s on average, and 8 retries end after 2 s."""
+_MANY = 10**6
+_PASSING = re.compile(r"status code: (5(?!01)\d\d|408|429)|(?<!Generic )HTTP error")
+"""In obstore's message: the server has trouble, could not be reached, or cut its answer. Its status
+501 is not among them: it will never know the request."""
 _GAP_BYTES = 1 << 19  # 512 KiB
 """Parts of a file that lie closer than this are fetched by one request. Reading the gap as well
 costs no more than another request."""
@@ -40,27 +56,22 @@ _runtime_process = os.getpid()
 class RemoteFiles(Files):
     """A store behind a URL. A forked process cannot read from it, see `_explained`."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, patience_s: float = PATIENCE_S) -> None:
         self.where = url
-        endpoint = os.environ.get("AWS_ENDPOINT_URL", os.environ.get("AWS_ENDPOINT", ""))
-        plain = url.startswith("http://") or endpoint.startswith("http://")
+        self._patience_s = patience_s
+        self._waiting = False
         with self._explained(""):
-            self._store: Any = from_url(
-                url,
-                client_options={"allow_http": plain, "connect_timeout": "5s"},
-                retry_config={"max_retries": _RETRIES, "retry_timeout": timedelta(minutes=2)},
-            )
+            self._store = _connect(url, min(patience_s, _ROUND_S))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The settings travel along: the server that readers fork from keeps the environment that
         # it was started with.
         settings = {name: os.environ[name] for name in os.environ if name.startswith(_SETTINGS)}
-        return _reopened, (self.where, settings)
+        return _reopened, (self.where, self._patience_s, settings)
 
     @override
     def read(self, name: str) -> bytes:
-        with self._explained(name):
-            return bytes(obstore.get(self._store, name).bytes())
+        return self._ask(name, lambda store: bytes(obstore.get(store, name).bytes()))
 
     @override
     def blob(self, name: str) -> Blob:
@@ -68,27 +79,63 @@ class RemoteFiles(Files):
 
     @override
     def sizes(self, folder: str) -> dict[str, int]:
-        with self._explained(folder):
-            pages = obstore.list(self._store, prefix=folder)
+        def listed(store: Any) -> dict[str, int]:
+            pages = obstore.list(store, prefix=folder)
             return {item["path"]: item["size"] for page in pages for item in page}
+
+        return self._ask(folder, listed)
 
     @override
     def folders(self) -> list[str]:
-        with self._explained(""):
-            return sorted(obstore.list_with_delimiter(self._store)["common_prefixes"])
+        return sorted(
+            self._ask("", lambda store: obstore.list_with_delimiter(store)["common_prefixes"])
+        )
 
     @override
     def copy(self, name: str, target: Path) -> None:
-        with self._explained(name), target.open("wb") as file:
-            for part in obstore.get(self._store, name):
-                file.write(part)
+        def download(store: Any) -> None:
+            with target.open("wb") as file:
+                for part in obstore.get(store, name):
+                    file.write(part)
+
+        self._ask(name, download)
 
     @override
     def zarr_array(self, name: str) -> Any:
         import zarr
         from zarr.storage import ObjectStore
 
-        return zarr.open_array(ObjectStore(self._store, read_only=True), path=name, mode="r")
+        # Zarr makes the requests itself, so obstore alone has to be patient.
+        store = ObjectStore(_connect(self.where, self._patience_s), read_only=True)
+        return zarr.open_array(store, path=name, mode="r")
+
+    def _ask(self, name: str, request: Callable[[Any], Answer]) -> Answer:
+        """Make a request, and repeat it for `patience_s` while it fails for a passing reason."""
+        end_s = time.monotonic() + self._patience_s
+        failures = 0
+        while True:
+            with self._explained(name):
+                try:
+                    answer = request(self._store)
+                    self._waiting = False
+                    return answer
+                except BaseError as error:
+                    if not _may_pass(error) or time.monotonic() >= end_s:
+                        raise
+                    self._say_waiting(name, error)
+            time.sleep(min(2**failures, _PAUSE_S[1]) * random.uniform(0.2, 1))
+            failures += 1
+
+    def _say_waiting(self, name: str, error: Exception) -> None:
+        """Say once in each outage that this process waits, and for what."""
+        if not self._waiting:
+            logger.warning(
+                "%s: the server gives no answer; asking again for up to %g s (data.patience_s): %s",
+                self.join(name),
+                self._patience_s,
+                _message(error),
+            )
+        self._waiting = True
 
     @contextmanager
     def _explained(self, name: str) -> Iterator[None]:
@@ -110,14 +157,11 @@ class RemoteFiles(Files):
             raise self._error("the server of a store gives no answer", name, error) from error
 
     def _error(self, problem: str, name: str, error: Exception) -> DataError:
-        # obstore's message without its debug output and the tags of the server's XML.
-        message = re.sub(r"<[^>]*>", " ", str(error).split("Debug source")[0])
-        got = " ".join(message.split())[:300]
+        got = _message(error)
         remedy = "check the URL, and that this machine can reach the server, then run again"
         if problem == "there is no such bucket":
             remedy = "correct the URL, or AWS_ENDPOINT_URL if the bucket is not Amazon's"
-        elif any(path in str(error) for path in _METADATA_PATHS):
-            # Without credentials obstore asks the metadata service, and reports only its silence.
+        elif _lacks_credentials(error):
             problem, got = "a store needs credentials, and there are none", "no credentials found"
             remedy = (
                 "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (Google Cloud: "
@@ -140,9 +184,11 @@ class _Object(Blob):
 
     @override
     def tail(self, count: int) -> bytes:
-        with self._files._explained(self._name):
-            options: Any = {"range": {"suffix": count}}
-            part = bytes(obstore.get(self._files._store, self._name, options=options).bytes())
+        options: Any = {"range": {"suffix": count}}
+        part = self._files._ask(
+            self._name,
+            lambda store: bytes(obstore.get(store, self._name, options=options).bytes()),
+        )
         if len(part) < count:
             raise OSError(f"{len(part)} bytes long, too short for its index")
         return part
@@ -152,16 +198,50 @@ class _Object(Blob):
         if not ranges:
             return
         starts, lengths = zip(*ranges, strict=True)
-        with self._files._explained(self._name):
-            parts = obstore.get_ranges(
-                self._files._store, self._name, starts=starts, lengths=lengths, coalesce=_GAP_BYTES
-            )
+        parts = self._files._ask(
+            self._name,
+            lambda store: obstore.get_ranges(
+                store, self._name, starts=starts, lengths=lengths, coalesce=_GAP_BYTES
+            ),
+        )
         if any(len(part) < length for part, length in zip(parts, lengths, strict=True)):
             raise OSError("too short for what its index names")
         for part in parts:
             yield np.frombuffer(memoryview(part), np.uint8)
 
 
-def _reopened(url: str, settings: dict[str, str]) -> RemoteFiles:
+def _reopened(url: str, patience_s: float, settings: dict[str, str]) -> RemoteFiles:
     os.environ.update(settings)
-    return RemoteFiles(url)
+    return RemoteFiles(url, patience_s)
+
+
+def _connect(url: str, patience_s: float) -> Any:
+    """Connect to a URL through obstore, which repeats a request that fails for so long."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL", os.environ.get("AWS_ENDPOINT", ""))
+    plain = url.startswith("http://") or endpoint.startswith("http://")
+    shortest, longest = (timedelta(seconds=seconds) for seconds in _PAUSE_S)
+    return from_url(
+        url,
+        client_options={"allow_http": plain, "connect_timeout": "5s"},
+        retry_config={
+            "backoff": {"init_backoff": shortest, "max_backoff": longest, "base": _PAUSE_GROWTH},
+            "max_retries": _MANY,  # the time alone ends it
+            "retry_timeout": timedelta(seconds=patience_s),
+        },
+    )
+
+
+def _may_pass(error: BaseError) -> bool:
+    """Whether a request that failed so may succeed later."""
+    return _PASSING.search(str(error)) is not None and not _lacks_credentials(error)
+
+
+def _lacks_credentials(error: Exception) -> bool:
+    """Without credentials obstore asks the metadata service, and reports only its silence."""
+    return any(path in str(error) for path in _METADATA_PATHS)
+
+
+def _message(error: Exception) -> str:
+    """An error's text without obstore's debug output and the tags of the server's XML."""
+    message = re.sub(r"<[^>]*>", " ", str(error).split("Debug source")[0])
+    return " ".join(message.split())[:300]

@@ -9,7 +9,6 @@ after reading.
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from itertools import product
@@ -22,10 +21,12 @@ from numcodecs import blosc
 
 from segresmamba.data.store import layout
 from segresmamba.data.store.files import Blob, Files
+from segresmamba.data.untrusted import parse_json
 
 blosc.use_threads = False  # reader processes run in parallel, so threads would compete with them
 
 _CRC_BYTES = 4
+_BLOSC_MOST_BYTES = 2**31 - 1 - 16  # its sizes are int32, and its own header takes 16
 _BLOSC_HEADER = struct.Struct("<4xI4xI")
 """Number of bytes of a chunk when decoded and when encoded."""
 
@@ -55,7 +56,6 @@ class ShardedArray:
         except FileNotFoundError as error:
             if not may_be_empty:  # Zarr would take it for an array of zeros
                 raise OSError("the shard file is missing") from error
-            self._index = np.full((*grid, 2), layout.ABSENT, np.uint64)
             return
         self._shard = shard
         index, checksum = tail[:-_CRC_BYTES], tail[-_CRC_BYTES:]
@@ -75,6 +75,8 @@ class ShardedArray:
             OSError: If a part of the shard cannot be read.
             ValueError, RuntimeError: If a chunk is damaged.
         """
+        if self._shard is None:
+            return
         touched = [
             _touched(first, size, step)
             for first, size, step in zip(start, out.shape, self._chunk, strict=True)
@@ -90,7 +92,7 @@ class ShardedArray:
             )
             if count != layout.ABSENT
         )
-        if self._shard is None or not chunks:
+        if not chunks:
             return
         scratch = np.empty(self._chunk, self._dtype)
         parts = self._shard.read_ranges([(offset, count) for offset, count, _ in chunks])
@@ -128,11 +130,22 @@ def _touched(first: int, size: int, step: int) -> list[tuple[int, slice, slice]]
 
 def _parse_metadata(metadata: bytes) -> tuple[tuple[int, ...], np.dtype[Any], tuple[int, ...]]:
     """Shape, dtype and inner chunk of an array. Another coding than `shard_writer`'s is refused."""
-    array = json.loads(metadata)
-    (sharding,) = array["codecs"]
-    settings = sharding["configuration"]
-    found = [codec["name"] for codec in settings["codecs"] + settings["index_codecs"]]
-    if found != ["bytes", "blosc", "crc32c", "bytes", "crc32c"] or array["fill_value"] != 0:
+    array = parse_json(metadata)
+    try:
+        (sharding,) = array["codecs"]
+        settings = sharding["configuration"]
+        found = [codec["name"] for codec in settings["codecs"] + settings["index_codecs"]]
+        fill, shape, chunk = array["fill_value"], array["shape"], settings["chunk_shape"]
+        dtype = np.dtype(array["data_type"]).newbyteorder("<")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"the array's metadata is damaged: {error!r}") from error
+    if found != ["bytes", "blosc", "crc32c", "bytes", "crc32c"] or fill != 0:
         raise ValueError(f"the array is coded by {found}, not as `segresmamba convert` does it")
-    shape, chunk = tuple(array["shape"]), tuple(settings["chunk_shape"])
-    return shape, np.dtype(array["data_type"]).newbyteorder("<"), chunk
+    sound = isinstance(shape, list) and isinstance(chunk, list) and len(shape) == len(chunk)
+    if dtype.kind not in "iuf":
+        raise ValueError(f"the array's voxels are of the type {dtype}")
+    if not sound or not all(type(size) is int and size > 0 for size in shape + chunk):
+        raise ValueError(f"the array has the shape {shape} and chunks of {chunk}")
+    if math.prod(chunk) * dtype.itemsize > _BLOSC_MOST_BYTES:
+        raise ValueError(f"no chunk can be as large as {chunk}")
+    return tuple(shape), dtype, tuple(chunk)

@@ -106,7 +106,7 @@ class SharedBatch:
         # Image and label share one storage, which keeps `content` alive. The last view to go
         # takes `content` with it, whose finalizer clears the flag.
         image_BCDHW, label_BDHW = self.layout.split(torch.from_numpy(content))
-        weakref.finalize(content, self.buffer.__setitem__, 0, 0).atexit = False
+        weakref.finalize(content, BufferPool.free, self.buffer).atexit = False
         return Batch(
             image_BCDHW=image_BCDHW,
             normalisation_BC4=torch.from_numpy(self.normalisation_BC4),
@@ -138,6 +138,11 @@ class BufferPool:
             self._buffers.append(buffer)
         buffer[0] = 1
         return buffer
+
+    @staticmethod
+    def free(buffer: Tensor) -> None:
+        """Let the reader use a buffer again. Any process that has the buffer may call this."""
+        buffer[0] = 0
 
     @staticmethod
     def content(buffer: Tensor) -> Tensor:

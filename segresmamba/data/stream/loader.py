@@ -6,9 +6,11 @@ the order of their numbers for any number of readers.
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
-from multiprocessing import forkserver, popen_forkserver, resource_tracker
+from multiprocessing import forkserver, parent_process, popen_forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
@@ -118,6 +120,7 @@ class _Reader(TorchDataset["SharedBatch | DataError"]):
                 cases.append(self._sampler.dataset[case_id])
                 cases[row].crop_into(start_DHW, image_BCDHW[row], label_BDHW[row])
         except DataError as error:
+            self._buffers.free(buffer)
             # Not raised: torch would turn a worker's exception into a RuntimeError of its text.
             return [error]
         return [
@@ -139,9 +142,25 @@ class _ReaderPopen(popen_forkserver.Popen):
 
 
 class _ReaderProcess(ForkServerProcess):
+    """A reader that ends with the process that made it, however that ends."""
+
+    def run(self) -> None:
+        # A reader is a child of the server, and holds a pipe by which the server knows that it is
+        # still needed. So after a SIGKILL of the trainer both would wait for each other for ever.
+        threading.Thread(target=_end_with_trainer, daemon=True).start()
+        super().run()
+
     @staticmethod
     def _Popen(process_obj: Any) -> Any:
         return _ReaderPopen(process_obj)
+
+
+def _end_with_trainer() -> None:
+    """Wait for the trainer's end of a pipe to close, which no other process has."""
+    trainer = parent_process()
+    assert trainer is not None
+    trainer.join()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 class _ReaderContext(ForkServerContext):
@@ -156,7 +175,8 @@ def _worker_context() -> ForkServerContext:
 
     Readers inherit a signal mask that blocks the signals by which a user or Slurm asks a job to
     stop. Slurm sends these to every process, and a reader that died of one would end the training
-    before its last checkpoint. Readers end when the loader does.
+    before its last checkpoint. Readers end when the loader or its process does, and the server ends
+    with the last of them.
     """
     context = _ReaderContext()
     context.set_forkserver_preload([__name__])

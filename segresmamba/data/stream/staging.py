@@ -42,10 +42,12 @@ def stage(dataset: Dataset, case_ids: Sequence[str], folder: str) -> Dataset:
 
     Raises:
         ConfigError: If an environment variable is not set here.
-        DataError: If the cases do not fit, or the folder cannot be written.
+        DataError: If there is no such case, the cases do not fit, or the folder cannot be written.
     """
+    for case_id in case_ids:
+        dataset[case_id]  # its name becomes a path, and only those in the manifest were checked
     root = _expand(folder)
-    name = f"{dataset.name}-{dataset.digest[:16]}".replace(os.sep, "_")
+    name = f"{dataset.name}-{dataset.digest[:16]}".replace(os.sep, "_").replace("\0", "_")
     target = root / name
     try:
         target.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ the other formats as a whole.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,17 @@ import numpy.typing as npt
 import SimpleITK as sitk  # noqa: N813
 
 from segresmamba.data.volumes.mapped_arrays import release_freed_memory
+from segresmamba.data.untrusted import require_voxels
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # Positions in DICOM are decimal text, often rounded to hundredths.
 _UNEVEN_MM = 0.05
 _SLICES_AT_ONCE = 8
+_HEADER_BYTES = 1 << 16
+# A header of NRRD or MetaImage may name another file, which holds the voxels.
+_VOXELS_ELSEWHERE = re.compile(
+    rb"^(data ?file\s*:|ElementDataFile\s*=(?!\s*LOCAL))", re.IGNORECASE | re.MULTILINE
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,8 @@ def open_itk(path: Path) -> ItkFile:
 
     Raises:
         FileNotFoundError: If there is no such file or folder.
-        ValueError: If a folder holds several series, or slices are missing.
+        ValueError: If a folder holds several series, or slices are missing; if a shape is absurd.
+        EOFError: If a file is too short for the voxels that its header names.
         RuntimeError: If SimpleITK cannot read it.
     """
     if not path.exists():
@@ -48,6 +56,7 @@ def open_itk(path: Path) -> ItkFile:
     # ITK prints warnings past Python's streams; what matters raises an error.
     sitk.ProcessObject.GlobalWarningDisplayOff()
     if not path.is_dir():
+        _require_voxels(path)
         return _whole(sitk.ReadImage(str(path)))
     names = _slice_files(path)
     # ITK takes the third axis and the distance of slices from the first and the last alone.
@@ -65,6 +74,17 @@ def _whole(image: Any) -> ItkFile:
             yield data[(..., *index[::-1])]
 
     return ItkFile(_affine(image), data.shape, data.dtype, planes)
+
+
+def _require_voxels(path: Path) -> None:
+    """Compare a file's header with the file's size; reading allocates what the header says."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    with path.open("rb") as file:
+        header = file.read(_HEADER_BYTES)
+    if not _VOXELS_ELSEWHERE.search(header):
+        require_voxels(path, reader.GetSize(), 1, packed=True)
 
 
 def _series(names: Sequence[str], ends: Any) -> ItkFile:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 from math import prod
 from typing import Any
 
@@ -16,9 +17,19 @@ import numpy.typing as npt
 
 
 def mapped_zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """An array of zeros whose memory is given back as soon as the last view of it is gone."""
+    """An array of zeros whose memory is given back as soon as the last view of it is gone.
+
+    Raises:
+        MemoryError: If the array is larger than the memory of this machine.
+    """
     size = max(1, prod(shape)) * np.dtype(dtype).itemsize
-    pages = _Pages(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    # The system grants more than it has, and kills the process that then uses it.
+    if size > (there := os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE):
+        raise MemoryError(f"an array of {size} bytes; this machine has {there}")
+    try:
+        pages = _Pages(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"an array of {size} bytes: {error.strerror}") from error
     return np.frombuffer(pages, dtype, prod(shape)).reshape(shape)
 
 

@@ -22,13 +22,14 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
+from segresmamba.data.untrusted import require_voxels
 from segresmamba.data.volumes import geometry
 from segresmamba.data.volumes.geometry import Affine
 from segresmamba.errors import DataError
 
 # What nibabel, gzip and SimpleITK (RuntimeError) raise for files that they cannot read.
 _UNREADABLE = (
-    OSError, EOFError, zlib.error, ValueError, RuntimeError,
+    OSError, EOFError, zlib.error, ValueError, OverflowError, RuntimeError,
     ImageFileError, HeaderDataError, WrapStructError,
 )  # fmt: skip
 _ITK_SUFFIXES = {".nrrd", ".mha"}
@@ -113,6 +114,9 @@ def _open_nifti(path: Path) -> VoxelFile:
         header = kind.from_fileobj(file)
     stored, shape = header.get_data_dtype(), header.get_data_shape()
     _require_numbers(stored, path)
+    start_byte = header.get_data_offset()
+    packed = path.suffix == ".gz"
+    require_voxels(path, shape, stored.itemsize, offset=start_byte, packed=packed)
     slope, inter = header.get_slope_inter()
     scale = (slope if slope is not None else 1.0, inter if inter is not None else 0.0)
     # A scale may take integers out of the range of the stored type: they are read as int64.
@@ -122,7 +126,7 @@ def _open_nifti(path: Path) -> VoxelFile:
     def planes() -> Planes:
         size = stored.itemsize * prod(shape[:2])
         with _open_bytes(path) as file:
-            file.seek(header.get_data_offset())
+            file.seek(start_byte)
             for _ in range(prod(shape[2:])):
                 content = file.read(size)
                 if len(content) < size:

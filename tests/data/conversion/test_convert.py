@@ -19,8 +19,17 @@ from ome_zarr_models.v05 import Image
 
 from segresmamba.data import convert, open_dataset, verify
 from segresmamba.data.conversion.plan import ConversionPlan, ConversionRequest
+from segresmamba.data.volumes import volume
 from segresmamba.errors import DataError
-from tests.data.raw import SHAPES, describe, image_path, label_path, write_nifti, write_raw
+from tests.data.raw import (
+    SHAPES,
+    describe,
+    image_path,
+    label_path,
+    write_header,
+    write_nifti,
+    write_raw,
+)
 
 
 def shards(store: Path) -> dict[str, int]:
@@ -306,3 +315,31 @@ def test_a_store_says_what_made_it(sound_store: Path) -> None:
     assert content["storage"]["codec"] == open_dataset(sound_store).codec
     assert content["storage"]["orientation"] == "RAS"
     assert zarr.open_group(sound_store, mode="r")["case_0/0"].shape == (2, 34, 50, 40)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_header_that_cannot_be_true_stops_no_other_case(
+    raw: Path, tmp_path: Path, workers: int
+) -> None:
+    write_header(image_path(raw, "case_1"), (100_000,) * 3, 0, two=True)
+    with pytest.raises(DataError) as caught:
+        convert(raw, tmp_path / "store", workers=workers)
+    assert caught.value.where == str(image_path(raw, "case_1"))
+    assert [path.name for path in sorted(tmp_path.glob("store/case*"))] == ["case_0", "case_2"]
+
+
+@pytest.mark.parametrize("problem", [MemoryError(), TypeError("odd"), RecursionError("deep")])
+def test_a_case_that_fails_in_any_way_stops_no_other_case(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: Exception
+) -> None:
+    reads = volume.open_voxels
+
+    def failing(path: Path, channels: int = 0) -> object:
+        if "case_1" in path.name:
+            raise problem
+        return reads(path, channels)
+
+    monkeypatch.setattr(volume, "open_voxels", failing)
+    error = refused(raw, tmp_path / "store")
+    assert error.where == f"case case_1: {image_path(raw, 'case_1')}"
+    assert [path.name for path in sorted(tmp_path.glob("store/case*"))] == ["case_0", "case_2"]

@@ -223,3 +223,57 @@ def test_a_store_of_an_unknown_codec_is_not_repaired(older_store: Path) -> None:
         repair(older_store)
     assert caught.value.got == "zstd-3"
     assert "--overwrite" in caught.value.remedy
+
+
+def nested(path: Path) -> None:
+    path.write_text('{"attributes": ' + "[" * 100_000 + "]" * 100_000 + "}")
+
+
+ABSURD: dict[str, Callable[[Path], Any]] = {
+    "nested": nested,
+    "a list": lambda path: path.write_text("[1, 2]"),
+    "a huge array": lambda path: edit_json(path, lambda c: c.update(shape=[10**6] * 4)),
+    "a huge chunk": lambda path: edit_json(
+        path, lambda c: c["codecs"][0]["configuration"].update(chunk_shape=[1, 10**9, 10**9, 1])
+    ),
+    "no chunk": lambda path: edit_json(
+        path, lambda c: c["codecs"][0]["configuration"].update(chunk_shape=[0, 0, 0, 0])
+    ),
+    "a negative shape": lambda path: edit_json(path, lambda c: c.update(shape=[2, -1, 5, 5])),
+    "a dtype of pointers": lambda path: edit_json(path, lambda c: c.update(data_type="object")),
+    "an odd dtype": lambda path: edit_json(path, lambda c: c.update(data_type={"name": 7})),
+}
+
+
+@pytest.mark.parametrize("name", ABSURD)
+def test_absurd_metadata_of_an_array_is_a_fault_of_its_case(store: Path, name: str) -> None:
+    ABSURD[name](store / CASE / "0" / "zarr.json")
+    assert {problem.case_id for problem in verify(store)} == {CASE}
+    with pytest.raises(DataError, match="a stored case is damaged") as caught:
+        open_dataset(store)[CASE].crop((0, 0, 0), (8, 8, 8))
+    assert str(store / CASE / "0") in caught.value.where
+
+
+@pytest.mark.parametrize("changes", [{"original_header": "AAAA"}, {"shape_CDHW": [2, 0, 5, -5]}])
+def test_an_absurd_record_is_a_fault_of_its_case(store: Path, changes: dict[str, Any]) -> None:
+    edit_records(store, **changes)
+    assert {problem.case_id for problem in verify(store)} == {CASE}
+
+
+def test_nested_metadata_of_a_case_is_its_fault_and_repaired(raw: Path, tmp_path: Path) -> None:
+    convert(raw, tmp_path / "store")
+    nested(tmp_path / "store" / CASE / "zarr.json")
+    problems = verify(tmp_path / "store")
+    assert {problem.case_id for problem in problems} == {CASE}
+    assert "record is damaged" in str(problems[0])
+    assert repair(tmp_path / "store") == []
+
+
+def test_a_nested_manifest_or_header_is_named(raw: Path, store: Path) -> None:
+    nested(store / "dataset.json")
+    with pytest.raises(DataError, match="manifest of a dataset is damaged"):
+        verify(store)
+    edit_json(store / "zarr.json", lambda c: c["attributes"][layout.RECORD].update(chunk_DHW="x"))
+    with pytest.raises(DataError, match="header of a store is damaged") as caught:
+        convert(raw, store)
+    assert caught.value.where == str(store / "zarr.json")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import sys
 import zipfile
@@ -96,3 +97,39 @@ def test_a_zip_file_of_something_else_is_no_store(tmp_path: Path) -> None:
     (tmp_path / "folder" / "text").write_text("text")
     with pytest.raises(DataError, match="there is no converted dataset"):
         open_dataset(zipped(tmp_path / "folder", tmp_path / "store.zip"))
+
+
+OUTSIDE = ["case_1/../../x", "/etc/x", "../x", "case_1\\..\\..\\x", "case_1/../case_0/0/zarr.json"]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_zip_file_that_leads_outside_itself_is_refused(
+    sound_store: Path, tmp_path: Path, name: str
+) -> None:
+    target = zipped(sound_store, tmp_path / "store.zip")
+    with zipfile.ZipFile(target, "a") as archive:
+        archive.writestr(name, "x")
+    with pytest.raises(DataError, match="lead outside") as caught:
+        open_dataset(target)
+    assert caught.value.got == repr(name)
+
+
+def test_a_link_in_a_zip_file_is_refused(sound_store: Path, tmp_path: Path) -> None:
+    target = zipped(sound_store, tmp_path / "store.zip")
+    member = zipfile.ZipInfo("case_1/link")
+    member.create_system, member.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(target, "a") as archive:
+        archive.writestr(member, "/etc")
+    with pytest.raises(DataError, match="must not hold links") as caught:
+        open_dataset(target)
+    assert "case_1/link" in caught.value.got
+
+
+def test_a_damaged_manifest_in_a_zip_file_is_named(sound_store: Path, tmp_path: Path) -> None:
+    target = zipped(sound_store, tmp_path / "store.zip")
+    content = target.read_bytes()
+    target.write_bytes(content.replace(b'"Balls"', b'"Bells"'))
+    with pytest.raises(DataError) as caught:
+        open_dataset(target)
+    assert "CRC-32" in caught.value.got
+    assert caught.value.where == f"{target}/dataset.json"

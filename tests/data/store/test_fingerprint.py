@@ -42,3 +42,15 @@ def test_a_dataset_of_many_classes_is_drawn(sound_store: Path, tmp_path: Path) -
     _, picture = write_fingerprint(tmp_path, tmp_path)
     with Image.open(picture) as drawn:
         assert drawn.size == (1320, 840)
+
+
+def test_a_dataset_without_foreground_is_drawn(sound_store: Path, tmp_path: Path) -> None:
+    content = json.loads((sound_store / "dataset.json").read_text())
+    for case in content["cases"].values():
+        case["class_voxels"] = {}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    numbers, picture = write_fingerprint(tmp_path, tmp_path)
+    found = json.loads(numbers.read_text())["by_case"]["case_1"]["class_volume_ml"]
+    assert found == {"ball": 0, "box": 0}
+    with Image.open(picture) as drawn:
+        assert drawn.size == (1320, 840)

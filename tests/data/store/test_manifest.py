@@ -119,3 +119,23 @@ def test_a_folder_without_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no converted dataset") as caught:
         read_manifest(tmp_path)
     assert "segresmamba convert" in caught.value.remedy
+
+
+NAMES = ["../case_1", "/etc", "..", ".hidden", "a\\b", "a/b", "", "dataset.json"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("place", ["cases", "splits"])
+def test_a_case_whose_name_would_be_another_path_is_refused(
+    sound_store: Path, tmp_path: Path, name: str, place: str
+) -> None:
+    content = json.loads((sound_store / MANIFEST).read_text())
+    if place == "cases":
+        content["cases"][name] = content["cases"]["case_1"]
+    else:
+        content["splits"][0]["train"].append(name)
+    (tmp_path / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(DataError, match="cannot be a folder's name") as caught:
+        read_manifest(tmp_path)
+    assert caught.value.got == repr(name)
+    assert caught.value.where == str(tmp_path / MANIFEST)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
+import pickle
 import signal
 from collections.abc import Iterator
 from itertools import islice
@@ -13,8 +15,9 @@ import pytest
 from segresmamba.config import DataConfig
 from segresmamba.data import convert, make_loader, open_dataset, repair, verify, write_fingerprint
 from segresmamba.data.store import remote_files
+from segresmamba.data.store.files import PATIENCE_S
 from segresmamba.errors import DataError
-from tests.data.server import BUCKET, KEYS, s3_server, upload
+from tests.data.server import BUCKET, KEYS, FailingServer, failing_server, s3_server, upload
 
 BOX = ((3, 9, 4), (25, 30, 31))
 
@@ -35,7 +38,6 @@ def url(stored: str, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """A store in a bucket, with the environment that is needed to reach it."""
     for name, value in (KEYS | {"AWS_ENDPOINT_URL": endpoint}).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(remote_files, "_RETRIES", 1)
     return stored
 
 
@@ -129,7 +131,7 @@ def test_missing_credentials_are_asked_for(url: str, monkeypatch: pytest.MonkeyP
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:1")  # no cloud machine
     with pytest.raises(DataError, match="needs credentials") as caught:
-        open_dataset(url)
+        open_dataset(url, patience_s=1)
     assert "AWS_ACCESS_KEY_ID" in caught.value.remedy
 
 
@@ -148,7 +150,7 @@ def test_a_server_that_goes_away_while_reading_is_named(
 ) -> None:
     with s3_server() as (address, process):
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
-        dataset = open_dataset(upload(sound_store, address, "short"))
+        dataset = open_dataset(upload(sound_store, address, "short"), patience_s=1)
         dataset["case_0"].crop(*BOX)
         process.kill()
         process.wait()
@@ -170,3 +172,71 @@ def test_conversion_into_a_url_is_refused(raw: Path) -> None:
     with pytest.raises(DataError, match="a store is written to a folder"):
         convert(raw, Path("s3://bucket/store"))
     assert not Path("s3:").exists()
+
+
+@pytest.fixture
+def server(sound_store: Path) -> Iterator[FailingServer]:
+    with failing_server(sound_store) as there:
+        yield there
+
+
+@pytest.mark.parametrize("fault", ["503", "500", "429", "reset", "cut"])
+def test_a_passing_fault_is_waited_for(
+    server: FailingServer, sound_store: Path, fault: str
+) -> None:
+    dataset = open_dataset(server.url)
+    server.fault, server.failures, server.asked = fault, 3, 0
+    there, here = dataset["case_1"].crop(*BOX), open_dataset(sound_store)["case_1"].crop(*BOX)
+    np.testing.assert_array_equal(there[0], here[0])
+    np.testing.assert_array_equal(there[1], here[1])
+    assert server.failures == 0
+    assert server.asked > 3
+
+
+def test_the_log_says_once_in_an_outage_what_it_waits_for(
+    server: FailingServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(remote_files, "_ROUND_S", 0.1)
+    monkeypatch.setattr(remote_files, "_PAUSE_S", (0.01, 0.1))
+    dataset = open_dataset(server.url)
+    with caplog.at_level(logging.WARNING):
+        for outage in (1, 2):
+            server.failures = 50
+            dataset[f"case_{outage}"].crop(*BOX)
+            said = [record.getMessage() for record in caplog.records]
+            assert len(said) == outage
+    assert f"{server.url}/case_1/0/zarr.json" in said[0]
+    assert "for up to 300 s (data.patience_s)" in said[0]
+    assert "503" in said[0]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_patience_ends_with_an_error_that_names_the_fault(
+    server: FailingServer, workers: int
+) -> None:
+    dataset = open_dataset(server.url, patience_s=0.5)
+    server.failures = 10**9
+    config = DataConfig(store=server.url, patch=(32, 32, 32), workers=workers)
+    loader = make_loader(
+        dataset, dataset.case_ids, config, 0, rank=0, world_size=1, micro_batch=1, start_index=0
+    )
+    with pytest.raises(DataError, match="gives no answer") as caught:
+        next(loader)
+    assert "503" in caught.value.got
+    assert server.url in caught.value.where
+
+
+def test_readers_get_the_patience_of_the_configuration(server: FailingServer) -> None:
+    assert DataConfig.model_fields["patience_s"].default == PATIENCE_S
+    sent = pickle.loads(pickle.dumps(open_dataset(server.url, patience_s=7)))
+    assert sent.files._patience_s == 7
+
+
+@pytest.mark.parametrize("fault", ["400", "403"])
+def test_a_request_that_will_never_succeed_is_not_repeated(
+    server: FailingServer, fault: str
+) -> None:
+    server.fault, server.failures = fault, 1
+    with pytest.raises(DataError, match=r"gives no answer|refuses access"):
+        open_dataset(server.url)
+    assert server.asked == 1

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ import torch
 from segresmamba.config import DataConfig
 from segresmamba.data import Batch, PatchSampler, make_loader, open_dataset
 from segresmamba.data.store import layout
+from segresmamba.data.stream.loader import _Reader
 from segresmamba.errors import DataError
 
 PATCH = (32, 32, 32)
@@ -96,6 +100,51 @@ def test_a_process_ends_whose_loader_is_still_there(sound_store: Path) -> None:
     subprocess.run([sys.executable, "-c", code, str(sound_store)], check=True, timeout=240)
 
 
+def in_session(leader: int) -> list[psutil.Process]:
+    """The living processes of a session."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(OSError, psutil.Error):
+            alive = process.status() != psutil.STATUS_ZOMBIE
+            if alive and os.getsid(process.pid) == leader:
+                found.append(process)
+    return found
+
+
+@pytest.mark.parametrize("when", ["reading", "starting"])
+def test_readers_and_their_server_end_with_a_trainer_that_is_killed(
+    sound_store: Path, when: str
+) -> None:
+    code = (
+        "import sys; from pathlib import Path; from tests.data.stream.test_loader import batches\n"
+        "if __name__ == '__main__':\n"
+        "    loader = batches(Path(sys.argv[1]), workers=2)\n"
+        "    if sys.argv[2] == 'starting': print('ready', flush=True)\n"
+        "    kept = [next(loader) for _ in range(3)]; print('ready', flush=True)\n"
+        "    sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(sound_store), when]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    ) as trainer:
+        try:
+            assert trainer.stdout is not None
+            assert trainer.stdout.readline() == b"ready\n"
+            family = in_session(trainer.pid)
+            assert any("forkserver" in " ".join(process.cmdline()) for process in family)
+        finally:
+            trainer.kill()
+    # A busy machine may take its time; what does not end by itself stays for ever.
+    end = time.monotonic() + 200
+    while (left := in_session(trainer.pid)) and time.monotonic() < end:
+        time.sleep(0.05)
+    for process in left:
+        process.kill()
+    assert left == []
+    names = " ".join(os.listdir("/dev/shm"))
+    assert not [process for process in family if f"torch_{process.pid}_" in names]
+
+
 def test_a_loader_begins_anywhere(sound_store: Path) -> None:
     _, second, third = islice(batches(sound_store), 3)
     resumed = batches(sound_store, start_index=2)
@@ -141,3 +190,15 @@ def test_damage_is_reported_as_what_it_is(store: Path, workers: int) -> None:
     with pytest.raises(DataError, match="a stored case is damaged") as caught:
         next(batches(store, workers=workers))
     assert str(store) in caught.value.where
+
+
+def test_a_reader_that_meets_damage_uses_its_buffer_again(store: Path) -> None:
+    shard = layout.shard_file(store / "case_0" / layout.IMAGE, 4)
+    shard.write_bytes(shard.read_bytes()[:-1])
+    sampler = PatchSampler(open_dataset(store), ["case_0"], PATCH, 0, 1 / 3)
+    reader = _Reader(sampler, shared=False)
+    for index in range(4):
+        (error,) = reader.__getitems__([index])
+        assert isinstance(error, DataError)
+        assert "a stored case is damaged" in error.problem
+    assert len(reader._buffers._buffers) == 1

@@ -125,3 +125,9 @@ def test_a_zip_file_is_staged_as_a_folder(sound_store: Path, tmp_path: Path) -> 
     dataset = open_dataset(zipped(sound_store, tmp_path / "store.zip"))
     staged = stage(dataset, dataset.case_ids, str(tmp_path / "node"))
     assert verify(staged.where) == []
+
+
+def test_a_case_that_the_dataset_lacks_is_not_staged(sound_store: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such case"):
+        stage(open_dataset(sound_store), ["../../case_0"], str(tmp_path / "a" / "b"))
+    assert not any(tmp_path.iterdir())

@@ -7,10 +7,11 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813
 
 from segresmamba.data.volumes.volume import read_label, read_volume
 from segresmamba.errors import DataError
-from tests.data.raw import AFFINE, write_nifti
+from tests.data.raw import AFFINE, write_header, write_nifti
 
 SHAPE = (4, 5, 6)
 LABELS = {"background": 0, "ball": 1, "box": 2}
@@ -228,3 +229,65 @@ def test_many_labels_need_a_wider_type(tmp_path: Path) -> None:
     path = write_nifti(tmp_path / "b.nii.gz", some() + 100)
     label_DHW, _ = read_label(path, labels, image.original)
     assert (label_DHW.dtype, label_DHW.max()) == (np.int16, 220)
+
+
+@pytest.mark.parametrize(
+    ("name", "dims", "two"),
+    [
+        ("a.nii.gz", (0, 10, 10), False),
+        ("a.nii.gz", (-5, 10, 10), False),
+        ("a.nii.gz", (100_000,) * 3, True),
+        ("a.nii.gz", (2**32, 2**32, 1), True),
+        ("a.nii", (32_000,) * 3, False),
+        ("a.nii", (-1, 10, -10), True),
+    ],
+)
+def test_a_header_that_cannot_be_true_is_refused(
+    tmp_path: Path, name: str, dims: tuple[int, ...], two: bool
+) -> None:
+    error = refused(write_header(tmp_path / name, dims, 2000, two))
+    assert error.problem == "a file is truncated or damaged"
+    assert str(dims) in error.got
+
+
+def test_a_file_that_is_one_byte_short_is_refused_by_its_size(tmp_path: Path) -> None:
+    assert "holds at most 591" in refused(write_header(tmp_path / "a.nii", SHAPE, 239)).got
+
+
+@pytest.mark.parametrize("offset", [np.nan, np.inf, -1e30, 1e30])
+def test_an_absurd_place_of_the_voxels_is_refused(tmp_path: Path, offset: float) -> None:
+    path = write_nifti(tmp_path / "a.nii", some())
+    content = bytearray(path.read_bytes())
+    content[108:112] = np.float32(offset).tobytes()
+    path.write_bytes(content)
+    assert refused(path).problem == "a file is truncated or damaged"
+
+
+@pytest.mark.parametrize(
+    "size", ["0 10 10", "-5 10 10", "4000 4000 4000", "4294967296 4294967296 1"]
+)
+@pytest.mark.parametrize("ending", [".nrrd", ".mha"])
+def test_absurd_headers_of_other_formats_are_refused(
+    tmp_path: Path, ending: str, size: str
+) -> None:
+    headers = {
+        ".nrrd": f"NRRD0004\ntype: short\ndimension: 3\nspace: left-posterior-superior\n"
+        f"sizes: {size}\nspace directions: (1,0,0) (0,1,0) (0,0,1)\nendian: little\n"
+        "encoding: raw\nspace origin: (0,0,0)\n\n",
+        ".mha": "ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = False\n"
+        f"CompressedData = False\nTransformMatrix = 1 0 0 0 1 0 0 0 1\nOffset = 0 0 0\n"
+        f"ElementSpacing = 1 1 1\nDimSize = {size}\nElementType = MET_SHORT\n"
+        "ElementDataFile = LOCAL\n",
+    }
+    path = tmp_path / f"a{ending}"
+    path.write_bytes(headers[ending].encode() + bytes(2000))
+    assert refused(path).problem == "a file is truncated or damaged"
+
+
+def test_voxels_of_an_nrrd_may_lie_in_a_file_beside_it(tmp_path: Path) -> None:
+    image = sitk.GetImageFromArray(
+        np.arange(1, 60 * 70 * 80 + 1, dtype=np.int32).reshape(60, 70, 80)
+    )
+    sitk.WriteImage(image, str(tmp_path / "a.nhdr"))
+    (tmp_path / "a.nhdr").rename(tmp_path / "a.nrrd")
+    assert read_volume([tmp_path / "a.nrrd"]).image_CDHW.size == 60 * 70 * 80
