@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk  # noqa: N813
 
-from segresmamba.data.volumes.mapped_arrays import release_freed_memory
 from segresmamba.data.untrusted import require_voxels
+from segresmamba.data.volumes.mapped_arrays import release_freed_memory
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # Positions in DICOM are decimal text, often rounded to hundredths.
