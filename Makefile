@@ -57,7 +57,7 @@ test: $(VENV)/.test ## install and run every test that needs no GPU
 
 # Ctrl-C is for the tests: tee stays until they have written their last line.
 beside-%:
-	@$(MAKE) --no-print-directory $* 2>&1 | tee --ignore-interrupts $(LOGS)/$*.log
+	@$(MAKE) --no-print-directory --output-sync=none $* 2>&1 | tee --ignore-interrupts $(LOGS)/$*.log
 
 unit: $(VENV)/.test
 	@echo "==> tests: $(JOBS) processes"

@@ -42,7 +42,7 @@ from segresmamba.engine.zero import ZeroEngine
 from segresmamba.errors import UserError
 from segresmamba.evaluation.score_cases import CaseResult, Summary, evaluate_cases
 from segresmamba.planner.out_of_memory import out_of_memory, ran_out
-from segresmamba.storage.atomic import remove_leftovers, write_text
+from segresmamba.storage.atomic import write_text
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.task.losses import build_loss
 from segresmamba.task.ranks import Ranks
@@ -87,10 +87,7 @@ def train(config: Config) -> dict[str, Any]:
     status: Status = "failed"
     try:
         if ranks.is_main:
-            # The tracker holds the run's lock, so nobody else is writing these files.
-            remove_leftovers(folder.best.parent)
-            for path in (folder.config, folder.environment, folder.memory):
-                remove_leftovers(folder.path, path.name)
+            folder.remove_leftovers()  # the tracker holds the run's lock from here on
         observers.start()
         trainer = Trainer(task, network, ranks, folder, tracker, memory)
         tracker.tags(trainer.choices | {"scan_backend": backend})

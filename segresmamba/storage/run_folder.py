@@ -30,7 +30,7 @@ import yaml
 
 from segresmamba.config import Config, experiment, read_config, run_folder
 from segresmamba.errors import ConfigError, UserError
-from segresmamba.storage.atomic import sync, write_text
+from segresmamba.storage.atomic import remove_leftovers, sync, write_text
 
 _STEP_FOLDER = re.compile(r"step-(\d{8})")
 
@@ -97,6 +97,15 @@ class RunFolder:
         """
         names = (_STEP_FOLDER.fullmatch(path.name) for path in self.checkpoints.glob("step-*"))
         return sorted(int(name[1]) for name in names if name)
+
+    def remove_leftovers(self) -> None:
+        """Delete what killed jobs left of the files that one process of a run writes.
+
+        The caller holds the run's lock. mlflow.json and emissions.json have writers of their own.
+        """
+        remove_leftovers(self.best.parent)
+        for path in (self.config, self.environment, self.memory):
+            remove_leftovers(self.path, path.name)
 
     def enter(self, config: Config) -> None:
         """Create the folder, or enter it again with the same experiment.
