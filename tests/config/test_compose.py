@@ -89,6 +89,8 @@ def configs(draw: st.DrawFn) -> Config:
     fraction = st.floats(0, 1)
     positive = st.floats(1e-12, 1e12)
     size = st.tuples(*[st.integers(1, 512)] * 3)
+    # What would end a line of a batch script is refused.
+    one_line = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]))
     warmup = draw(st.integers(0, 10_000))
     regions = st.dictionaries(st.text(), st.lists(st.integers(1, 9), max_size=3).map(tuple))
     train = {
@@ -102,7 +104,7 @@ def configs(draw: st.DrawFn) -> Config:
     return Config.model_validate(
         {
             "seed": draw(st.integers(0, 2**63)),
-            "run": {"root": Path(draw(st.text()))},
+            "run": {"root": Path(draw(one_line))},
             "data": {
                 "store": draw(st.text(min_size=1)),
                 "patch": draw(size),
