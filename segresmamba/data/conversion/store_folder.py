@@ -152,6 +152,10 @@ class StoreFolder:
             DataError: If this version cannot go on with it.
         """
         header = cls.read_header(path) or {}
+        # The version comes first: what a newer version wrote need not fit the fields of this one.
+        version = header.get("schema_version", 0)
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise newer_version(path / _ROOT, version)
         try:
             begun = _Begun.model_validate(header)
         except ValidationError as error:
@@ -161,8 +165,6 @@ class StoreFolder:
                 got=" ".join(str(error).split())[:200],
                 remedy="convert to another folder, or all cases anew with --overwrite",
             ) from error
-        if begun.schema_version > SCHEMA_VERSION:
-            raise newer_version(path / _ROOT, begun.schema_version)
         if not layout.is_known(begun.codec):
             raise DataError(
                 "this version cannot write the store's codec",
