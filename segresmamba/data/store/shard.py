@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import struct
 from itertools import product
+from operator import itemgetter
 from typing import Any
 
 import google_crc32c
@@ -26,6 +27,8 @@ from segresmamba.data.untrusted import parse_json
 blosc.use_threads = False  # reader processes run in parallel, so threads would compete with them
 
 _CRC_BYTES = 4
+_CRC_RESIDUE = 0x48674BC7
+"""The CRC-32C of any bytes that end with their own little-endian CRC-32C."""
 _BLOSC_MOST_BYTES = 2**31 - 1 - 16  # its sizes are int32, and its own header takes 16
 _BLOSC_HEADER = struct.Struct("<4xI4xI")
 """Number of bytes of a chunk when decoded and when encoded."""
@@ -58,10 +61,9 @@ class ShardedArray:
                 raise OSError("the shard file is missing") from error
             return
         self._shard = shard
-        index, checksum = tail[:-_CRC_BYTES], tail[-_CRC_BYTES:]
-        if google_crc32c.value(index).to_bytes(_CRC_BYTES, "little") != checksum:
+        if google_crc32c.value(tail) != _CRC_RESIDUE:
             raise ValueError("the checksum of the shard's index does not fit: the file is damaged")
-        self._index = np.frombuffer(index, "<u8").reshape(*grid, 2)
+        self._index = np.frombuffer(tail[:-_CRC_BYTES], "<u8").reshape(*grid, 2)
 
     def read(self, start: tuple[int, ...], out: npt.NDArray[Any]) -> None:
         """Read a box that lies inside the array.
@@ -84,29 +86,28 @@ class ShardedArray:
         entries = self._index[tuple(slice(axis[0][0], axis[-1][0] + 1) for axis in touched)]
         # In the order of the file, so that neighbours are read at once.
         chunks = sorted(
-            (offset, count, place)
-            for (offset, count), place in zip(
-                entries.reshape(-1, 2).tolist(),
-                product(*map(range, entries.shape[:-1])),
-                strict=True,
-            )
-            if count != layout.ABSENT
+            (
+                (offset, count, place)
+                for (offset, count), place in zip(
+                    entries.reshape(-1, 2).tolist(), product(*touched), strict=True
+                )
+                if count != layout.ABSENT
+            ),
+            key=itemgetter(0),
         )
         if not chunks:
             return
         scratch = np.empty(self._chunk, self._dtype)
         parts = self._shard.read_ranges([(offset, count) for offset, count, _ in chunks])
         for part, (_, count, place) in zip(parts, chunks, strict=True):
-            encoded = part[: count - _CRC_BYTES]
             # Blosc decodes most flipped bits into other voxels without an error.
-            if google_crc32c.value(encoded) != int.from_bytes(part[-_CRC_BYTES:].data, "little"):
+            if google_crc32c.value(part) != _CRC_RESIDUE:
                 raise ValueError("the checksum of a chunk does not fit: the file is damaged")
             # Blosc trusts the sizes in the header, so they are compared with the known ones.
-            if _BLOSC_HEADER.unpack_from(encoded.data) != (self._chunk_bytes, len(encoded)):
+            if _BLOSC_HEADER.unpack_from(part.data) != (self._chunk_bytes, count - _CRC_BYTES):
                 raise ValueError("a chunk's header is damaged")
-            blosc.decompress(encoded, scratch)
-            axes = [axis[number] for axis, number in zip(touched, place, strict=True)]
-            source, target = (tuple(axis[side] for axis in axes) for side in (1, 2))
+            blosc.decompress(part, scratch)
+            _, source, target = zip(*place, strict=True)
             out[target] = scratch[source]
 
 
