@@ -155,3 +155,11 @@ def test_the_reader_of_imports_sees_nested_ones(tmp_path: Path) -> None:
 def test_importing_the_package_imports_nothing_heavy() -> None:
     code = "import sys, segresmamba; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_starting_a_training_imports_no_slow_library_that_it_does_not_need() -> None:
+    code = "import sys, segresmamba.engine.trainer; print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert {"monai", "mlflow", "matplotlib", "pandas", "numba"}.isdisjoint(
+        result.stdout.decode().split()
+    )

@@ -1,4 +1,4 @@
-"""Training. Importing this package imports torch and MONAI."""
+"""Training. Importing this package imports torch."""
 
 from segresmamba.engine.stop import request_stop
 from segresmamba.engine.trainer import train

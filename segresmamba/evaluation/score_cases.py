@@ -26,7 +26,6 @@ from torch import nn
 from segresmamba import data
 from segresmamba.config import Config
 from segresmamba.evaluation.metrics import Score, score
-from segresmamba.evaluation.overlays import draw_overlay
 from segresmamba.inference.sliding_window import predict_volume
 from segresmamba.storage.atomic import write_text
 from segresmamba.task.classes import Classes
@@ -134,6 +133,8 @@ def evaluate_cases(
         logger.info("case %s: Dice %.4f", case_id, result.dice)
         results.append(result)
         if overlays is not None:
+            from segresmamba.evaluation.overlays import draw_overlay  # matplotlib: not in training
+
             picture = partial(
                 draw_overlay,
                 overlays / f"{case_id}.png",

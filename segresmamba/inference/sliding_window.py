@@ -8,7 +8,6 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from monai.inferers.utils import sliding_window_inference
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -47,6 +46,9 @@ def predict_volume(
     Returns:
         Logits (K, D, H, W), float32, on `device`, or on the CPU if `device` cannot hold them.
     """
+    # MONAI takes two seconds to import, which the start of a training need not wait for.
+    from monai.inferers.utils import sliding_window_inference
+
     bounds_1C4 = torch.as_tensor(normalisation_C4, dtype=torch.float32, device=device)[None]
     autocast = Autocast(network, precision)
 

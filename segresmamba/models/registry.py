@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from segresmamba.config.networks import NETWORKS, SegResMambaVariant
-from segresmamba.models import rivals
 from segresmamba.models.arguments import check_counts
 from segresmamba.models.padding import Padded
 from segresmamba.models.segmamba import SegMamba
@@ -20,16 +19,9 @@ from segresmamba.ops import resolve_backend
 
 # Builders take in_channels, out_channels and the settings of their section of the configuration.
 # The variants of SegResMamba are one class: their sections differ in their defaults.
-_BUILDERS: dict[str, Callable[..., SegResMamba | SegMamba | Padded]] = {
+_BUILDERS: dict[str, Callable[..., SegResMamba | SegMamba]] = {
     **{variant().name: SegResMamba for variant in get_args(SegResMambaVariant)},
     "segmamba": SegMamba,
-    "segresnet": rivals.segresnet,
-    "swinunetr": rivals.swinunetr,
-    "unetr": rivals.unetr,
-    "unet": rivals.unet,
-    "dynunet": rivals.dynunet,
-    "mednext": rivals.mednext,
-    "resenc_unet": rivals.resenc_unet,
 }
 # The only network whose weights depend on the size of its input: its position embedding has an
 # entry for each token. The default is the paper's patch.
@@ -64,11 +56,11 @@ def build(
         ArgumentError: If the settings do not fit together or the patch is too small.
         BackendMissingError: If the network's library is not installed.
     """
-    if name not in _BUILDERS:
-        raise ValueError(f"unknown network {name!r}; choose one of {', '.join(sorted(_BUILDERS))}")
+    if name not in NETWORKS:
+        raise ValueError(f"unknown network {name!r}; choose one of {', '.join(sorted(NETWORKS))}")
     # For the networks of libraries; those written here check it themselves as well.
     check_counts(1, in_channels=in_channels, out_channels=out_channels)
-    builder = _BUILDERS[name]
+    builder = _BUILDERS.get(name) or _rival(name)
     if name == _FIXED_SIZE:
         builder = partial(builder, patch=patch or _DEFAULT_PATCH)
     settings = NETWORKS[name]().model_dump(exclude={"name"}) | kwargs
@@ -76,6 +68,14 @@ def build(
     if patch is not None:
         network.check_patch(patch)
     return network
+
+
+def _rival(name: str) -> Callable[..., Padded]:
+    # Their library takes two seconds to import, which a training of another network would pay.
+    from segresmamba.models import rivals
+
+    builder: Callable[..., Padded] = getattr(rivals, name)
+    return builder
 
 
 def scan_backend(network: nn.Module, device: torch.device) -> str:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from monai.networks.blocks.dynunet_block import UnetOutBlock
-from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrUpBlock
 from torch import Tensor, nn
 
 from segresmamba.models.arguments import (
@@ -66,6 +64,10 @@ class SegMamba(nn.Module):
         num_slices: Sequence[int] | None = None,
         scan_backend: str = "auto",
     ) -> None:
+        # MONAI takes two seconds to import, and only this network and the rivals need it.
+        from monai.networks.blocks.dynunet_block import UnetOutBlock
+        from monai.networks.blocks.unetr_block import UnetrUpBlock
+
         super().__init__()
         check_mamba(spatial_dims, in_channels, out_channels, d_state, d_conv, expand)
         check_counts(1, hidden_size=hidden_size)
@@ -187,5 +189,7 @@ def _conv(channels: int, kernel_size: int) -> tuple[nn.Module, nn.Module, nn.Mod
 
 
 def _residual(fine: int, coarse: int) -> nn.Module:
+    from monai.networks.blocks.unetr_block import UnetrBasicBlock
+
     block: nn.Module = UnetrBasicBlock(3, fine, coarse, 3, 1, "instance", res_block=True)
     return block

@@ -11,12 +11,12 @@ network, why, and how their parameters add up to the figures of the paper and it
 from __future__ import annotations
 
 import itertools
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from monai.networks.blocks.segresnet_block import ResBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -34,7 +34,6 @@ from segresmamba.models.tom import TriOrientedMamba
 
 # The norm of SegResNet's blocks, MONAI's default.
 _NORM_GROUPS = 8
-_DECODER_NORM = ("group", {"num_groups": _NORM_GROUPS})
 
 
 class SegResMamba(nn.Module):
@@ -134,7 +133,7 @@ class SegResMamba(nn.Module):
         """SegResNet's decoder (Figure 1), from the coarsest stage to the finest."""
         pairs = [(coarse, fine) for fine, coarse in itertools.pairwise(dims)][::-1]
         self.ups = nn.ModuleList(_up(coarse, fine) for coarse, fine in pairs)
-        self.decoders = nn.ModuleList(ResBlock(3, fine, norm=_DECODER_NORM) for _, fine in pairs)
+        self.decoders = nn.ModuleList(ResBlock(fine) for _, fine in pairs)
         # Without deep supervision these heads would be parameters that never get a gradient.
         self.coarse_heads = nn.ModuleList(
             nn.Conv3d(fine, out_channels, 1) for _, fine in pairs[:-1] if self.deep_supervision
@@ -230,6 +229,29 @@ class SegResMamba(nn.Module):
             return part(*inputs)
         # Nothing here is random, so the state of the random generators need not be kept.
         return checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+
+class ResBlock(nn.Module):
+    """SegResNet's residual block. MONAI's has the same names of weights and the same output.
+
+    Importing anything of MONAI takes two seconds, which every start of a training would pay.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(_NORM_GROUPS, channels)
+        self.norm2 = nn.GroupNorm(_NORM_GROUPS, channels)
+        self.act = nn.ReLU(inplace=True)
+        self.conv1, self.conv2 = (
+            nn.Sequential(OrderedDict(conv=nn.Conv3d(channels, channels, 3, padding=1, bias=False)))
+            for _ in range(2)
+        )
+
+    def forward(self, x_BCDHW: Tensor) -> Tensor:
+        """Two convolutions, each after a norm, added to the input; the shape stays."""
+        inner_BCDHW = self.conv1(self.act(self.norm1(x_BCDHW)))
+        residual_BCDHW: Tensor = self.conv2(self.act(self.norm2(inner_BCDHW)))
+        return residual_BCDHW.add_(x_BCDHW)
 
 
 def _down(fine: int, coarse: int, norm_biases: bool) -> nn.Module:

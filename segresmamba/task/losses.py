@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from monai.losses.dice import DiceLoss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segresmamba.config import Config
 from segresmamba.task.classes import Classes
+
+_SMOOTH = 1e-5
 
 
 def build_loss(config: Config, labels: Mapping[str, int]) -> SegmentationLoss:
@@ -50,11 +51,6 @@ class SegmentationLoss(nn.Module):
     def __init__(self, classes: Classes) -> None:
         super().__init__()
         self.classes = classes
-        self.dice = (
-            DiceLoss(softmax=True, to_onehot_y=True, include_background=False)
-            if classes.exclusive
-            else DiceLoss(sigmoid=True, squared_pred=True)
-        )
 
     def forward(self, outputs: Tensor | Sequence[Tensor], label_BDHW: Tensor) -> Tensor:
         """The loss of a batch.
@@ -75,11 +71,22 @@ class SegmentationLoss(nn.Module):
             logits = logits_BKDHW.float()
             if self.classes.exclusive:
                 cross_entropy = F.cross_entropy(logits, target)
-                target = target[:, None]  # MONAI's one-hot encoding wants a channel axis
+                mask = torch.zeros_like(logits).scatter_(1, target[:, None], 1)
+                dice = _dice_loss(logits.softmax(1)[:, 1:], mask[:, 1:])
             else:
                 cross_entropy = F.binary_cross_entropy_with_logits(logits, target)
-            losses.append(weight * (self.dice(logits, target) + cross_entropy))
+                dice = _dice_loss(logits.sigmoid(), target, squared=True)
+            losses.append(weight * (dice + cross_entropy))
         return torch.stack(losses).sum() / sum(weights)
+
+
+def _dice_loss(predicted_BKDHW: Tensor, target_BKDHW: Tensor, *, squared: bool = False) -> Tensor:
+    """1 - Dice of probabilities against masks of 0 and 1, averaged over samples and channels."""
+    axes = (2, 3, 4)
+    overlap_BK = (predicted_BKDHW * target_BKDHW).sum(axes)
+    measured_BKDHW = predicted_BKDHW.square() if squared else predicted_BKDHW
+    sizes_BK = measured_BKDHW.sum(axes) + target_BKDHW.sum(axes)
+    return (1 - (2 * overlap_BK + _SMOOTH) / (sizes_BK + _SMOOTH)).mean()
 
 
 def resize_label(label_BDHW: Tensor, size: Sequence[int]) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from segresmamba.config import load_config
 from segresmamba.models import ArgumentError, SegResMamba, TriOrientedMamba, build
+from segresmamba.models.segresmamba import ResBlock
 from segresmamba.planner.footprint import SavedBytes
 
 TINY: dict[str, Any] = {"dims": (8, 8, 16, 16), "d_state": 4}
@@ -211,3 +212,13 @@ def test_a_patch_is_refused_before_anything_is_computed(
 def test_slices_that_divide_no_map_are_refused_at_any_size() -> None:
     with pytest.raises(ArgumentError, match="num_slices must divide the 18 tokens"):
         tiny(num_slices=16)(torch.randn(1, 2, 96, 80, 64))
+
+
+def test_the_residual_block_is_that_of_segresnet() -> None:
+    from monai.networks.blocks.segresnet_block import ResBlock as MonaiBlock
+
+    ours, theirs = ResBlock(16), MonaiBlock(3, 16, norm=("group", {"num_groups": 8}))
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    theirs.load_state_dict(ours.state_dict())
+    x_BCDHW = torch.randn(2, 16, 4, 5, 6)
+    assert torch.equal(ours(x_BCDHW), theirs(x_BCDHW))

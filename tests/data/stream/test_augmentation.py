@@ -145,16 +145,15 @@ def test_the_affine_is_a_rotation_about_the_centre(monkeypatch: pytest.MonkeyPat
     """Against SciPy, on a patch whose sides differ."""
     from segresmamba.data.stream import augmentation
 
-    matrix = np.eye(4)
-    matrix[:3, :3] = Rotation.from_euler("xyz", [10, -20, 30], degrees=True).as_matrix() / 1.2
+    matrix = Rotation.from_euler("xyz", [10, -20, 30], degrees=True).as_matrix() / 1.2
     monkeypatch.setattr(augmentation, "_matrix", lambda *_: matrix)
     smooth = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(20, 24, 16)), 2)
     batch = label_as_image(batch_of([0], (20, 24, 16), channels=1))
     batch = replace(batch, image_BCDHW=torch.from_numpy(smooth[None, None].astype(np.float32)))
     x_BCDHW, _ = augment(batch, only(affine_probability=1), 0)
     centre = (np.array(smooth.shape) - 1) / 2
-    offset = centre - matrix[:3, :3] @ centre
-    expected = ndimage.affine_transform(smooth, matrix[:3, :3], offset, order=1, mode="nearest")
+    offset = centre - matrix @ centre
+    expected = ndimage.affine_transform(smooth, matrix, offset, order=1, mode="nearest")
     np.testing.assert_allclose(x_BCDHW[0, 0].numpy(), expected, atol=1e-5)
 
 
