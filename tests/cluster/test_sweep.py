@@ -165,10 +165,15 @@ def test_a_search_needs_nobody_on_the_login_node(
     trial_words: tuple[str, ...], tmp_path: Path
 ) -> None:
     words = ("--search=optuna", "--name=s", "--trials=2", *trial_words)
-    done = launch("sweep", *words, "train.weight_decay=tag(log,interval(1e-6,1e-3))")
-    assert done.returncode == 0, done.stderr
-    sweep = Sweep.read(tmp_path / "runs" / "sweeps" / "s")
-    assert not any(trial.overrides for trial in sweep.trials)
+    # Jobs may be queued there, but none starts.
+    slurm("scontrol", "update", "partitionname=low", "state=down")
+    try:
+        done = launch("sweep", *words, "train.weight_decay=tag(log,interval(1e-6,1e-3))")
+        assert done.returncode == 0, done.stderr
+        sweep = Sweep.read(tmp_path / "runs" / "sweeps" / "s")
+        assert not any(trial.overrides for trial in sweep.trials)
+    finally:
+        slurm("scontrol", "update", "partitionname=low", "state=up")
     watch(sweep, most=8)
     shown = launch("status", str(sweep.folder)).stdout
     assert {trial.state for trial in sweep.trials} <= OVER, shown
