@@ -162,6 +162,9 @@ class Watch:
         known, journal = len(self._curve), self._trial.folder.journal
         for record in read_records(journal, self._read) if journal.exists() else ():
             self._read = record.end
+            if record.kind == "attempt":  # what it measured after this step counts no longer
+                step = record.body["step"]
+                self._curve = {at: dice for at, dice in self._curve.items() if at <= step}
             if METRIC in record.body.get("values", ()) and record.kind == "metrics":
                 # A resumed run may validate a step again; its first value counts.
                 self._curve.setdefault(record.body["step"], float(record.body["values"][METRIC]))

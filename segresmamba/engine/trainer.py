@@ -146,6 +146,7 @@ class Trainer:
         self.parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
         self.engine = ZeroEngine(network, config, ranks)
         self.step = self._resume()
+        self._begin_attempt()
         self.last_dice: float | None = None
         style, steps = config.tracking.logs, config.train.max_steps
         self.wait_advice = WaitAdvice(config.data)
@@ -343,6 +344,15 @@ class Trainer:
         new = "" if found.layout == expected.layout else f", written by {found.layout}"
         logger.info("continuing from step %d%s, on %s", found.step, new, expected.layout)
         return found.step
+
+    def _begin_attempt(self) -> None:
+        """Set aside what belongs to steps that are trained again under other settings."""
+        if not self.tracker.goes_back(self.step):
+            return
+        best = self.folder.best
+        if best.exists() and read_facts(best).step > self.step:
+            logger.warning("the best weights so far are in %s", self.folder.set_results_aside())
+        self.tracker.attempt(self.step)
 
     def _meta(self, step: int) -> checkpoint.Meta:
         return checkpoint.Meta(

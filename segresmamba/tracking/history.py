@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from segresmamba.storage.run_folder import RunFolder
+from segresmamba.tracking.attempts import current
 from segresmamba.tracking.energy.ledger import Ledger, power_line
 from segresmamba.tracking.journal import read_header, read_journal
 from segresmamba.tracking.mapping import MetricPoint, flatten, new_points
@@ -21,14 +22,16 @@ class History:
     """What one run recorded.
 
     Attributes:
-        id: Id of its journal, the same in the folder and in MLflow.
+        id: Id of its journal, the same in the folder and in MLflow; the folder if the journal has
+            lost it.
         name: Its name.
         where: The folder, or MLflow's URI and the id there.
         status: finished, failed, preempted or running. A run that was killed is still running.
         settings: Every setting as an override would give it, such as {"train.lr": "0.0001"}.
         tags: Facts besides the settings, such as the device.
-        curves: The values of each metric in the order of their steps. A step that a resumed run
-            trained again counts once, with its first value, as in MLflow.
+        curves: The values of each metric in the order of their steps, without those of earlier
+            attempts. A step that a resumed run trained again counts once, with its first value, as
+            in MLflow.
         energy: Totals over all nodes and restarts, such as energy_kwh and emissions_kg; empty if
             energy was not measured.
         power: How the power was measured or estimated; empty if that is not recorded.
@@ -95,7 +98,7 @@ def read_history(folder: Path) -> History:
     curves: dict[str, list[MetricPoint]] = {}
     last_step: dict[str, int] = {}
     files: dict[str, Path] = {}
-    for record in read_journal(journal):
+    for record in current(read_journal(journal)):
         match record.kind:
             case "params":
                 settings = flatten(record.body["values"])  # a resume records all of them again
@@ -113,7 +116,7 @@ def read_history(folder: Path) -> History:
                 if status == "finished":
                     last_step.clear()  # what comes after is another evaluation, not a resume
     return History(
-        id=header.body["id"],
+        id=header.body["id"] or str(folder),
         name=header.body["name"],
         where=str(folder),
         status=status,

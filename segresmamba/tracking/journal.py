@@ -130,6 +130,11 @@ class Journal:
         """Write all records to disk."""
         os.fsync(self._fd)
 
+    @property
+    def size(self) -> int:
+        """Size of the file in bytes."""
+        return self._end
+
     def close(self) -> None:
         """Close the file and free its lock."""
         with suppress(OSError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -39,6 +40,8 @@ class UploadState:
         last_step: Latest step sent of each metric.
         parent_id: MLflow's id of the group's run, once there is one.
         nodes: Offset up to which MLflow has the samples of each node.
+        attempts: The steps that further attempts went on from, as far as they were seen.
+        attempts_sent: How many of these lie before `sent_bytes`.
     """
 
     uri: str
@@ -52,6 +55,8 @@ class UploadState:
     group: str | None = None
     parent_id: str | None = None
     nodes: dict[str, int] = field(default_factory=dict)
+    attempts: list[int] = field(default_factory=list)
+    attempts_sent: int = 0
 
     @classmethod
     def load(cls, folder: Path) -> UploadState:
@@ -79,9 +84,15 @@ class UploadState:
         """
         write_text(RunFolder(folder).mlflow, json.dumps(asdict(self), indent=1))
 
-    def restart(self, journal: str) -> None:
-        """Forget the run in MLflow, and go back to the start of the journal."""
+    def restart(self, journal: str, attempts: Sequence[int] = ()) -> None:
+        """Forget the run in MLflow, and go back to the start of the journal.
+
+        Args:
+            journal: Id of the journal.
+            attempts: The attempts that are known to be in it.
+        """
         self.journal = journal
+        self.attempts, self.attempts_sent = list(attempts), 0
         self.experiment_id = self.run_id = self.parent_id = None
         self.sent_bytes = 0
         self.last_step = {}
