@@ -48,7 +48,17 @@ from segresmamba.task.losses import build_loss
 from segresmamba.task.ranks import Ranks
 from segresmamba.task.task import Task, scan_backend
 from segresmamba.task.weights import WeightsFacts, read_facts, save_weights, shapes_of
-from segresmamba.tracking import PhaseMemory, Status, StepLog, Tracker, log_as, memory_metrics
+from segresmamba.tracking import (
+    PhaseMemory,
+    Status,
+    StepLog,
+    Tracker,
+    finished_step,
+    finished_text,
+    log_as,
+    memory_metrics,
+    run_hint,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +92,9 @@ def train(config: Config) -> dict[str, Any]:
     if ranks.is_main:
         folder.enter(config)
     wait_for_all()
+    if (finished := _finished(config, folder, ranks)) is not None:
+        forget_request()
+        return finished
     observers = NodeObservers(config, folder, ranks)
     tracker = open_run_tracker(task, folder, ranks)
     status: Status = "failed"
@@ -114,6 +127,25 @@ def train(config: Config) -> dict[str, Any]:
         "folder": str(folder.path),
         "dice_mean": trainer.last_dice,
         "ui_hint": tracker.ui_hint(),
+    }
+
+
+def _finished(config: Config, folder: RunFolder, ranks: Ranks) -> dict[str, Any] | None:
+    """The result of a run that has finished before; None if something is left to do (collective).
+
+    Such a run is not started: a start would count as its own in the journal and the energy.
+    """
+    step = from_main(finished_step(folder.path, config.train.max_steps) if ranks.is_main else None)
+    if step is None:
+        return None
+    if ranks.is_main:
+        logger.warning(finished_text(folder.path, step))
+    return {
+        "status": "finished",
+        "step": step,
+        "folder": str(folder.path),
+        "dice_mean": json.loads(folder.validation(step).read_text())["validation/dice/mean"],
+        "ui_hint": run_hint(folder.path, config.tracking, config.run.root),
     }
 
 

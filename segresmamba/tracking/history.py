@@ -81,6 +81,31 @@ def run_folders(folder: Path) -> list[Path]:
     return inside
 
 
+def finished_step(folder: Path, max_steps: int) -> int | None:
+    """The step at which a run has finished; None if there is something left to do.
+
+    Args:
+        folder: The run folder, which need not exist.
+        max_steps: The step to reach.
+    """
+    run = RunFolder(folder)
+    step = max(run.saved_steps(), default=0)
+    is_done = step >= max_steps and run.validation(step).exists() and run.best.exists()
+    try:
+        return step if is_done and read_history(folder).status == "finished" else None
+    except TrackingError:  # the tracker, which opens the journal too, says what is wrong
+        return None
+
+
+def finished_text(folder: Path, step: int) -> str:
+    """What to tell somebody who starts a finished run again."""
+    return (
+        f"{folder} has finished at step {step}, and nothing is left to train; to go on: the same "
+        f"command with run.name={folder.name} train.max_steps=N (more than {step}) and "
+        "--allow-config-change"
+    )
+
+
 def read_history(folder: Path) -> History:
     """Read a run's folder, which may still be growing; nothing in it is changed.
 
