@@ -56,6 +56,9 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+FAULTS_TAG = "damaged_journal"
+"""Tag of a run with what was wrong with its journal."""
+
 
 class Journal:
     """A journal that this process writes, and no other.
@@ -66,7 +69,7 @@ class Journal:
         known_id: Id to take if the file has none, or has lost it.
 
     Attributes:
-        faults: What was wrong with the lines that the file had.
+        faults: What was wrong with the lines that the file had; empty if `FAULTS_TAG` says it.
 
     Raises:
         TrackingError: If the file cannot be written, another process is writing it, or it is not a
@@ -89,12 +92,15 @@ class Journal:
             if not try_lock(self._fd, path):
                 raise _held_error(path)
             self._end = self._end_of_last_line()
-            self._number, header = 0, None
+            self._number, header, told = 0, None, ""
             reader = JournalReader(path)
             for record in reader:
                 self._number = max(self._number, record.number or 0) + 1
                 header = record if record.kind == "run" else header
-            self.faults = str(reader.faults)
+                if record.kind == "tags":
+                    told = record.body["values"].get(FAULTS_TAG, told)
+            faults = str(reader.faults)
+            self.faults = "" if told.endswith(faults) else faults
             self._set_aside(reader.damaged)
             if header is None:
                 self.append("run", schema=SCHEMA, id=known_id or uuid.uuid4().hex, name=name)

@@ -14,7 +14,7 @@ from segresmamba import __version__
 from segresmamba.config import TrackingConfig
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.tracking.attempts import goes_back, missing_steps
-from segresmamba.tracking.journal import Journal, read_journal
+from segresmamba.tracking.journal import FAULTS_TAG, Journal, read_journal
 from segresmamba.tracking.mlflow.state import UploadState, open_state
 from segresmamba.tracking.mlflow.uploader import Uploader
 from segresmamba.tracking.protocol import Status, Tracker, TrackingError
@@ -71,7 +71,7 @@ class RunTracker(Tracker):
         self._lost_records = 0
         self._append("status", status="running", host=socket.gethostname(), pid=os.getpid())
         if journal.faults:
-            self.tags({"damaged_journal": journal.faults})
+            self.tags({FAULTS_TAG: journal.faults})
         if state is None:
             return
         try:
