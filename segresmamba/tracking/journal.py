@@ -15,9 +15,10 @@ One JSON object a line, only ever appended to:
 JSON has no numbers that are not finite: "nan", "inf" and "-inf" are strings, which `float` reads
 back. A path that lies below the run folder is relative to it.
 
-Each append is one system call, so a crash can only cut the last line. `journal_lines` finds lines
-that were damaged, moved, repeated or removed. The next process that writes moves what is damaged to
-journal.damaged.jsonl and leaves blanks in its place. An "attempt" is explained in `attempts`.
+Each append is one system call, so a crash can only cut the last line. With its number and its
+checksum, which are not shown above, `journal_lines` finds lines that were damaged, moved, repeated
+or removed. The next process that writes moves what is damaged to journal.damaged.jsonl, and leaves
+blanks in its place. `attempts` explains the kind "attempt".
 """
 
 from __future__ import annotations
