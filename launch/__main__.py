@@ -32,9 +32,9 @@ from segresmamba.cli.conversion import (
     SpacingPolicy,
     Splits,
 )
-from segresmamba.config import load_config, read_config
+from segresmamba.config import Config, load_config, read_config
 from segresmamba.errors import LaunchError, UserError
-from segresmamba.storage.run_folder import RunFolder
+from segresmamba.storage.run_folder import RunFolder, refuse_changes
 
 MaxParallel = Annotated[
     int | None,
@@ -87,6 +87,8 @@ def train(
             Sweep.from_overrides(folds, fold_sweep_name(folds)), max_parallel, dry_run=dry_run
         )
     job = TrainJob(load_config(overrides))
+    if not dry_run:
+        _end_if_finished(job.config)
     if in_allocation and not dry_run:
         Slurm().run_in_allocation(job)
     backend = backend_for(job.config)
@@ -206,6 +208,7 @@ def resume(
     # The folder may have been moved since the configuration was written.
     where = config.run.model_copy(update={"root": folder.parent, "name": folder.resolve().name})
     config = config.model_copy(update={"run": where})
+    _end_if_finished(config)
     sys.exit(backend_for(config).start(TrainJob(config)))
 
 
@@ -214,6 +217,19 @@ def trial(folder: Path, number: int) -> None:
     """Run one trial of a sweep here."""
     job = TrialJob(folder, number)
     sys.exit(backend_for(job.resolved_config()).start(job))
+
+
+def _end_if_finished(config: Config) -> None:
+    """End this command if nothing is left to do for the run, so that no job is started for it."""
+    folder, steps = RunFolder.from_config(config), config.train.max_steps
+    if max(folder.saved_steps(), default=0) < steps:
+        return
+    from segresmamba.tracking import finished_step, finished_text
+
+    refuse_changes(config)
+    if (step := finished_step(folder.path, steps)) is not None:
+        typer.echo(finished_text(folder.path, step))
+        sys.exit(0)
 
 
 def _run_sweep(planned: Sweep, max_parallel: int | None, *, dry_run: bool) -> NoReturn:

@@ -32,6 +32,9 @@ fi
 root=$(realpath --canonicalize-missing "${1:-runs}")
 mkdir -p "$root"
 address=$root/mlflow-server.json
+# In a URI a % begins a character, and a ? a query.
+escaped=${root//%/%25}
+escaped=${escaped//\?/%3F}
 node=${SLURMD_NODENAME:-$(hostname)}
 port=$("$python" -c 'import sys; from launch.ports import free_port; print(free_port(sys.argv[1]))' "$SLURM_JOB_ID")
 
@@ -40,8 +43,8 @@ port=$("$python" -c 'import sys; from launch.ports import free_port; print(free_
 "$python" -m segresmamba.tracking.mlflow.server "$root" --app-name segresmamba \
     --host 0.0.0.0 --port "$port" --workers 1 \
     --allowed-hosts "$node:$port,localhost:*,127.0.0.1:*" \
-    --backend-store-uri "sqlite:///$root/mlflow.db" \
-    --default-artifact-root "file://$root/mlartifacts" --no-serve-artifacts &
+    --backend-store-uri "sqlite:///$escaped/mlflow.db" \
+    --default-artifact-root "file://$escaped/mlartifacts" --no-serve-artifacts &
 server=$!
 
 finish() {

@@ -50,7 +50,7 @@ class FailedStart:
     checkpoint: int
     """The newest checkpoint's step, 0 if there is none: where the next attempt starts."""
     step: int
-    """The last step in the journal: how far it got."""
+    """The last step in the journal: how far this start got."""
     error: str
     """The last line of the error."""
 
@@ -111,7 +111,7 @@ def _remember(folder: RunFolder, job_id: str, failure: Failure) -> list[FailedSt
         job=job_id,
         rank=failure.rank,
         checkpoint=max(folder.saved_steps(), default=0),
-        step=max(steps, default=0),
+        step=steps[-1] if steps else 0,
         error=failure.text.splitlines()[-1],
     )
     with folder.failures.open("a", encoding="utf-8") as stream:

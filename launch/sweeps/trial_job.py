@@ -159,14 +159,18 @@ class Watch:
     def _falls_behind(self) -> bool:
         from segresmamba.tracking import read_records
 
-        known, journal = len(self._curve), self._trial.folder.journal
+        known, journal = dict(self._curve), self._trial.folder.journal
         for record in read_records(journal, self._read) if journal.exists() else ():
             self._read = record.end
+            if record.kind == "attempt":  # what it measured after this step counts no longer
+                step = record.body["step"]
+                self._curve = {at: dice for at, dice in self._curve.items() if at <= step}
             if METRIC in record.body.get("values", ()) and record.kind == "metrics":
                 # A resumed run may validate a step again; its first value counts.
                 self._curve.setdefault(record.body["step"], float(record.body["values"][METRIC]))
         # After its last step a trial is done, and stopping it would save nothing.
-        if len(self._curve) == known or max(self._curve) >= self._last_step:
+        is_new = self._curve and self._curve != known
+        if not is_new or max(self._curve) >= self._last_step:
             return False
         if self._study is None:
             self._study = catch_up(self._sweep)

@@ -22,7 +22,7 @@ from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from rich.console import Group
 from rich.markup import escape
@@ -206,7 +206,7 @@ def _reach(uri: str) -> str:
     parts = urlsplit(uri)
     scheme = parts.scheme.partition("+")[0]
     if scheme == "sqlite":
-        path = Path(uri.removeprefix("sqlite:///"))
+        path = Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0]))
         if path.exists():
             path.open("r+b").close()  # raises if the file cannot be written
         return f"SQLite file {path}" + ("" if path.exists() else " (made by the first run)")

@@ -48,7 +48,17 @@ from segresmamba.task.losses import build_loss
 from segresmamba.task.ranks import Ranks
 from segresmamba.task.task import Task, scan_backend
 from segresmamba.task.weights import WeightsFacts, read_facts, save_weights, shapes_of
-from segresmamba.tracking import PhaseMemory, Status, StepLog, Tracker, log_as, memory_metrics
+from segresmamba.tracking import (
+    PhaseMemory,
+    Status,
+    StepLog,
+    Tracker,
+    finished_step,
+    finished_text,
+    log_as,
+    memory_metrics,
+    run_hint,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +92,9 @@ def train(config: Config) -> dict[str, Any]:
     if ranks.is_main:
         folder.enter(config)
     wait_for_all()
+    if (finished := _finished(config, folder, ranks)) is not None:
+        forget_request()
+        return finished
     observers = NodeObservers(config, folder, ranks)
     tracker = open_run_tracker(task, folder, ranks)
     status: Status = "failed"
@@ -117,6 +130,25 @@ def train(config: Config) -> dict[str, Any]:
     }
 
 
+def _finished(config: Config, folder: RunFolder, ranks: Ranks) -> dict[str, Any] | None:
+    """The result of a run that has finished before; None if something is left to do (collective).
+
+    Such a run is not started: a start would count as its own in the journal and the energy.
+    """
+    step = from_main(finished_step(folder.path, config.train.max_steps) if ranks.is_main else None)
+    if step is None:
+        return None
+    if ranks.is_main:
+        logger.warning(finished_text(folder.path, step))
+    return {
+        "status": "finished",
+        "step": step,
+        "folder": str(folder.path),
+        "dice_mean": json.loads(folder.validation(step).read_text())["validation/dice/mean"],
+        "ui_hint": run_hint(folder.path, config.tracking, config.run.root),
+    }
+
+
 class Trainer:
     """One rank's part of a run.
 
@@ -146,6 +178,7 @@ class Trainer:
         self.parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
         self.engine = ZeroEngine(network, config, ranks)
         self.step = self._resume()
+        self._begin_attempt()
         self.last_dice: float | None = None
         style, steps = config.tracking.logs, config.train.max_steps
         self.wait_advice = WaitAdvice(config.data)
@@ -343,6 +376,15 @@ class Trainer:
         new = "" if found.layout == expected.layout else f", written by {found.layout}"
         logger.info("continuing from step %d%s, on %s", found.step, new, expected.layout)
         return found.step
+
+    def _begin_attempt(self) -> None:
+        """Set aside what belongs to steps that are trained again under other settings."""
+        if not self.tracker.goes_back(self.step):
+            return
+        best = self.folder.best
+        if best.exists() and read_facts(best).step > self.step:
+            logger.warning("the best weights so far are in %s", self.folder.set_results_aside())
+        self.tracker.attempt(self.step)
 
     def _meta(self, step: int) -> checkpoint.Meta:
         return checkpoint.Meta(

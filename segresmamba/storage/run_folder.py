@@ -11,6 +11,7 @@ Submitting a job and checking a queue read these paths too, so this module does 
     best/weights.pt           full weights of the best validation, see task.weights
     overlays/                 pictures of the last evaluation
     results.json              metrics of the last evaluation
+    earlier-1/                best/, overlays/ and results.json of an attempt before the current one
     emissions.json            energy ledger
     mlflow.json               the run in MLflow, and how much of the journal it has
     failure.txt               traceback of the last failure
@@ -84,6 +85,24 @@ class RunFolder:
         free = next(candidate for candidate in aside if not candidate.exists())
         path.rename(free)
         sync(self.checkpoints)
+        return free
+
+    def set_results_aside(self) -> Path:
+        """Move the best weights, and what was measured with them, to a folder `earlier-1` or so.
+
+        Returns:
+            The folder.
+
+        Raises:
+            OSError: If they cannot be moved.
+        """
+        aside = (self.path / f"earlier-{number}" for number in itertools.count(1))
+        free = next(candidate for candidate in aside if not candidate.exists())
+        free.mkdir()
+        # The weights last: while they are in place, the next start does this again.
+        for path in (self.results, self.overlays, self.best.parent):
+            if path.exists():
+                path.rename(free / path.name)
         return free
 
     def validation(self, step: int) -> Path:

@@ -4,7 +4,14 @@ from segresmamba.tracking.energy.emissions import EmissionsMeter
 from segresmamba.tracking.energy.gpus import gpu_uuid
 from segresmamba.tracking.energy.ledger import node_name
 from segresmamba.tracking.energy.system import SystemSampler
-from segresmamba.tracking.history import History, is_run, read_history, run_folders
+from segresmamba.tracking.history import (
+    History,
+    finished_step,
+    finished_text,
+    is_run,
+    read_history,
+    run_folders,
+)
 from segresmamba.tracking.journal import read_journal, read_records
 from segresmamba.tracking.logs import StepLog, log_as
 from segresmamba.tracking.mapping import flatten
@@ -28,6 +35,8 @@ __all__ = [
     "Tracker",
     "TrackingError",
     "environment",
+    "finished_step",
+    "finished_text",
     "flatten",
     "gpu_uuid",
     "is_run",

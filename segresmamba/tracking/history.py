@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from segresmamba.storage.run_folder import RunFolder
+from segresmamba.tracking.attempts import current
 from segresmamba.tracking.energy.ledger import Ledger, power_line
 from segresmamba.tracking.journal import read_header, read_journal
 from segresmamba.tracking.mapping import MetricPoint, flatten, new_points
@@ -21,14 +22,16 @@ class History:
     """What one run recorded.
 
     Attributes:
-        id: Id of its journal, the same in the folder and in MLflow.
+        id: Id of its journal, the same in the folder and in MLflow; the folder if the journal has
+            lost it.
         name: Its name.
         where: The folder, or MLflow's URI and the id there.
         status: finished, failed, preempted or running. A run that was killed is still running.
         settings: Every setting as an override would give it, such as {"train.lr": "0.0001"}.
         tags: Facts besides the settings, such as the device.
-        curves: The values of each metric in the order of their steps. A step that a resumed run
-            trained again counts once, with its first value, as in MLflow.
+        curves: The values of each metric in the order of their steps, without those of earlier
+            attempts. A step that a resumed run trained again counts once, with its first value, as
+            in MLflow.
         energy: Totals over all nodes and restarts, such as energy_kwh and emissions_kg; empty if
             energy was not measured.
         power: How the power was measured or estimated; empty if that is not recorded.
@@ -78,6 +81,31 @@ def run_folders(folder: Path) -> list[Path]:
     return inside
 
 
+def finished_step(folder: Path, max_steps: int) -> int | None:
+    """The step at which a run has finished; None if there is something left to do.
+
+    Args:
+        folder: The run folder, which need not exist.
+        max_steps: The step to reach.
+    """
+    run = RunFolder(folder)
+    step = max(run.saved_steps(), default=0)
+    is_done = step >= max_steps and run.validation(step).exists() and run.best.exists()
+    try:
+        return step if is_done and read_history(folder).status == "finished" else None
+    except TrackingError:  # the tracker, which opens the journal too, says what is wrong
+        return None
+
+
+def finished_text(folder: Path, step: int) -> str:
+    """What to tell somebody who starts a finished run again."""
+    return (
+        f"{folder} has finished at step {step}, and nothing is left to train; to go on: the same "
+        f"command with run.name={folder.name} train.max_steps=N (more than {step}) and "
+        "--allow-config-change"
+    )
+
+
 def read_history(folder: Path) -> History:
     """Read a run's folder, which may still be growing; nothing in it is changed.
 
@@ -95,7 +123,7 @@ def read_history(folder: Path) -> History:
     curves: dict[str, list[MetricPoint]] = {}
     last_step: dict[str, int] = {}
     files: dict[str, Path] = {}
-    for record in read_journal(journal):
+    for record in current(read_journal(journal)):
         match record.kind:
             case "params":
                 settings = flatten(record.body["values"])  # a resume records all of them again
@@ -113,7 +141,7 @@ def read_history(folder: Path) -> History:
                 if status == "finished":
                     last_step.clear()  # what comes after is another evaluation, not a resume
     return History(
-        id=header.body["id"],
+        id=header.body["id"] or str(folder),
         name=header.body["name"],
         where=str(folder),
         status=status,

@@ -10,52 +10,55 @@ One JSON object a line, only ever appended to:
     {"kind": "dataset", "time_ms": ..., "name": "spleen", "digest": "9c1e...", "source": "x.zarr"}
     {"kind": "model", "time_ms": ..., "path": "best", "step": 900, "loader": "package.module"}
     {"kind": "status", "time_ms": ..., "status": "running", "host": "n1", "pid": 4711}
+    {"kind": "attempt", "time_ms": ..., "step": 100}
 
 JSON has no numbers that are not finite: "nan", "inf" and "-inf" are strings, which `float` reads
 back. A path that lies below the run folder is relative to it.
 
-Each append is one system call, so a crash can only cut the last line.
+Each append is one system call, so a crash can only cut the last line. With its number and its
+checksum, which are not shown above, `journal_lines` finds lines that were damaged, moved, repeated
+or removed. The next process that writes moves what is damaged to journal.damaged.jsonl, and leaves
+blanks in its place. `attempts` explains the kind "attempt".
 """
 
 from __future__ import annotations
 
 import errno
-import json
 import logging
-import math
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from segresmamba.storage.atomic import sync_entries
 from segresmamba.storage.locks import try_lock
-from segresmamba.tracking.protocol import TrackingError, newer_error
+from segresmamba.tracking.journal_lines import (
+    SCHEMA,
+    JournalReader,
+    JournalRecord,
+    not_a_journal,
+    split_line,
+    write_line,
+)
+from segresmamba.tracking.protocol import TrackingError
+
+__all__ = [
+    "SCHEMA",
+    "Journal",
+    "JournalRecord",
+    "read_header",
+    "read_journal",
+    "read_records",
+    "warn_if_cut",
+]
 
 logger = logging.getLogger(__name__)
 
-SCHEMA = 1
-
-
-@dataclass(frozen=True)
-class JournalRecord:
-    """One line of a journal.
-
-    Attributes:
-        kind: run, params, tags, metrics, artifact, dataset, model or status.
-        time_ms: When it was written, in milliseconds since 1970.
-        body: The fields of this kind.
-        end: Offset in bytes of the record after this one.
-    """
-
-    kind: str
-    time_ms: int
-    body: dict[str, Any]
-    end: int
+FAULTS_TAG = "damaged_journal"
+"""Tag of a run with what was wrong with its journal."""
 
 
 class Journal:
@@ -64,13 +67,17 @@ class Journal:
     Args:
         path: The file. A journal that exists is continued after its last complete record.
         name: Name of the run, for the first record.
+        known_id: Id to take if the file has none, or has lost it.
+
+    Attributes:
+        faults: What was wrong with the lines that the file had; empty if `FAULTS_TAG` says it.
 
     Raises:
         TrackingError: If the file cannot be written, another process is writing it, or it is not a
             journal that this version understands.
     """
 
-    def __init__(self, path: Path, *, name: str) -> None:
+    def __init__(self, path: Path, *, name: str, known_id: str = "") -> None:
         self._path = path
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         try:
@@ -85,16 +92,21 @@ class Journal:
         try:
             if not try_lock(self._fd, path):
                 raise _held_error(path)
-            self._end = path.read_bytes().rfind(b"\n") + 1
-            warn_if_cut(path, self._end)
-            if path.stat().st_size > self._end:  # a power loss may have cut the last line
-                os.ftruncate(self._fd, self._end)
-            if self._end == 0:
-                self.append("run", schema=SCHEMA, id=uuid.uuid4().hex, name=name)
+            self._end = self._end_of_last_line()
+            self._number, header, told = 0, None, ""
+            reader = JournalReader(path)
+            for record in reader:
+                self._number = max(self._number, record.number or 0) + 1
+                header = record if record.kind == "run" else header
+                if record.kind == "tags":
+                    told = record.body["values"].get(FAULTS_TAG, told)
+            faults = str(reader.faults)
+            self.faults = "" if told.endswith(faults) else faults
+            self._set_aside(reader.damaged)
+            if header is None:
+                self.append("run", schema=SCHEMA, id=known_id or uuid.uuid4().hex, name=name)
                 self.flush()
                 sync_entries(path.parent)
-            else:
-                read_header(path)  # it raises if the file is not a journal
         except BaseException:
             self.close()
             raise
@@ -109,8 +121,7 @@ class Journal:
             OSError: If it could not be written; the journal then ends with the record before.
         """
         # MLflow's time stamps are milliseconds too, so they go there unchanged.
-        record = {"kind": kind, "time_ms": time.time_ns() // 1_000_000, **body}
-        line = json.dumps(_as_json(record), allow_nan=False).encode() + b"\n"
+        line = write_line(kind, time.time_ns() // 1_000_000, self._number, body)
         try:
             if os.write(self._fd, line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
@@ -120,10 +131,16 @@ class Journal:
                 os.ftruncate(self._fd, self._end)
             raise
         self._end += len(line)
+        self._number += 1
 
     def flush(self) -> None:
         """Write all records to disk."""
         os.fsync(self._fd)
+
+    @property
+    def size(self) -> int:
+        """Size of the file in bytes."""
+        return self._end
 
     def close(self) -> None:
         """Close the file and free its lock."""
@@ -131,36 +148,52 @@ class Journal:
             os.close(self._fd)
         self._fd = -1
 
+    def _end_of_last_line(self) -> int:
+        """Cut what a power loss has left of a last line, and return the size of the file."""
+        content = self._path.read_bytes()
+        end = content.rfind(b"\n") + 1
+        if split_line(content[end:], end)[0]:  # only the end of the line is lost
+            return len(content) + os.write(self._fd, b"\n")
+        warn_if_cut(self._path, end)
+        if len(content) > end:
+            os.ftruncate(self._fd, end)
+        return end
+
+    def _set_aside(self, damaged: list[tuple[int, int]]) -> None:
+        """Move damaged places into a file beside the journal.
+
+        Blanks take their place: MLflow's state has offsets of what lies behind them.
+        """
+        if not damaged:
+            return
+        aside = self._path.with_name(f"{self._path.stem}.damaged{self._path.suffix}")
+        try:
+            with self._path.open("r+b") as file, aside.open("ab") as copy:
+                for start, end in damaged:
+                    file.seek(start)
+                    copy.write(file.read(end - start) + b"\n")
+                copy.flush()
+                os.fsync(copy.fileno())
+                for start, end in damaged:
+                    file.seek(start)
+                    file.write(b" " * (end - start))
+        except OSError as error:
+            logger.error("what is damaged in %s could not be set aside: %s", self._path, error)
+        else:
+            logger.error("what is damaged in %s is now in %s", self._path, aside)
+
 
 def read_records(path: Path, start: int = 0) -> Iterator[JournalRecord]:
-    """The complete records of a journal.
-
-    A journal that is being written may end in the middle of a line; that line is not yet a record.
+    """The complete and sound records of a journal, see `JournalReader`.
 
     Args:
         path: The journal.
         start: Offset in bytes to begin at: the `end` of a record, or 0.
 
     Raises:
-        TrackingError: If the file is missing, damaged, not a journal, or of a newer version.
+        TrackingError: If the file is missing, not a journal, or of a newer version.
     """
-    try:
-        lines = path.open("rb")
-    except OSError as error:
-        raise TrackingError(
-            "there is no journal to read",
-            where=path,
-            got=error.strerror,
-            remedy=f"name the folder of a run, which holds {path.name}",
-        ) from error
-    with lines:
-        lines.seek(start)
-        for line in lines:
-            if not line.endswith(b"\n"):  # it is being written, or a power loss has cut it
-                return
-            record = _parse(line, start, path)
-            start = record.end
-            yield record
+    return iter(JournalReader(path, start))
 
 
 def read_journal(path: Path) -> list[JournalRecord]:
@@ -175,14 +208,23 @@ def read_journal(path: Path) -> list[JournalRecord]:
 
 
 def read_header(path: Path) -> JournalRecord:
-    """The first record, which names the journal and its schema.
+    """The record that names the journal.
+
+    If it was damaged, the next process that writes the journal adds another. Until then, this
+    gives one with an empty id.
 
     Raises:
         TrackingError: As `read_records`, and if the journal is empty.
     """
+    first = None
     for record in read_records(path):
-        return record
-    raise _not_a_journal(path, "an empty file")
+        if record.kind == "run":
+            return record
+        first = first or record
+    if first is None:
+        raise not_a_journal(path, "an empty file")
+    body = {"schema": SCHEMA, "id": "", "name": path.parent.name}
+    return JournalRecord("run", first.time_ms, body, end=0)
 
 
 def warn_if_cut(path: Path, end: int) -> None:
@@ -195,57 +237,13 @@ def warn_if_cut(path: Path, end: int) -> None:
         )
 
 
-def _parse(line: bytes, start: int, path: Path) -> JournalRecord:
-    try:
-        body = json.loads(line)
-        kind, time_ms = body.pop("kind"), body.pop("time_ms")
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
-        if start == 0:
-            raise _not_a_journal(path, repr(line[:60])) from error
-        raise TrackingError(
-            f"the journal is damaged at byte {start}",
-            where=path,
-            got=repr(line[:60]),
-            remedy=f"keep a copy, then cut it there: truncate -s {start} {path}",
-        ) from error
-    if start == 0:
-        schema = body.get("schema")
-        if not isinstance(schema, int):
-            raise _not_a_journal(path, "a first record without a schema")
-        if schema > SCHEMA:
-            raise newer_error("the journal", path, schema, SCHEMA)
-    return JournalRecord(kind, time_ms, body, start + len(line))
-
-
-def _not_a_journal(path: Path, got: str) -> TrackingError:
-    return TrackingError(
-        "this is not a journal",
-        where=path,
-        got=got,
-        remedy="move the file away, or choose another run.name",
-    )
-
-
 def _held_error(path: Path) -> TrackingError:
     # Each process that opens a journal records its host and process id first, see `RunTracker`.
     holders = [record.body for record in read_records(path) if "pid" in record.body]
-    holder = f"process {holders[-1]['pid']} on {holders[-1]['host']}" if holders else "unknown"
+    holder = f"process {holders[-1]['pid']} on {holders[-1].get('host')}" if holders else "unknown"
     return TrackingError(
         "another process is writing this journal",
         where=path,
         got=holder,
         remedy="wait for that run to end, stop it, or choose another run.name",
     )
-
-
-def _as_json(value: Any) -> Any:
-    """The value in types that JSON has; any other object becomes its text."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {str(key): _as_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_as_json(item) for item in value]
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    return str(value)

@@ -75,14 +75,15 @@ def new_points(record: JournalRecord, last_step: dict[str, int]) -> list[MetricP
 
 
 def batches(records: Iterable[JournalRecord]) -> Iterator[list[JournalRecord]]:
-    """Groups of consecutive records. A status is a group of its own, since its order matters."""
+    """Groups of consecutive records. What changes the run itself is a group of its own."""
     batch: list[JournalRecord] = []
     for record in records:
-        if batch and (record.kind == "status" or len(batch) == RECORDS_PER_BATCH):
+        is_alone = record.kind in {"status", "attempt"}
+        if batch and (is_alone or len(batch) == RECORDS_PER_BATCH):
             yield batch
             batch = []
         batch.append(record)
-        if record.kind == "status":
+        if is_alone:
             yield batch
             batch = []
     if batch:

@@ -47,7 +47,7 @@ class Tracker:
         """Record measurements.
 
         A resumed run trains the steps after its last checkpoint again. The journal then has two
-        values of a key at a step; MLflow gets the first.
+        values of a key at a step; MLflow gets the first, unless a new `attempt` has begun.
         """
 
     def artifact(self, path: Path, folder: str = "") -> None:
@@ -64,6 +64,20 @@ class Tracker:
             step: The step that the weights are of.
             loader: Name of the module whose `_load_pyfunc(folder)` loads the model.
         """
+
+    def goes_back(self, step: int) -> bool:
+        """Find out what the journal has about a run that goes on from the checkpoint of `step`.
+
+        Call it when the settings and the dataset are recorded. Steps that the journal lacks are
+        said, in the log and in a tag.
+
+        Returns:
+            Whether values of later steps belong to other settings, or to a run that had finished.
+        """
+        return False
+
+    def attempt(self, step: int) -> None:
+        """Record that earlier values of steps after this one no longer belong to the run."""
 
     def flush(self) -> None:
         """Write everything recorded so far to disk. Call it with each checkpoint."""

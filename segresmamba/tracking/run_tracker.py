@@ -13,7 +13,8 @@ from typing import Any
 from segresmamba import __version__
 from segresmamba.config import TrackingConfig
 from segresmamba.storage.run_folder import RunFolder
-from segresmamba.tracking.journal import Journal
+from segresmamba.tracking.attempts import goes_back, missing_steps
+from segresmamba.tracking.journal import FAULTS_TAG, Journal, read_journal
 from segresmamba.tracking.mlflow.state import UploadState, open_state
 from segresmamba.tracking.mlflow.uploader import Uploader
 from segresmamba.tracking.protocol import Status, Tracker, TrackingError
@@ -40,7 +41,10 @@ def open_tracker(folder: Path, config: TrackingConfig, *, root: Path, run_name: 
     # A mistake in tracking.uri is found here, before anything is written.
     state = open_state(folder, config, root) if config.enabled else None
     folder.mkdir(parents=True, exist_ok=True)
-    journal = Journal(RunFolder(folder).journal, name=run_name)
+    known_id = state.journal if state else ""
+    journal = Journal(RunFolder(folder).journal, name=run_name, known_id=known_id)
+    if state is not None and state.sent_bytes > journal.size:
+        state.sent_bytes = 0  # the journal was lost, and begins again
     return RunTracker(folder, journal, state, config)
 
 
@@ -66,6 +70,8 @@ class RunTracker(Tracker):
         self._uploader: Uploader | None = None
         self._lost_records = 0
         self._append("status", status="running", host=socket.gethostname(), pid=os.getpid())
+        if journal.faults:
+            self.tags({FAULTS_TAG: journal.faults})
         if state is None:
             return
         try:
@@ -112,6 +118,27 @@ class RunTracker(Tracker):
             requirements=[f"segresmamba=={__version__}"],
             register=self._config.register_model,
         )
+
+    def goes_back(self, step: int) -> bool:
+        """See `Tracker`."""
+        try:
+            records = read_journal(RunFolder(self._folder).journal)
+        except (OSError, TrackingError) as error:
+            logger.error("what the run recorded before cannot be read: %s", error)
+            return False
+        if missing := missing_steps(records, step):
+            logger.warning("the journal lacks steps before the checkpoint of %d: %s", step, missing)
+            self.tags({"missing_steps": missing})
+        return goes_back(records, step)
+
+    def attempt(self, step: int) -> None:
+        """Record that another attempt begins after this step."""
+        logger.warning(
+            "what was recorded of steps after %d belongs to other settings or to a run that had "
+            "finished: it is kept as an earlier attempt",
+            step,
+        )
+        self._append("attempt", step=step)
 
     def flush(self) -> None:
         """Write the journal to disk."""

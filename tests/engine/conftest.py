@@ -39,6 +39,15 @@ def finished_run(_finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(_finished, tmp_path / "tiny"))
 
 
+@pytest.fixture
+def killed_run(finished_run: Path) -> Path:
+    """`finished_run`, killed at the very end: the journal does not say that it has finished."""
+    journal = finished_run / "journal.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join(line for line in lines if '"finished"' not in line))
+    return finished_run
+
+
 @pytest.fixture(autouse=True)
 def on_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """These tests compare with CPU results and run two ranks: GPUs of the machine stay out."""

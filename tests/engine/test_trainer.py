@@ -17,6 +17,7 @@ from segresmamba.engine.zero import ZeroEngine
 from segresmamba.errors import BackendMissingError, CheckpointError, ConfigError, UserError
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.task.weights import read_facts
+from segresmamba.tracking import read_history
 from tests.damage import cut, flip, lose
 from tests.engine.ranks import RankPool
 from tests.engine.tiny import journal_losses, tiny_config
@@ -134,13 +135,43 @@ def test_every_checkpoint_forces_the_journal_to_the_disk(
     assert {2, 4} <= set(forced)  # the steps that were on the disk when it was asked for
 
 
-def test_a_finished_run_is_not_trained_again(
+def test_a_finished_run_that_is_started_again_says_so_and_uses_nothing(
+    finished_run: Path, tiny_store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = RunFolder(finished_run).journal.read_bytes()
+    result = train(tiny_config(tiny_store, tmp_path, "tracking.emissions=true"))
+    assert (result["status"], result["step"]) == ("finished", 4)
+    assert result["dice_mean"] == read_facts(RunFolder(finished_run).best).dice
+    assert RunFolder(finished_run).journal.read_bytes() == first
+    assert not RunFolder(finished_run).emissions.exists()
+    assert "run.name=tiny train.max_steps=N (more than 4)" in caplog.text
+
+
+def test_steps_trained_again_with_other_settings_become_another_attempt(
     finished_run: Path, tiny_store: Path, tmp_path: Path
 ) -> None:
-    first = journal_losses(finished_run)
-    again = train(tiny_config(tiny_store, tmp_path))
-    assert again["status"] == "finished"
-    assert journal_losses(finished_run) == first
+    run = RunFolder(finished_run)
+    before = journal_losses(finished_run)
+    shutil.rmtree(run.checkpoint(4))
+    train(tiny_config(tiny_store, tmp_path, "train.lr=0.01", "run.allow_config_change=true"))
+    shown = read_history(finished_run).curves["train/loss"]
+    assert [point.step for point in shown] == [1, 2, 3, 4]
+    assert [point.value for point in shown[:3]] == [before[step] for step in (1, 2, 3)]
+    assert shown[3].value != before[4]  # step 3 had the weights of step 2
+    assert read_facts(finished_run / "earlier-1" / "best" / "weights.pt").step == 4
+    (dice,) = read_history(finished_run).curves["validation/dice/mean"]
+    assert read_facts(run.best).dice == dice.value
+    assert records(finished_run, "train/loss")[:4] == list(before.values())
+
+
+def test_a_run_that_lost_its_journal_says_which_steps_are_missing(
+    finished_run: Path, tiny_store: Path, tmp_path: Path
+) -> None:
+    shutil.rmtree(RunFolder(finished_run).checkpoint(4))
+    RunFolder(finished_run).journal.write_bytes(b"")
+    train(tiny_config(tiny_store, tmp_path))
+    assert tags(finished_run, "missing_steps") == ["1 to 2"]
+    assert sorted(journal_losses(finished_run)) == [3, 4]
 
 
 def test_only_the_last_checkpoints_and_the_best_weights_are_kept(
@@ -260,16 +291,19 @@ def test_a_folder_without_a_checkpoint_takes_other_settings(
 
 
 def test_a_run_goes_on_with_a_moved_store_but_not_with_another_one(
-    finished_run: Path, tiny_store: Path, tmp_path: Path
+    killed_run: Path, tiny_store: Path, tmp_path: Path
 ) -> None:
     moved = tmp_path / "moved"
     shutil.copytree(tiny_store, moved)
-    assert train(tiny_config(moved, tmp_path))["status"] == "finished"
-    manifest = json.loads((moved / "dataset.json").read_text())
+    other = tmp_path / "other"
+    shutil.copytree(tiny_store, other)
+    manifest = json.loads((other / "dataset.json").read_text())
     manifest["digest"] = "0" * 64
-    (moved / "dataset.json").write_text(json.dumps(manifest))
+    del manifest["checksum"]
+    (other / "dataset.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match="content of the dataset"):
-        train(tiny_config(moved, tmp_path))
+        train(tiny_config(other, tmp_path))
+    assert train(tiny_config(moved, tmp_path))["status"] == "finished"
 
 
 def test_overlapping_regions_train_with_deep_supervision_and_validate_by_name(
@@ -306,25 +340,25 @@ def test_a_checkpoint_of_another_architecture_is_refused_by_name_and_shape(
 @pytest.mark.parametrize("file", ["rank-00000.pt", "meta.json"])
 @pytest.mark.parametrize("damage", [flip, cut, lose])
 def test_a_damaged_newest_checkpoint_is_skipped_loudly_and_kept_aside(
-    finished_run: Path,
+    killed_run: Path,
     tiny_store: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     file: str,
     damage: Callable[[Path], None],
 ) -> None:
-    whole, said = journal_losses(finished_run), list[str]()
-    newest = finished_run / "checkpoints" / "step-00000004"
+    whole, said = journal_losses(killed_run), list[str]()
+    newest = killed_run / "checkpoints" / "step-00000004"
     damage(newest / file)
     left = {path.name: path.read_bytes() for path in newest.iterdir()}
     monkeypatch.setattr(checkpoint.logger, "error", lambda text, *a: said.append(text % a))
     result = train(tiny_config(tiny_store, tmp_path, "train.keep_last=1"))
     assert (result["status"], result["step"]) == ("finished", 4)
-    assert_same_curve(whole, journal_losses(finished_run), 1e-5)
-    assert RunFolder(finished_run).saved_steps() == [4]
+    assert_same_curve(whole, journal_losses(killed_run), 1e-5)
+    assert RunFolder(killed_run).saved_steps() == [4]
     aside = newest.with_name("step-00000004.damaged")
     assert {path.name: path.read_bytes() for path in aside.iterdir()} == left
-    (tag,) = tags(finished_run, "damaged_checkpoints")
+    (tag,) = tags(killed_run, "damaged_checkpoints")
     assert tag.startswith("step-00000004.damaged: ")
     assert tag.endswith("continued from step 2")
     for word in ("step 4", str(newest / file), aside.name, "step 2"):
@@ -332,15 +366,15 @@ def test_a_damaged_newest_checkpoint_is_skipped_loudly_and_kept_aside(
 
 
 def test_a_run_whose_only_checkpoint_is_damaged_stops_and_names_the_file(
-    finished_run: Path, tiny_store: Path, tmp_path: Path
+    killed_run: Path, tiny_store: Path, tmp_path: Path
 ) -> None:
-    shutil.rmtree(finished_run / "checkpoints" / "step-00000002")
-    share = finished_run / "checkpoints" / "step-00000004" / "rank-00000.pt"
+    shutil.rmtree(killed_run / "checkpoints" / "step-00000002")
+    share = killed_run / "checkpoints" / "step-00000004" / "rank-00000.pt"
     flip(share)
     for _ in range(2):
         with pytest.raises(CheckpointError, match=f"none of them is sound.*{share}"):
             train(tiny_config(tiny_store, tmp_path))
-    shutil.rmtree(finished_run / "checkpoints" / "step-00000004")
+    shutil.rmtree(killed_run / "checkpoints" / "step-00000004")
     assert train(tiny_config(tiny_store, tmp_path))["status"] == "finished"
 
 

@@ -43,6 +43,17 @@ def test_steps_that_a_resume_trained_again_count_once(tmp_path: Path) -> None:
     assert [(point.step, point.value) for point in losses][3:] == [(4, 0.5), (5, 99.0)]
 
 
+def test_values_of_an_earlier_attempt_are_not_shown(tmp_path: Path) -> None:
+    folder = record_run(tmp_path, "one")
+    journal = Journal(RunFolder(folder).journal, name="one")
+    journal.append("attempt", step=2)
+    journal.append("metrics", step=3, epoch=None, values={"train/loss": 99.0})
+    journal.close()
+    history = read_history(folder)
+    assert [(p.step, p.value) for p in history.curves["train/loss"]] == [(1, 2), (2, 1), (3, 99)]
+    assert history.last("validation/dice/mean") is None  # it was of step 4
+
+
 def test_a_run_without_an_end_is_running(tmp_path: Path) -> None:
     assert read_history(record_run(tmp_path, "one", status=None)).status == "running"
 

@@ -25,6 +25,7 @@ from segresmamba.data.store.manifest import (
     SCHEMA_VERSION,
     CaseRecord,
     Manifest,
+    manifest_text,
     newer_version,
 )
 from segresmamba.data.untrusted import parse_json
@@ -112,7 +113,7 @@ class StoreFolder:
             DataError: If it cannot be written.
         """
         try:
-            write_text(self.path / MANIFEST, manifest.model_dump_json(indent=1))
+            write_text(self.path / MANIFEST, manifest_text(manifest))
         except OSError as error:
             raise self._unwritable(error) from error
 

@@ -4,7 +4,8 @@
 <store>/<case>/zarr.json          the same CaseRecord under attributes.segresmamba
 
 Two words have one meaning each. A *fingerprint* is the summary statistics of a dataset. A *digest*
-identifies content: equal content has an equal digest.
+identifies content: equal content has an equal digest. The *checksum* in dataset.json is over all
+that the file says, so that a damaged statistic is noticed too.
 """
 
 from __future__ import annotations
@@ -26,9 +27,12 @@ from segresmamba.data.store.splits import Split
 from segresmamba.data.untrusted import is_case_id, parse_json
 from segresmamba.data.volumes.resampling import GridTransform
 from segresmamba.errors import DataError
+from segresmamba.storage.digest import json_digest
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+"""Version 3 added the checksum of dataset.json; earlier stores have none, and are read as well."""
 MANIFEST = "dataset.json"
+_CHECKSUM = "checksum"
 
 
 class SourceFile(StoreRecord):
@@ -191,6 +195,12 @@ def dataset_fingerprint(
     }
 
 
+def manifest_text(manifest: Manifest) -> str:
+    """What dataset.json holds: the manifest and its checksum."""
+    content = json.loads(manifest.model_dump_json())
+    return json.dumps(content | {_CHECKSUM: json_digest(content)}, indent=1)
+
+
 def read_manifest(store: Path | Files) -> Manifest:
     """Read a store's manifest.
 
@@ -204,6 +214,9 @@ def read_manifest(store: Path | Files) -> Manifest:
         content = parse_json(files.read(MANIFEST))
         if (version := int(content["schema_version"])) > SCHEMA_VERSION:
             raise newer_version(path, version)
+        written = content.pop(_CHECKSUM, None)
+        if written is not None and written != (found := json_digest(content)):
+            raise ValueError(f"checksum {found}, written with {written}")
         manifest = Manifest.model_validate(content)
         _require_folder_names(manifest, path)
         return manifest
@@ -222,7 +235,8 @@ def read_manifest(store: Path | Files) -> Manifest:
             "the manifest of a dataset is damaged",
             where=path,
             got=" ".join(str(error).split())[:200],
-            remedy="give the folder that `segresmamba convert` wrote, or run it again",
+            remedy="bring the file back from a copy; or run the same `segresmamba convert` again: "
+            "it keeps the cases that are done, and writes the manifest anew",
         ) from error
 
 

@@ -14,7 +14,7 @@ from segresmamba.config.tracking import server_login
 from segresmamba.storage.atomic import atomic_path, remove_leftovers
 from segresmamba.storage.locks import locked
 from segresmamba.tracking.mlflow.login import USER, server_password
-from segresmamba.tracking.mlflow.state import SQLITE_PREFIX, UploadState
+from segresmamba.tracking.mlflow.state import UploadState, sqlite_uri
 
 # MLflow's own retries would hide an outage for minutes, and its telemetry needs the internet.
 ENVIRONMENT = {
@@ -55,7 +55,7 @@ def connect(state: UploadState, folder: Path) -> Any:
             # A process that is killed here would leave a file with some of the tables.
             remove_leftovers(file.parent, file.name)
             with atomic_path(file) as new:
-                library().MlflowClient(f"{SQLITE_PREFIX}{new}")
+                library().MlflowClient(sqlite_uri(new))
         return reading_client(state)
 
 

@@ -9,16 +9,22 @@ write to the database that it shows.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 import stat
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from segresmamba.storage.atomic import atomic_path
 from segresmamba.tracking.protocol import TrackingError
 
+logger = logging.getLogger(__name__)
+
 USER = "segresmamba"
+SERVERS = ("http", "https")
 SERVER_NAME = "mlflow-server.json"
 """A file in the folder of all runs with the address of its MLflow server, while one runs."""
 PASSWORD_NAME = "mlflow-password"
@@ -49,15 +55,25 @@ def make_password(root: Path) -> str:
 
 
 def running_server(root: Path) -> str | None:
-    """The address of the MLflow server of a folder of runs; None if none runs that lets us in."""
+    """The address of the MLflow server of a folder of runs; None if none runs that lets us in.
+
+    A file that cannot be read counts as no server, because training does without one.
+    """
+    path = root / SERVER_NAME
     try:
-        server = json.loads((root / SERVER_NAME).read_text())
-    except OSError:
+        server = json.loads(path.read_text())
+        uri = str(server["uri"])
+        parts = urlsplit(uri)
+        if parts.scheme not in SERVERS or not parts.hostname or parts.port == 0:
+            raise ValueError(f"{uri!r} is no address of a server")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        _warn_unreadable(path, f"{type(error).__name__}: {error}")
         return None
     # The server of an earlier version has no user, and asks for no password.
-    if "user" in server and server_password(root, str(server["uri"])) is None:
-        return None
-    return str(server["uri"])
+    is_refused = "user" in server and server_password(root, uri) is None
+    return None if is_refused else uri
 
 
 def server_password(folder: Path, uri: str) -> str | None:
@@ -71,7 +87,7 @@ def server_password(folder: Path, uri: str) -> str | None:
         uri: Address of a server.
     """
     for root in (folder.absolute(), *folder.absolute().parents):
-        with suppress(OSError, ValueError, TypeError, KeyError):
+        with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
             fd = os.open(root / SERVER_NAME, os.O_RDONLY | os.O_NOFOLLOW)
             with os.fdopen(fd) as file:
                 is_ours = os.fstat(fd).st_uid == os.geteuid()
@@ -79,6 +95,16 @@ def server_password(folder: Path, uri: str) -> str | None:
             if is_ours and "user" in server and server["uri"] == uri:
                 return _read_private(root / PASSWORD_NAME)
     return None
+
+
+@cache
+def _warn_unreadable(path: Path, reason: str) -> None:
+    logger.warning(
+        "%s cannot be read (%s): records go to the file mlflow.db instead; a server that runs "
+        "writes its address there when it is started again",
+        path,
+        reason,
+    )
 
 
 def _read_private(path: Path) -> str:

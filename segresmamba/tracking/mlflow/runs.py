@@ -16,6 +16,10 @@ from segresmamba.tracking.mlflow.state import UploadState
 from segresmamba.tracking.protocol import TrackingError
 
 JOURNAL_TAG = "segresmamba.journal"
+ATTEMPT_TAG = "segresmamba.attempt"
+"""The number of the attempt that a run shows; the first attempt has no such tag."""
+SUPERSEDED_TAG = "segresmamba.superseded"
+"""Why a run no longer shows the weights that exist."""
 GROUP_TAG = "segresmamba.group"
 PARENT_TAG = "mlflow.parentRunId"
 """MLflow's pages show a run with this tag as a child."""
@@ -48,23 +52,42 @@ def find_experiment(client: Any, state: UploadState) -> str:
 def find_run(client: Any, state: UploadState, experiment_id: str, header: JournalRecord) -> str:
     """The id of the run of the journal that begins with `header`, created if need be.
 
+    Each attempt has a run of its own, and the runs of earlier ones become its children.
+
     Raises:
         TrackingError: If it was deleted.
     """
     query = f"tags.`{JOURNAL_TAG}` = '{state.journal}'"
     everything = library().entities.ViewType.ALL  # a deleted run is reported, not created again
-    found = client.search_runs([experiment_id], query, everything, max_results=1)
-    if not found:
-        run = client.create_run(
+    runs = client.search_runs([experiment_id], query, everything)
+    number = str(len(state.attempts) + 1)
+    found = [run for run in runs if run.data.tags.get(ATTEMPT_TAG, "1") == number]
+    if found and found[0].info.lifecycle_stage == DELETED:
+        raise _deleted("run", f"--run-id {found[0].info.run_id}", state)
+    run = (
+        found[0]
+        if found
+        else client.create_run(
             experiment_id,
             start_time=header.time_ms,
-            tags={JOURNAL_TAG: state.journal},
+            tags={JOURNAL_TAG: state.journal} | ({ATTEMPT_TAG: number} if state.attempts else {}),
             run_name=header.body["name"],
         )
-        return str(run.info.run_id)
-    if found[0].info.lifecycle_stage == DELETED:
-        raise _deleted("run", f"--run-id {found[0].info.run_id}", state)
-    return str(found[0].info.run_id)
+    )
+    run_id = str(run.info.run_id)
+    for other in runs:
+        if SUPERSEDED_TAG in other.data.tags and other.info.lifecycle_stage != DELETED:
+            client.set_tag(other.info.run_id, PARENT_TAG, run_id)
+    return run_id
+
+
+def set_apart(client: Any, state: UploadState, header: JournalRecord, step: int) -> None:
+    """Show the run in MLflow as an earlier attempt than one that went on from `step`."""
+    number = len(state.attempts) + 1
+    text = f"attempt {number + 1} goes on from step {step}"
+    client.set_tag(state.run_id, SUPERSEDED_TAG, text)
+    client.update_run(state.run_id, name=f"{header.body['name']}, attempt {number}")
+    client.set_terminated(state.run_id, "KILLED")
 
 
 def refuse_deleted(client: Any, state: UploadState) -> None:

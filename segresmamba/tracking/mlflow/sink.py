@@ -10,6 +10,8 @@ Everything arrives exactly once, however often it is sent and wherever a crash h
 - If a resumed run measures a metric again at a step, only the first value is sent, because MLflow
   cannot take back a value. A rebuild from the journal follows the same rule and gives the same
   curves. A finished run trains no step again, so what another evaluation measures then is sent.
+- Where another attempt begins (see `attempts`), a new run takes the place of the one so far, which
+  becomes its child. The journal is sent again from its start, without what is of the earlier one.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import Any
 from segresmamba.config import read_config
 from segresmamba.storage.locks import locked
 from segresmamba.storage.run_folder import RunFolder
+from segresmamba.tracking.attempts import is_superseded
 from segresmamba.tracking.energy.system import FOLDER_NAME as SYSTEM_FOLDER
 from segresmamba.tracking.journal import JournalRecord, read_header, read_records, warn_if_cut
 from segresmamba.tracking.mapping import batches
@@ -31,6 +34,7 @@ from segresmamba.tracking.mlflow.runs import (
     find_run,
     join_group,
     refuse_deleted,
+    set_apart,
 )
 from segresmamba.tracking.mlflow.state import LOCK_NAME, UploadState, open_state
 from segresmamba.tracking.protocol import TrackingError
@@ -88,8 +92,10 @@ class MlflowSink:
         header = read_header(self._run.journal)
         with locked(self._folder / LOCK_NAME):
             state = UploadState.load(self._folder)
-            if state.journal != header.body["id"]:
-                state.restart(header.body["id"])
+            # A journal that has lost its id goes on under the one that MLflow knows.
+            lost = state.journal or f"{self._folder.name}-{header.time_ms}"
+            if state.journal != (journal_id := header.body["id"] or lost):
+                state.restart(journal_id)
             try:
                 if state.run_id and self._client is None:
                     # Also when there is nothing new to send: somebody may have deleted the run, or
@@ -125,6 +131,16 @@ class MlflowSink:
     def _push(self, state: UploadState, header: JournalRecord, *, last: bool) -> None:
         for batch in batches(read_records(self._run.journal, state.sent_bytes)):
             client = self._connect(state)
+            first = batch[0]
+            if first.kind == "attempt":
+                if state.attempts_sent == len(state.attempts):
+                    if state.run_id is not None:
+                        set_apart(client, state, header, first.body["step"])
+                    state.restart(state.journal, [*state.attempts, first.body["step"]])
+                    state.save(self._folder)
+                    self._push(state, header, last=last)
+                    return
+                state.attempts_sent += 1
             if state.run_id is None:
                 state.experiment_id = find_experiment(client, state)
                 state.run_id = find_run(client, state, state.experiment_id, header)
@@ -133,7 +149,9 @@ class MlflowSink:
                 state.parent_id = join_group(
                     client, state.group, state.experiment_id, state.run_id, self._folder.parent
                 )
-            send_records(client, batch, state, self._folder)
+            limit = min(state.attempts[state.attempts_sent :], default=float("inf"))
+            kept = [record for record in batch if not is_superseded(record, limit)]
+            send_records(client, kept, state, self._folder)
             state.sent_bytes = batch[-1].end
             state.save(self._folder)
         self._push_nodes(state)

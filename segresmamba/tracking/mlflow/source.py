@@ -15,7 +15,7 @@ from segresmamba.tracking.history import History, energy_of, power_of
 from segresmamba.tracking.mapping import MetricPoint
 from segresmamba.tracking.mlflow.client import error_name, first_line, reading_client
 from segresmamba.tracking.mlflow.records import CHANGED, LONG_PARAM, RUN_STATUS
-from segresmamba.tracking.mlflow.runs import JOURNAL_TAG
+from segresmamba.tracking.mlflow.runs import JOURNAL_TAG, SUPERSEDED_TAG
 from segresmamba.tracking.mlflow.state import UploadState
 from segresmamba.tracking.protocol import TrackingError
 
@@ -68,6 +68,8 @@ class MlflowSource:
     def histories(self, experiment: str, downloads: Path) -> list[History]:
         """All runs of an experiment that this project recorded, the oldest first.
 
+        Earlier attempts of a run are left out.
+
         Args:
             experiment: Its name; it exists.
             downloads: Folder to put results and pictures into, one folder for each run.
@@ -78,8 +80,11 @@ class MlflowSource:
         with self._answering():
             experiment_id = self._client.get_experiment_by_name(experiment).experiment_id
             runs = _all(self._client.search_runs, [experiment_id], order_by=["start_time ASC"])
-            ours = [run for run in runs if JOURNAL_TAG in run.data.tags]
-            return [self._history(run, downloads / run.info.run_id) for run in ours]
+            return [
+                self._history(run, downloads / run.info.run_id)
+                for run in runs
+                if JOURNAL_TAG in run.data.tags and SUPERSEDED_TAG not in run.data.tags
+            ]
 
     def _history(self, run: Any, folder: Path) -> History:
         """A run's history; what a report shows of its artifacts is downloaded to `folder`."""

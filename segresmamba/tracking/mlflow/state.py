@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from pydantic import TypeAdapter
 
 from segresmamba.config import TrackingConfig
 from segresmamba.config.tracking import server_login, with_password
 from segresmamba.errors import ConfigError
 from segresmamba.storage.atomic import write_text
 from segresmamba.storage.run_folder import RunFolder
-from segresmamba.tracking.mlflow.login import running_server
+from segresmamba.tracking.mlflow.login import SERVERS, running_server
 from segresmamba.tracking.protocol import TrackingError
 
 LOCK_NAME = ".mlflow.lock"
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
-SERVERS = ("http", "https")
 SQLITE_PREFIX = "sqlite:///"
 
 
@@ -39,6 +41,8 @@ class UploadState:
         last_step: Latest step sent of each metric.
         parent_id: MLflow's id of the group's run, once there is one.
         nodes: Offset up to which MLflow has the samples of each node.
+        attempts: The steps that further attempts went on from, as far as they were seen.
+        attempts_sent: How many of these lie before `sent_bytes`.
     """
 
     uri: str
@@ -52,6 +56,8 @@ class UploadState:
     group: str | None = None
     parent_id: str | None = None
     nodes: dict[str, int] = field(default_factory=dict)
+    attempts: list[int] = field(default_factory=list)
+    attempts_sent: int = 0
 
     @classmethod
     def load(cls, folder: Path) -> UploadState:
@@ -62,12 +68,14 @@ class UploadState:
         """
         path = RunFolder(folder).mlflow
         try:
-            return cls(**json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError) as error:
+            return TypeAdapter(cls).validate_json(path.read_bytes())
+        except (OSError, ValueError) as error:  # pydantic's errors are ValueErrors
             raise TrackingError(
                 "the file that says which MLflow a run is sent to cannot be read",
                 where=path,
-                got=error.strerror if isinstance(error, OSError) else str(error),
+                got=error.strerror
+                if isinstance(error, OSError)
+                else " ".join(str(error).split())[:200],
                 remedy="name the folder of a run",
             ) from error
 
@@ -79,9 +87,15 @@ class UploadState:
         """
         write_text(RunFolder(folder).mlflow, json.dumps(asdict(self), indent=1))
 
-    def restart(self, journal: str) -> None:
-        """Forget the run in MLflow, and go back to the start of the journal."""
+    def restart(self, journal: str, attempts: Sequence[int] = ()) -> None:
+        """Forget the run in MLflow, and go back to the start of the journal.
+
+        Args:
+            journal: Id of the journal.
+            attempts: The attempts that are known to be in it.
+        """
         self.journal = journal
+        self.attempts, self.attempts_sent = list(attempts), 0
         self.experiment_id = self.run_id = self.parent_id = None
         self.sent_bytes = 0
         self.last_step = {}
@@ -97,7 +111,7 @@ class UploadState:
         """The file of an SQLite database; None for any other destination."""
         if not self.uri.startswith(SQLITE_PREFIX):
             return None
-        return Path(self.uri.removeprefix(SQLITE_PREFIX))
+        return Path(unquote(self.uri.removeprefix(SQLITE_PREFIX).partition("?")[0]))
 
     @property
     def connection_uri(self) -> str:
@@ -169,7 +183,7 @@ def tracking_uri(config: TrackingConfig, root: Path) -> str:
         ConfigError: If MLflow cannot be reached through such a URI.
     """
     if config.uri is None:
-        return running_server(root) or f"{SQLITE_PREFIX}{root.resolve() / 'mlflow.db'}"
+        return running_server(root) or sqlite_uri(root.resolve() / "mlflow.db")
     if not _is_known(config.uri):
         raise ConfigError(
             "MLflow cannot be reached through such a URI",
@@ -184,11 +198,16 @@ def tracking_uri(config: TrackingConfig, root: Path) -> str:
     return config.uri.rstrip("/")
 
 
+def sqlite_uri(path: Path) -> str:
+    """The URI of an SQLite file. A ? in its path would begin a query, and a % a character."""
+    return SQLITE_PREFIX + str(path).replace("%", "%25").replace("?", "%3F")
+
+
 def _is_known(uri: str) -> bool:
-    scheme, parts = _scheme(uri), urlsplit(uri)
     try:
+        scheme, parts = _scheme(uri), urlsplit(uri)
         has_address = scheme == "sqlite" or (bool(parts.hostname) and parts.port != 0)
-    except ValueError:  # the port is not a number
+    except ValueError:  # the port is not a number, or a bracket is not closed
         return False
     return has_address and scheme in DATABASES + SERVERS
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from segresmamba.data import convert
 from segresmamba.data.store.manifest import (
     MANIFEST,
     SCHEMA_VERSION,
@@ -17,6 +18,7 @@ from segresmamba.data.store.manifest import (
 from segresmamba.data.store.splits import make_splits
 from segresmamba.errors import DataError
 from segresmamba.storage import atomic
+from tests.damage import flip, flips
 
 CASE_IDS = st.lists(st.integers(0, 99).map("case_{}".format), min_size=2, max_size=20, unique=True)
 
@@ -107,6 +109,46 @@ def test_the_grid_transform_keeps_its_stored_key(sound_store: Path, tmp_path: Pa
     assert json.loads(read_manifest(tmp_path).model_dump_json()) == stored
 
 
+def test_a_digit_of_a_statistic_that_changed_is_noticed(sound_store: Path, tmp_path: Path) -> None:
+    content = json.loads((sound_store / MANIFEST).read_text())
+    statistics = content["cases"]["case_1"]["statistics"][0]
+    statistics["mean"] += 1
+    (tmp_path / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"damaged .*dataset.json: checksum crc32c:") as caught:
+        read_manifest(tmp_path)
+    assert "segresmamba convert" in caught.value.remedy
+    statistics["mean"] -= 1
+    (tmp_path / MANIFEST).write_text(json.dumps(content))  # another layout of the same content
+    assert read_manifest(tmp_path) == read_manifest(sound_store)
+    del content["checksum"]  # as an earlier version wrote it
+    content["schema_version"] = 2
+    (tmp_path / MANIFEST).write_text(json.dumps(content))
+    assert read_manifest(tmp_path).cases == read_manifest(sound_store).cases
+
+
+def test_no_flipped_bit_of_a_manifest_goes_unnoticed(sound_store: Path, tmp_path: Path) -> None:
+    path = tmp_path / MANIFEST
+    path.write_bytes((sound_store / MANIFEST).read_bytes())
+    right = read_manifest(tmp_path)
+    unnoticed = []
+    for where in flips(path, 300):
+        try:
+            if read_manifest(tmp_path) != right:  # a blank may change without harm
+                unnoticed.append(where)
+        except DataError:
+            pass
+    assert unnoticed == []
+
+
+def test_converting_again_replaces_a_damaged_manifest(raw: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    convert(raw, store)
+    right = (store / MANIFEST).read_bytes()
+    flip(store / MANIFEST)
+    assert convert(raw, store).converted == ()
+    assert (store / MANIFEST).read_bytes() == right
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"schema_version": 1}'])
 def test_a_damaged_manifest_is_refused(store: Path, content: str) -> None:
     (store / "dataset.json").write_text(content)
@@ -130,6 +172,7 @@ def test_a_case_whose_name_would_be_another_path_is_refused(
     sound_store: Path, tmp_path: Path, name: str, place: str
 ) -> None:
     content = json.loads((sound_store / MANIFEST).read_text())
+    del content["checksum"]
     if place == "cases":
         content["cases"][name] = content["cases"]["case_1"]
     else:

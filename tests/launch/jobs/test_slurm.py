@@ -18,6 +18,8 @@ from launch.launcher import run_in_allocation, start
 from launch.slurm import allocation, squeue
 from segresmamba.config import load_config, read_config
 from segresmamba.errors import ConfigError, LaunchError
+from segresmamba.storage.run_folder import RunFolder
+from segresmamba.tracking.journal import Journal
 from tests.launch.conftest import REPOSITORY
 
 MakeJob = Callable[..., TrainJob]
@@ -273,6 +275,45 @@ def test_a_mistake_is_one_screen_and_exit_code_2(
     assert command_line(monkeypatch, "train", "train.lrr=1") == 2
     error = capsys.readouterr().err
     assert error.startswith("error: unknown key\n  where:  train.lrr\n  got:    1\n  remedy: ")
+
+
+def everything_in(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("words", [["cluster=slurm"], ["cluster=debug"], ["--in-allocation"], []])
+def test_a_run_that_has_finished_is_not_started_again(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    fake_command: FakeCommand,
+    words: list[str],
+) -> None:
+    fake_command("scontrol", "echo '   RunTime=00:00:03 TimeLimit=UNLIMITED TimeMin=N/A'")
+    for name in ("JOB_ID", "JOB_NUM_NODES", "NTASKS_PER_NODE", "CPUS_PER_TASK"):
+        monkeypatch.setenv(f"SLURM_{name}", "1")
+    settings = [
+        f"run.root={tmp_path / 'runs'}",
+        "run.name=mine",
+        "train.max_steps=7",
+        "train.warmup_steps=0",
+    ]
+    folder = RunFolder(tmp_path / "runs" / "mine")
+    folder.enter(load_config(settings))
+    for path in (folder.validation(7), folder.best):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    journal = Journal(folder.journal, name="mine")
+    journal.append("status", status="finished")
+    journal.close()
+    before = everything_in(folder.path)
+    # Without words: the folder alone is named.
+    command = ["train", *settings, *words] if words else ["resume", str(folder.path)]
+    assert command_line(monkeypatch, *command) == 0
+    assert capsys.readouterr().out.startswith(f"{folder.path} has finished at step 7, and nothing")
+    assert everything_in(folder.path) == before
+    assert command_line(monkeypatch, "train", *settings, "train.lr=1") == 2
+    assert "--allow-config-change" in capsys.readouterr().err
 
 
 def test_a_dry_run_on_this_machine_says_what_would_run(

@@ -91,7 +91,7 @@ QUERIES = {
 
 
 def record_a_run(root: Path) -> Path:
-    """A sweep's trial that was preempted, resumed with another setting, and evaluated twice."""
+    """A sweep's trial that was preempted, resumed with other settings, and evaluated twice."""
     folder = root / "trial"
     (folder / "best").mkdir(parents=True)
     (folder / "best" / "weights.pt").write_bytes(b"weights")
@@ -103,7 +103,9 @@ def record_a_run(root: Path) -> Path:
         journal.append("params", values={"ranks": ranks, "lr": 0.1, "cases": "c" * 7000})
         journal.append("tags", values={"scan_backend": "cpu"})
         journal.append("dataset", name="spleen", digest="9c1e" * 16, source="s", profile={"n": 9})
-        for step in range(3 * start, 4 + 3 * start):  # step 3 twice
+        if start:
+            journal.append("attempt", step=2)
+        for step in range(3 * start, 4 + 3 * start):  # step 3 in both attempts
             values = {"loss": start + 1 / (step + 1), "dice": float("nan")}
             journal.append("metrics", step=step, epoch=step / 10, values=values)
         journal.append("artifact", path="overlays", folder="")
@@ -190,11 +192,21 @@ def in_mlflow(root: Path) -> dict[str, Any]:
 
 def test_the_run_has_all_that_can_be_sent_twice(world: World) -> None:
     expected = world.expected
-    assert [row[:2] for row in expected["runs"]] == [("sweep", "FINISHED"), ("trial", "FINISHED")]
-    assert expected["parents"] == [("trial", "sweep")]
+    assert [row[:2] for row in expected["runs"]] == [
+        ("sweep", "FINISHED"),
+        ("trial", "FINISHED"),
+        ("trial, attempt 1", "KILLED"),
+    ]
+    assert expected["parents"] == [("trial", "sweep"), ("trial, attempt 1", "trial")]
     assert ("trial", "changed.ranks", "4") in expected["tags"]
     assert [len(expected[name]) for name in ("datasets", "models", "versions")] == [1, 1, 1]
-    assert sum(row[1] == "loss" for row in expected["metrics"]) == 7
+    losses = {
+        name: sorted((row[5], row[2]) for row in expected["metrics"] if row[:2] == (name, "loss"))
+        for name in ("trial", "trial, attempt 1")
+    }
+    assert [step for step, _ in losses["trial"]] == list(range(7))
+    assert losses["trial"][3] == (3, 1.25)
+    assert losses["trial, attempt 1"][3] == (3, 0.25)
     assert {"case.png", "cases.txt", "emissions.json", "weights.pt"} <= set(expected["files"])
 
 
@@ -202,7 +214,7 @@ def test_the_run_has_all_that_can_be_sent_twice(world: World) -> None:
 @settings(
     deadline=None, max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(points=st.lists(st.integers(1, 160), min_size=1, max_size=3))
+@given(points=st.lists(st.integers(1, 260), min_size=1, max_size=3))
 def test_wherever_uploads_are_killed_everything_arrives_once(
     world: World, points: list[int]
 ) -> None:

@@ -19,7 +19,7 @@ import pytest
 from segresmamba.config import TrackingConfig, load_config
 from segresmamba.errors import ConfigError
 from segresmamba.storage.run_folder import RunFolder, write_config
-from segresmamba.tracking import TrackingError, sync
+from segresmamba.tracking import MlflowSource, TrackingError, open_tracker, read_history, sync
 from segresmamba.tracking.energy.ledger import Ledger
 from segresmamba.tracking.journal import Journal, read_header
 from segresmamba.tracking.mlflow.state import UploadState, open_state
@@ -87,6 +87,21 @@ def test_everything_arrives(run: Path, journal: Journal) -> None:
     assert stored.read_bytes() == b"picture"
 
 
+@pytest.mark.parametrize("name", ["50%", "a%41b", "why?", "#1 a b"])
+def test_a_folder_of_runs_may_have_any_name(tmp_path: Path, database: Path, name: str) -> None:
+    root = tmp_path / "above" / name
+    (root / "run").mkdir(parents=True)
+    shutil.copy(database, root / "mlflow.db")
+    open_state(root / "run", TrackingConfig(), root).save(root / "run")
+    journal = Journal(RunFolder(root / "run").journal, name="my run")
+    log_a_run(journal, root / "run")
+    journal.close()
+    sync(root / "run")
+    assert len(history(root / "run", "train/loss")) == 5
+    assert list((root / "mlartifacts").rglob("case.png"))
+    assert MlflowSource(UploadState.load(root / "run").uri).histories("segresmamba", tmp_path / "d")
+
+
 def test_repeating_a_sync_changes_nothing(run: Path, journal: Journal) -> None:
     log_a_run(journal, run)
     sync(run)
@@ -143,6 +158,60 @@ def test_steps_trained_again_after_a_resume_arrive_once(run: Path, journal: Jour
     sync(run)
     assert [step for step, _ in history(run, "train/loss")] == list(range(9))
     assert history(run, "train/loss")[5] == (5, 5.0)
+
+
+def test_another_attempt_takes_the_place_of_the_run_which_becomes_its_child(
+    run: Path, journal: Journal, tmp_path: Path
+) -> None:
+    write_config(load_config(), run / "config.yaml")
+    log(journal, range(6))
+    first = sync(run).run_id
+    journal.append("attempt", step=2)
+    log(journal, range(3, 8), offset=0.5)
+    second = sync(run).run_id
+    assert history(run, "train/loss") == [(s, s + 0.5 * (s > 2)) for s in range(8)]
+    earlier = client(run).get_run(first)
+    assert earlier.info.run_name == "my run, attempt 1"
+    assert earlier.data.tags["segresmamba.superseded"] == "attempt 2 goes on from step 2"
+    assert earlier.data.tags["mlflow.parentRunId"] == second
+    points = client(run).get_metric_history(first, "train/loss")
+    assert [(point.step, point.value) for point in points] == [(s, float(s)) for s in range(6)]
+    source = MlflowSource(UploadState.load(run).uri)
+    (shown,) = source.histories("segresmamba", tmp_path / "downloads")
+    assert shown.curves == read_history(run).curves
+    before = rows(run)
+    RunFolder(run).mlflow.unlink()
+    assert sync(run).run_id == second
+    assert {name: rows(run)[name] for name in TABLES if name != "runs"} == {
+        name: before[name] for name in TABLES if name != "runs"
+    }
+
+
+def test_a_journal_that_begins_again_goes_on_as_the_same_run_in_mlflow(
+    run: Path, journal: Journal
+) -> None:
+    log(journal, range(5))
+    first = sync(run)
+    journal.close()
+    RunFolder(run).journal.write_bytes(b"")  # as a power loss may leave it
+    tracker = open_tracker(run, TrackingConfig(), root=run.parent, run_name="run")
+    tracker.metrics({"train/loss": 5.0}, step=5)
+    tracker.close("preempted")
+    assert sync(run).run_id == first.run_id
+    assert [step for step, _ in history(run, "train/loss")] == list(range(6))
+
+
+def test_a_damaged_first_line_makes_no_second_run(run: Path, journal: Journal) -> None:
+    log(journal, range(2))
+    first = sync(run)
+    journal.close()
+    path = RunFolder(run).journal
+    path.write_bytes(b"x" + path.read_bytes()[1:])
+    for _ in range(2):
+        assert sync(run).run_id == first.run_id
+        tracker = open_tracker(run, TrackingConfig(), root=run.parent, run_name="run")
+        tracker.close("preempted")
+    assert in_mlflow(run).data.tags["damaged_journal"] == "1 damaged (line 1), 1 missing"
 
 
 def test_a_second_evaluation_of_a_finished_run_arrives(run: Path, journal: Journal) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,15 @@ def test_servers_and_databases_are_taken_as_they_are(uri: str) -> None:
 
 @pytest.mark.parametrize(
     "uri",
-    ["file:///runs/mlruns", "mlruns", "ftp://host", "", "http://", "http://host:port", "s3://b"],
+    [
+        "file:///runs/mlruns",
+        "mlruns",
+        "ftp://host",
+        "",
+        "http://",
+        "http://host:port",
+        "s3://b",
+    ],
 )
 def test_an_unknown_uri_is_refused_before_anything_is_written(tmp_path: Path, uri: str) -> None:
     with pytest.raises(ConfigError) as error:
@@ -116,6 +125,44 @@ def test_a_server_that_runs_for_the_root_is_found_unless_another_is_named(tmp_pa
     assert tracking_uri(TrackingConfig(), tmp_path) == "http://n1:22291"
     named = TrackingConfig(uri="http://other:5000")
     assert tracking_uri(named, tmp_path) == "http://other:5000"
+
+
+BROKEN = {
+    "torn": '{"uri": "http://n1:222',
+    "empty": "",
+    "a list": "[]",
+    "no address": '{"job": "8"}',
+    "a number": '{"uri": 7}',
+    "no host": '{"uri": "http://"}',
+    "no port": '{"uri": "http://n1:port"}',
+    "half a host": '{"uri": "http://[n1"}',
+    "nested": "[" * 100_000,
+    "not text": "\udcff",
+}
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
+def test_a_broken_address_of_a_server_counts_as_none_and_that_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: str
+) -> None:
+    (tmp_path / "mlflow-server.json").write_text(content, errors="surrogateescape")
+    for _ in range(2):
+        found = open_state(tmp_path / "mine", TrackingConfig(), tmp_path)
+        assert found.uri == f"sqlite:///{tmp_path}/mlflow.db"
+    (said,) = caplog.messages
+    assert f"{tmp_path}/mlflow-server.json cannot be read" in said
+
+
+@pytest.mark.parametrize("change", [{"sent_bytes": "all"}, {"last_step": [1]}, {"uri": None}])
+def test_a_state_with_a_wrong_type_keeps_no_run_from_starting(
+    tmp_path: Path, change: dict[str, object]
+) -> None:
+    open_state(tmp_path, TrackingConfig(), tmp_path).save(tmp_path)
+    path = RunFolder(tmp_path).mlflow
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(TrackingError):
+        UploadState.load(tmp_path)
+    assert open_state(tmp_path, TrackingConfig(), tmp_path).sent_bytes == 0
 
 
 def test_a_run_that_has_not_begun_has_a_hint(tmp_path: Path) -> None:
