@@ -10,12 +10,11 @@ from __future__ import annotations
 import json
 import logging
 import time
-import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segresmamba.errors import UserError
+from segresmamba.errors import UserError, sort_error
 from segresmamba.storage.atomic import write_text
 
 # Imported where it is used: the local controller reads this module and has to start fast.
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from segresmamba.config import Config
     from segresmamba.tracking import Status
 
-USER_ERROR_CODE = 2
 # What a shell returns for a command that Ctrl-C has ended.
 INTERRUPTED_CODE = 130
 TAG = "failure"
@@ -41,17 +39,14 @@ class Failure:
     time_s: float
     """When, in seconds since the epoch."""
     exit_code: int
-    """2 for a mistake that the user can correct, 1 for everything else."""
+    """2 for a mistake that the user can correct, 75 for a passing fault, 1 for everything else."""
     text: str
     """The error's screen, or the traceback."""
 
     @classmethod
     def from_error(cls, error: BaseException, rank: int) -> Failure:
         """The failure of a rank that raised `error` just now."""
-        if isinstance(error, UserError):
-            return cls(rank, time.time(), USER_ERROR_CODE, error.screen())
-        text = "".join(traceback.format_exception(error)).rstrip()
-        return cls(rank, time.time(), 1, text)
+        return cls(rank, time.time(), *sort_error(error))
 
 
 def failure_path(logs: Path, job_id: str, rank: int) -> Path:

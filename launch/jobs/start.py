@@ -12,9 +12,9 @@ from pathlib import Path
 
 from submitit.core.submission import process_job
 
-from launch.failures import USER_ERROR_CODE, Failure, write_failure
+from launch.failures import Failure, write_failure
 from launch.jobs import rank
-from segresmamba.errors import LaunchError
+from segresmamba.errors import USER_CODE, LaunchError
 
 MODULE = "launch.jobs.start"
 SUBMITIT_MODULE = "submitit.core._submit"
@@ -42,7 +42,7 @@ def main() -> None:
         failure = Failure.from_error(error, place.global_rank)
         write_failure(failure, place.paths.folder, place.job_id)
         sys.stderr.write(failure.text + "\n")
-        sys.exit(USER_ERROR_CODE)
+        sys.exit(USER_CODE)
     process_job(logs)
 
 

@@ -29,7 +29,7 @@ from segresmamba.cli.conversion import (
     Splits,
     counting,
 )
-from segresmamba.errors import UserError
+from segresmamba.errors import OUR_CODE, UserError, sort_error
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -48,7 +48,7 @@ Store = Annotated[str, typer.Argument(help="Converted dataset: a folder, a .zip 
 
 
 def main() -> None:
-    """Run a command; a user's mistake is one screen of text and exit code 2."""
+    """Run a command; all errors but our own are one screen of text, see `segresmamba.errors`."""
     logging.captureWarnings(capture=True)
     logging.basicConfig(
         level=logging.INFO,
@@ -61,9 +61,12 @@ def main() -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         app()
-    except UserError as error:
-        sys.stderr.write(error.screen() + "\n")
-        sys.exit(2)
+    except Exception as error:
+        code, text = sort_error(error)
+        if code == OUR_CODE:
+            raise
+        sys.stderr.write(text + "\n")
+        sys.exit(code)
 
 
 @app.command()
