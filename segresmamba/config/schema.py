@@ -151,6 +151,12 @@ class TrainConfig(Section):
     """Steps between two checkpoints; one is always written at the end."""
     keep_last: PositiveInt = 2
     """How many checkpoints are kept, besides the best weights."""
+    max_skipped_in_a_row: Annotated[int, Field(ge=0)] = 10
+    """Steps that may be skipped one after another because the loss or a gradient is not a finite
+    number; one more ends the run. 0 ends it at the first."""
+    max_skipped_share: Fraction = 0.01
+    """Share of all steps so far that may be skipped, once they are more than
+    max_skipped_in_a_row."""
     threads: PositiveInt | None = None
     """CPU threads of each rank; unset, the ranks of a node share its cores."""
 

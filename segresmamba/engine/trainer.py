@@ -36,6 +36,7 @@ from segresmamba.engine.observers import (
     open_run_tracker,
 )
 from segresmamba.engine.schedule import learning_rate
+from segresmamba.engine.skipped_steps import Crops, SkippedSteps
 from segresmamba.engine.stop import forget_request, stop_requested
 from segresmamba.engine.timing import StepTimer, WaitAdvice
 from segresmamba.engine.zero import ZeroEngine
@@ -145,6 +146,7 @@ class Trainer:
         self.shapes = shapes_of(network)
         self.parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
         self.engine = ZeroEngine(network, config, ranks)
+        self.skipped = SkippedSteps(config.train, folder, ranks)
         self.step = self._resume()
         self.last_dice: float | None = None
         style, steps = config.tracking.logs, config.train.max_steps
@@ -199,41 +201,31 @@ class Trainer:
         """Train one step, and return whether some rank was asked to stop."""
         config = self.config.train
         lr = learning_rate(self.step, config)
-        losses = []
+        losses, crops = list[Tensor](), list[Crops]()
         with timer.step():
             for _ in range(config.accumulation):
                 with timer.waiting():
                     batch = next(batches)
+                crops.append((batch.index_B.tolist(), batch.case_ids))
                 x_BCDHW, label_BDHW = data.augment(
                     batch.to(self.ranks.device), self.config.augment, self.config.seed
                 )
                 loss = self.loss(self.engine.forward(x_BCDHW), label_BDHW)
                 self.engine.backward(loss, lr)
                 losses.append(loss.detach())
-            loss_is_finite = timer.count_loss(losses)
+            timer.count_loss(losses, skipped=not math.isfinite(self.engine.gradient_norm))
         self.step += 1
-        broken = not (loss_is_finite and math.isfinite(self.engine.gradient_norm))
-        # One exchange for both questions: 2 if a rank's step is broken, 1 if one has to stop.
-        verdict = highest(2 * broken or int(stop_requested()), self.ranks.device)
-        if verdict == 2:
-            raise self._diverged(lr)
+        self.skipped.count(self.step, self.engine, crops, losses, lr)
+        stop = highest(int(stop_requested()), self.ranks.device)
         if self.step % config.log_every == 0 or self.step == config.max_steps:
             self._log_step(timer, lr)
-        return verdict == 1
-
-    def _diverged(self, lr: float) -> UserError:
-        saved = max(self.folder.saved_steps(), default=None)
-        return UserError(
-            "the loss or its gradient is no longer a finite number",
-            where=f"step {self.step}",
-            got=f"lr {lr:.2g}, precision {self.config.train.precision}",
-            remedy="lower train.lr, raise train.warmup_steps, or take train.precision=fp32, under "
-            f"another run.name; the last checkpoint is that of step {saved or 'none'}",
-        )
+        return bool(stop)
 
     def _log_step(self, timer: StepTimer, lr: float) -> None:
         values = timer.metrics()
         values |= {"train/lr": lr, "train/gradient_norm": self.engine.gradient_norm}
+        if self.skipped.total:
+            values["train/skipped_steps"] = self.skipped.total
         ranks = gather((values[_WAIT], self.memory.peaks()), self.ranks)
         # The rank that waits longest counts, since the others wait for it.
         values[_WAIT] = max(wait_s for wait_s, _ in ranks)
@@ -336,6 +328,7 @@ class Trainer:
         if resumed is None:
             return 0
         found = resumed.meta
+        self.skipped.total, self.skipped.in_a_row = found.skipped, found.skipped_in_a_row
         if resumed.skipped:
             reasons = [f"{name}: {error.got}" for name, error in resumed.skipped.items()]
             reasons.append(f"continued from step {found.step}")
@@ -351,6 +344,8 @@ class Trainer:
             zero_stage=self.config.train.zero_stage,
             dataset_digest=self.task.dataset.digest,
             shapes=self.shapes,
+            skipped=self.skipped.total,
+            skipped_in_a_row=self.skipped.in_a_row,
         )
 
     def _batches(self) -> Iterator[data.Batch]:

@@ -56,6 +56,10 @@ class Meta:
     shapes: dict[str, list[int]]
     digests: dict[str, str] = field(default_factory=dict)
     """Digest of each rank file by its name; empty in a checkpoint of an earlier version."""
+    skipped: int = 0
+    """How many of the steps changed nothing, see `engine.skipped_steps`."""
+    skipped_in_a_row: int = 0
+    """How many of these were the last ones."""
 
     @property
     def layout(self) -> str:
@@ -146,7 +150,7 @@ def load_newest(run: RunFolder, engine: ZeroEngine, expected: Meta, ranks: Ranks
             unsound[step] = error
             continue
         skipped = from_main(_set_aside(run, unsound, step) if ranks.is_main else {})
-        restore_ranks(files, engine, ranks, step=step)
+        restore_ranks(files, engine, ranks, step=step - found.skipped)
         return Resumed(found, skipped)
     if unsound:
         raise _none_is_sound(run, unsound)

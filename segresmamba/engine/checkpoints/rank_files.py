@@ -114,7 +114,7 @@ def restore_ranks(files: RankFiles, engine: ZeroEngine, ranks: Ranks, *, step: i
         files: What `read_ranks` gave this rank.
         engine: The engine to restore, at any ZeRO stage.
         ranks: This process.
-        step: The checkpoint's step.
+        step: Optimizer steps that were made.
     """
     engine.state.restore(_wholes(files, engine, ranks), step)
     own = next(iter(files.values()))
