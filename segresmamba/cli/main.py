@@ -170,6 +170,20 @@ def train(
     typer.echo(f"watch and compare: {result['ui_hint']}")
 
 
+@app.command("debug-batch")
+def debug_batch(
+    run: Run,
+    step: Annotated[
+        int | None, typer.Argument(min=1, help="A step that was skipped. Default: the last one.")
+    ] = None,
+) -> None:
+    """Repeat the batch of a skipped step, and say where the first value is not finite."""
+    from segresmamba.engine.debug_batch import debug_batch as repeat
+
+    for diagnosis in repeat(run, step):
+        typer.echo(str(diagnosis))
+
+
 @app.command()
 def evaluate(
     run: Run,
