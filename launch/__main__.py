@@ -35,6 +35,7 @@ from segresmamba.cli.conversion import (
 from segresmamba.config import load_config, read_config
 from segresmamba.errors import OUR_CODE, LaunchError, sort_error
 from segresmamba.storage.run_folder import RunFolder
+from segresmamba.storage.terminal import shield_output
 
 MaxParallel = Annotated[
     int | None,
@@ -225,6 +226,7 @@ def _run_sweep(planned: Sweep, max_parallel: int | None, *, dry_run: bool) -> No
 
 def main() -> None:
     """Run a command; all errors but our own are one screen of text, see `segresmamba.errors`."""
+    shield_output()
     try:
         app()
     except Exception as error:

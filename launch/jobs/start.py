@@ -15,6 +15,7 @@ from submitit.core.submission import process_job
 from launch.failures import Failure, write_failure
 from launch.jobs import rank
 from segresmamba.errors import USER_CODE, LaunchError
+from segresmamba.storage.terminal import shield_output
 
 MODULE = "launch.jobs.start"
 SUBMITIT_MODULE = "submitit.core._submit"
@@ -33,6 +34,7 @@ def main() -> None:
     Raises:
         SystemExit: With code 2 if another user has written the job. The screen is in the log.
     """
+    shield_output()
     logs = Path(sys.argv[1])
     os.environ["SUBMITIT_FOLDER"] = str(logs)
     place = rank.place()

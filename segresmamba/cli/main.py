@@ -30,6 +30,7 @@ from segresmamba.cli.conversion import (
     counting,
 )
 from segresmamba.errors import OUR_CODE, UserError, sort_error
+from segresmamba.storage.terminal import shield_output, stop_signals
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -49,6 +50,7 @@ Store = Annotated[str, typer.Argument(help="Converted dataset: a folder, a .zip 
 
 def main() -> None:
     """Run a command; all errors but our own are one screen of text, see `segresmamba.errors`."""
+    shield_output()
     logging.captureWarnings(capture=True)
     logging.basicConfig(
         level=logging.INFO,
@@ -346,14 +348,17 @@ def doctor(overrides: Overrides = None) -> None:
 
 @contextmanager
 def _stopping(request_stop: Callable[[], None]) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM saves a checkpoint and stops; a second Ctrl-C ends at once."""
+    """The first Ctrl-C, SIGTERM or loss of the terminal saves a checkpoint and stops.
+
+    A second Ctrl-C ends at once.
+    """
 
     def stop(signum: int, frame: FrameType | None) -> None:
         request_stop()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.stderr.write("\nsaving a checkpoint to stop; Ctrl-C again ends at once\n")
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in stop_signals()}
     try:
         yield
     finally:
