@@ -21,7 +21,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from launch.failures import (
-    KILLED_HINT,
     Failure,
     failure_path,
     first_failure,
@@ -96,9 +95,7 @@ def _find_failure(logs: Path, job_id: str) -> Failure | None:
     ended = _SRUN.search(this_start)
     if ended is None or failure_path(logs, job_id, int(ended[2])).exists():
         return written
-    hint = KILLED_HINT if "Killed" in ended[3] else ""
-    text = f"rank {ended[2]} on {ended[1]} ended without an error message: {ended[3]}{hint}"
-    return Failure(int(ended[2]), time.time(), 1, text)
+    return Failure.without_words(int(ended[2]), f" on {ended[1]}", f": {ended[3]}")
 
 
 def _remember(folder: RunFolder, job_id: str, failure: Failure) -> list[FailedStart]:

@@ -39,6 +39,7 @@ from segresmamba.engine.schedule import learning_rate
 from segresmamba.engine.skipped_steps import Crops, SkippedSteps
 from segresmamba.engine.stop import forget_request, stop_requested
 from segresmamba.engine.timing import StepTimer, WaitAdvice
+from segresmamba.engine.watchdog import Watchdog
 from segresmamba.engine.zero import ZeroEngine
 from segresmamba.errors import UserError
 from segresmamba.evaluation.score_cases import CaseResult, Summary, evaluate_cases
@@ -147,6 +148,7 @@ class Trainer:
         self.parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
         self.engine = ZeroEngine(network, config, ranks)
         self.skipped = SkippedSteps(config.train, folder, ranks)
+        self.watchdog = Watchdog(config.train.hang_timeout_s, folder.logs, ranks.rank)
         self.step = self._resume()
         self.last_dice: float | None = None
         style, steps = config.tracking.logs, config.train.max_steps
@@ -175,7 +177,7 @@ class Trainer:
         """
         logger.info("  ".join(f"{key}={value}" for key, value in self.choices.items()))
         self.memory.enter("train")
-        with self.step_log:
+        with self.step_log, self.watchdog:
             return self._run()
 
     def _run(self) -> Status:
@@ -186,10 +188,12 @@ class Trainer:
         batches, timer = self._batches(), StepTimer(self.config, self.ranks)
         while self.step < config.max_steps:
             stop = self._train_step(batches, timer)
+            self.watchdog.beat()
             due = self._validation_is_due()
             # Before the validation, which takes long: if the job is killed, this step is not lost.
             if stop or due or self.step % config.checkpoint_every == 0:
                 self._save()
+                self.watchdog.beat()
             if stop:
                 logger.warning("asked to stop: saved step %d", self.step)
                 return "preempted"
@@ -274,9 +278,11 @@ class Trainer:
         network = self.task.network()
         network.load_state_dict(weights)
         network.to(self.ranks.device)
+        network.register_forward_hook(lambda *_: self.watchdog.beat())  # a window
         cases, results = self.task.split["val"], list[CaseResult]()
         # One case for each rank at a time, so that the ranks can stop between cases.
         for first in range(0, len(cases), self.ranks.world_size):
+            self.watchdog.beat()
             if highest(int(stop_requested()), self.ranks.device):
                 logger.warning("asked to stop: step %d will be validated later", self.step)
                 return False

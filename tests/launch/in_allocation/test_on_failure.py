@@ -144,3 +144,12 @@ def test_a_disk_too_full_for_the_record_of_a_failure_does_not_end_the_retries_no
         write_failure(Failure(1, time.time(), 75, "error: the disk is full"), logs(config), "4711")
         assert end(config) == 75
     assert requeues(config) == 2
+
+
+def test_a_rank_that_the_watchdog_ended_is_a_passing_fault(
+    config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_to_log(config, "srun: error: gpu08: task 1: Exited with exit code 75\n")
+    assert end(config) == 75
+    assert requeues(config) == 1
+    assert "rank 1 on gpu08 ended without an error message: Exited" in capsys.readouterr().err
