@@ -18,7 +18,15 @@ USER_CODE, PASSING_CODE, OUR_CODE = 2, 75, 1  # 75 is EX_TEMPFAIL of <sysexits.h
 
 _PASSING_ERRNOS = frozenset(
     {
-        *(errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.EIO, errno.EREMOTEIO, errno.ETIMEDOUT),
+        *(
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EFBIG,
+            errno.ESTALE,
+            errno.EIO,
+            errno.EREMOTEIO,
+            errno.ETIMEDOUT,
+        ),
         *(errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH),
         *(errno.ENOTCONN, errno.ESHUTDOWN, errno.ECONNABORTED, errno.ECONNREFUSED),
         *(errno.ECONNRESET, errno.EPIPE),
@@ -129,12 +137,14 @@ def is_passing(error: BaseException | None) -> bool:
 
 
 def _screen_of(error: OSError) -> PassingError:
+    full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+    facts = getattr(error, "__notes__", None) or [error.strerror or type(error).__name__]
     return PassingError(
-        "a file or a connection failed for a reason that may pass",
+        "the disk is full" if full else "a file or a connection failed for a reason that may pass",
         where=error.filename or "see the log",
-        got=error.strerror or type(error).__name__,
-        remedy="see that the disk has space and that the file system and the network answer; the "
-        "same command then goes on from the newest checkpoint",
+        got=facts[0],
+        remedy=("free space" if full else "see that the file system and the network answer")
+        + "; the same command then goes on from the newest checkpoint",
     )
 
 

@@ -26,7 +26,6 @@ from torch import Tensor
 from segresmamba.config import TrainConfig
 from segresmamba.engine.distributed import gather
 from segresmamba.engine.zero import ZeroEngine
-from segresmamba.errors import UserError
 from segresmamba.storage.atomic import atomic_path
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.task.ranks import Ranks
@@ -42,7 +41,7 @@ _LINES = 1000
 
 @dataclass
 class SkippedSteps:
-    """Counts skipped steps on every rank, and ends a run that skips too many."""
+    """Counts skipped steps, on every rank alike."""
 
     config: TrainConfig
     folder: RunFolder
@@ -66,9 +65,6 @@ class SkippedSteps:
             crops: What this rank's micro batches of the step were.
             losses: Their losses.
             lr: The step's learning rate.
-
-        Raises:
-            UserError: If more steps were skipped than the configuration allows.
         """
         if math.isfinite(engine.gradient_norm):
             self.in_a_row = 0
@@ -83,7 +79,12 @@ class SkippedSteps:
             record = {"step": step, "lr": lr, "gradient_norm": str(engine.gradient_norm)}
             self._keep(record | {"batches": found}, weights)
             _warn(step, found)
-        self._end_if_too_many(step, lr)
+
+    def too_many(self, step: int) -> bool:
+        """Whether more of the steps up to this one were skipped than the configuration allows."""
+        most = self.config.max_skipped_in_a_row
+        share = self.config.max_skipped_share * step
+        return self.in_a_row > most or self.total > max(most, share)
 
     def _keep(self, record: dict[str, object], weights: dict[str, Tensor] | None) -> None:
         try:
@@ -95,22 +96,6 @@ class SkippedSteps:
                     torch.save({"step": record["step"], "weights": weights}, file)
         except OSError as error:  # training matters more than its evidence
             logger.error("what was skipped at step %s is not kept: %s", record["step"], error)
-
-    def _end_if_too_many(self, step: int, lr: float) -> None:
-        most = self.config.max_skipped_in_a_row
-        if self.in_a_row <= most and self.total <= max(most, self.config.max_skipped_share * step):
-            return
-        saved = max(self.folder.saved_steps(), default=None)
-        raise UserError(
-            "the loss or its gradient was not a finite number in too many steps",
-            where=f"step {step}; the batches are in {self.folder.skipped}",
-            got=f"{self.total} steps skipped, the last {self.in_a_row} in a row; lr {lr:.2g}, "
-            f"precision {self.config.precision}",
-            remedy=f"`segresmamba debug-batch {self.folder.path}` repeats the last one and says "
-            "where it comes from; lower train.lr, raise train.warmup_steps, or take "
-            "train.precision=fp32, under another run.name; the last checkpoint is that of step "
-            f"{saved or 'none'}",
-        )
 
 
 def _evidence(

@@ -45,6 +45,7 @@ from segresmamba.errors import UserError
 from segresmamba.evaluation.score_cases import CaseResult, Summary, evaluate_cases
 from segresmamba.planner.out_of_memory import out_of_memory, ran_out
 from segresmamba.storage.atomic import write_text
+from segresmamba.storage.patience import patience
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.task.losses import build_loss
 from segresmamba.task.ranks import Ranks
@@ -177,7 +178,7 @@ class Trainer:
         """
         logger.info("  ".join(f"{key}={value}" for key, value in self.choices.items()))
         self.memory.enter("train")
-        with self.step_log, self.watchdog:
+        with self.step_log, self.watchdog, patience(self.config.data.patience_s):
             return self._run()
 
     def _run(self) -> Status:
@@ -220,10 +221,25 @@ class Trainer:
             timer.count_loss(losses, skipped=not math.isfinite(self.engine.gradient_norm))
         self.step += 1
         self.skipped.count(self.step, self.engine, crops, losses, lr)
+        if self.skipped.too_many(self.step):
+            raise self._diverged(lr)
         stop = highest(int(stop_requested()), self.ranks.device)
         if self.step % config.log_every == 0 or self.step == config.max_steps:
             self._log_step(timer, lr)
         return bool(stop)
+
+    def _diverged(self, lr: float) -> UserError:
+        saved = max(self.folder.saved_steps(), default=None)
+        return UserError(
+            "the loss or its gradient was not a finite number in too many steps",
+            where=f"step {self.step}; the batches are in {self.folder.skipped}",
+            got=f"{self.skipped.total} steps skipped, the last {self.skipped.in_a_row} in a row; "
+            f"lr {lr:.2g}, precision {self.config.train.precision}",
+            remedy=f"`segresmamba debug-batch {self.folder.path}` repeats the last one and says "
+            "where it comes from; lower train.lr, raise train.warmup_steps, or take "
+            "train.precision=fp32, under another run.name; the last checkpoint is that of step "
+            f"{saved or 'none'}",
+        )
 
     def _log_step(self, timer: StepTimer, lr: float) -> None:
         values = timer.metrics()

@@ -36,7 +36,7 @@ from segresmamba.engine.checkpoints.rank_files import (
 from segresmamba.engine.distributed import from_main, gather, wait_for_all
 from segresmamba.engine.zero import ZeroEngine
 from segresmamba.errors import CheckpointError
-from segresmamba.storage.atomic import complete_folder, sync_tree
+from segresmamba.storage.atomic import complete_folder, sync_tree, write_text
 from segresmamba.storage.digest import json_digest
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.task.ranks import Ranks
@@ -215,7 +215,7 @@ def _none_is_sound(
 def _write_meta(folder: Path, meta: Meta) -> None:
     content = asdict(meta)
     text = json.dumps(content | {"digest": json_digest(content)})
-    (folder / "meta.json").write_text(text, encoding="utf-8")
+    write_text(folder / "meta.json", text)
 
 
 def _read_meta(folder: Path, step: int) -> Meta:
