@@ -74,7 +74,8 @@ class DataConfig(Section):
     """Batches that each reader prepares in advance."""
     patience_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 300.0
     """Seconds for which a request to a store at a URL is repeated while its server is overloaded,
-    reports an error or cannot be reached. After that the job ends with an error."""
+    reports an error or cannot be reached, and for which a run that writes waits for a full disk or
+    a file system that is away. After that the job ends as a passing fault (exit code 75)."""
 
 
 class AugmentConfig(Section):
