@@ -178,11 +178,14 @@ def debug_batch(
     step: Annotated[
         int | None, typer.Argument(min=1, help="A step that was skipped. Default: the last one.")
     ] = None,
+    store: Annotated[
+        str | None, typer.Option(help="The dataset, if it lies elsewhere on this machine.")
+    ] = None,
 ) -> None:
     """Repeat the batch of a skipped step, and say where the first value is not finite."""
     from segresmamba.engine.debug_batch import debug_batch as repeat
 
-    for diagnosis in repeat(run, step):
+    for diagnosis in repeat(run, step, store):
         typer.echo(str(diagnosis))
 
 

@@ -49,12 +49,13 @@ class Diagnosis:
         return f"rank {self.rank}, crops {self.crops} of {self.cases}: {cause}"
 
 
-def debug_batch(run: Path, step: int | None = None) -> list[Diagnosis]:
+def debug_batch(run: Path, step: int | None = None, store: str | None = None) -> list[Diagnosis]:
     """Repeat the batch of a skipped step in this process.
 
     Args:
         run: A run folder.
         step: A step that was skipped; None takes the last one.
+        store: Where the dataset lies here; None takes data.store.
 
     Returns:
         A diagnosis of each micro batch: first those whose loss was not finite in training.
@@ -65,6 +66,9 @@ def debug_batch(run: Path, step: int | None = None) -> list[Diagnosis]:
     folder = RunFolder(run)
     config = read_config(folder.config)
     record = _record(folder, step)
+    if store is not None:
+        data_here = config.data.model_copy(update={"store": store})
+        config = config.model_copy(update={"data": data_here})
     task, device = Task.from_config(config), Ranks.from_environment().device
     network = task.network()
     weights_step = _load_weights(network, folder.skipped_weights)

@@ -40,6 +40,7 @@ class Watchdog:
         self._timeout_s, self._logs, self._rank = timeout_s, logs, rank
         self._silent_s = 0.0
         self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
 
     def beat(self) -> None:
         """Say that the process makes progress."""
@@ -49,12 +50,17 @@ class Watchdog:
         if self._timeout_s:
             self.beat()
             self._ended.clear()
-            threading.Thread(target=self._watch, args=(self._timeout_s,), daemon=True).start()
+            self._thread = threading.Thread(
+                target=self._watch, args=(self._timeout_s,), name="watchdog", daemon=True
+            )
+            self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        faulthandler.cancel_dump_traceback_later()
+        if self._thread:
+            self._thread.join()
+            faulthandler.cancel_dump_traceback_later()
 
     def _watch(self, timeout_s: float) -> None:
         look_s = min(_LOOK_S, timeout_s / 10)
@@ -65,10 +71,12 @@ class Watchdog:
             if self._silent_s > timeout_s:
                 self._end(timeout_s)
                 return
-            if sys.__stderr__ is not None:
-                # A library that hangs with the interpreter's lock keeps this thread from looking.
+            # A library that hangs with the interpreter's lock keeps this thread from looking, so a
+            # thread without Python looks at this one.
+            with suppress(AttributeError, OSError, ValueError):  # there may be no standard error
+                descriptor = sys.__stderr__.fileno()  # type: ignore[union-attr]
                 faulthandler.dump_traceback_later(
-                    timeout_s + 2 * GRACE_S, exit=True, file=sys.__stderr__
+                    timeout_s + 2 * GRACE_S, exit=True, file=descriptor
                 )
 
     def _end(self, timeout_s: float) -> None:

@@ -192,7 +192,7 @@ def test_bench_fails_if_a_network_did_and_not_if_memory_ran_out(
 def test_a_passing_fault_is_one_screen_and_exit_code_75(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def stale(run: Path, step: int | None) -> None:
+    def stale(run: Path, *_: object) -> None:
         raise OSError(errno.ESTALE, "Stale file handle", str(run))
 
     monkeypatch.setattr("segresmamba.engine.debug_batch.debug_batch", stale)

@@ -52,9 +52,14 @@ def test_a_batch_that_is_finite_here_is_said_to_be(run: Path) -> None:
     assert "all values are finite on this machine" in str(found)
 
 
-def test_the_crops_of_the_last_skipped_step_are_read_again(run: Path) -> None:
+def test_the_crops_of_the_last_skipped_step_are_read_again_where_the_store_is_now(
+    run: Path, tiny_store: Path, tmp_path: Path
+) -> None:
     kept = json.loads(RunFolder(run).skipped.read_text().splitlines()[-1])["batches"]
-    assert debug_batch(run) == [Diagnosis(0, [2, 3], kept[0]["cases"], "nan", None)]
+    store = shutil.copytree(tiny_store, tmp_path / "moved")
+    assert debug_batch(run, store=str(store)) == [
+        Diagnosis(0, [2, 3], kept[0]["cases"], "nan", None)
+    ]
 
 
 def test_a_broken_input_is_found(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
