@@ -135,7 +135,7 @@ def test_sync_says_so_when_mlflow_cannot_be_reached(
 
     monkeypatch.setattr("segresmamba.tracking.sync", unreachable)
     (tmp_path / "journal.jsonl").touch()
-    assert run(monkeypatch, "sync", tmp_path) == 2
+    assert run(monkeypatch, "sync", tmp_path) == 75
     assert "no route to host" in capsys.readouterr().err
 
 
