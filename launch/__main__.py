@@ -33,8 +33,9 @@ from segresmamba.cli.conversion import (
     Splits,
 )
 from segresmamba.config import Config, load_config, read_config
-from segresmamba.errors import LaunchError, UserError
+from segresmamba.errors import OUR_CODE, LaunchError, sort_error
 from segresmamba.storage.run_folder import RunFolder, refuse_changes
+from segresmamba.storage.terminal import shield_output
 
 MaxParallel = Annotated[
     int | None,
@@ -240,12 +241,16 @@ def _run_sweep(planned: Sweep, max_parallel: int | None, *, dry_run: bool) -> No
 
 
 def main() -> None:
-    """Run a command. A mistake of the user ends it with one screen of text and exit code 2."""
+    """Run a command; all errors but our own are one screen of text, see `segresmamba.errors`."""
+    shield_output()
     try:
         app()
-    except UserError as error:
-        typer.echo(error.screen(), err=True)
-        sys.exit(2)
+    except Exception as error:
+        code, text = sort_error(error)
+        if code == OUR_CODE:
+            raise
+        typer.echo(text, err=True)
+        sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from segresmamba.cli.conversion import counting
 from segresmamba.config import ClusterConfig, load_config
 from segresmamba.data.conversion.convert import convert_share, finish, prepare
 from segresmamba.data.conversion.plan import ConversionPlan, ConversionRequest
-from segresmamba.errors import ConfigError, LaunchError, UserError
+from segresmamba.errors import ConfigError, LaunchError, UserError, sort_error
 
 # Presets are made for training. A conversion has no ranks and needs no GPU.
 _NO_RANKS = ("cluster.nodes=1", "cluster.tasks_per_node=1", "cluster.gpus_per_node=0")
@@ -46,7 +46,8 @@ class ConvertJob:
         """Convert; return a line that says what was done.
 
         Raises:
-            SystemExit: With code 2 if cases are faulty. The error's screen is then in the log.
+            SystemExit: With code 2 if cases are faulty, 75 if a fault may pass. The error's screen
+                is then in the log.
         """
         logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
         logging.getLogger("segresmamba").setLevel(logging.INFO)
@@ -62,7 +63,7 @@ class ConvertJob:
                     line = f"share {self.share + 1} of {self.shares}: {done} cases converted"
         except UserError as error:
             sys.stderr.write(error.screen() + "\n")
-            sys.exit(2)
+            sys.exit(sort_error(error).exit_code)
         sys.stderr.write(line + "\n")
         return line
 

@@ -10,12 +10,11 @@ from __future__ import annotations
 import json
 import logging
 import time
-import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segresmamba.errors import UserError
+from segresmamba.errors import OUR_CODE, PASSING_CODE, UserError, sort_error
 from segresmamba.storage.atomic import write_text
 
 # Imported where it is used: the local controller reads this module and has to start fast.
@@ -23,12 +22,9 @@ if TYPE_CHECKING:
     from segresmamba.config import Config
     from segresmamba.tracking import Status
 
-USER_ERROR_CODE = 2
 # What a shell returns for a command that Ctrl-C has ended.
 INTERRUPTED_CODE = 130
 TAG = "failure"
-# The kernel ends a process with SIGKILL when memory runs out, and so does an administrator.
-KILLED_HINT = "; the kernel does so when memory runs out"
 logger = logging.getLogger(__name__)
 
 
@@ -41,17 +37,32 @@ class Failure:
     time_s: float
     """When, in seconds since the epoch."""
     exit_code: int
-    """2 for a mistake that the user can correct, 1 for everything else."""
+    """2 for a mistake that the user can correct, 75 for a passing fault, 1 for everything else."""
     text: str
     """The error's screen, or the traceback."""
 
     @classmethod
     def from_error(cls, error: BaseException, rank: int) -> Failure:
         """The failure of a rank that raised `error` just now."""
-        if isinstance(error, UserError):
-            return cls(rank, time.time(), USER_ERROR_CODE, error.screen())
-        text = "".join(traceback.format_exception(error)).rstrip()
-        return cls(rank, time.time(), 1, text)
+        return cls(rank, time.time(), *sort_error(error))
+
+    @classmethod
+    def without_words(cls, rank: int, where: str, how: str) -> Failure:
+        """The failure of a rank that ended just now and has written none.
+
+        Args:
+            rank: The rank.
+            where: What to add to it in the text, such as " on gpu07".
+            how: The end, in the words of whoever saw it: ", by signal SIGKILL", ": Killed".
+        """
+        code, hint = OUR_CODE, ""
+        if "KILL" in how.upper():
+            # The kernel ends a process so when memory runs out, and so does an administrator.
+            hint = "; the kernel does so when memory runs out"
+        elif how.endswith(f"exit code {PASSING_CODE}"):
+            code, hint = PASSING_CODE, ", a passing fault; the end of its log says which"
+        text = f"rank {rank}{where} ended without an error message{how}{hint}"
+        return cls(rank, time.time(), code, text)
 
 
 def failure_path(logs: Path, job_id: str, rank: int) -> Path:

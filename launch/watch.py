@@ -17,6 +17,7 @@ from types import FrameType
 
 from launch.failures import INTERRUPTED_CODE
 from launch.slurm.squeue import job_state
+from segresmamba.storage.terminal import stop_signals
 
 POLL_S = 0.2
 # Slurm's controller answers all users of the cluster, so it is asked less often.
@@ -96,8 +97,7 @@ def _stopping(controller: subprocess.Popen[bytes]) -> Iterator[None]:
         if not again:
             sys.stderr.write("\nsaving a checkpoint to stop; Ctrl-C again ends the job at once\n")
 
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    previous = {signum: signal.signal(signum, stop) for signum in signals}
+    previous = {signum: signal.signal(signum, stop) for signum in stop_signals()}
     try:
         yield
     finally:

@@ -1,11 +1,39 @@
-"""Errors that a user can act on.
+"""Errors that a user can act on, and the one place that sorts every error into three kinds.
 
-Each names the file or key, the value received and the remedy, fits on one screen, and ends the
-command with exit code 2. Any other exception that ends a command is a bug in this project and
-keeps its traceback.
+    the user's   exit code 2     a mistake in a file, a key or a value; it would come again
+    passing      exit code 75    a full disk, a file system or a server that is away: Slurm queues
+                                 the job again, as long as `cluster.retries` allows
+    ours         exit code 1     a bug in this project; it keeps its traceback
+
+The first two fit on one screen, which names the file or key, the value received and the remedy.
 """
 
 from __future__ import annotations
+
+import errno
+import traceback
+from typing import NamedTuple
+
+USER_CODE, PASSING_CODE, OUR_CODE = 2, 75, 1  # 75 is EX_TEMPFAIL of <sysexits.h>
+
+_PASSING_ERRNOS = frozenset(
+    {
+        *(
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EFBIG,
+            errno.ESTALE,
+            errno.EIO,
+            errno.EREMOTEIO,
+            errno.ETIMEDOUT,
+        ),
+        *(errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+        *(errno.ENOTCONN, errno.ESHUTDOWN, errno.ECONNABORTED, errno.ECONNREFUSED),
+        *(errno.ECONNRESET, errno.EPIPE),
+    }
+)
+# torch.distributed raises these by the names of their classes, gloo a RuntimeError with this text.
+_NETWORK_CLASS, _NETWORK_TEXT = "DistError", "gloo/transport"
 
 
 class UserError(ValueError):
@@ -30,7 +58,9 @@ class UserError(ValueError):
 
         An exception is pickled with positional arguments only, which `__init__` does not take.
         """
-        return _rebuild, (type(self), self.problem, self.where, self.got, self.remedy)
+        # What it was raised from decides its kind, see `is_passing`.
+        cause = self.__cause__ if isinstance(self.__cause__, OSError) else None
+        return _rebuild, (type(self), self.problem, self.where, self.got, self.remedy, cause)
 
     def screen(self) -> str:
         """The error as the command line shows it."""
@@ -42,12 +72,20 @@ class UserError(ValueError):
         )
 
 
+class PassingError(UserError):
+    """Not a mistake: something outside failed, and may be well again later."""
+
+
 class ConfigError(UserError):
     """An unknown key, a value of the wrong type, or settings that contradict each other."""
 
 
 class DataError(UserError):
     """A source file or a stored case that cannot be used as it is."""
+
+
+class StoreAwayError(PassingError, DataError):
+    """A store whose server gives no answer."""
 
 
 class CheckpointError(UserError):
@@ -62,5 +100,57 @@ class BackendMissingError(UserError, NotImplementedError):
     """A backend that was asked for by name is not installed; the remedy is the install command."""
 
 
-def _rebuild(kind: type[UserError], problem: str, where: str, got: str, remedy: str) -> UserError:
-    return kind(problem, where=where, got=got, remedy=remedy)
+class Verdict(NamedTuple):
+    """What becomes of a command that an error has ended."""
+
+    exit_code: int
+    """2, 75 or 1, see the module's docstring."""
+    text: str
+    """One screen, or the traceback."""
+
+
+def sort_error(error: BaseException) -> Verdict:
+    """Say of which kind an error is, and what to show of it."""
+    if isinstance(error, UserError):
+        return Verdict(PASSING_CODE if is_passing(error) else USER_CODE, error.screen())
+    if not is_passing(error):
+        return Verdict(OUR_CODE, "".join(traceback.format_exception(error)).rstrip())
+    if isinstance(error, OSError):
+        return Verdict(PASSING_CODE, _screen_of(error).screen())
+    return Verdict(PASSING_CODE, "".join(traceback.format_exception(error)).rstrip())
+
+
+def is_passing(error: BaseException | None) -> bool:
+    """Whether an error, or an error that it was raised from, may not come again later."""
+    while error is not None:
+        names = {kind.__name__ for kind in type(error).__mro__}
+        if isinstance(error, PassingError | ConnectionError | TimeoutError):
+            return True
+        if isinstance(error, OSError) and error.errno in _PASSING_ERRNOS:
+            return True
+        if isinstance(error, RuntimeError) and (
+            _NETWORK_CLASS in names or _NETWORK_TEXT in str(error)
+        ):
+            return True
+        error = error.__cause__
+    return False
+
+
+def _screen_of(error: OSError) -> PassingError:
+    full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+    facts = getattr(error, "__notes__", None) or [error.strerror or type(error).__name__]
+    return PassingError(
+        "the disk is full" if full else "a file or a connection failed for a reason that may pass",
+        where=error.filename or "see the log",
+        got=facts[0],
+        remedy=("free space" if full else "see that the file system and the network answer")
+        + "; the same command then goes on from the newest checkpoint",
+    )
+
+
+def _rebuild(
+    kind: type[UserError], problem: str, where: str, got: str, remedy: str, cause: OSError | None
+) -> UserError:
+    error = kind(problem, where=where, got=got, remedy=remedy)
+    error.__cause__ = cause
+    return error

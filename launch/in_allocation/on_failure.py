@@ -2,7 +2,8 @@
 
 The batch script runs this when srun returns with an error. If the job was preempted or cancelled,
 there is nothing to do. A mistake of the user would come again, so the job ends. After any other
-failure the job is queued again, unless too many failures in a row brought no newer checkpoint.
+failure, passing or ours, the job is queued again, unless too many failures in a row brought no
+newer checkpoint: a fault of a node often looks like one of ours.
 
     <run folder>/failures.jsonl     every failure: when, which job and rank, how far, the error
     <run folder>/failure.txt        traceback of the last failure, also on the MLflow run
@@ -11,6 +12,7 @@ failure the job is queued again, unless too many failures in a row brought no ne
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import sys
@@ -19,8 +21,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from launch.failures import (
-    KILLED_HINT,
-    USER_ERROR_CODE,
     Failure,
     failure_path,
     first_failure,
@@ -30,7 +30,7 @@ from launch.failures import (
 from launch.jobs.rank import batch_log, load_job
 from launch.slurm import allocation, squeue
 from segresmamba.config import Config
-from segresmamba.errors import LaunchError
+from segresmamba.errors import USER_CODE, LaunchError
 from segresmamba.storage.run_folder import RunFolder
 
 # Slurm ends the batch script of a requeued job. If the script left first, with an error, the job
@@ -65,7 +65,7 @@ def on_failure(config: Config, logs: Path, code: int) -> int:
     )
     forget_failures(logs, job_id)
     lines = [f"rank {failure.rank} failed first; its log: {logs}/{job_id}_{failure.rank}_log.out"]
-    again = failure.exit_code != USER_ERROR_CODE
+    again = failure.exit_code != USER_CODE
     if again:
         history = _remember(RunFolder.from_config(config), job_id, failure)
         again = len(history) <= config.cluster.retries
@@ -95,9 +95,7 @@ def _find_failure(logs: Path, job_id: str) -> Failure | None:
     ended = _SRUN.search(this_start)
     if ended is None or failure_path(logs, job_id, int(ended[2])).exists():
         return written
-    hint = KILLED_HINT if "Killed" in ended[3] else ""
-    text = f"rank {ended[2]} on {ended[1]} ended without an error message: {ended[3]}{hint}"
-    return Failure(int(ended[2]), time.time(), 1, text)
+    return Failure.without_words(int(ended[2]), f" on {ended[1]}", f": {ended[3]}")
 
 
 def _remember(folder: RunFolder, job_id: str, failure: Failure) -> list[FailedStart]:
@@ -114,8 +112,11 @@ def _remember(folder: RunFolder, job_id: str, failure: Failure) -> list[FailedSt
         step=steps[-1] if steps else 0,
         error=failure.text.splitlines()[-1],
     )
-    with folder.failures.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(asdict(failed)) + "\n")
+    try:
+        with folder.failures.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(asdict(failed)) + "\n")
+    except OSError:  # the disk may be full, and that be the failure: Slurm's own count must do
+        return [failed] * (1 + int(os.environ.get("SLURM_RESTART_COUNT", "0")))
     lines = folder.failures.read_text(encoding="utf-8").splitlines()
     history = [FailedStart(**json.loads(line)) for line in lines]
     return [one for one in history if (one.job, one.checkpoint) == (job_id, failed.checkpoint)]
@@ -148,7 +149,7 @@ def main() -> None:
         job = load_job(folder, allocation.job_id())
     except LaunchError as error:  # another user's pickle, which the ranks have refused too
         sys.stderr.write(error.screen() + "\n")
-        sys.exit(USER_ERROR_CODE)
+        sys.exit(USER_CODE)
     sys.exit(on_failure(job.resolved_config(), folder, int(sys.argv[2])))
 
 

@@ -16,14 +16,13 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from launch.failures import USER_ERROR_CODE
 from launch.jobs.memory_check import require_fit
 from launch.jobs.rank import load_job
 from launch.ports import free_port
 from launch.slurm import allocation, probe
 from launch.slurm.probe import NodeReport
 from segresmamba.config import Config
-from segresmamba.errors import LaunchError, UserError
+from segresmamba.errors import LaunchError, UserError, sort_error
 
 # Failures of ranks are put in order by the nodes' clocks, see `launch.failures`.
 CLOCK_TOLERANCE_S = 10.0
@@ -212,7 +211,7 @@ def main() -> None:
         check(load_job(logs, job_id).resolved_config(), logs)
     except UserError as error:
         sys.stderr.write(error.screen() + "\n")
-        sys.exit(USER_ERROR_CODE)
+        sys.exit(sort_error(error).exit_code)
     print(free_port(job_id))
 
 

@@ -42,7 +42,7 @@ class Backend(Protocol):
 
         Returns:
             The exit code of the command: 0 for a run that has finished or was queued, 130 for one
-            that was stopped, 2 for a mistake of the user in a rank, 1 for any other failure.
+            that was stopped, and that of the first error in a rank: see `segresmamba.errors`.
 
         Raises:
             UserError: If the job cannot be started as asked.

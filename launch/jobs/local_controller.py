@@ -23,7 +23,6 @@ from pathlib import Path
 
 from launch.failures import (
     INTERRUPTED_CODE,
-    KILLED_HINT,
     Failure,
     failure_path,
     write_failure,
@@ -132,7 +131,7 @@ class Controller:
             elapsed_s = time.monotonic() - start_s
             if elapsed_s > limit_s:
                 text = f"the time limit of {limit_s:.0f} s was over before rank 0 ended"
-                self._record_failure(0, text)
+                self._record_failure(Failure(0, time.time(), 1, text))
                 return 1
             if elapsed_s > grace_ends_s:
                 return 1
@@ -155,16 +154,13 @@ class Controller:
         for rank in failed:
             code = codes[rank] or 0
             how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-            hint = KILLED_HINT if code == -signal.SIGKILL else ""
-            self._record_failure(
-                rank, f"rank {rank} ended without an error message, by {how}{hint}"
-            )
+            self._record_failure(Failure.without_words(rank, "", f", by {how}"))
         return bool(failed)
 
-    def _record_failure(self, rank: int, text: str) -> None:
+    def _record_failure(self, failure: Failure) -> None:
         folder = Path(self.plan.logs)
-        if not failure_path(folder, self.job_id, rank).exists():
-            write_failure(Failure(rank, time.time(), 1, text), folder, self.job_id)
+        if not failure_path(folder, self.job_id, failure.rank).exists():
+            write_failure(failure, folder, self.job_id)
 
     def _send(self, signum: int) -> None:
         for rank in self.ranks:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from submitit.core.submission import process_job
 
-from launch.failures import USER_ERROR_CODE, Failure, write_failure
+from launch.failures import Failure, write_failure
 from launch.jobs import rank
-from segresmamba.errors import LaunchError
+from segresmamba.errors import USER_CODE, LaunchError
+from segresmamba.storage.terminal import shield_output
 
 MODULE = "launch.jobs.start"
 SUBMITIT_MODULE = "submitit.core._submit"
@@ -33,6 +34,7 @@ def main() -> None:
     Raises:
         SystemExit: With code 2 if another user has written the job. The screen is in the log.
     """
+    shield_output()
     logs = Path(sys.argv[1])
     os.environ["SUBMITIT_FOLDER"] = str(logs)
     place = rank.place()
@@ -42,7 +44,7 @@ def main() -> None:
         failure = Failure.from_error(error, place.global_rank)
         write_failure(failure, place.paths.folder, place.job_id)
         sys.stderr.write(failure.text + "\n")
-        sys.exit(USER_ERROR_CODE)
+        sys.exit(USER_CODE)
     process_job(logs)
 
 

@@ -20,10 +20,13 @@ from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any, Protocol
 
-from launch.failures import USER_ERROR_CODE, Failure, failure_path, write_failure
+from launch.failures import Failure, failure_path, write_failure
 from launch.jobs import rank
 from launch.jobs.start import RANK_MODULES
 from segresmamba.config import Config
+from segresmamba.errors import OUR_CODE
+
+logger = logging.getLogger(__name__)
 
 STOP_SIGNALS = (rank.REQUEUE_SIGNAL, signal.SIGTERM)
 
@@ -86,8 +89,8 @@ class TrainJob:
         """Call `train` with the engine as one rank of the job.
 
         Raises:
-            SystemExit: With code 2 after a mistake of the user, whose screen is then in the log;
-                without an error when the job goes back to the queue.
+            SystemExit: With code 2 after a mistake of the user or 75 after a passing fault, whose
+                screen is then in the log; without an error when the job goes back to the queue.
         """
         quick_exit = QuickExit()
         place = rank.place()
@@ -109,11 +112,14 @@ class TrainJob:
                 result = train(engine)
         except Exception as error:
             failure = Failure.from_error(error, number)
-            write_failure(failure, logs, place.job_id)
-            if failure.exit_code == USER_ERROR_CODE:
-                sys.stderr.write(failure.text + "\n")
-                sys.exit(USER_ERROR_CODE)
-            raise
+            try:
+                write_failure(failure, logs, place.job_id)
+            except OSError as problem:  # a full disk, say: the exit code still says the kind
+                logger.warning("the failure is not on the disk: %s", problem)
+            if failure.exit_code == OUR_CODE:
+                raise
+            sys.stderr.write(failure.text + "\n")
+            sys.exit(failure.exit_code)
         if result.status == "preempted" and rank.goes_back_to_queue(signals.received):
             rank.requeue()  # which leaves with an exit code of its own
         quick_exit.is_well = True

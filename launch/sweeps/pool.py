@@ -19,9 +19,9 @@ from launch.run_state import FAILED, OVER, RUNNING, STOPPED, UNDER_WAY
 from launch.sweeps.sweep import Sweep
 from launch.sweeps.trial import Trial
 from segresmamba.storage.atomic import write_text
+from segresmamba.storage.terminal import stop_signals
 
 POLL_S = 0.2
-_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Pool:
@@ -50,7 +50,7 @@ class Pool:
                 # A trial's own launcher counts: its second signal ends the ranks.
                 process.send_signal(signal.SIGTERM)
 
-        before = {signum: signal.signal(signum, stop) for signum in _STOP}
+        before = {signum: signal.signal(signum, stop) for signum in stop_signals()}
         try:
             while self.running or (self.waiting and not self.stopping):
                 while self.waiting and not self.stopping and len(self.running) < self.most:

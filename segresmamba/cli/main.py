@@ -29,7 +29,8 @@ from segresmamba.cli.conversion import (
     Splits,
     counting,
 )
-from segresmamba.errors import UserError
+from segresmamba.errors import OUR_CODE, UserError, sort_error
+from segresmamba.storage.terminal import shield_output, stop_signals
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -48,7 +49,8 @@ Store = Annotated[str, typer.Argument(help="Converted dataset: a folder, a .zip 
 
 
 def main() -> None:
-    """Run a command; a user's mistake is one screen of text and exit code 2."""
+    """Run a command; all errors but our own are one screen of text, see `segresmamba.errors`."""
+    shield_output()
     logging.captureWarnings(capture=True)
     logging.basicConfig(
         level=logging.INFO,
@@ -61,9 +63,12 @@ def main() -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         app()
-    except UserError as error:
-        sys.stderr.write(error.screen() + "\n")
-        sys.exit(2)
+    except Exception as error:
+        code, text = sort_error(error)
+        if code == OUR_CODE:
+            raise
+        sys.stderr.write(text + "\n")
+        sys.exit(code)
 
 
 @app.command()
@@ -165,6 +170,23 @@ def train(
         result = run(config)
     typer.echo(f"{result['status']} at step {result['step']}: {result['folder']}")
     typer.echo(f"watch and compare: {result['ui_hint']}")
+
+
+@app.command("debug-batch")
+def debug_batch(
+    run: Run,
+    step: Annotated[
+        int | None, typer.Argument(min=1, help="A step that was skipped. Default: the last one.")
+    ] = None,
+    store: Annotated[
+        str | None, typer.Option(help="The dataset, if it lies elsewhere on this machine.")
+    ] = None,
+) -> None:
+    """Repeat the batch of a skipped step, and say where the first value is not finite."""
+    from segresmamba.engine.debug_batch import debug_batch as repeat
+
+    for diagnosis in repeat(run, step, store):
+        typer.echo(str(diagnosis))
 
 
 @app.command()
@@ -329,14 +351,17 @@ def doctor(overrides: Overrides = None) -> None:
 
 @contextmanager
 def _stopping(request_stop: Callable[[], None]) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM saves a checkpoint and stops; a second Ctrl-C ends at once."""
+    """The first Ctrl-C, SIGTERM or loss of the terminal saves a checkpoint and stops.
+
+    A second Ctrl-C ends at once.
+    """
 
     def stop(signum: int, frame: FrameType | None) -> None:
         request_stop()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.stderr.write("\nsaving a checkpoint to stop; Ctrl-C again ends at once\n")
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in stop_signals()}
     try:
         yield
     finally:

@@ -36,6 +36,9 @@ _FREE_KEYS = {
     "train.validate_every",
     "train.checkpoint_every",
     "train.keep_last",
+    "train.hang_timeout_s",
+    "train.max_skipped_in_a_row",
+    "train.max_skipped_share",
     "train.threads",
     # These compute the same sums in another order, which depends on the machines.
     "train.accumulation",

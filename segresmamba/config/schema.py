@@ -74,7 +74,8 @@ class DataConfig(Section):
     """Batches that each reader prepares in advance."""
     patience_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 300.0
     """Seconds for which a request to a store at a URL is repeated while its server is overloaded,
-    reports an error or cannot be reached. After that the job ends with an error."""
+    reports an error or cannot be reached, and for which a run that writes waits for a full disk or
+    a file system that is away. After that the job ends as a passing fault (exit code 75)."""
 
 
 class AugmentConfig(Section):
@@ -151,6 +152,16 @@ class TrainConfig(Section):
     """Steps between two checkpoints; one is always written at the end."""
     keep_last: PositiveInt = 2
     """How many checkpoints are kept, besides the best weights."""
+    max_skipped_in_a_row: Annotated[int, Field(ge=0)] = 10
+    """Steps that may be skipped one after another because the loss or a gradient is not a finite
+    number; one more ends the run. 0 ends it at the first."""
+    max_skipped_share: Fraction = 0.01
+    """Share of all steps so far that may be skipped, once they are more than
+    max_skipped_in_a_row."""
+    hang_timeout_s: Annotated[float, Field(ge=0)] | None = 1800.0
+    """Seconds without a step, a window of a validation, or a save, after which a rank writes the
+    stacks of its threads to the log and ends the job, for Slurm to queue it again. 0 or null: it is
+    never ended. Ranks wait for each other: no case may take one of them longer to validate."""
     threads: PositiveInt | None = None
     """CPU threads of each rank; unset, the ranks of a node share its cores."""
 
@@ -318,6 +329,18 @@ class Config(Section):
     """Where the job runs."""
     plan: PlanConfig = PlanConfig()
     """Whether a training step fits the memory of the GPUs."""
+
+    @model_validator(mode="after")
+    def _patience_is_no_hang(self) -> Config:
+        timeout_s, patience_s = self.train.hang_timeout_s, self.data.patience_s
+        if timeout_s and timeout_s <= patience_s:
+            raise ConfigError(
+                "a rank that waits for a disk or a server would be taken for one that hangs",
+                where="train.hang_timeout_s",
+                got=f"{timeout_s:g}, with data.patience_s={patience_s:g}",
+                remedy=f"give a train.hang_timeout_s above {patience_s:g}, or less data.patience_s",
+            )
+        return self
 
     @model_validator(mode="after")
     def _ranks_divide_batch(self) -> Config:

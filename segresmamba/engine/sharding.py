@@ -46,7 +46,9 @@ class ShardedState:
         self._stage, self._ranks = stage, ranks
 
     def pieces(self) -> dict[str, Piece]:
-        """Copy this rank's piece of each parameter to the CPU; at least one step has been made."""
+        """Copy this rank's piece of each parameter to the CPU."""
+        if not any(self._adamw.state.values()):  # every step so far was skipped
+            self._make_moments(0)
         found = {}
         for name, parameter in self._parameters.items():
             start, rows = self._held(parameter)
@@ -65,14 +67,7 @@ class ShardedState:
             wholes: Names and all rows (3, N) of all parameters, in the same order on every rank.
             step: Optimizer steps that were made.
         """
-        flat_groups: list[Tensor] = (
-            self._zero.fp32_partitioned_groups_flat
-            if self._stage == 3
-            else [tensor for group in self._adamw.param_groups for tensor in group["params"]]
-        )
-        for tensor in flat_groups:  # AdamW makes its state at its first step, too late for us
-            moments = {key: torch.zeros_like(tensor, requires_grad=False) for key in MOMENTS}
-            self._adamw.state[tensor] = {"step": torch.tensor(float(step)), **moments}
+        self._make_moments(step)
         for name, whole_3N in wholes:
             parameter = self._parameters[name]
             start, rows = self._held(parameter)
@@ -85,6 +80,17 @@ class ShardedState:
                 parameter.ds_tensor.data[: len(rows[0])].copy_(rows[0])
         if self._stage == 3:
             self._zero.checkpoint_event_epilogue()  # small weights are kept whole on every rank
+
+    def _make_moments(self, step: int) -> None:
+        """Make AdamW's state, which it makes itself at its first step, too late for us."""
+        flat_groups: list[Tensor] = (
+            self._zero.fp32_partitioned_groups_flat
+            if self._stage == 3
+            else [tensor for group in self._adamw.param_groups for tensor in group["params"]]
+        )
+        for tensor in flat_groups:
+            moments = {key: torch.zeros_like(tensor, requires_grad=False) for key in MOMENTS}
+            self._adamw.state[tensor] = {"step": torch.tensor(float(step)), **moments}
 
     def _held(self, parameter: Any) -> tuple[int, list[Tensor]]:
         """Where this rank's piece begins, and its rows: views of the engine's own tensors."""

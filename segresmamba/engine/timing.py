@@ -76,21 +76,22 @@ class StepTimer:
         yield
         self._wait_s += time.perf_counter() - started
 
-    def count_loss(self, losses: list[torch.Tensor]) -> bool:
-        """Add a step's loss, the mean over its accumulation steps.
-
-        Returns:
-            Whether the loss is finite.
-        """
+    def count_loss(self, losses: list[torch.Tensor], *, skipped: bool) -> None:
+        """Add a step's loss, the mean over its accumulation steps, unless the step was skipped."""
         loss = float(torch.stack(losses).mean())
-        self._loss_sum += loss
-        return math.isfinite(loss)
+        if not skipped:
+            self._loss_sum += loss
+            self._losses += 1
 
     def metrics(self) -> dict[str, float]:
-        """Means per step since the last call (collective: the loss is the mean over ranks)."""
+        """Means per step since the last call (collective: the loss is the mean over ranks).
+
+        The loss is nan if all steps were skipped.
+        """
         step_s, wait_s = self._step_s / self._steps, self._wait_s / self._steps
+        loss = self._loss_sum / self._losses if self._losses else math.nan
         values = {
-            "train/loss": mean_over_ranks(self._loss_sum / self._steps, self._device),
+            "train/loss": mean_over_ranks(loss, self._device),
             "time/step_s": step_s,
             "time/data_wait_s": wait_s,
             "throughput/voxels_per_s": self._voxels / step_s,
@@ -99,5 +100,5 @@ class StepTimer:
         return values
 
     def _reset(self) -> None:
-        self._steps = 0
+        self._steps = self._losses = 0
         self._step_s = self._wait_s = self._loss_sum = 0.0

@@ -36,13 +36,16 @@ from segresmamba.engine.observers import (
     open_run_tracker,
 )
 from segresmamba.engine.schedule import learning_rate
+from segresmamba.engine.skipped_steps import Crops, SkippedSteps
 from segresmamba.engine.stop import forget_request, stop_requested
 from segresmamba.engine.timing import StepTimer, WaitAdvice
+from segresmamba.engine.watchdog import Watchdog
 from segresmamba.engine.zero import ZeroEngine
 from segresmamba.errors import UserError
 from segresmamba.evaluation.score_cases import CaseResult, Summary, evaluate_cases
 from segresmamba.planner.out_of_memory import out_of_memory, ran_out
 from segresmamba.storage.atomic import write_text
+from segresmamba.storage.patience import patience
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.task.losses import build_loss
 from segresmamba.task.ranks import Ranks
@@ -177,6 +180,8 @@ class Trainer:
         self.shapes = shapes_of(network)
         self.parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
         self.engine = ZeroEngine(network, config, ranks)
+        self.skipped = SkippedSteps(config.train, folder, ranks)
+        self.watchdog = Watchdog(config.train.hang_timeout_s, folder.logs, ranks.rank)
         self.step = self._resume()
         self._begin_attempt()
         self.last_dice: float | None = None
@@ -206,7 +211,7 @@ class Trainer:
         """
         logger.info("  ".join(f"{key}={value}" for key, value in self.choices.items()))
         self.memory.enter("train")
-        with self.step_log:
+        with self.step_log, self.watchdog, patience(self.config.data.patience_s):
             return self._run()
 
     def _run(self) -> Status:
@@ -217,10 +222,12 @@ class Trainer:
         batches, timer = self._batches(), StepTimer(self.config, self.ranks)
         while self.step < config.max_steps:
             stop = self._train_step(batches, timer)
+            self.watchdog.beat()
             due = self._validation_is_due()
             # Before the validation, which takes long: if the job is killed, this step is not lost.
             if stop or due or self.step % config.checkpoint_every == 0:
                 self._save()
+                self.watchdog.beat()
             if stop:
                 logger.warning("asked to stop: saved step %d", self.step)
                 return "preempted"
@@ -232,41 +239,46 @@ class Trainer:
         """Train one step, and return whether some rank was asked to stop."""
         config = self.config.train
         lr = learning_rate(self.step, config)
-        losses = []
+        losses, crops = list[Tensor](), list[Crops]()
         with timer.step():
             for _ in range(config.accumulation):
                 with timer.waiting():
                     batch = next(batches)
+                crops.append((batch.index_B.tolist(), batch.case_ids))
                 x_BCDHW, label_BDHW = data.augment(
                     batch.to(self.ranks.device), self.config.augment, self.config.seed
                 )
                 loss = self.loss(self.engine.forward(x_BCDHW), label_BDHW)
                 self.engine.backward(loss, lr)
                 losses.append(loss.detach())
-            loss_is_finite = timer.count_loss(losses)
+            timer.count_loss(losses, skipped=not math.isfinite(self.engine.gradient_norm))
         self.step += 1
-        broken = not (loss_is_finite and math.isfinite(self.engine.gradient_norm))
-        # One exchange for both questions: 2 if a rank's step is broken, 1 if one has to stop.
-        verdict = highest(2 * broken or int(stop_requested()), self.ranks.device)
-        if verdict == 2:
+        self.skipped.count(self.step, self.engine, crops, losses, lr)
+        if self.skipped.too_many(self.step):
             raise self._diverged(lr)
+        stop = highest(int(stop_requested()), self.ranks.device)
         if self.step % config.log_every == 0 or self.step == config.max_steps:
             self._log_step(timer, lr)
-        return verdict == 1
+        return bool(stop)
 
     def _diverged(self, lr: float) -> UserError:
         saved = max(self.folder.saved_steps(), default=None)
         return UserError(
-            "the loss or its gradient is no longer a finite number",
-            where=f"step {self.step}",
-            got=f"lr {lr:.2g}, precision {self.config.train.precision}",
-            remedy="lower train.lr, raise train.warmup_steps, or take train.precision=fp32, under "
-            f"another run.name; the last checkpoint is that of step {saved or 'none'}",
+            "the loss or its gradient was not a finite number in too many steps",
+            where=f"step {self.step}; the batches are in {self.folder.skipped}",
+            got=f"{self.skipped.total} steps skipped, the last {self.skipped.in_a_row} in a row; "
+            f"lr {lr:.2g}, precision {self.config.train.precision}",
+            remedy=f"`segresmamba debug-batch {self.folder.path}` repeats the last one and says "
+            "where it comes from; lower train.lr, raise train.warmup_steps, or take "
+            "train.precision=fp32, under another run.name; the last checkpoint is that of step "
+            f"{saved or 'none'}",
         )
 
     def _log_step(self, timer: StepTimer, lr: float) -> None:
         values = timer.metrics()
         values |= {"train/lr": lr, "train/gradient_norm": self.engine.gradient_norm}
+        if self.skipped.total:
+            values["train/skipped_steps"] = self.skipped.total
         ranks = gather((values[_WAIT], self.memory.peaks()), self.ranks)
         # The rank that waits longest counts, since the others wait for it.
         values[_WAIT] = max(wait_s for wait_s, _ in ranks)
@@ -315,9 +327,11 @@ class Trainer:
         network = self.task.network()
         network.load_state_dict(weights)
         network.to(self.ranks.device)
+        network.register_forward_hook(lambda *_: self.watchdog.beat())  # a window
         cases, results = self.task.split["val"], list[CaseResult]()
         # One case for each rank at a time, so that the ranks can stop between cases.
         for first in range(0, len(cases), self.ranks.world_size):
+            self.watchdog.beat()
             if highest(int(stop_requested()), self.ranks.device):
                 logger.warning("asked to stop: step %d will be validated later", self.step)
                 return False
@@ -369,6 +383,7 @@ class Trainer:
         if resumed is None:
             return 0
         found = resumed.meta
+        self.skipped.total, self.skipped.in_a_row = found.skipped, found.skipped_in_a_row
         if resumed.skipped:
             reasons = [f"{name}: {error.got}" for name, error in resumed.skipped.items()]
             reasons.append(f"continued from step {found.step}")
@@ -393,6 +408,8 @@ class Trainer:
             zero_stage=self.config.train.zero_stage,
             dataset_digest=self.task.dataset.digest,
             shapes=self.shapes,
+            skipped=self.skipped.total,
+            skipped_in_a_row=self.skipped.in_a_row,
         )
 
     def _batches(self) -> Iterator[data.Batch]:

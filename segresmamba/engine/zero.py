@@ -1,5 +1,9 @@
 """DeepSpeed ZeRO behind one small class. The only module that imports deepspeed.
 
+A step whose loss or gradient is not finite on any rank changes neither weights nor optimizer state.
+No exchange between the ranks is added for that: a broken loss makes its whole gradient nan, the
+reduction of the gradients carries the nan to every rank, and so all of them see the same norm.
+
 Which of DeepSpeed's undocumented attributes this package uses is listed, and tested, in
 tests/engine/test_deepspeed.py.
 """
@@ -7,6 +11,7 @@ tests/engine/test_deepspeed.py.
 from __future__ import annotations
 
 import logging
+import math
 import os
 from typing import Any
 
@@ -15,7 +20,7 @@ from torch import Tensor, nn
 from segresmamba.config import Config
 from segresmamba.engine.distributed import micro_batch
 from segresmamba.engine.sharding import ShardedState
-from segresmamba.task.precision import Autocast, LossScaler
+from segresmamba.task.precision import Autocast, LossScaler, poison
 from segresmamba.task.ranks import Ranks
 
 # No weight decay for norms and biases, which have one axis, nor for the scan's A_log, D and step
@@ -37,7 +42,8 @@ def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
         "train_batch_size": train.batch_size,
         "train_micro_batch_size_per_gpu": micro_batch(config, world_size),
         "gradient_accumulation_steps": train.accumulation,
-        "gradient_clipping": train.clip_norm,
+        # At stage 0 the engine here clips, because it has to look at the norm before the step.
+        "gradient_clipping": train.clip_norm if train.zero_stage else 0.0,
         # DeepSpeed's default bucket takes 2 GB of the device, several times the network's weights.
         "zero_optimization": {"stage": train.zero_stage, "reduce_bucket_size": 1 << 25},
         # PyTorch's AdamW: DeepSpeed would have to compile its own.
@@ -70,6 +76,7 @@ class ZeroEngine:
         """This rank's loss scale; None unless the precision is fp16."""
         self._sharded_weights = config.train.zero_stage == 3
         self._whole_gradient = config.train.zero_stage == 0
+        self._clip_norm = config.train.clip_norm
         self._gathered = deepspeed.zero.GatheredParameters
         if config.train.compile:
             network.compile()
@@ -88,23 +95,30 @@ class ZeroEngine:
         return logits
 
     def backward(self, loss: Tensor, lr: float) -> None:
-        """Accumulate the gradient; at the accumulation boundary reduce it and step with `lr`."""
+        """Accumulate the gradient; at the accumulation boundary reduce it and step with `lr`.
+
+        After a boundary `gradient_norm` says whether the step was made: it was if that is finite.
+        """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         boundary = self._engine.is_gradient_accumulation_boundary()
+        loss = loss * poison(loss)
         self._engine.backward(self.scaler.scaled(loss) if self.scaler else loss)
-        norm: Tensor | None = None
         if boundary and self._whole_gradient:
             # Stage 0 does not keep the norm, but here each rank has the whole gradient.
             gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
             norm = nn.utils.get_total_norm(gradients)
+            nn.utils.clip_grads_with_norm_(self.network.parameters(), self._clip_norm, norm)
+            self.gradient_norm = float(norm)
+            if not math.isfinite(self.gradient_norm):
+                # AdamW leaves alone what has no gradient. The other stages skip by themselves.
+                self.network.zero_grad()
         self._engine.step()
         if boundary:
-            self.gradient_norm = float(
-                self._engine.get_global_grad_norm() if norm is None else norm
-            )
+            if not self._whole_gradient:
+                self.gradient_norm = float(self._engine.get_global_grad_norm())
             if self.scaler:
-                self.scaler.update()
+                self.scaler.update(skipped=not math.isfinite(self.gradient_norm))
 
     def buffers(self) -> dict[str, Tensor]:
         """The network's buffers, on the CPU."""

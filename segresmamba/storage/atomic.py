@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from segresmamba.storage.patience import patiently
+
 _PREFIX = ".part-"
 
 
@@ -48,13 +50,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace the file `path` by this text in UTF-8.
+    """Replace the file `path` by this text in UTF-8, patiently.
 
     Raises:
         OSError: If it cannot be written; `path` is then as it was.
     """
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+
+    def write() -> None:
+        with atomic_path(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+    patiently(write, path, len(text))
 
 
 def complete_folder(temporary: Path, path: Path) -> None:

@@ -16,6 +16,8 @@ Submitting a job and checking a queue read these paths too, so this module does 
     mlflow.json               the run in MLflow, and how much of the journal it has
     failure.txt               traceback of the last failure
     failures.jsonl            every failure of a job, one JSON object a line
+    skipped.jsonl             batches of the steps that were skipped, one JSON object a line
+    skipped-weights.pt        full weights at the last of them, for `segresmamba debug-batch`
     memory.json               peak memory of each rank in each phase
     environment.txt           packages that were installed when the run started
     logs/                     output of the processes
@@ -55,6 +57,8 @@ class RunFolder:
         self.mlflow = path / "mlflow.json"
         self.failure = path / "failure.txt"
         self.failures = path / "failures.jsonl"
+        self.skipped = path / "skipped.jsonl"
+        self.skipped_weights = path / "skipped-weights.pt"
         self.memory = path / "memory.json"
         self.environment = path / "environment.txt"
         self.logs = path / "logs"
@@ -123,7 +127,7 @@ class RunFolder:
         The caller holds the run's lock. mlflow.json and emissions.json have writers of their own.
         """
         remove_leftovers(self.best.parent)
-        for path in (self.config, self.environment, self.memory):
+        for path in (self.config, self.environment, self.memory, self.skipped_weights):
             remove_leftovers(self.path, path.name)
 
     def enter(self, config: Config) -> None:

@@ -35,13 +35,22 @@ class Autocast(nn.Module):
         return logits
 
 
+def poison(loss: Tensor) -> Tensor:
+    """1 for a finite loss, otherwise nan: a factor that the device finds without a wait.
+
+    The gradient of a loss times this factor is nan wherever the loss is not finite. So the
+    reduction of the gradients tells all ranks of a loss that is broken on one of them.
+    """
+    return torch.where(loss.detach().isfinite(), 1.0, torch.nan)
+
+
 class LossScaler:
     """Dynamic loss scale for fp16, which a hook removes from each gradient as autograd computes it.
 
     So accumulation, reduction over ranks, clipping and the optimizer see fp32 gradients of the true
     size at every ZeRO stage, and each rank has its own scale. Elements of a gradient that
     overflowed count as zero in that step, and the scale halves. After 2000 steps without overflow
-    it doubles.
+    it doubles. A loss that is itself not finite is no overflow of a gradient: its gradient is nan.
     """
 
     _GROWTH_INTERVAL = 2000  # this and the first scale are the defaults of torch.amp.GradScaler
@@ -50,15 +59,20 @@ class LossScaler:
         self.scale = 2.0**16
         self._clean_steps = 0
         self._overflowed = torch.zeros((), dtype=torch.bool, device=device)
+        self._fill = torch.zeros((), device=device)
         for parameter in network.parameters():
             parameter.register_hook(self._unscaled)  # type: ignore[no-untyped-call]
 
     def scaled(self, loss: Tensor) -> Tensor:
         """The loss times the scale, to call backward on."""
+        self._fill = poison(loss) - 1
         return loss * self.scale
 
-    def update(self) -> None:
-        """Adapt the scale, once per optimizer step."""
+    def update(self, *, skipped: bool) -> None:
+        """Adapt the scale, once per optimizer step; a step that was skipped says nothing of it."""
+        if skipped:
+            self._overflowed.zero_()
+            return
         if bool(self._overflowed):
             self.scale, self._clean_steps = self.scale / 2, 0
             self._overflowed.zero_()
@@ -79,4 +93,4 @@ class LossScaler:
         gradient = gradient / self.scale
         finite = torch.isfinite(gradient)
         self._overflowed |= ~finite.all()
-        return torch.where(finite, gradient, torch.zeros_like(gradient))
+        return torch.where(finite, gradient, self._fill.to(gradient.dtype))

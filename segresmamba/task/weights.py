@@ -22,6 +22,7 @@ from segresmamba.config import Config
 from segresmamba.errors import CheckpointError
 from segresmamba.storage.atomic import atomic_path
 from segresmamba.storage.digest import digest_of, json_digest
+from segresmamba.storage.patience import patiently
 from segresmamba.task.classes import Classes
 from segresmamba.task.task import build_network
 
@@ -58,7 +59,7 @@ class TrainedNetwork:
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor], facts: WeightsFacts) -> None:
-    """Write full weights and facts into one file, atomically."""
+    """Write full weights and facts into one file, atomically and patiently."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = {  # plain types only, which `weights_only` reads
         "weights": dict(weights),
@@ -72,9 +73,13 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], facts: WeightsFacts)
         "facts": _facts_digest(content),
         "weights": _weights_digest(content["weights"]),
     }
-    # Given a path, torch would write the temporary file's name into the file.
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        torch.save(content, file)
+
+    def write() -> None:
+        # Given a path, torch would write the temporary file's name into the file.
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            torch.save(content, file)
+
+    patiently(write, path, sum(tensor.nbytes for tensor in weights.values()))
 
 
 def read_facts(path: Path) -> WeightsFacts:

@@ -12,6 +12,7 @@ from typing import Any
 
 from segresmamba import __version__
 from segresmamba.config import TrackingConfig
+from segresmamba.storage.patience import patiently
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.tracking.attempts import goes_back, missing_steps
 from segresmamba.tracking.journal import FAULTS_TAG, Journal, read_journal
@@ -21,6 +22,8 @@ from segresmamba.tracking.protocol import Status, Tracker, TrackingError
 
 logger = logging.getLogger(__name__)
 
+_RECORD_BYTES = 1 << 10
+"""About the size of a record."""
 # How long `close` waits for the uploader: Slurm kills a preempted job within seconds.
 WAIT_S: dict[Status, float] = {"finished": 120.0, "failed": 20.0, "preempted": 5.0}
 
@@ -176,7 +179,11 @@ class RunTracker(Tracker):
 
     def _append(self, kind: str, **body: Any) -> None:
         try:
-            self._journal.append(kind, **body)
+            if self._lost_records:  # waited long enough, the last time
+                self._journal.append(kind, **body)
+            else:
+                journal = RunFolder(self._folder).journal
+                patiently(lambda: self._journal.append(kind, **body), journal, _RECORD_BYTES)
         except OSError as error:
             self._lost_records += 1
             if self._lost_records == 1:  # training goes on, and would repeat this at every step

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 from pathlib import Path
@@ -134,7 +135,7 @@ def test_sync_says_so_when_mlflow_cannot_be_reached(
 
     monkeypatch.setattr("segresmamba.tracking.sync", unreachable)
     (tmp_path / "journal.jsonl").touch()
-    assert run(monkeypatch, "sync", tmp_path) == 2
+    assert run(monkeypatch, "sync", tmp_path) == 75
     assert "no route to host" in capsys.readouterr().err
 
 
@@ -186,6 +187,17 @@ def test_bench_fails_if_a_network_did_and_not_if_memory_ran_out(
     finished = Bench(rows, [], Table(), "")
     monkeypatch.setattr("segresmamba.bench.bench", lambda *_, **__: finished)
     assert run(monkeypatch, "bench") == code
+
+
+def test_a_passing_fault_is_one_screen_and_exit_code_75(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stale(run: Path, *_: object) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle", str(run))
+
+    monkeypatch.setattr("segresmamba.engine.debug_batch.debug_batch", stale)
+    assert run(monkeypatch, "debug-batch", tmp_path) == 75
+    assert f"where:  {tmp_path}\n  got:    Stale file handle" in capsys.readouterr().err
 
 
 def test_doctor_names_every_scan_backend(

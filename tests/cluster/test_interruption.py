@@ -173,6 +173,12 @@ def test_a_cancelled_job_saves_and_stays_away(words: tuple[str, ...], tmp_path: 
             "not queued again: failed 2 times in a row at the same step (step 0, with",
             1,
         ),
+        (
+            "stale",
+            2,
+            "not queued again: failed 2 times in a row at the same step (step 0, with",
+            75,
+        ),
         ("refuses", 1, "", 2),
     ],
 )
@@ -184,6 +190,11 @@ def test_a_failure_that_comes_again_ends_the_job_and_a_mistake_at_once(
     assert len(re.findall(f"^job {job.id}, start", job.log, re.MULTILINE)) == starts
     assert verdict in job.log
     assert f"rank 1 failed first; its log: {job.run}/logs/{job.id}_1_log.out" in job.log
-    ends = {"raises": "RuntimeError: the sky is falling", "refuses": "  remedy: copy anew"}
+    ends = {
+        "raises": "RuntimeError: the sky is falling",
+        "stale": "  remedy: see that the file system and the network answer; the same command then "
+        "goes on from the newest checkpoint",
+        "refuses": "  remedy: copy anew",
+    }
     assert job.log.splitlines()[-1] == ends[behaviour]
     assert ends[behaviour] in (job.run / "failure.txt").read_text()

@@ -3,6 +3,7 @@
 They run in the ranks' own processes, started by the launcher, so nothing there is patched.
 """
 
+import errno
 import json
 import os
 import signal
@@ -62,6 +63,13 @@ def _raises(rank: int, folder: Path) -> dict[str, Any]:
     if rank == 1:
         _wait_for_rank_0(folder)
         raise RuntimeError("the sky is falling")
+    return _hangs(rank, folder)
+
+
+def _stale(rank: int, folder: Path) -> dict[str, Any]:
+    if rank == 1:
+        _wait_for_rank_0(folder)
+        raise OSError(errno.ESTALE, "Stale file handle", str(folder))
     return _hangs(rank, folder)
 
 

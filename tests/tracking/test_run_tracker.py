@@ -11,6 +11,7 @@ import torch
 
 from segresmamba.config import TrackingConfig
 from segresmamba.errors import ConfigError
+from segresmamba.storage.patience import patience
 from segresmamba.tracking import NullTracker, Tracker, TrackingError, open_tracker, read_journal
 
 OFFLINE = TrackingConfig(enabled=False)
@@ -97,6 +98,27 @@ def test_a_full_disk_never_reaches_training(run: Path, caplog: pytest.LogCapture
         "status",
         "status",
     ]
+
+
+def test_within_patience_a_full_disk_loses_no_record(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = open_offline(run)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = (run / "journal.jsonl").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, hard))
+
+    def make_room(_: float) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    monkeypatch.setattr("segresmamba.storage.patience.sleep", make_room)
+    try:
+        with patience(60):
+            tracker.metrics({"loss": 0.5}, step=1)
+    finally:
+        make_room(0)
+    tracker.close("finished")
+    assert read_journal(run / "journal.jsonl")[2].body["values"] == {"loss": 0.5}
 
 
 def test_an_uploader_that_cannot_start_never_reaches_training(

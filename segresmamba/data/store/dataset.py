@@ -21,7 +21,7 @@ from segresmamba.data.store.files import PATIENCE_S, Files
 from segresmamba.data.store.locations import files_at
 from segresmamba.data.store.manifest import CaseRecord, Manifest, read_manifest
 from segresmamba.data.store.shard import ShardedArray
-from segresmamba.errors import DataError
+from segresmamba.errors import DataError, StoreAwayError, is_passing
 
 if TYPE_CHECKING:
     import zarr
@@ -192,6 +192,13 @@ class Case:
         except DataError:  # a server that does not answer is not a damaged case
             raise
         except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+            if is_passing(error):
+                raise StoreAwayError(
+                    "a stored case cannot be read now",
+                    where=self._files.join(f"{self.case_id}/{name}"),
+                    got=f"{type(error).__name__}: {error}".splitlines()[0],
+                    remedy="see that the file system answers, then the same command",
+                ) from error
             raise DataError(
                 "a stored case is damaged",
                 where=self._files.join(f"{self.case_id}/{name}"),

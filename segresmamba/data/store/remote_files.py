@@ -24,7 +24,7 @@ from obstore.store import from_url
 from typing_extensions import override
 
 from segresmamba.data.store.files import PATIENCE_S, Blob, Buffer, ByteRange, Files
-from segresmamba.errors import DataError
+from segresmamba.errors import DataError, StoreAwayError
 
 logger = logging.getLogger(__name__)
 
@@ -173,7 +173,8 @@ class RemoteFiles(Files):
         elif "recognise URL" in str(error):
             problem = "a store's URL is of an unknown kind"
             remedy = "give a folder, a .zip file, or a URL with s3://, gs://, az:// or https://"
-        return DataError(problem, where=self.join(name), got=got, remedy=remedy)
+        kind = StoreAwayError if isinstance(error, BaseError) and _may_pass(error) else DataError
+        return kind(problem, where=self.join(name), got=got, remedy=remedy)
 
 
 class _Object(Blob):

@@ -36,7 +36,7 @@ from segresmamba.engine.checkpoints.rank_files import (
 from segresmamba.engine.distributed import from_main, gather, wait_for_all
 from segresmamba.engine.zero import ZeroEngine
 from segresmamba.errors import CheckpointError
-from segresmamba.storage.atomic import complete_folder, sync_tree
+from segresmamba.storage.atomic import complete_folder, sync_tree, write_text
 from segresmamba.storage.digest import json_digest
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.task.ranks import Ranks
@@ -56,6 +56,10 @@ class Meta:
     shapes: dict[str, list[int]]
     digests: dict[str, str] = field(default_factory=dict)
     """Digest of each rank file by its name; empty in a checkpoint of an earlier version."""
+    skipped: int = 0
+    """How many of the steps changed nothing, see `engine.skipped_steps`."""
+    skipped_in_a_row: int = 0
+    """How many of these were the last ones."""
 
     @property
     def layout(self) -> str:
@@ -146,7 +150,7 @@ def load_newest(run: RunFolder, engine: ZeroEngine, expected: Meta, ranks: Ranks
             unsound[step] = error
             continue
         skipped = from_main(_set_aside(run, unsound, step) if ranks.is_main else {})
-        restore_ranks(files, engine, ranks, step=step)
+        restore_ranks(files, engine, ranks, step=step - found.skipped)
         return Resumed(found, skipped)
     if unsound:
         raise _none_is_sound(run, unsound)
@@ -211,7 +215,7 @@ def _none_is_sound(
 def _write_meta(folder: Path, meta: Meta) -> None:
     content = asdict(meta)
     text = json.dumps(content | {"digest": json_digest(content)})
-    (folder / "meta.json").write_text(text, encoding="utf-8")
+    write_text(folder / "meta.json", text)
 
 
 def _read_meta(folder: Path, step: int) -> Meta:

@@ -17,7 +17,9 @@ from segresmamba.engine.distributed import send_from_main
 from segresmamba.engine.sharding import MOMENTS, ROWS, Piece
 from segresmamba.engine.zero import ZeroEngine
 from segresmamba.errors import CheckpointError
+from segresmamba.storage.atomic import sync
 from segresmamba.storage.digest import file_digest
+from segresmamba.storage.patience import patiently
 from segresmamba.task.ranks import Ranks
 from segresmamba.task.weights import first_not_finite
 
@@ -46,7 +48,7 @@ def write_rank(folder: Path, engine: ZeroEngine, ranks: Ranks) -> str:
     Returns:
         The digest of the file.
     """
-    content = {
+    content: dict[str, Any] = {
         "pieces": engine.state.pieces(),
         "buffers": engine.buffers(),
         "random": {
@@ -56,7 +58,14 @@ def write_rank(folder: Path, engine: ZeroEngine, ranks: Ranks) -> str:
         "scaler": engine.scaler.state() if engine.scaler else None,
     }
     path = rank_file(folder, ranks.rank)
-    torch.save(content, path)
+
+    def write() -> None:
+        # Given a path, torch would not say why it cannot write.
+        with path.open("wb") as file:
+            torch.save(content, file)
+        sync(path)  # the disk may turn out to be full here
+
+    patiently(write, path, sum(rows.nbytes for _, rows in content["pieces"].values()))
     return file_digest(path)
 
 
@@ -114,7 +123,7 @@ def restore_ranks(files: RankFiles, engine: ZeroEngine, ranks: Ranks, *, step: i
         files: What `read_ranks` gave this rank.
         engine: The engine to restore, at any ZeRO stage.
         ranks: This process.
-        step: The checkpoint's step.
+        step: Optimizer steps that were made.
     """
     engine.state.restore(_wholes(files, engine, ranks), step)
     own = next(iter(files.values()))

@@ -123,3 +123,33 @@ def test_a_copy_that_a_user_made_of_a_checkpoint_is_no_checkpoint(
     assert requeues(config) == 1
     assert "with step 500 as the newest checkpoint" in capsys.readouterr().err
     assert (run_folder(config) / "failure.txt").read_text() == "rank 1\nTraceback\nKeyError: 7\n"
+
+
+def test_a_passing_fault_is_queued_again_within_the_retries(
+    config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(3):
+        write_failure(Failure(1, time.time(), 75, "error: the disk is full"), logs(config), "4711")
+        assert end(config) == 75
+    assert requeues(config) == 2
+    assert "not queued again: failed 3 times in a row" in capsys.readouterr().err
+
+
+def test_a_disk_too_full_for_the_record_of_a_failure_does_not_end_the_retries_nor_the_limit(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run_folder(config) / "failures.jsonl").symlink_to("/dev/full")
+    for restarts in range(4):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
+        write_failure(Failure(1, time.time(), 75, "error: the disk is full"), logs(config), "4711")
+        assert end(config) == 75
+    assert requeues(config) == 2
+
+
+def test_a_rank_that_the_watchdog_ended_is_a_passing_fault(
+    config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_to_log(config, "srun: error: gpu08: task 1: Exited with exit code 75\n")
+    assert end(config) == 75
+    assert requeues(config) == 1
+    assert "rank 1 on gpu08 ended without an error message: Exited" in capsys.readouterr().err

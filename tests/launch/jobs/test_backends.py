@@ -70,6 +70,7 @@ def test_debug_runs_in_this_process(
     [
         ("raises", 1, "RuntimeError: the sky is falling"),
         ("refuses", 2, "  remedy: copy anew"),
+        ("stale", 75, "  remedy: see that the file system and the network answer"),
         (
             "killed",
             1,

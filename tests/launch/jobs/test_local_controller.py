@@ -32,14 +32,22 @@ def test_a_requeued_job_is_started_again_and_its_log_goes_on(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("end", "said"), [("exit 7", "by exit code 7"), ("kill -SEGV $$", "by signal SIGSEGV")]
+    ("end", "said", "code"),
+    [
+        ("exit 7", "by exit code 7", 1),
+        ("kill -SEGV $$", "by signal SIGSEGV", 1),
+        # As the watchdog ends a rank that hangs.
+        ("exit 75", "by exit code 75, a passing fault; the end of its log says which", 75),
+    ],
 )
-def test_a_rank_that_dies_ends_the_others_and_is_named(tmp_path: Path, end: str, said: str) -> None:
+def test_a_rank_that_dies_ends_the_others_and_is_named(
+    tmp_path: Path, end: str, said: str, code: int
+) -> None:
     assert run(tmp_path, f'[ "$SUBMITIT_LOCAL_GLOBALID" = 0 ] && exec sleep 300; {end}') == 1
     job_id = next(tmp_path.glob("*_1_log.out")).name.split("_")[0]
     failure = first_failure(tmp_path, job_id)
     assert failure is not None
-    assert failure.rank == 1
+    assert (failure.rank, failure.exit_code) == (1, code)
     assert failure.text == f"rank 1 ended without an error message, {said}"
 
 
