@@ -44,9 +44,15 @@ class ShardedState:
         self._zero = engine.optimizer
         self._adamw = engine.optimizer.optimizer if stage else engine.optimizer
         self._stage, self._ranks = stage, ranks
+        self._host: dict[str, Tensor] = {}
 
     def pieces(self) -> dict[str, Piece]:
-        """Copy this rank's piece of each parameter to the CPU; at least one step has been made."""
+        """Copy this rank's piece of each parameter to the CPU; at least one step has been made.
+
+        The next call overwrites what this one returns. The memory is pinned where there is a GPU,
+        which then copies several times faster.
+        """
+        is_cuda = self._ranks.device.type == "cuda"
         found = {}
         for name, parameter in self._parameters.items():
             start, rows = self._held(parameter)
@@ -55,7 +61,13 @@ class ShardedState:
                 start = min(self._ranks.rank * size, len(rows[0]))
                 rows = [row[start : start + size] for row in rows]
             if rows:
-                found[name] = (start, torch.stack(rows).cpu())
+                if name not in self._host:
+                    self._host[name] = torch.empty(ROWS, len(rows[0]), pin_memory=is_cuda)
+                for kept, row in zip(self._host[name], rows, strict=True):
+                    kept.copy_(row, non_blocking=True)
+                found[name] = (start, self._host[name])
+        if is_cuda:
+            torch.cuda.synchronize()
         return found
 
     def restore(self, wholes: Iterable[tuple[str, Tensor]], step: int) -> None:

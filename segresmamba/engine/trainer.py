@@ -145,6 +145,8 @@ class Trainer:
         self.shapes = shapes_of(network)
         self.parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
         self.engine = ZeroEngine(network, config, ranks)
+        keep = config.train.keep_last
+        self.checkpoints = checkpoint.Checkpoints(folder, ranks, keep, tracker.flush)
         self.step = self._resume()
         self.last_dice: float | None = None
         style, steps = config.tracking.logs, config.train.max_steps
@@ -188,6 +190,7 @@ class Trainer:
             # Before the validation, which takes long: if the job is killed, this step is not lost.
             if stop or due or self.step % config.checkpoint_every == 0:
                 self._save()
+            self.checkpoints.go_on(wait=stop or due or self.step == config.max_steps)
             if stop:
                 logger.warning("asked to stop: saved step %d", self.step)
                 return "preempted"
@@ -222,6 +225,7 @@ class Trainer:
         return verdict == 1
 
     def _diverged(self, lr: float) -> UserError:
+        self.checkpoints.go_on(wait=True)
         saved = max(self.folder.saved_steps(), default=None)
         return UserError(
             "the loss or its gradient is no longer a finite number",
@@ -321,14 +325,7 @@ class Trainer:
 
     def _save(self) -> None:
         with self.memory.during("save"):
-            checkpoint.save_checkpoint(
-                self.folder,
-                self.engine,
-                self._meta(self.step),
-                self.ranks,
-                self.config.train.keep_last,
-            )
-        self.tracker.flush()
+            self.checkpoints.save(self.engine, self._meta(self.step))
 
     def _resume(self) -> int:
         expected = self._meta(0)

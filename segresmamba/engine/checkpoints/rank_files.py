@@ -17,6 +17,7 @@ from segresmamba.engine.distributed import send_from_main
 from segresmamba.engine.sharding import MOMENTS, ROWS, Piece
 from segresmamba.engine.zero import ZeroEngine
 from segresmamba.errors import CheckpointError
+from segresmamba.storage.atomic import sync
 from segresmamba.storage.digest import file_digest
 from segresmamba.task.ranks import Ranks
 from segresmamba.task.weights import first_not_finite
@@ -40,13 +41,9 @@ def damaged(where: Path, got: object) -> DamagedCheckpointError:
     )
 
 
-def write_rank(folder: Path, engine: ZeroEngine, ranks: Ranks) -> str:
-    """Write this rank's file of a checkpoint.
-
-    Returns:
-        The digest of the file.
-    """
-    content = {
+def snapshot(engine: ZeroEngine) -> dict[str, Any]:
+    """Copy to the CPU what this rank saves. The next call overwrites what this one returns."""
+    return {
         "pieces": engine.state.pieces(),
         "buffers": engine.buffers(),
         "random": {
@@ -55,8 +52,20 @@ def write_rank(folder: Path, engine: ZeroEngine, ranks: Ranks) -> str:
         },
         "scaler": engine.scaler.state() if engine.scaler else None,
     }
+
+
+def write_rank(folder: Path, content: Mapping[str, Any], ranks: Ranks) -> str:
+    """Write a rank's `snapshot` as its file of a checkpoint, to the disk.
+
+    Returns:
+        The digest of the file.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
     path = rank_file(folder, ranks.rank)
     torch.save(content, path)
+    sync(path)
     return file_digest(path)
 
 
