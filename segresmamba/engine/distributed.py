@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import os
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeVar
 
@@ -109,6 +110,23 @@ def gather(value: T, ranks: Ranks) -> list[T]:
     values: list[T | None] = [None] * ranks.world_size
     dist.all_gather_object(values, value)
     return [value for value in values if value is not None]
+
+
+def agree(act: Callable[[], T], ranks: Ranks) -> T:
+    """This rank's result of `act`, or on all ranks the error of the first that fails (collective).
+
+    Raises:
+        Exception: What `act` raises, here or on another rank.
+    """
+    error: Exception | None = None
+    try:
+        result = act()
+    except Exception as caught:
+        error = caught
+    for refusal in gather(error, ranks):
+        if refusal is not None:
+            raise refusal from error
+    return result
 
 
 def mean_over_ranks(value: float, device: torch.device) -> float:

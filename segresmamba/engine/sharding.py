@@ -44,11 +44,17 @@ class ShardedState:
         self._zero = engine.optimizer
         self._adamw = engine.optimizer.optimizer if stage else engine.optimizer
         self._stage, self._ranks = stage, ranks
+        self._host: dict[str, Tensor] = {}
 
     def pieces(self) -> dict[str, Piece]:
-        """Copy this rank's piece of each parameter to the CPU."""
+        """Copy this rank's piece of each parameter to the CPU.
+
+        The next call overwrites what this one returns. The memory is pinned where there is a GPU,
+        which then copies several times faster.
+        """
         if not any(self._adamw.state.values()):  # every step so far was skipped
             self._make_moments(0)
+        is_cuda = self._ranks.device.type == "cuda"
         found = {}
         for name, parameter in self._parameters.items():
             start, rows = self._held(parameter)
@@ -57,7 +63,13 @@ class ShardedState:
                 start = min(self._ranks.rank * size, len(rows[0]))
                 rows = [row[start : start + size] for row in rows]
             if rows:
-                found[name] = (start, torch.stack(rows).cpu())
+                if name not in self._host:
+                    self._host[name] = torch.empty(ROWS, len(rows[0]), pin_memory=is_cuda)
+                for kept, row in zip(self._host[name], rows, strict=True):
+                    kept.copy_(row, non_blocking=True)
+                found[name] = (start, self._host[name])
+        if is_cuda:
+            torch.cuda.synchronize()
         return found
 
     def restore(self, wholes: Iterable[tuple[str, Tensor]], step: int) -> None:

@@ -182,6 +182,8 @@ class Trainer:
         self.engine = ZeroEngine(network, config, ranks)
         self.skipped = SkippedSteps(config.train, folder, ranks)
         self.watchdog = Watchdog(config.train.hang_timeout_s, folder.logs, ranks.rank)
+        keep = config.train.keep_last
+        self.checkpoints = checkpoint.Checkpoints(folder, ranks, keep, tracker.flush)
         self.step = self._resume()
         self._begin_attempt()
         self.last_dice: float | None = None
@@ -227,7 +229,8 @@ class Trainer:
             # Before the validation, which takes long: if the job is killed, this step is not lost.
             if stop or due or self.step % config.checkpoint_every == 0:
                 self._save()
-                self.watchdog.beat()
+            self.checkpoints.go_on(wait=stop or due or self.step == config.max_steps)
+            self.watchdog.beat()
             if stop:
                 logger.warning("asked to stop: saved step %d", self.step)
                 return "preempted"
@@ -262,6 +265,7 @@ class Trainer:
         return bool(stop)
 
     def _diverged(self, lr: float) -> UserError:
+        self.checkpoints.go_on(wait=True)
         saved = max(self.folder.saved_steps(), default=None)
         return UserError(
             "the loss or its gradient was not a finite number in too many steps",
@@ -368,14 +372,7 @@ class Trainer:
 
     def _save(self) -> None:
         with self.memory.during("save"):
-            checkpoint.save_checkpoint(
-                self.folder,
-                self.engine,
-                self._meta(self.step),
-                self.ranks,
-                self.config.train.keep_last,
-            )
-        self.tracker.flush()
+            self.checkpoints.save(self.engine, self._meta(self.step))
 
     def _resume(self) -> int:
         expected = self._meta(0)

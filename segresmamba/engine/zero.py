@@ -121,9 +121,13 @@ class ZeroEngine:
                 self.scaler.update(skipped=not math.isfinite(self.gradient_norm))
 
     def buffers(self) -> dict[str, Tensor]:
-        """The network's buffers, on the CPU."""
+        """A copy of the network's buffers, on the CPU."""
         kept = self.network.state_dict()
-        return {name: value.cpu() for name, value in kept.items() if name not in self.sizes}
+        return {
+            name: value.to("cpu", copy=True)
+            for name, value in kept.items()
+            if name not in self.sizes
+        }
 
     def weights(self) -> dict[str, Tensor]:
         """All weights in full, on the CPU of every rank (collective)."""

@@ -19,9 +19,11 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from segresmamba.engine.checkpoints.rank_files import (
     DamagedCheckpointError,
@@ -31,12 +33,13 @@ from segresmamba.engine.checkpoints.rank_files import (
     rank_file,
     read_ranks,
     restore_ranks,
+    snapshot,
     write_rank,
 )
-from segresmamba.engine.distributed import from_main, gather, wait_for_all
+from segresmamba.engine.distributed import agree, from_main, gather, highest, wait_for_all
 from segresmamba.engine.zero import ZeroEngine
 from segresmamba.errors import CheckpointError
-from segresmamba.storage.atomic import complete_folder, sync_tree, write_text
+from segresmamba.storage.atomic import complete_folder, write_text
 from segresmamba.storage.digest import json_digest
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.task.ranks import Ranks
@@ -67,48 +70,93 @@ class Meta:
         return f"{self.world_size} rank(s) at ZeRO stage {self.zero_stage}"
 
 
-def save_checkpoint(
-    run: RunFolder, engine: ZeroEngine, meta: Meta, ranks: Ranks, keep_last: int
-) -> None:
-    """Write a checkpoint and delete the oldest ones (collective).
+class Checkpoints:
+    """Saves the checkpoints of a run while it trains on, one checkpoint after the other.
+
+    `save` copies what a rank holds, and a thread writes the copy. When all ranks have agreed that
+    they have written, the thread of the main rank completes the checkpoint. Collective calls are
+    made by the training's own thread alone, so it has to call `go_on` now and then. A checkpoint
+    counts once it is renamed: a kill before that loses this checkpoint alone.
+
+    Both methods are collective. An error in the thread of one rank is raised on all ranks, by the
+    call that learns of it: CheckpointError if the nodes do not write into the same folder, OSError
+    or RuntimeError (from torch) if a file cannot be written.
 
     Args:
         run: The run's folder.
-        engine: The engine whose state is written.
-        meta: Written into the checkpoint.
         ranks: This process.
         keep_last: Number of complete checkpoints to keep.
-
-    Raises:
-        CheckpointError: If the nodes do not write into the same folder.
+        flush: Writes to disk what was recorded of the run, before a checkpoint counts.
     """
-    final = run.checkpoint(meta.step)
-    part = final.with_name(f".writing-{final.name}")
-    if from_main(final.exists()):
-        return
-    if ranks.is_main:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-    wait_for_all()
-    digests = gather(write_rank(part, engine, ranks), ranks)
-    if ranks.is_node_main:
-        sync_tree(part)  # a node can write only its own data to the disk
-    wait_for_all()
-    if ranks.is_main:
-        if absent := absent_ranks(part, ranks.world_size):
+
+    def __init__(
+        self, run: RunFolder, ranks: Ranks, keep_last: int, flush: Callable[[], None]
+    ) -> None:
+        self._run, self._ranks, self._keep_last, self._flush = run, ranks, keep_last, flush
+        # While torch and the disk write, a thread does not hold the interpreter's lock.
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[Any] | None = None
+        self._meta: Meta | None = None
+        """Of the checkpoint whose files are being written; None while it is being completed."""
+
+    def save(self, engine: ZeroEngine, meta: Meta) -> None:
+        """Wait for the checkpoint before, copy the engine's state, and begin to write it.
+
+        Args:
+            engine: The engine whose state is written.
+            meta: Written into the checkpoint.
+        """
+        self.go_on(wait=True)
+        final = self._run.checkpoint(meta.step)
+        if from_main(final.exists()):
+            return
+        part = _part(final)
+        if self._ranks.is_main:
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+        wait_for_all()
+        self._meta = meta
+        self._pending = self._thread.submit(write_rank, part, snapshot(engine), self._ranks)
+
+    def go_on(self, *, wait: bool) -> None:
+        """Complete the checkpoint that is being written, as far as all ranks are ready for it.
+
+        Args:
+            wait: Return only when it is complete.
+        """
+        while self._pending:
+            if not wait and highest(int(not self._pending.done()), self._ranks.device):
+                return
+            pending, self._pending = self._pending, None
+            digests = gather(agree(pending.result, self._ranks), self._ranks)
+            if self._meta:
+                names = [rank_file(Path(), rank).name for rank in range(len(digests))]
+                meta = replace(self._meta, digests=dict(zip(names, digests, strict=True)))
+                self._meta = None
+                self._pending = self._thread.submit(self._complete, meta)
+
+    def _complete(self, meta: Meta) -> None:
+        final = self._run.checkpoint(meta.step)
+        if not self._ranks.is_main:
+            return
+        part = _part(final)
+        if absent := absent_ranks(part, self._ranks.world_size):
             raise CheckpointError(
                 "ranks of other nodes wrote their part of the checkpoint elsewhere",
                 where=part,
                 got=f"no file of ranks {absent[:8]}",
                 remedy="choose a run.root on a file system that all nodes share",
             )
-        names = [rank_file(part, rank).name for rank in range(ranks.world_size)]
-        _write_meta(part, replace(meta, digests=dict(zip(names, digests, strict=True))))
+        _write_meta(part, meta)
+        self._flush()
         complete_folder(part, final)
-        old = [run.checkpoint(step) for step in run.saved_steps()[:-keep_last]]
-        for path in [*old, *run.checkpoints.glob(".writing-*")]:
+        old = [self._run.checkpoint(step) for step in self._run.saved_steps()[: -self._keep_last]]
+        for path in [*old, *self._run.checkpoints.glob(".writing-*")]:
             shutil.rmtree(path)
-    wait_for_all()
+
+
+def _part(final: Path) -> Path:
+    return final.with_name(f".writing-{final.name}")
 
 
 @dataclass(frozen=True)
@@ -161,19 +209,16 @@ def _examined_by_all(
     path: Path, step: int, engine: ZeroEngine, expected: Meta, ranks: Ranks
 ) -> tuple[Meta, RankFiles]:
     """Read a checkpoint and check it on all ranks; if one refuses it, all do (collective)."""
-    error: Exception | None = None
-    try:
+
+    def examined() -> tuple[Meta, RankFiles]:
         found = _read_meta(path, step)
         _check_fits(found, expected, path)
         files = read_ranks(
             path, ranks, writers=found.world_size, sizes=engine.sizes, digests=found.digests
         )
-    except (CheckpointError, OSError) as caught:
-        error = caught
-    for refusal in gather(error, ranks):
-        if refusal is not None:
-            raise refusal from error
-    return found, files
+        return found, files
+
+    return agree(examined, ranks)
 
 
 def _check_fits(found: Meta, expected: Meta, path: Path) -> None:

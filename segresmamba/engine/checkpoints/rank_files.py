@@ -42,13 +42,9 @@ def damaged(where: Path, got: object) -> DamagedCheckpointError:
     )
 
 
-def write_rank(folder: Path, engine: ZeroEngine, ranks: Ranks) -> str:
-    """Write this rank's file of a checkpoint.
-
-    Returns:
-        The digest of the file.
-    """
-    content: dict[str, Any] = {
+def snapshot(engine: ZeroEngine) -> dict[str, Any]:
+    """Copy to the CPU what this rank saves. The next call overwrites what this one returns."""
+    return {
         "pieces": engine.state.pieces(),
         "buffers": engine.buffers(),
         "random": {
@@ -57,6 +53,17 @@ def write_rank(folder: Path, engine: ZeroEngine, ranks: Ranks) -> str:
         },
         "scaler": engine.scaler.state() if engine.scaler else None,
     }
+
+
+def write_rank(folder: Path, content: Mapping[str, Any], ranks: Ranks) -> str:
+    """Write a rank's `snapshot` as its file of a checkpoint, to the disk.
+
+    Returns:
+        The digest of the file.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
     path = rank_file(folder, ranks.rank)
 
     def write() -> None:

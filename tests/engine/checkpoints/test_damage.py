@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from segresmamba.engine.checkpoints import checkpoint, rank_files
-from segresmamba.engine.checkpoints.checkpoint import Meta, load_newest, save_checkpoint
+from segresmamba.engine.checkpoints.checkpoint import Checkpoints, Meta, load_newest
 from segresmamba.engine.distributed import join
 from segresmamba.engine.zero import ZeroEngine
 from segresmamba.errors import CheckpointError
@@ -54,13 +54,14 @@ def total(engine: ZeroEngine) -> float:
 def saved(root: Path, steps: Sequence[int]) -> dict[int, float]:
     """Save a checkpoint at each of these steps; gives the sum of all weights in each."""
     engine, meta, ranks = new_engine(root)
-    sums = {}
+    checkpoints, sums = Checkpoints(RunFolder(root), ranks, 2, lambda: None), {}
     for step in steps:
         logits = engine.forward(torch.randn(2 // ranks.world_size, 1, 16, 16, 16))
         assert isinstance(logits, torch.Tensor)
         engine.backward(logits.square().mean(), 1e-2)
-        save_checkpoint(RunFolder(root), engine, replace(meta, step=step), ranks, keep_last=2)
+        checkpoints.save(engine, replace(meta, step=step))
         sums[step] = total(engine)
+    checkpoints.go_on(wait=True)
     return sums
 
 

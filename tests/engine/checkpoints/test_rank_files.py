@@ -7,7 +7,12 @@ from pathlib import Path
 import torch
 
 from segresmamba.config import Config
-from segresmamba.engine.checkpoints.rank_files import read_ranks, restore_ranks, write_rank
+from segresmamba.engine.checkpoints.rank_files import (
+    read_ranks,
+    restore_ranks,
+    snapshot,
+    write_rank,
+)
 from segresmamba.engine.distributed import join
 from segresmamba.engine.zero import ZeroEngine
 from segresmamba.models import SegResMamba
@@ -43,6 +48,6 @@ def test_new_ranks_begin_with_the_loss_scale_random_state_and_buffers_of_the_fir
     engine.backward(logits.square().mean(), 1e-3)
     engine.scaler.restore((128.0, 7))
     engine.network.get_buffer("counted").fill_(5.0)
-    write_rank(tmp_path, engine, ranks)
+    write_rank(tmp_path, snapshot(engine), ranks)
     written = ((128.0, 7), torch.rand(()).item(), [5.0, 5.0, 5.0])
     assert two_ranks.run(restored, tmp_path, config) == [written, written]
