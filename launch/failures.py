@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segresmamba.errors import UserError
+from segresmamba.redaction import redacted
 from segresmamba.storage.atomic import write_text
 
 # Imported where it is used: the local controller reads this module and has to start fast.
@@ -51,7 +52,7 @@ class Failure:
         if isinstance(error, UserError):
             return cls(rank, time.time(), USER_ERROR_CODE, error.screen())
         text = "".join(traceback.format_exception(error)).rstrip()
-        return cls(rank, time.time(), 1, text)
+        return cls(rank, time.time(), 1, redacted(text))
 
 
 def failure_path(logs: Path, job_id: str, rank: int) -> Path:

@@ -7,6 +7,8 @@ keeps its traceback.
 
 from __future__ import annotations
 
+from segresmamba.redaction import redacted
+
 
 class UserError(ValueError):
     """A mistake in the user's input: in a file, a key or a combination of settings.
@@ -20,10 +22,10 @@ class UserError(ValueError):
 
     def __init__(self, problem: str, *, where: object, got: object, remedy: str) -> None:
         self.problem = problem
-        self.where = str(where)
-        self.got = str(got)
-        self.remedy = remedy
-        super().__init__(f"{problem} [{self.where}: {self.got}] {remedy}")
+        self.where = redacted(str(where))
+        self.got = redacted(str(got))
+        self.remedy = redacted(remedy)
+        super().__init__(f"{problem} [{self.where}: {self.got}] {self.remedy}")
 
     def __reduce__(self) -> tuple[object, ...]:
         """Make it picklable, so that it gets back from a worker process.

@@ -24,6 +24,7 @@ from launch.failures import USER_ERROR_CODE, Failure, failure_path, write_failur
 from launch.jobs import rank
 from launch.jobs.start import RANK_MODULES
 from segresmamba.config import Config
+from segresmamba.secrets import recall, reveal
 
 STOP_SIGNALS = (rank.REQUEUE_SIGNAL, signal.SIGTERM)
 
@@ -94,7 +95,9 @@ class TrainJob:
         logs, number = place.paths.folder, place.global_rank
         # A start before a requeue may have left it.
         failure_path(logs, place.job_id, number).unlink(missing_ok=True)
-        os.environ.update(self.config.cluster.variables)
+        recall(logs)  # a cluster may start jobs without the environment of their submission
+        variables = self.config.cluster.variables
+        os.environ.update({name: reveal(value) for name, value in variables.items()})
         os.environ.update(rank.rank_environment(place))
         # Submitit puts standard error into the rank's log; rank 0 speaks for all.
         line = f"%(asctime)s rank {number} %(levelname)s %(name)s: %(message)s"

@@ -2,6 +2,7 @@
 
     <root>/sweeps/<name>/
         manifest.json     every trial: overrides, digest of its settings, run, job, last state
+        secrets.json      the secrets of the overrides if they have any, for their owner alone
         trial-003.json    in a search: what was chosen for trial 3, and where it was pruned
         trial-003.lock    held by the process that runs trial 3 on this machine
         trial-003.log     what that process printed
@@ -26,13 +27,15 @@ from pathlib import Path
 from typing import Any
 
 from launch.slurm import squeue
-from launch.sweeps.grammar import trials_of
+from launch.sweeps.grammar import hide_secrets, trials_of
 from launch.sweeps.search_space import SearchPoint, Space
 from launch.sweeps.trial import Trial
 from segresmamba.config import Config, config_digest, load_config, run_folder
 from segresmamba.errors import LaunchError
+from segresmamba.secrets import recall
 from segresmamba.storage.atomic import write_text
 from segresmamba.storage.locks import is_locked, try_lock
+from segresmamba.storage.run_folder import keep_secrets
 
 MANIFEST = "manifest.json"
 # What a trial of a search writes down itself. The rest follows from the latest command.
@@ -93,7 +96,7 @@ class Sweep:
             LaunchError: If several trials would share one run folder, or the sweep's folder holds
                 another sweep.
         """
-        expanded = trials_of(overrides)
+        expanded = trials_of(hide_secrets(overrides))
         configs = [load_config(trial) for trial in expanded]
         digests = [config_digest(config) for config in configs]
         title = title_of(name, "sweep", digests)
@@ -124,6 +127,7 @@ class Sweep:
         Raises:
             LaunchError: If there is no sweep, or its manifest is damaged.
         """
+        recall(folder)
         try:
             values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             search = values.get("search")
@@ -257,7 +261,10 @@ class Sweep:
 
     def _put(self, name: str, content: dict[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.folder / name, json.dumps(content, indent=1) + "\n")
+        text = json.dumps(content, indent=1) + "\n"
+        if name == MANIFEST:
+            keep_secrets(self.folder, text)
+        write_text(self.folder / name, text)
 
 
 def _to_manifest(part: Search | Trial) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from segresmamba.config.explain import explain, field_help, suggestion
 from segresmamba.config.schema import Config
 from segresmamba.errors import ConfigError
+from segresmamba.secrets import recall
 
 # Settings that change no result: where a run lives, where it is tracked and computed, how ranks
 # divide the computation, and how often a run records and saves. A run may go on with other values.
@@ -101,7 +102,7 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
 
 
 def read_config(path: Path) -> Config:
-    """Read a run's resolved config.yaml back.
+    """Read a run's resolved config.yaml back, and the secrets that lie beside it.
 
     Raises:
         ConfigError: If the file is missing or does not fit this version's schema.
@@ -115,6 +116,7 @@ def read_config(path: Path) -> Config:
             got=str(error).splitlines()[0],
             remedy="name a run folder that `segresmamba train` or `python -m launch` wrote",
         ) from error
+    recall(path.parent)
     return _validated(values, file=path)
 
 
