@@ -52,6 +52,10 @@ class DataError(UserError):
     """A source file or a stored case that cannot be used as it is."""
 
 
+class DamagedCaseError(DataError):
+    """A stored case whose bytes are altered or gone. Other cases of the store may be sound."""
+
+
 class CheckpointError(UserError):
     """A checkpoint that is incomplete or does not belong to this run."""
 

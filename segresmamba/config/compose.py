@@ -33,6 +33,7 @@ _FREE_KEYS = {
     "data.workers",
     "data.prefetch",
     "data.patience_s",
+    "data.max_bad_cases",
     "train.log_every",
     "train.validate_every",
     "train.checkpoint_every",

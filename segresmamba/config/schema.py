@@ -78,6 +78,17 @@ class DataConfig(Section):
     """Seconds for which a request to a store at a URL is repeated while its server is overloaded,
     reports an error or cannot be reached. After that the job ends with an error."""
 
+    max_bad_cases: Annotated[int, Field(ge=0)] | None = None
+    """How many cases of the store may be found damaged before a run stops. Until then other cases
+    replace them, and they are named. Unset, it is 1 % of the cases, but at least 1 if the store has
+    ten or more."""
+
+    def bad_cases_allowed(self, cases: int) -> int:
+        """How many of a store's cases may be damaged."""
+        if self.max_bad_cases is not None:
+            return self.max_bad_cases
+        return max(1, cases // 100) if cases >= 10 else 0
+
     @field_validator("store")
     @classmethod
     def _without_secrets(cls, store: str) -> str:
