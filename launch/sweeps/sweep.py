@@ -26,6 +26,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from launch.slurm import squeue
 from launch.sweeps.grammar import hide_secrets, trials_of
 from launch.sweeps.search_space import SearchPoint, Space
@@ -129,15 +131,16 @@ class Sweep:
         """
         recall(folder)
         try:
-            values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            values = json.loads((folder / MANIFEST).read_bytes())
             search = values.get("search")
-            trials = [Trial(**_from_manifest(trial)) for trial in values["trials"]]
-            sweep = cls(folder, trials, Search(**_from_manifest(search)) if search else None)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            trials = [_TRIAL.validate_python(_from_manifest(trial)) for trial in values["trials"]]
+            found = _SEARCH.validate_python(_from_manifest(search)) if search else None
+            sweep = cls(folder, trials, found)
+        except _DAMAGE as error:
             raise LaunchError(
                 "this is not a sweep, or its manifest is damaged",
                 where=folder / MANIFEST,
-                got=str(error).splitlines()[0],
+                got=" ".join(str(error).split())[:200],
                 remedy="name a folder below <run.root>/sweeps; if the manifest is damaged, "
                 "delete it and repeat the command that began the sweep",
             ) from error
@@ -180,8 +183,18 @@ class Sweep:
         for trial in self.trials if self.search else ():
             path = self._record(trial)
             if path.exists():
-                for key, value in json.loads(path.read_text(encoding="utf-8")).items():
-                    setattr(trial, key, value)
+                try:
+                    kept = json.loads(path.read_bytes())
+                    found = _TRIAL.validate_python(asdict(trial) | kept)
+                except _DAMAGE as error:
+                    raise LaunchError(
+                        "the record of a trial is damaged",
+                        where=path,
+                        got=" ".join(str(error).split())[:200],
+                        remedy="bring it back from a copy; or delete it: the trial chooses anew",
+                    ) from error
+                for key in _RECORDED:
+                    setattr(trial, key, getattr(found, key))
                 # Not recorded, so that those of the latest command hold, such as its cluster.*.
                 trial.overrides = self.overrides(trial, trial.values)
 
@@ -265,6 +278,10 @@ class Sweep:
         if name == MANIFEST:
             keep_secrets(self.folder, text)
         write_text(self.folder / name, text)
+
+
+_SEARCH, _TRIAL = TypeAdapter(Search), TypeAdapter(Trial)
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 def _to_manifest(part: Search | Trial) -> dict[str, Any]:

@@ -110,11 +110,11 @@ def read_config(path: Path) -> Config:
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(
             "the run's configuration cannot be read",
             where=path,
-            got=str(error).splitlines()[0],
+            got=(str(error).splitlines() or [type(error).__name__])[0],
             remedy="name a run folder that `segresmamba train` or `python -m launch` wrote",
         ) from error
     recall(path.parent)
@@ -154,7 +154,7 @@ def _parse(text: str) -> Override:
     key, _, value = text.partition("=")
     try:
         override = OverridesParser.create().parse_override(text)
-    except HydraException as error:
+    except (HydraException, ValueError) as error:
         raise ConfigError(
             "an override does not parse",
             where=key.strip() or text,

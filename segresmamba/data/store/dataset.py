@@ -134,7 +134,8 @@ class Case:
         """Grid of the files that the case was made from."""
         from segresmamba.data.volumes.geometry import OriginalGrid
 
-        return OriginalGrid.from_text(self.record.original_header)
+        with self._damage_reported(""):
+            return OriginalGrid.from_text(self.record.original_header)
 
     def restore_label(self, label_DHW: npt.NDArray[Any]) -> Any:
         """A nibabel image of a label in the original affine, orientation, shape and dtype."""

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+from pydantic import TypeAdapter
+
 from segresmamba.config import TrackingConfig
 from segresmamba.config.tracking import server_login, with_password
 from segresmamba.errors import ConfigError
@@ -62,12 +64,14 @@ class UploadState:
         """
         path = RunFolder(folder).mlflow
         try:
-            return cls(**json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError) as error:
+            return TypeAdapter(cls).validate_json(path.read_bytes())
+        except (OSError, ValueError) as error:  # pydantic's errors are ValueErrors
             raise TrackingError(
                 "the file that says which MLflow a run is sent to cannot be read",
                 where=path,
-                got=error.strerror if isinstance(error, OSError) else str(error),
+                got=error.strerror
+                if isinstance(error, OSError)
+                else " ".join(str(error).split())[:200],
                 remedy="name the folder of a run",
             ) from error
 
