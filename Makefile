@@ -26,7 +26,7 @@ PIP := $(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-c
   --constraint constraints.txt
 BUILD_TOOLS := setuptools hatchling editables
 
-.PHONY: help train test unit cluster browser lint clean
+.PHONY: help train test unit cluster browser fuzz lint clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -72,6 +72,11 @@ cluster: $(VENV)/.test
 browser: $(VENV)/.test
 	@echo "==> tests in a real browser, where this machine has Chromium"
 	@OMP_NUM_THREADS=1 $(BIN)/python -u -m pytest tests/browser
+
+MINUTES := 5
+SEED :=
+fuzz: $(VENV)/.test ## read damaged and hostile files for MINUTES=5, from a random SEED
+	@nice $(BIN)/python -m tests.fuzz $(MINUTES) $(SEED)
 
 lint: $(VENV)/.test ## ruff check, ruff format, mypy --strict
 	@echo "==> ruff check"

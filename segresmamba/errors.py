@@ -14,6 +14,8 @@ import errno
 import traceback
 from typing import NamedTuple
 
+from segresmamba.redaction import redacted
+
 USER_CODE, PASSING_CODE, OUR_CODE = 2, 75, 1  # 75 is EX_TEMPFAIL of <sysexits.h>
 
 _PASSING_ERRNOS = frozenset(
@@ -48,10 +50,10 @@ class UserError(ValueError):
 
     def __init__(self, problem: str, *, where: object, got: object, remedy: str) -> None:
         self.problem = problem
-        self.where = str(where)
-        self.got = str(got)
-        self.remedy = remedy
-        super().__init__(f"{problem} [{self.where}: {self.got}] {remedy}")
+        self.where = redacted(str(where))
+        self.got = redacted(str(got))
+        self.remedy = redacted(remedy)
+        super().__init__(f"{problem} [{self.where}: {self.got}] {self.remedy}")
 
     def __reduce__(self) -> tuple[object, ...]:
         """Make it picklable, so that it gets back from a worker process.
@@ -88,6 +90,10 @@ class StoreAwayError(PassingError, DataError):
     """A store whose server gives no answer."""
 
 
+class DamagedCaseError(DataError):
+    """A stored case whose bytes are altered or gone. Other cases of the store may be sound."""
+
+
 class CheckpointError(UserError):
     """A checkpoint that is incomplete or does not belong to this run."""
 
@@ -114,10 +120,14 @@ def sort_error(error: BaseException) -> Verdict:
     if isinstance(error, UserError):
         return Verdict(PASSING_CODE if is_passing(error) else USER_CODE, error.screen())
     if not is_passing(error):
-        return Verdict(OUR_CODE, "".join(traceback.format_exception(error)).rstrip())
+        return Verdict(OUR_CODE, _traceback(error))
     if isinstance(error, OSError):
         return Verdict(PASSING_CODE, _screen_of(error).screen())
-    return Verdict(PASSING_CODE, "".join(traceback.format_exception(error)).rstrip())
+    return Verdict(PASSING_CODE, _traceback(error))
+
+
+def _traceback(error: BaseException) -> str:
+    return redacted("".join(traceback.format_exception(error)).rstrip())
 
 
 def is_passing(error: BaseException | None) -> bool:

@@ -24,7 +24,7 @@ from launch.slurm import allocation, script, squeue
 from segresmamba.config import ClusterConfig, Config
 from segresmamba.config.section import one_line
 from segresmamba.errors import LaunchError
-from segresmamba.storage.run_folder import RunFolder, refuse_changes
+from segresmamba.storage.run_folder import RunFolder, keep_secrets, refuse_changes
 
 # How often a run may be preempted or reach its time limit. Submitit's default is 3, and a long run
 # on a busy cluster needs more.
@@ -82,6 +82,7 @@ class Slurm:
         executor = _executor(config)
         paths = JobPaths(executor.folder, job_id=allocation.job_id())
         make_logs(paths.folder)
+        keep_secrets(paths.folder, f"{executor.script()}{job}")
         if not paths.submitted_pickle.exists():
             delayed = DelayedSubmission(job)
             delayed.set_timeout(executor.parameters["time"], MAX_REQUEUES)
@@ -155,7 +156,7 @@ def share_executor(
         after: Wait until the job of this id has ended, well or not.
     """
     dependency = f"afterany:{after}" if after else None
-    setup = script.environment(cluster)
+    setup = script.environment(cluster, logs)
     return _configured(cluster, name, logs, setup=setup, srun=cluster.srun, dependency=dependency)
 
 
@@ -229,6 +230,7 @@ def submit_array(
     logs = executor.folder
     make_logs(logs)
     before = set(logs.iterdir())
+    keep_secrets(logs, f"{executor.script()}{jobs}")
     try:
         # Submitit prints what the error says too.
         with contextlib.redirect_stderr(io.StringIO()), executor.batch():

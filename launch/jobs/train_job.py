@@ -25,6 +25,7 @@ from launch.jobs import rank
 from launch.jobs.start import RANK_MODULES
 from segresmamba.config import Config
 from segresmamba.errors import OUR_CODE
+from segresmamba.secrets import recall, reveal
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +98,9 @@ class TrainJob:
         logs, number = place.paths.folder, place.global_rank
         # A start before a requeue may have left it.
         failure_path(logs, place.job_id, number).unlink(missing_ok=True)
-        os.environ.update(self.config.cluster.variables)
+        recall(logs)  # a cluster may start jobs without the environment of their submission
+        variables = self.config.cluster.variables
+        os.environ.update({name: reveal(value) for name, value in variables.items()})
         os.environ.update(rank.rank_environment(place))
         # Submitit puts standard error into the rank's log; rank 0 speaks for all.
         line = f"%(asctime)s rank {number} %(levelname)s %(name)s: %(message)s"

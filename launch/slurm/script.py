@@ -11,18 +11,32 @@ import sys
 from pathlib import Path
 
 from segresmamba.config import ClusterConfig
+from segresmamba.secrets import is_hidden
 
 
 def before_ranks(cluster: ClusterConfig, logs: Path) -> list[str]:
     """The environment, then the preflight, which prints the port at which the ranks meet."""
     preflight = f"MASTER_PORT=$({_python('launch.in_allocation.preflight', logs)}) || exit"
-    return [*environment(cluster), preflight, "export MASTER_PORT"]
+    return [*environment(cluster, logs), preflight, "export MASTER_PORT"]
 
 
-def environment(cluster: ClusterConfig) -> list[str]:
-    """The user's own lines, then the variables of the configuration."""
-    exports = [f"export {name}={shlex.quote(value)}" for name, value in cluster.variables.items()]
-    return [*cluster.setup, *exports]
+def environment(cluster: ClusterConfig, logs: Path) -> list[str]:
+    """The user's own lines, then the variables of the configuration.
+
+    What is secret is asked for when the job runs: everybody may read a script.
+    """
+    lines = []
+    for line in cluster.setup:
+        if is_hidden(line):
+            lines += [f"line=$({_secret(line, logs)}) || exit", 'eval "$line"']
+        else:
+            lines.append(line)
+    for name, value in cluster.variables.items():
+        if is_hidden(value):
+            lines += [f"{name}=$({_secret(value, logs)}) || exit", f"export {name}"]
+        else:
+            lines.append(f"export {name}={shlex.quote(value)}")
+    return lines
 
 
 def after_ranks(logs: Path) -> list[str]:
@@ -31,6 +45,10 @@ def after_ranks(logs: Path) -> list[str]:
         "code=$?",
         f"[ $code = 0 ] || exec {_python('launch.in_allocation.on_failure', logs)} $code",
     ]
+
+
+def _secret(marker: str, logs: Path) -> str:
+    return f"{_python('segresmamba.secrets', logs)} {shlex.quote(marker)}"
 
 
 def _python(module: str, logs: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from itertools import product
 from typing import Any
@@ -12,6 +13,7 @@ from hydra.errors import HydraException
 
 from segresmamba.config import presets
 from segresmamba.errors import ConfigError
+from segresmamba.secrets import hide_lines, hide_urls, hide_variables
 
 
 def trials_of(overrides: Sequence[str]) -> list[list[str]]:
@@ -56,6 +58,41 @@ def parse(text: str) -> Override:
             got=text,
             remedy="write key=a,b or 'key=range(0,5)' or 'model=glob(seg*)', in quotes",
         ) from error
+
+
+def hide_secrets(overrides: Sequence[str]) -> list[str]:
+    """The overrides with markers for secrets, for a sweep's manifest; `load_config` takes them too.
+
+    Raises:
+        ConfigError: If Hydra cannot parse one.
+    """
+    return [_without_secrets(hide_urls(text)) for text in overrides]
+
+
+def _without_secrets(text: str) -> str:
+    key = text.partition("=")[0]
+    if not key.startswith(("cluster.env", "cluster.setup")):
+        return text
+    value: Any = parse(text).value()
+    _, _, name = key.partition("cluster.env.")
+    if name:
+        hidden: Any = hide_variables({name: value})[name]
+    elif isinstance(value, dict):
+        hidden = hide_variables({str(name): found for name, found in value.items()})
+    elif isinstance(value, list):
+        hidden = list(hide_lines(tuple(map(str, value))))
+    else:
+        return text  # it is refused when it is loaded
+    return text if hidden == value else f"{key}={_in_hydras_grammar(hidden)}"
+
+
+def _in_hydras_grammar(value: Any) -> str:
+    if isinstance(value, dict):
+        pairs = (f"{name}:{_in_hydras_grammar(found)}" for name, found in value.items())
+        return f"{{{','.join(pairs)}}}"
+    if isinstance(value, list):
+        return f"[{','.join(map(_in_hydras_grammar, value))}]"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def choices(override: Override) -> list[str]:

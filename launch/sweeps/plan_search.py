@@ -11,11 +11,13 @@ from enum import Enum
 from urllib.parse import urlsplit
 
 from launch.sweeps.folds import ALL
+from launch.sweeps.grammar import hide_secrets
 from launch.sweeps.search_space import SearchPoint, Space
 from launch.sweeps.sweep import Search, Sweep, title_of
 from launch.sweeps.trial import Trial
 from segresmamba.config import config_digest, load_config
 from segresmamba.errors import ConfigError, LaunchError
+from segresmamba.redaction import HIDDEN, without_login
 
 
 class Sampler(Enum):
@@ -45,6 +47,7 @@ def plan_search(
         LaunchError: If the sweep's folder holds another sweep, the space has fewer points than
             trials, or the storage is no URL, or one with a password.
     """
+    overrides = hide_secrets(overrides)
     for override in overrides:
         if override == ALL or override.startswith("run.name="):
             raise LaunchError(
@@ -110,13 +113,13 @@ def _check_storage(storage: str) -> None:
     Raises:
         LaunchError: If it is either.
     """
-    parts = urlsplit(storage)
-    if parts.password is not None:
-        bare = storage.replace(f":{parts.password}@", "@", 1)
+    parts, hidden = urlsplit(storage), without_login(storage)
+    if hidden != storage:
+        bare = hidden.replace(f":{HIDDEN}@", "@", 1).partition("?")[0]
         raise LaunchError(
             "a password in the URL would be stored with the sweep",
             where="--storage",
-            got=bare.replace("@", ":...@", 1),
+            got=hidden,
             remedy=f"give {bare} and the password in PGPASSWORD or ~/.pgpass",
         )
     if not parts.scheme or "://" not in storage:

@@ -2,6 +2,7 @@
 
     <root>/sweeps/<name>/
         manifest.json     every trial: overrides, digest of its settings, run, job, last state
+        secrets.json      the secrets of the overrides if they have any, for their owner alone
         trial-003.json    in a search: what was chosen for trial 3, and where it was pruned
         trial-003.lock    held by the process that runs trial 3 on this machine
         trial-003.log     what that process printed
@@ -25,14 +26,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from launch.slurm import squeue
-from launch.sweeps.grammar import trials_of
+from launch.sweeps.grammar import hide_secrets, trials_of
 from launch.sweeps.search_space import SearchPoint, Space
 from launch.sweeps.trial import Trial
 from segresmamba.config import Config, config_digest, load_config, run_folder
 from segresmamba.errors import LaunchError
+from segresmamba.secrets import recall
 from segresmamba.storage.atomic import write_text
 from segresmamba.storage.locks import is_locked, try_lock
+from segresmamba.storage.run_folder import keep_secrets
 
 MANIFEST = "manifest.json"
 # What a trial of a search writes down itself. The rest follows from the latest command.
@@ -93,7 +98,7 @@ class Sweep:
             LaunchError: If several trials would share one run folder, or the sweep's folder holds
                 another sweep.
         """
-        expanded = trials_of(overrides)
+        expanded = trials_of(hide_secrets(overrides))
         configs = [load_config(trial) for trial in expanded]
         digests = [config_digest(config) for config in configs]
         title = title_of(name, "sweep", digests)
@@ -124,16 +129,18 @@ class Sweep:
         Raises:
             LaunchError: If there is no sweep, or its manifest is damaged.
         """
+        recall(folder)
         try:
-            values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            values = json.loads((folder / MANIFEST).read_bytes())
             search = values.get("search")
-            trials = [Trial(**_from_manifest(trial)) for trial in values["trials"]]
-            sweep = cls(folder, trials, Search(**_from_manifest(search)) if search else None)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            trials = [_TRIAL.validate_python(_from_manifest(trial)) for trial in values["trials"]]
+            found = _SEARCH.validate_python(_from_manifest(search)) if search else None
+            sweep = cls(folder, trials, found)
+        except _DAMAGE as error:
             raise LaunchError(
                 "this is not a sweep, or its manifest is damaged",
                 where=folder / MANIFEST,
-                got=str(error).splitlines()[0],
+                got=" ".join(str(error).split())[:200],
                 remedy="name a folder below <run.root>/sweeps; if the manifest is damaged, "
                 "delete it and repeat the command that began the sweep",
             ) from error
@@ -176,8 +183,18 @@ class Sweep:
         for trial in self.trials if self.search else ():
             path = self._record(trial)
             if path.exists():
-                for key, value in json.loads(path.read_text(encoding="utf-8")).items():
-                    setattr(trial, key, value)
+                try:
+                    kept = json.loads(path.read_bytes())
+                    found = _TRIAL.validate_python(asdict(trial) | kept)
+                except _DAMAGE as error:
+                    raise LaunchError(
+                        "the record of a trial is damaged",
+                        where=path,
+                        got=" ".join(str(error).split())[:200],
+                        remedy="bring it back from a copy; or delete it: the trial chooses anew",
+                    ) from error
+                for key in _RECORDED:
+                    setattr(trial, key, getattr(found, key))
                 # Not recorded, so that those of the latest command hold, such as its cluster.*.
                 trial.overrides = self.overrides(trial, trial.values)
 
@@ -257,7 +274,14 @@ class Sweep:
 
     def _put(self, name: str, content: dict[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.folder / name, json.dumps(content, indent=1) + "\n")
+        text = json.dumps(content, indent=1) + "\n"
+        if name == MANIFEST:
+            keep_secrets(self.folder, text)
+        write_text(self.folder / name, text)
+
+
+_SEARCH, _TRIAL = TypeAdapter(Search), TypeAdapter(Trial)
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 def _to_manifest(part: Search | Trial) -> dict[str, Any]:

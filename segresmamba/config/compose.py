@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from segresmamba.config.explain import explain, field_help, suggestion
 from segresmamba.config.schema import Config
 from segresmamba.errors import ConfigError
+from segresmamba.secrets import recall
 
 # Settings that change no result: where a run lives, where it is tracked and computed, how ranks
 # divide the computation, and how often a run records and saves. A run may go on with other values.
@@ -32,6 +33,7 @@ _FREE_KEYS = {
     "data.workers",
     "data.prefetch",
     "data.patience_s",
+    "data.max_bad_cases",
     "train.log_every",
     "train.validate_every",
     "train.checkpoint_every",
@@ -104,20 +106,21 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
 
 
 def read_config(path: Path) -> Config:
-    """Read a run's resolved config.yaml back.
+    """Read a run's resolved config.yaml back, and the secrets that lie beside it.
 
     Raises:
         ConfigError: If the file is missing or does not fit this version's schema.
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(
             "the run's configuration cannot be read",
             where=path,
-            got=str(error).splitlines()[0],
+            got=(str(error).splitlines() or [type(error).__name__])[0],
             remedy="name a run folder that `segresmamba train` or `python -m launch` wrote",
         ) from error
+    recall(path.parent)
     return _validated(values, file=path)
 
 
@@ -154,7 +157,7 @@ def _parse(text: str) -> Override:
     key, _, value = text.partition("=")
     try:
         override = OverridesParser.create().parse_override(text)
-    except HydraException as error:
+    except (HydraException, ValueError) as error:
         raise ConfigError(
             "an override does not parse",
             where=key.strip() or text,

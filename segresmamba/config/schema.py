@@ -22,6 +22,7 @@ from segresmamba.config.networks import ModelConfig, SegResMambaConfig
 from segresmamba.config.section import Section, one_line
 from segresmamba.config.tracking import TrackingConfig
 from segresmamba.errors import ConfigError
+from segresmamba.secrets import hide_lines, hide_url, hide_variables
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Size3 = tuple[PositiveInt, PositiveInt, PositiveInt]
@@ -52,7 +53,8 @@ class DataConfig(Section):
 
     store: str = Field(min_length=1)
     """Converted dataset: the folder that `segresmamba convert` wrote, a .zip file of it, or a URL
-    such as s3://bucket/store.zarr."""
+    such as s3://bucket/store.zarr. A password or token in the URL is kept out of all files but
+    secrets.json, which only you can read."""
     stage: str | None = Field(default=None, min_length=1)
     """Folder on each node to which the job's cases are copied once before training; unset, the
     store is read where it lies. $NAME stands for an environment variable of the node. Put it in
@@ -76,6 +78,22 @@ class DataConfig(Section):
     """Seconds for which a request to a store at a URL is repeated while its server is overloaded,
     reports an error or cannot be reached, and for which a run that writes waits for a full disk or
     a file system that is away. After that the job ends as a passing fault (exit code 75)."""
+
+    max_bad_cases: Annotated[int, Field(ge=0)] | None = None
+    """How many cases of the store may be found damaged before a run stops. Until then other cases
+    replace them, and they are named. Unset, it is 1 % of the cases, but at least 1 if the store has
+    ten or more."""
+
+    def bad_cases_allowed(self, cases: int) -> int:
+        """How many of a store's cases may be damaged."""
+        if self.max_bad_cases is not None:
+            return self.max_bad_cases
+        return max(1, cases // 100) if cases >= 10 else 0
+
+    @field_validator("store")
+    @classmethod
+    def _without_secrets(cls, store: str) -> str:
+        return hide_url(store)
 
 
 class AugmentConfig(Section):
@@ -226,13 +244,16 @@ class ClusterConfig(Section):
     exclude: str | None = None
     """Slurm nodes to avoid, such as gpu[07-08]."""
     setup: tuple[str, ...] = ()
-    """Shell lines that run before a Slurm job, such as `module load cuda`."""
+    """Shell lines that run before a Slurm job, such as `module load cuda`. Lines that may hold a
+    secret are kept out of all files but secrets.json, which only you can read."""
     srun: tuple[str, ...] = ("--cpu-bind=cores",)
     """Further options of the srun that starts the ranks, such as --gpu-bind=closest."""
     interface: str | None = None
     """Network interface between the nodes, such as ib0, for NCCL and gloo."""
     env: dict[str, str | int] = Field(default_factory=dict)
-    """Environment variables of the ranks, such as {NCCL_DEBUG: INFO, NCCL_IB_HCA: mlx5_0}."""
+    """Environment variables of the ranks, such as {NCCL_DEBUG: INFO, NCCL_IB_HCA: mlx5_0}. Values
+    of variables that may be secret are kept out of all files but secrets.json, which only you can
+    read."""
     retries: Annotated[int, Field(ge=0)] = 2
     """How often a Slurm job is queued again after a rank failed, if it has written no newer
     checkpoint in between. Preemption and the time limit do not count. A mistake in the settings
@@ -243,6 +264,16 @@ class ClusterConfig(Section):
     def _stays_on_its_line(cls, value: str | None, info: ValidationInfo) -> str | None:
         return value and one_line(value, f"cluster.{info.field_name}")
 
+    @field_validator("setup")
+    @classmethod
+    def _lines_without_secrets(cls, setup: tuple[str, ...]) -> tuple[str, ...]:
+        return hide_lines(setup)
+
+    @field_validator("env")
+    @classmethod
+    def _variables_without_secrets(cls, env: dict[str, str | int]) -> dict[str, str | int]:
+        return hide_variables(env)
+
     @property
     def world_size(self) -> int:
         """Number of ranks of a job."""
@@ -250,7 +281,10 @@ class ClusterConfig(Section):
 
     @property
     def variables(self) -> dict[str, str]:
-        """Environment variables of the ranks, with those that choose the network interface."""
+        """Environment variables of the ranks, with those that choose the network interface.
+
+        Secret values are markers, see `segresmamba.secrets`.
+        """
         # NCCL connects GPUs, gloo processors.
         names = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME") if self.interface else ()
         chosen = {name: str(self.interface) for name in names}

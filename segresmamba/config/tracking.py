@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 from typing import Literal
-from urllib.parse import parse_qs, unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from pydantic import Field, PositiveFloat, field_validator
 
 from segresmamba.config.section import Section
 from segresmamba.errors import ConfigError
+from segresmamba.redaction import without_login
 
 PASSWORD_VARIABLE = "SEGRESMAMBA_TRACKING_PASSWORD"
 
@@ -58,7 +59,8 @@ class TrackingConfig(Section):
         if uri is None:
             return None
         parts = urlsplit(uri)
-        if "password" in parse_qs(parts.query):
+        query = f"?{parts.query}"
+        if without_login(query) != query:
             raise ConfigError(
                 "a password in the query of a URI would be stored with the run",
                 where="tracking.uri",

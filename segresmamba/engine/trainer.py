@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from segresmamba import data
 from segresmamba.config import Config
+from segresmamba.engine.bad_cases import BadCases
 from segresmamba.engine.checkpoints import checkpoint
 from segresmamba.engine.distributed import (
     from_main,
@@ -41,7 +42,7 @@ from segresmamba.engine.stop import forget_request, stop_requested
 from segresmamba.engine.timing import StepTimer, WaitAdvice
 from segresmamba.engine.watchdog import Watchdog
 from segresmamba.engine.zero import ZeroEngine
-from segresmamba.errors import UserError
+from segresmamba.errors import DamagedCaseError, DataError, UserError
 from segresmamba.evaluation.score_cases import CaseResult, Summary, evaluate_cases
 from segresmamba.planner.out_of_memory import out_of_memory, ran_out
 from segresmamba.storage.atomic import write_text
@@ -175,6 +176,7 @@ class Trainer:
     ) -> None:
         self.task, self.ranks, self.folder, self.tracker = task, ranks, folder, tracker
         self.memory = memory
+        self.bad_cases = BadCases(task, ranks, tracker)
         self.config = config = task.config
         self.loss = build_loss(config, task.dataset.labels)
         self.shapes = shapes_of(network)
@@ -247,6 +249,7 @@ class Trainer:
             for _ in range(config.accumulation):
                 with timer.waiting():
                     batch = next(batches)
+                self.bad_cases.add(batch.damaged)
                 crops.append((batch.index_B.tolist(), batch.case_ids))
                 x_BCDHW, label_BDHW = data.augment(
                     batch.to(self.ranks.device), self.config.augment, self.config.seed
@@ -279,6 +282,7 @@ class Trainer:
         )
 
     def _log_step(self, timer: StepTimer, lr: float) -> None:
+        self.bad_cases.agree()
         values = timer.metrics()
         values |= {"train/lr": lr, "train/gradient_norm": self.engine.gradient_norm}
         if self.skipped.total:
@@ -340,12 +344,17 @@ class Trainer:
                 logger.warning("asked to stop: step %d will be validated later", self.step)
                 return False
             mine = cases[first + self.ranks.rank : first + self.ranks.rank + 1]
-            results += evaluate_cases(
-                network, self.task.dataset, mine, self.config, self.ranks.device
-            )
-        summary = Summary.from_results(
-            [case for part in gather(results, self.ranks) for case in part]
-        )
+            try:
+                results += evaluate_cases(
+                    network, self.task.dataset, mine, self.config, self.ranks.device
+                )
+            except DamagedCaseError as error:
+                self.bad_cases.add({mine[0]: f"{error.where}: {error.got}"})
+        self.bad_cases.agree()
+        everywhere = [case for part in gather(results, self.ranks) for case in part]
+        if len(everywhere) < len(cases):
+            self._say_left_out(len(cases) - len(everywhere), len(cases))
+        summary = Summary.from_results(everywhere)
         self.last_dice = summary.mean.dice
         if self.ranks.is_main:
             values = {f"validation/{key}": value for key, value in summary.metrics().items()}
@@ -355,6 +364,18 @@ class Trainer:
             # The last act: a validation without this file is done again when the run continues.
             write_text(self._validation_record, json.dumps(values))
         return True
+
+    def _say_left_out(self, damaged: int, cases: int) -> None:
+        text = f"{damaged} of {cases} cases of the held-out fold are damaged"
+        if damaged == cases:
+            raise DataError(
+                "nothing is left to validate",
+                where=self.task.dataset.where,
+                got=text,
+                remedy="run `segresmamba verify --fix` on the store, then the same command",
+            )
+        if self.ranks.is_main:
+            logger.warning("step %d: %s; the mean is that of the others", self.step, text)
 
     def _keep_if_best(self, weights: dict[str, Tensor], dice: float) -> None:
         path, dataset = self.folder.best, self.task.dataset

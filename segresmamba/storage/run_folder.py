@@ -3,7 +3,8 @@
 Submitting a job and checking a queue read these paths too, so this module does not import torch.
 
 <root>/<name>/
-    config.yaml               the resolved configuration
+    config.yaml               the resolved configuration, without secrets
+    secrets.json              its secrets if it has any, for their owner alone; also in logs/
     journal.jsonl             every metric and tag, one JSON object a line: the truth
     checkpoints/
         step-00000100/        a complete checkpoint, see engine.checkpoints
@@ -26,6 +27,7 @@ Submitting a job and checking a queue read these paths too, so this module does 
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from pathlib import Path
 
@@ -33,7 +35,8 @@ import yaml
 
 from segresmamba.config import Config, experiment, read_config, run_folder
 from segresmamba.errors import ConfigError, UserError
-from segresmamba.storage.atomic import remove_leftovers, sync, write_text
+from segresmamba.secrets import FILE, secrets_in
+from segresmamba.storage.atomic import atomic_path, remove_leftovers, sync, write_text
 
 _STEP_FOLDER = re.compile(r"step-(\d{8})")
 
@@ -152,7 +155,22 @@ class RunFolder:
 
 def write_config(config: Config, path: Path) -> None:
     """Write the resolved configuration as YAML, whole or not at all; `read_config` undoes it."""
-    write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    keep_secrets(path.parent, text)
+    write_text(path, text)
+
+
+def keep_secrets(folder: Path, text: str) -> None:
+    """Write the secrets of all markers in a text into the folder, for its owner alone.
+
+    Raises:
+        OSError: If they cannot be written.
+    """
+    secrets = secrets_in(text)
+    if secrets:
+        with atomic_path(folder / FILE) as temporary:
+            temporary.touch(0o600)  # before it holds anything
+            temporary.write_text(json.dumps(secrets), encoding="utf-8")
 
 
 def refuse_changes(config: Config) -> None:

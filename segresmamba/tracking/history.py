@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path, PurePosixPath
 
 from segresmamba.storage.run_folder import RunFolder
@@ -106,6 +107,27 @@ def finished_text(folder: Path, step: int) -> str:
     )
 
 
+def _reporting_damage(read: Callable[[Path], History]) -> Callable[[Path], History]:
+    """Turn what a record of an unforeseen form leads to into an error that names the journal."""
+
+    @wraps(read)
+    def reading(folder: Path) -> History:
+        try:
+            return read(folder)
+        except TrackingError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise TrackingError(
+                "the journal is damaged",
+                where=RunFolder(folder).journal,
+                got=f"{type(error).__name__}: {error}".splitlines()[0][:200],
+                remedy="bring it back from a copy",
+            ) from error
+
+    return reading
+
+
+@_reporting_damage
 def read_history(folder: Path) -> History:
     """Read a run's folder, which may still be growing; nothing in it is changed.
 

@@ -77,6 +77,7 @@ class FailingServer(ThreadingHTTPServer):
         fault: A status such as "503", "reset" (the connection), or "cut" (half of the answer).
         failures: How many requests still fail.
         asked: How many requests there were.
+        logins: What the requests had as Authorization.
     """
 
     daemon_threads = True
@@ -84,6 +85,7 @@ class FailingServer(ThreadingHTTPServer):
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.folder, self.fault, self.failures, self.asked = folder, "503", 0, 0
+        self.logins = set[str | None]()
         self.url = f"http://127.0.0.1:{self.server_address[1]}/store.zarr"
 
     def handle_error(self, request: object, client_address: object) -> None:
@@ -99,6 +101,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.asked += 1
+        self.server.logins.add(self.headers.get("Authorization"))
         failing = self.server.failures > 0
         self.server.failures -= failing
         if failing and self.server.fault == "reset":

@@ -11,29 +11,29 @@ from segresmamba.config import Config, load_config
 MODEL = ("model.dims=[8,8]", "model.d_state=4")
 
 
+TINY = (
+    "data=custom",
+    "data.patch=[32,32,32]",
+    "data.workers=0",
+    *MODEL,
+    "train.max_steps=4",
+    "train.warmup_steps=1",
+    "train.batch_size=2",
+    "train.lr=1e-3",
+    "train.log_every=1",
+    "train.precision=fp32",
+    "train.threads=1",
+    "validation.overlap=0",
+    "validation.overlays=0",
+    "tracking=none",
+)
+"""Four steps of two 32^3 crops, every step in the journal, MLflow and energy off."""
+
+
 def tiny_config(store: Path, root: Path, *overrides: str) -> Config:
-    """Four steps of two 32^3 crops, every step in the journal, MLflow and energy off."""
+    """`TINY` as a configuration."""
     return load_config(
-        [
-            "data=custom",
-            f"data.store={store}",
-            "data.patch=[32,32,32]",
-            "data.workers=0",
-            *MODEL,
-            "train.max_steps=4",
-            "train.warmup_steps=1",
-            "train.batch_size=2",
-            "train.lr=1e-3",
-            "train.log_every=1",
-            "train.precision=fp32",
-            "train.threads=1",
-            "validation.overlap=0",
-            "validation.overlays=0",
-            "tracking=none",
-            f"run.root={root}",
-            "run.name=tiny",
-            *overrides,
-        ]
+        [*TINY, f"data.store={store}", f"run.root={root}", "run.name=tiny", *overrides]
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from errno import EISDIR, ENOENT, ENOTDIR
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from segresmamba.data.store.files import PATIENCE_S, Files
 from segresmamba.data.store.locations import files_at
 from segresmamba.data.store.manifest import CaseRecord, Manifest, read_manifest
 from segresmamba.data.store.shard import ShardedArray
-from segresmamba.errors import DataError, StoreAwayError, is_passing
+from segresmamba.errors import DamagedCaseError, DataError, StoreAwayError, is_passing
 
 if TYPE_CHECKING:
     import zarr
@@ -104,7 +105,8 @@ class Case:
             Image (C, D, H, W) and label (D, H, W) with the stored dtypes.
 
         Raises:
-            DataError: If a chunk that the box touches is damaged or the file is gone.
+            DamagedCaseError: If a chunk that the box touches is damaged or the file is gone.
+            DataError: If the file system or the server of the store is in trouble.
         """
         # Filled with zeros: chunks of zeros are not stored, and so not written.
         channels = self.record.shape_CDHW[0]
@@ -132,7 +134,8 @@ class Case:
         """Grid of the files that the case was made from."""
         from segresmamba.data.volumes.geometry import OriginalGrid
 
-        return OriginalGrid.from_text(self.record.original_header)
+        with self._damage_reported(""):
+            return OriginalGrid.from_text(self.record.original_header)
 
     def restore_label(self, label_DHW: npt.NDArray[Any]) -> Any:
         """A nibabel image of a label in the original affine, orientation, shape and dtype."""
@@ -199,13 +202,19 @@ class Case:
                     got=f"{type(error).__name__}: {error}".splitlines()[0],
                     remedy="see that the file system answers, then the same command",
                 ) from error
-            raise DataError(
+            kind = DataError if _is_trouble_of_the_system(error) else DamagedCaseError
+            raise kind(
                 "a stored case is damaged",
                 where=self._files.join(f"{self.case_id}/{name}"),
                 got=f"{type(error).__name__}: {error}".splitlines()[0],
                 remedy="run `segresmamba verify --fix` on the store, which converts damaged cases "
                 "anew",
             ) from error
+
+
+def _is_trouble_of_the_system(error: Exception) -> bool:
+    """Whether a file could not be read for a reason that says nothing about its bytes."""
+    return isinstance(error, OSError) and error.errno not in {None, ENOENT, ENOTDIR, EISDIR}
 
 
 class Dataset:

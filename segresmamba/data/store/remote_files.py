@@ -6,6 +6,7 @@ Credentials and settings come from the environment, by the names that the provid
 
 from __future__ import annotations
 
+import base64
 import logging
 import os
 import random
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import numpy as np
 import obstore
@@ -25,6 +27,8 @@ from typing_extensions import override
 
 from segresmamba.data.store.files import PATIENCE_S, Blob, Buffer, ByteRange, Files
 from segresmamba.errors import DataError, StoreAwayError
+from segresmamba.redaction import VARIABLE, redacted
+from segresmamba.secrets import hide_url, reveal
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +51,8 @@ _GAP_BYTES = 1 << 19  # 512 KiB
 costs no more than another request."""
 _METADATA_PATHS = ("/latest/", "/computeMetadata/", "/metadata/identity/")
 """Paths of a cloud machine's metadata service. obstore asks it if it finds no credentials."""
-_SETTINGS = ("AWS_", "GOOGLE_", "AZURE_")
-"""Prefixes of the environment variables that obstore reads."""
+_SETTINGS = ("AWS_", "GOOGLE_", "AZURE_", VARIABLE)
+"""Prefixes of the environment variables that obstore reads, and the variable of our secrets."""
 _runtime_process = os.getpid()
 """Process that imported this module. Its threads make the requests, and a fork has no threads."""
 
@@ -57,11 +61,11 @@ class RemoteFiles(Files):
     """A store behind a URL. A forked process cannot read from it, see `_explained`."""
 
     def __init__(self, url: str, patience_s: float = PATIENCE_S) -> None:
-        self.where = url
+        self.where = hide_url(url)
         self._patience_s = patience_s
         self._waiting = False
         with self._explained(""):
-            self._store = _connect(url, min(patience_s, _ROUND_S))
+            self._store = _connect(self.where, min(patience_s, _ROUND_S))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The settings travel along: the server that readers fork from keeps the environment that
@@ -217,19 +221,36 @@ def _reopened(url: str, patience_s: float, settings: dict[str, str]) -> RemoteFi
 
 
 def _connect(url: str, patience_s: float) -> Any:
-    """Connect to a URL through obstore, which repeats a request that fails for so long."""
+    """Connect to a URL through obstore, which repeats a request that fails for so long.
+
+    Args:
+        url: The URL, with markers for its secrets.
+        patience_s: For how long.
+    """
     endpoint = os.environ.get("AWS_ENDPOINT_URL", os.environ.get("AWS_ENDPOINT", ""))
     plain = url.startswith("http://") or endpoint.startswith("http://")
     shortest, longest = (timedelta(seconds=seconds) for seconds in _PAUSE_S)
+    address, headers = _split_login(reveal(url))
     return from_url(
-        url,
-        client_options={"allow_http": plain, "connect_timeout": "5s"},
+        address,
+        client_options={"allow_http": plain, "connect_timeout": "5s", "default_headers": headers},
         retry_config={
             "backoff": {"init_backoff": shortest, "max_backoff": longest, "base": _PAUSE_GROWTH},
             "max_retries": _MANY,  # the time alone ends it
             "retry_timeout": timedelta(seconds=patience_s),
         },
     )
+
+
+def _split_login(url: str) -> tuple[str, dict[str, str]]:
+    """The URL of a web server without its login, and the header for it: obstore drops a login."""
+    parts = urlsplit(url)
+    login, at, host = parts.netloc.rpartition("@")
+    if not at or parts.scheme not in ("http", "https"):
+        return url, {}
+    user, _, password = login.partition(":")
+    code = base64.b64encode(f"{unquote(user)}:{unquote(password)}".encode()).decode()
+    return urlunsplit(parts._replace(netloc=host)), {"authorization": f"Basic {code}"}
 
 
 def _may_pass(error: BaseError) -> bool:
@@ -244,5 +265,5 @@ def _lacks_credentials(error: Exception) -> bool:
 
 def _message(error: Exception) -> str:
     """An error's text without obstore's debug output and the tags of the server's XML."""
-    message = re.sub(r"<[^>]*>", " ", str(error).split("Debug source")[0])
+    message = redacted(re.sub(r"<[^>]*>", " ", str(error).split("Debug source")[0]))
     return " ".join(message.split())[:300]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -34,6 +34,8 @@ class Batch:
     index_B: Tensor
     """Numbers of the crops in the run, int64, always in host memory."""
     case_ids: tuple[str, ...]
+    damaged: Mapping[str, str] = field(default_factory=dict)
+    """Cases that crops were to come from, but are damaged, and where. Other cases replace them."""
 
     def to(self, device: torch.device) -> Batch:
         """Copy the batch to a device. From pinned memory the copy does not block."""
@@ -95,6 +97,7 @@ class SharedBatch:
     normalisation_BC4: npt.NDArray[np.float32]
     index_B: tuple[int, ...]
     case_ids: tuple[str, ...]
+    damaged: Mapping[str, str] = field(default_factory=dict)
 
     def pin_memory(self) -> Batch:
         """Copy like `Batch.pin_memory`. The reader can then use its buffer again."""
@@ -113,6 +116,7 @@ class SharedBatch:
             label_BDHW=label_BDHW,
             index_B=torch.tensor(self.index_B),
             case_ids=self.case_ids,
+            damaged=self.damaged,
         )
 
 

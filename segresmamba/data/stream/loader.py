@@ -9,21 +9,22 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing import forkserver, parent_process, popen_forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from segresmamba.data.store.dataset import Dataset
+from segresmamba.data.store.dataset import Case, Dataset
 from segresmamba.data.stream.batch import Batch, BatchLayout, BufferPool, SharedBatch
 from segresmamba.data.stream.sampler import PatchSampler, rank_indices
-from segresmamba.errors import DataError
+from segresmamba.errors import DamagedCaseError, DataError
 
 if TYPE_CHECKING:  # readers do not need the configuration library
     from segresmamba.config import DataConfig
@@ -56,8 +57,8 @@ def make_loader(
             a stopped run goes on.
 
     Raises:
-        DataError: At once if a volume is smaller than the patch; from the iterator if a stored
-            chunk is damaged.
+        DataError: At once if a volume is smaller than the patch; from the iterator if more cases
+            are damaged than `data.max_bad_cases` allows, or the store cannot be read.
     """
     in_process = config.workers == 0
     reader = _Reader(
@@ -69,6 +70,7 @@ def make_loader(
             config.foreground_fraction,
         ),
         shared=not in_process,
+        replacements=config.bad_cases_allowed(len(dataset)),
     )
     loader = DataLoader(
         reader,
@@ -97,10 +99,19 @@ def _batches(loader: DataLoader[Batch | SharedBatch | DataError]) -> Iterator[Ba
 
 
 class _Reader(TorchDataset["SharedBatch | DataError"]):
-    """Reads all crops of a batch at once, in the training process or in a reader process."""
+    """Reads all crops of a batch at once, in the training process or in a reader process.
 
-    def __init__(self, sampler: PatchSampler, *, shared: bool) -> None:
-        self._sampler = sampler
+    A crop that touches damaged data is replaced, by a rule that only its number decides. So it is
+    replaced by the same crop in another reader and after a restart.
+
+    Args:
+        sampler: Says where each crop lies.
+        shared: Whether the batches are read in another process.
+        replacements: How many damaged cases one crop may meet.
+    """
+
+    def __init__(self, sampler: PatchSampler, *, shared: bool, replacements: int) -> None:
+        self._sampler, self._replacements = sampler, replacements
         self._buffers = BufferPool(shared)
         records = [sampler.dataset[case_id].record for case_id in sampler.case_ids]
         self._channels = records[0].shape_CDHW[0]
@@ -113,12 +124,12 @@ class _Reader(TorchDataset["SharedBatch | DataError"]):
         image_BCDHW, label_BDHW = (
             part.numpy() for part in layout.split(self._buffers.content(buffer))
         )
-        cases = []
+        damaged: dict[str, str] = {}
         try:
-            for row, index in enumerate(indices):
-                case_id, start_DHW = self._sampler.locate(index)
-                cases.append(self._sampler.dataset[case_id])
-                cases[row].crop_into(start_DHW, image_BCDHW[row], label_BDHW[row])
+            cases = [
+                self._read(index, image_BCDHW[row], label_BDHW[row], damaged)
+                for row, index in enumerate(indices)
+            ]
         except DataError as error:
             self._buffers.free(buffer)
             # Not raised: torch would turn a worker's exception into a RuntimeError of its text.
@@ -130,8 +141,43 @@ class _Reader(TorchDataset["SharedBatch | DataError"]):
                 normalisation_BC4=np.stack([case.normalisation_C4 for case in cases]),
                 index_B=tuple(indices),
                 case_ids=tuple(case.case_id for case in cases),
+                damaged=damaged,
             )
         ]
+
+    def _read(
+        self,
+        index: int,
+        image_CDHW: npt.NDArray[Any],
+        label_DHW: npt.NDArray[Any],
+        damaged: dict[str, str],
+    ) -> Case:
+        """Read a crop, or the one that replaces it, and return its case; note damaged cases."""
+        for attempt in range(self._replacements + 1):
+            case = self._sampler.case_of(index, attempt)
+            try:
+                _, start_DHW = self._sampler.locate(index, attempt)
+                case.crop_into(start_DHW, image_CDHW, label_DHW)
+            except DamagedCaseError as error:
+                damaged[case.case_id] = f"{error.where}: {error.got}"
+                if not self._replacements:
+                    raise
+                image_CDHW[...], label_DHW[...] = 0, 0  # a part may have been written
+            else:
+                return case
+        raise too_many_damaged(self._sampler.dataset.where, damaged, self._replacements)
+
+
+def too_many_damaged(where: str, case_ids: Iterable[str], allowed: int) -> DataError:
+    """The error that names damaged cases, of which `data.max_bad_cases` allows fewer."""
+    names = sorted(case_ids)
+    return DataError(
+        f"{len(names)} stored cases are damaged, and data.max_bad_cases allows {allowed}",
+        where=where,
+        got=", ".join(names),
+        remedy="run `segresmamba verify --fix` on the store, which converts damaged cases anew, "
+        "then the same command; or allow more with data.max_bad_cases",
+    )
 
 
 class _ReaderPopen(popen_forkserver.Popen):

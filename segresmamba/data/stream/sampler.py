@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from segresmamba.data.store.dataset import Dataset
+from segresmamba.data.store.dataset import Case, Dataset
 from segresmamba.errors import DataError
 
 _ORDER, _PLACE = 0, 1  # separate streams of random numbers
@@ -67,12 +67,27 @@ class PatchSampler:
                     f"data.patch={str(smallest).replace(' ', '')}",
                 )
 
-    def locate(self, index: int) -> tuple[str, tuple[int, int, int]]:
-        """The case and the first voxel (D, H, W) of crop number `index` of the run."""
+    def case_of(self, index: int, attempt: int = 0) -> Case:
+        """The case of crop number `index` of the run.
+
+        Args:
+            index: The crop's number.
+            attempt: How many cases were found damaged before, for this crop. Each attempt takes the
+                next case of the round, and begins again after the last.
+        """
         round_, place = divmod(index, len(self.case_ids))
-        case = self.dataset[self.case_ids[_order(self.seed, round_, len(self.case_ids))[place]]]
+        order = _order(self.seed, round_, len(self.case_ids))
+        return self.dataset[self.case_ids[order[(place + attempt) % len(order)]]]
+
+    def locate(self, index: int, attempt: int = 0) -> tuple[str, tuple[int, int, int]]:
+        """The case and the first voxel (D, H, W) of a crop; for the arguments see `case_of`.
+
+        Raises:
+            DamagedCaseError: If the case's foreground positions are damaged.
+        """
+        case = self.case_of(index, attempt)
         # A generator for each crop, so that no crop depends on the crops before it.
-        rng = np.random.default_rng([self.seed, _PLACE, index])
+        rng = np.random.default_rng([self.seed, _PLACE, index, *([attempt] if attempt else [])])
         last = [size - step for size, step in zip(case.shape_DHW, self.patch, strict=True)]
         if self.is_foreground(index) and case.class_values:
             value = case.class_values[rng.integers(len(case.class_values))]

@@ -7,6 +7,7 @@ the other formats as a whole.
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,11 @@ _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _UNEVEN_MM = 0.05
 _SLICES_AT_ONCE = 8
 _HEADER_BYTES = 1 << 16
+_LINE_BYTES = 4096
+_DICOM_AT = 128  # bytes of preamble, which may hold anything
+_LONG_KINDS = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"UC", b"UN", b"UR", b"UT"}
+_UNKNOWN_LENGTH = 0xFFFFFFFF
+_OTHER_SYNTAXES = (b"1.2.840.10008.1.2.2\0", b"1.2.840.10008.1.2.1.99")  # big-endian, deflated
 # A header of NRRD or MetaImage may name another file, which holds the voxels.
 _VOXELS_ELSEWHERE = re.compile(
     rb"^(data ?file\s*:|ElementDataFile\s*=(?!\s*LOCAL))", re.IGNORECASE | re.MULTILINE
@@ -78,13 +84,27 @@ def _whole(image: Any) -> ItkFile:
 
 def _require_voxels(path: Path) -> None:
     """Compare a file's header with the file's size; reading allocates what the header says."""
+    with path.open("rb") as file:
+        header = file.read(_HEADER_BYTES)
+    if path.suffix == ".nrrd":
+        _require_nrrd_header(header)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
-    with path.open("rb") as file:
-        header = file.read(_HEADER_BYTES)
     if not _VOXELS_ELSEWHERE.search(header):
         require_voxels(path, reader.GetSize(), 1, packed=True)
+
+
+def _require_nrrd_header(header: bytes) -> None:
+    """Refuse lines at which ITK's reader of NRRD ends the whole process instead of failing."""
+    lines, end, _ = header.replace(b"\r\n", b"\n").partition(b"\n\n")
+    if not end and len(header) == _HEADER_BYTES:
+        raise ValueError(f"its header has more than {_HEADER_BYTES} bytes")
+    longest = max(map(len, lines.split(b"\n")))
+    if longest > _LINE_BYTES:
+        raise ValueError(f"a line of its header has {longest} bytes")
+    if not lines.isascii() or b"\0" in lines:
+        raise ValueError("its header is not plain text")
 
 
 def _series(names: Sequence[str], ends: Any) -> ItkFile:
@@ -121,8 +141,45 @@ def _read(names: Sequence[str], pixel_type: int | None = None) -> Any:
     return reader.Execute()
 
 
+def _is_sound_dicom(path: Path) -> bool:
+    """Whether a file is DICOM, after a look at its elements: GDCM takes the memory that they name.
+
+    The look ends at the first sequence whose length is not written down.
+
+    Raises:
+        EOFError: If an element is longer than the file.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(_HEADER_BYTES)
+    at = _DICOM_AT + 4
+    if head[_DICOM_AT:at] != b"DICM":
+        return False
+    packed = any(syntax in head for syntax in _OTHER_SYNTAXES)
+    while at + 12 <= len(head):
+        group, _, kind, short = struct.unpack_from("<HH2sH", head, at)
+        if packed and group != 2:  # what follows has other bytes
+            break
+        explicit = kind.isalpha() and kind.isupper()
+        is_short = explicit and kind not in _LONG_KINDS
+        begin = at + (12 if explicit and not is_short else 8)
+        length = short if is_short else struct.unpack_from("<I", head, begin - 4)[0]
+        if length == _UNKNOWN_LENGTH:
+            break
+        at = begin + length
+        if at > size:
+            raise EOFError(f"an element of {length} bytes in a file of {size} bytes")
+    return True
+
+
 def _slice_files(folder: Path) -> Sequence[str]:
     """The files of the folder's series in spatial order, at even distances."""
+    for path in folder.iterdir():  # what follows reads all of them with their pixels
+        if path.is_file() and _is_sound_dicom(path):
+            reader = sitk.ImageFileReader()
+            reader.SetFileName(str(path))
+            reader.ReadImageInformation()
+            require_voxels(path, reader.GetSize(), 1, packed=True)
     series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     if len(series) != 1:
         raise ValueError(f"{len(series)} DICOM series in the folder, not one")

@@ -94,11 +94,13 @@ class Ledger:
 
     def _read(self) -> dict[str, dict[str, Any]]:
         try:
-            content = json.loads(self._path.read_text())
-            schema, segments = content["schema"], dict(content["segments"])
+            content = json.loads(self._path.read_bytes())
+            schema, segments = int(content["schema"]), dict(content["segments"])
+            for segment in segments.values():
+                segment |= {name: float(segment[name]) for name in SUMMED if name in segment}
         except FileNotFoundError:
             return {}
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise TrackingError(
                 "the energy ledger is damaged",
                 where=self._path,
@@ -126,7 +128,7 @@ def power_line(facts: Mapping[str, Any]) -> str:
             "processors {cpu_power}, GPUs {gpu_power}, memory {ram_power}; "
             "{intensity_g_per_kwh} g CO2e/kWh in {country} ({intensity_source})"
         ).format(**{**facts, "intensity_g_per_kwh": round(float(facts["intensity_g_per_kwh"]))})
-    except KeyError:
+    except (KeyError, ValueError, TypeError, OverflowError):
         return ""
 
 

@@ -21,7 +21,8 @@ from segresmamba.config import DataConfig
 from segresmamba.data import Batch, PatchSampler, make_loader, open_dataset
 from segresmamba.data.store import layout
 from segresmamba.data.stream.loader import _Reader
-from segresmamba.errors import DataError
+from segresmamba.errors import DamagedCaseError, DataError
+from tests.data.server import failing_server
 
 PATCH = (32, 32, 32)
 
@@ -30,7 +31,10 @@ def batches(store: Path, **changes: Any) -> Iterator[Batch]:
     settings: dict[str, Any] = {
         "seed": 0, "rank": 0, "world_size": 1, "micro_batch": 2, "start_index": 0
     }  # fmt: skip
-    config = DataConfig(store=str(store), patch=PATCH, workers=changes.pop("workers", 0))
+    most = changes.pop("max_bad_cases", None)
+    config = DataConfig(
+        store=str(store), patch=PATCH, workers=changes.pop("workers", 0), max_bad_cases=most
+    )
     dataset = open_dataset(store)
     return make_loader(dataset, dataset.case_ids, config, **(settings | changes))
 
@@ -196,9 +200,60 @@ def test_a_reader_that_meets_damage_uses_its_buffer_again(store: Path) -> None:
     shard = layout.shard_file(store / "case_0" / layout.IMAGE, 4)
     shard.write_bytes(shard.read_bytes()[:-1])
     sampler = PatchSampler(open_dataset(store), ["case_0"], PATCH, 0, 1 / 3)
-    reader = _Reader(sampler, shared=False)
+    reader = _Reader(sampler, shared=False, replacements=0)
     for index in range(4):
         (error,) = reader.__getitems__([index])
         assert isinstance(error, DataError)
         assert "a stored case is damaged" in error.problem
     assert len(reader._buffers._buffers) == 1
+
+
+def lose_image(case: Path) -> None:
+    layout.shard_file(case / layout.IMAGE, 4).unlink()
+
+
+def test_crops_of_a_damaged_case_are_replaced_by_those_of_the_next_in_its_round(
+    store: Path,
+) -> None:
+    dataset = open_dataset(store)
+    sampler = PatchSampler(dataset, dataset.case_ids, PATCH, 0, 1 / 3)
+    lose_image(store / "case_1")
+    for index, batch in enumerate(islice(batches(store, micro_batch=1, max_bad_cases=1), 12)):
+        wanted, _ = sampler.locate(index)
+        attempt = int(wanted == "case_1")
+        case_id, start = sampler.locate(index, attempt)
+        assert batch.case_ids == (case_id,)
+        assert list(batch.damaged) == ["case_1"] * attempt
+        image, label = dataset[case_id].crop(start, PATCH)
+        np.testing.assert_array_equal(batch.image_BCDHW[0], image)
+        np.testing.assert_array_equal(batch.label_BDHW[0], label)
+
+
+def test_replacements_depend_neither_on_workers_nor_on_restarts_nor_on_ranks(store: Path) -> None:
+    lose_image(store / "case_1")
+    first = list(islice(batches(store, max_bad_cases=1), 6))
+    assert any(batch.damaged for batch in first)
+    for one, other in zip(first, batches(store, max_bad_cases=1, workers=2), strict=False):
+        assert_same(one, other)
+    for one, other in zip(first[2:], batches(store, max_bad_cases=1, start_index=4), strict=False):
+        assert_same(one, other)
+    ranks = [batches(store, max_bad_cases=1, rank=r, world_size=2, micro_batch=1) for r in (0, 1)]
+    for one, *halves in zip(first, *ranks, strict=False):
+        assert one.case_ids == tuple(half.case_ids[0] for half in halves)
+
+
+def test_damage_beyond_what_is_allowed_ends_the_loader(store: Path) -> None:
+    for case in store.glob("case_*"):
+        lose_image(case)
+    with pytest.raises(DataError, match="2 stored cases are damaged"):
+        next(batches(store, max_bad_cases=1, micro_batch=1))
+
+
+def test_a_server_that_is_away_is_no_damaged_case(store: Path) -> None:
+    dataset = open_dataset(store)
+    with failing_server(store) as server:
+        away = open_dataset(server.url, patience_s=0.1)
+        server.fault, server.failures = "503", 10**6
+        with pytest.raises(DataError) as error:
+            away[dataset.case_ids[0]].crop((0, 0, 0), PATCH)
+        assert not isinstance(error.value, DamagedCaseError)
