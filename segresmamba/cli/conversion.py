@@ -40,8 +40,9 @@ IntensityPolicy = Annotated[
     typer.Option(
         "--intensity",
         help="How the network sees intensities: zscore (over the non-zero voxels of the case), ct "
-        "(clipped and scaled by the foreground of all cases) or stored (unchanged). auto takes ct "
-        "for channels named CT and zscore for the others. One for each channel: ct,zscore.",
+        "(clipped and scaled by the foreground of all cases), rescale01 (0 to 1 over the range of "
+        "the case), rgb (divided by 255) or stored (unchanged). auto reads the names of channels "
+        "as nnU-Net does. One for each channel: ct,zscore.",
     ),
 ]
 DtypePolicy = Annotated[

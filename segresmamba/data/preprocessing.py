@@ -7,7 +7,8 @@ kept with a network's weights.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -17,13 +18,29 @@ from pydantic import ValidationError
 from segresmamba.data.records import ChannelStatistics, Intensity, Spacing, StoreRecord
 from segresmamba.errors import DataError
 
+logger = logging.getLogger(__name__)
+
 _CT_PERCENTILES = (0.5, 99.5)  # as in nnU-Net
+# What nnU-Net reads from the names of channels in dataset.json; all other names mean zscore.
+_BY_NAME: dict[str, Intensity] = {
+    "ct": "ct",
+    "rescale_to_0_1": "rescale01",
+    "rescale_0_1": "rescale01",
+    "rgb_to_0_1": "rgb",
+    "nonorm": "stored",
+}
+_CONSTANT = 1e-3
+"""Deviation, as a share of the largest intensity, up to which a channel counts as constant."""
 _REMEDIES = {
     "spacing": "give keep, median, or three sizes in mm along D, H and W, as in --spacing 3,1,1",
-    "intensity": "give auto, zscore, ct or stored; or one of them for each channel, as in "
-    "--intensity ct,zscore",
+    "intensity": "give auto, zscore, ct, rescale01, rgb or stored; or one of them for each "
+    "channel, as in --intensity ct,zscore",
     "dtype": "give auto, float32, float16 or int16",
 }
+
+
+_SAME_SIZE = 0.01
+"""Relative difference up to which two voxel sizes count as one."""
 
 
 class Policy(StoreRecord):
@@ -38,8 +55,11 @@ class Policy(StoreRecord):
 
     - zscore: by the mean and deviation of the case's non-zero voxels
     - ct: clipped to percentiles of the foreground of all cases, then by its mean and deviation
+    - rescale01: from 0 to 1 over the case's range, 0 included
+    - rgb: divided by 255
     - stored: not at all
-    - auto: ct for a channel named CT, zscore for others
+    - auto: as nnU-Net, by the channel's name: ct for CT, rescale01 for rescale_to_0_1, rgb for
+      rgb_to_0_1, stored for noNorm, zscore for others
     """
     dtype: Literal["auto", "float32", "float16", "int16"] = "auto"
     """Type of stored images. Auto is int16 if all channels are integers that fit, else float32."""
@@ -83,7 +103,7 @@ class Policy(StoreRecord):
                 remedy=_REMEDIES["intensity"],
             )
         chosen = tuple(
-            kind if kind != "auto" else ("ct" if name.lower() == "ct" else "zscore")
+            kind if kind != "auto" else _BY_NAME.get(name.lower(), "zscore")
             for kind, name in zip(asked, names, strict=True)
         )
         return self.model_copy(update={"intensity": chosen})
@@ -106,7 +126,18 @@ class Normalisation(StoreRecord):
             case "ct":
                 return self.low, self.high, self.mean, self.std
             case "zscore":
+                largest = max(abs(statistics.min), abs(statistics.max))
+                if statistics.std <= _CONSTANT * largest:
+                    # A mask or a map of one value. Divided by a deviation of nearly 0, its zeros
+                    # would reach the network as numbers without bound.
+                    return -np.inf, np.inf, 0.0, largest
                 return -np.inf, np.inf, statistics.mean, statistics.std
+            case "rescale01":
+                # Statistics are those of non-zero voxels, and nearly every image has zeros too.
+                low, high = min(0.0, statistics.min), max(0.0, statistics.max)
+                return -np.inf, np.inf, low, high - low
+            case "rgb":
+                return -np.inf, np.inf, 0.0, 255.0
             case "stored":
                 return -np.inf, np.inf, 0.0, 1.0
 
@@ -119,6 +150,38 @@ class Preprocessing(StoreRecord):
     crop: bool = False
     normalisation: tuple[Normalisation, ...] = ()
     """One for each channel. Stores of earlier versions have none, and all channels use zscore."""
+    trained_mm: tuple[Spacing, Spacing] | None = None
+    """Smallest and largest voxel size of the stored cases; weights of earlier versions lack it."""
+
+    def target_mm(self, spacing_mm: Spacing) -> Spacing | None:
+        """The voxel size that an image gets, given its own; None if it keeps its own.
+
+        A network that saw one voxel size alone takes structures of another size for others. So
+        where all stored cases have one size, it is the network's, whatever the policy was.
+        """
+        if self.spacing_mm or self.trained_mm is None:
+            return self.spacing_mm
+        low_3, high_3 = np.array(self.trained_mm)
+        own_3 = np.array(spacing_mm)
+        if (own_3 * (1 + _SAME_SIZE) >= low_3).all() and (own_3 <= high_3 * (1 + _SAME_SIZE)).all():
+            return None
+        if (high_3 <= low_3 * (1 + _SAME_SIZE)).all():
+            depth, height, width = (float(size) for size in np.sqrt(low_3 * high_3).round(6))
+            logger.info(
+                "the image has voxels of %s mm (D, H, W); it is resampled to %s mm, on which the "
+                "network was trained",
+                _mm(own_3),
+                _mm((depth, height, width)),
+            )
+            return depth, height, width
+        logger.warning(
+            "the image has voxels of %s mm (D, H, W), and the network was trained on %s to %s mm: "
+            "the result may be wrong",
+            _mm(own_3),
+            _mm(low_3),
+            _mm(high_3),
+        )
+        return None
 
     def for_case(
         self, statistics: Sequence[ChannelStatistics], scale: Sequence[float] = ()
@@ -134,6 +197,10 @@ class Preprocessing(StoreRecord):
         units = np.array(scale or [1.0] * len(bounds))
         bounds_C4: npt.NDArray[np.float32] = np.array(bounds) / units[:, None]
         return bounds_C4.astype(np.float32)
+
+
+def _mm(spacing_3: Iterable[float]) -> str:
+    return " x ".join(f"{size:.4g}" for size in spacing_3)
 
 
 def ct_normalisation(samples: Sequence[Sequence[float]]) -> Normalisation:

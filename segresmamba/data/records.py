@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 Millimetres = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Spacing = tuple[Millimetres, Millimetres, Millimetres]
 """Voxel size along (D, H, W)."""
-Intensity = Literal["zscore", "ct", "stored"]
+Intensity = Literal["zscore", "ct", "rescale01", "rgb", "stored"]
 
 
 class StoreRecord(BaseModel):

@@ -77,7 +77,8 @@ def _require_same_preprocessing(facts: WeightsFacts, task: Task) -> None:
     # Weights and stores of earlier versions do not list how each channel is normalised: by zscore.
     zscore = (Normalisation(),) * len(task.dataset.channel_names)
     before, now = (
-        one.model_copy(update={"normalisation": one.normalisation or zscore})
+        # The voxel sizes are those of the cases at hand, not a part of the policy.
+        one.model_copy(update={"normalisation": one.normalisation or zscore, "trained_mm": None})
         for one in (facts.preprocessing, task.dataset.preprocessing)
     )
     if before != now:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import locale
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,15 +88,21 @@ def write_raw(
     return folder
 
 
-def write_series(folder: Path, data_XYZ: np.ndarray) -> None:
-    """One CT series, axes left, posterior, superior, 2 mm slices."""
+def write_series(
+    folder: Path,
+    data_XYZ: np.ndarray,
+    changed: Callable[[int], Mapping[str, str]] = lambda _: {},
+) -> None:
+    """One CT series, axes left, posterior, superior, 2 mm slices.
+
+    `changed` takes a slice's number and returns tags with other values than usual.
+    """
     folder.mkdir(parents=True)
     before = locale.setlocale(locale.LC_ALL)
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
     for z in range(data_XYZ.shape[2]):
         image = sitk.GetImageFromArray(data_XYZ[:, :, z].T[None])
-        image.SetSpacing((1.0, 1.5, 2.0))
         tags = {
             "0008|0060": "CT",
             "0008|0016": "1.2.840.10008.5.1.4.1.1.2",
@@ -106,7 +112,10 @@ def write_series(folder: Path, data_XYZ: np.ndarray) -> None:
             "0020|0013": str(z),
             "0020|0032": f"-10\\-20\\{2.0 * z}",
             "0020|0037": "1\\0\\0\\0\\1\\0",
-        }
+            "0028|0030": "1.5\\1",
+        } | changed(z)
+        rows_mm, columns_mm = map(float, tags["0028|0030"].split("\\"))
+        image.SetSpacing((columns_mm, rows_mm, 2.0))
         for key, value in tags.items():
             image.SetMetaData(key, value)
         writer.SetFileName(str(folder / f"{z:03d}.dcm"))

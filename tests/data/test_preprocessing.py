@@ -9,6 +9,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 import zarr
 from ome_zarr_models.v05 import Image
 from ome_zarr_models.v05.image_label import ImageLabel
@@ -17,12 +18,15 @@ from segresmamba.data import (
     Policy,
     Preprocessing,
     convert,
+    normalise,
     open_dataset,
     read_volume,
     repair,
     verify,
 )
-from segresmamba.data.preprocessing import ct_normalisation
+from segresmamba.data.preprocessing import Normalisation, ct_normalisation
+from segresmamba.data.records import Intensity, Spacing
+from segresmamba.data.volumes.statistics import channel_statistics
 from segresmamba.errors import DataError
 from tests.data.raw import AFFINE, describe, image_path, label_path, write_nifti, write_raw
 
@@ -50,6 +54,82 @@ def test_words_that_mean_nothing_are_refused(words: dict[str, str], option: str)
         policy(**words)
     assert (caught.value.where, caught.value.got) == (option, next(iter(words.values())))
     assert len(caught.value.screen().splitlines()) < 8
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "own", "target"),
+    [
+        ((2, 2, 2), (2, 2, 2), (2.01, 1.99, 2), None),
+        ((2, 2, 2), (2, 2, 2), (1.2, 1.2, 1.2), (2, 2, 2)),
+        ((5, 0.8, 0.8), (5.02, 0.8, 0.8), (0.8, 0.8, 5), (5.01, 0.8, 0.8)),
+        ((5, 0.6, 0.6), (5, 0.9, 0.9), (5, 0.75, 0.75), None),
+    ],
+)
+def test_one_voxel_size_of_all_cases_is_the_networks(
+    low: Spacing, high: Spacing, own: Spacing, target: Spacing | None
+) -> None:
+    found = Preprocessing(trained_mm=(low, high)).target_mm(own)
+    assert found == (target and pytest.approx(target, rel=1e-4))
+
+
+def test_an_image_of_another_voxel_size_is_resampled_to_the_networks(tmp_path: Path) -> None:
+    coarse_XYZ = np.random.default_rng(0).integers(1, 999, (9, 10, 11)).astype(np.int16)
+    coarse = write_nifti(tmp_path / "a.nii.gz", coarse_XYZ, np.diag([2.0, 2.0, 2.0, 1.0]))
+    # Each voxel becomes eight, whose centres lie a quarter of it beside its own.
+    affine = np.diag([1.0, 1.0, 1.0, 1.0])
+    affine[:3, 3] = -0.5
+    fine_XYZ = np.kron(coarse_XYZ, np.ones((2, 2, 2), np.int16))
+    fine = write_nifti(tmp_path / "b.nii.gz", fine_XYZ, affine)
+    size = (2.0, 2.0, 2.0)
+    seen = read_volume([fine], preprocessing=Preprocessing(trained_mm=(size, size)))
+    np.testing.assert_allclose(seen.image_CDHW, read_volume([coarse]).image_CDHW)
+    np.testing.assert_allclose(seen.affine, np.diag([2.0, 2.0, 2.0, 1.0]), atol=1e-9)
+
+
+def test_an_image_outside_the_mixed_sizes_of_training_is_told_both_numbers(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    mixed = Preprocessing(trained_mm=((1, 1, 1), (2, 2, 2)))
+    assert mixed.target_mm((3, 1, 1)) is None
+    assert "3 x 1 x 1 mm (D, H, W), and the network was trained on 1 x 1 x 1 to 2 x 2 x 2" in (
+        caplog.text
+    )
+
+
+def test_a_store_knows_the_voxel_sizes_of_its_cases(ct_raw: Path, tmp_path: Path) -> None:
+    dataset = resampled(ct_raw, tmp_path / "store")
+    assert dataset.preprocessing.spacing_mm is None
+    assert dataset.preprocessing.trained_mm is not None
+    low, high = dataset.preprocessing.trained_mm
+    sizes = [record.spacing_mm for record in dataset.manifest.cases.values()]
+    assert (low, high) == (tuple(np.min(sizes, axis=0)), tuple(np.max(sizes, axis=0)))
+
+
+def test_names_of_channels_mean_what_they_mean_to_nnunet() -> None:
+    names = ("CT", "rescale_to_0_1", "rgb_to_0_1", "noNorm", "T2", "zscore")
+    expected = ("ct", "rescale01", "rgb", "stored", "zscore", "zscore")
+    assert policy().for_channels(names).intensity == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "expected"),
+    [
+        ("zscore", [0, 1, 1, 1], [0, 1, 1, 1]),  # a mask stays a mask
+        ("zscore", [0, -4, -4], [0, -1, -1]),
+        ("rescale01", [0, 50, 200], [0, 0.25, 1]),
+        ("rescale01", [-100, 0, 100], [0, 0.5, 1]),
+        ("rgb", [0, 51, 255], [0, 0.2, 1]),
+        ("stored", [0, 7, -3], [0, 7, -3]),
+    ],
+)
+def test_intensities_stay_bounded(
+    kind: Intensity, values: list[float], expected: list[float]
+) -> None:
+    statistics = channel_statistics(np.array(values, np.float32)[None, None])
+    bounds_14 = Preprocessing(normalisation=(Normalisation(kind=kind),)).for_case([statistics])
+    image = torch.tensor(values).reshape(1, 1, 1, 1, -1).float()
+    normalised = normalise(image, torch.from_numpy(bounds_14)[None])
+    assert normalised.flatten().tolist() == pytest.approx(expected)
 
 
 def test_each_channel_gets_its_intensity() -> None:

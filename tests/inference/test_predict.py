@@ -17,6 +17,7 @@ from segresmamba.inference import predict
 from segresmamba.inference.model import _load_pyfunc
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.task.weights import read_facts, save_weights
+from tests.data.raw import write_nifti
 from tests.engine.tiny import tiny_config
 
 
@@ -52,6 +53,23 @@ def test_a_prediction_has_the_geometry_of_its_image(
     np.testing.assert_array_equal(label.affine, image.affine)
     assert set(np.unique(label.dataobj)) <= {0, 1, 2}
     assert [path.name for path in tmp_path.iterdir()] == ["label.nii.gz"]
+
+
+def test_an_image_of_another_voxel_size_is_seen_at_the_networks(
+    run: Path, tiny_store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fine = []
+    for path in images_of(tiny_store, "case0"):
+        image = nib.load(path)
+        data_XYZ = np.repeat(np.asarray(image.dataobj), 2, axis=0)
+        affine = image.affine @ np.diag([0.5, 1, 1, 1])
+        fine.append(write_nifti(tmp_path / path.name, data_XYZ, affine))
+    with caplog.at_level("INFO"):
+        predict(run, images_of(tiny_store, "case0"), tmp_path / "same.nii.gz")
+        assert "resampled" not in caplog.text
+        predict(run, fine, tmp_path / "label.nii.gz")
+    assert "on which the network was trained" in caplog.text
+    assert nib.load(tmp_path / "label.nii.gz").shape == nib.load(fine[0]).shape
 
 
 def test_a_prediction_needs_every_channel(run: Path, tiny_store: Path, tmp_path: Path) -> None:

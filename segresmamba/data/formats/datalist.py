@@ -45,7 +45,11 @@ class _Entry(BaseModel):
     def case(self, path: Path, channels: int) -> SourceCase:
         """The case in the list at `path`."""
         names = [self.image] if isinstance(self.image, str) else self.image
-        stacked = isinstance(self.image, str) and channels > 1
+        if isinstance(self.image, str) and (
+            split := _nnunet_v1(path.parent / self.image, channels)
+        ):
+            names = [str(Path(self.image).with_name(name)) for name in split]
+        stacked = isinstance(self.image, str) and channels > 1 and len(names) == 1
         if not stacked and len(names) != channels:
             raise DataError(
                 "a case must have one image per channel",
@@ -56,6 +60,16 @@ class _Entry(BaseModel):
         label = inside(path.parent, self.label, path)
         images = tuple(inside(path.parent, name, path) for name in names)
         return SourceCase(check_case_id(self.case_id, path), images, label, stacked, self.patient)
+
+
+def _nnunet_v1(image: Path, channels: int) -> list[str]:
+    """The names of a case's files in nnU-Net's first format; none if the list is of another.
+
+    Its lists are the Decathlon's, but each channel lies in a file of its own, which they leave out.
+    """
+    stem = strip_ending(image.name)
+    names = [f"{stem}_{number:04d}{image.name.removeprefix(stem)}" for number in range(channels)]
+    return names if not image.exists() and image.with_name(names[0]).exists() else []
 
 
 class _List(BaseModel):

@@ -9,6 +9,7 @@ A label volume does not name its classes, so dataset.json declares them, with nn
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -23,6 +24,7 @@ from segresmamba.data.formats.source import (
     read_description,
 )
 
+_LOOKED_AT = 100  # files
 _MAGIC_AT = 128  # bytes of preamble, which may hold anything
 
 
@@ -34,13 +36,14 @@ class _DatasetJson(BaseModel):
 
 def find_dicom(source: Path) -> str | None:
     """Evidence of DICOM series: a file that begins as DICOM does, two folders down."""
-    first = next((path for path in source.glob("*/*/*") if path.is_file()), None)
-    if first is None:
-        return None
-    with first.open("rb") as file:
-        file.seek(_MAGIC_AT)
-        found = file.read(4) == b"DICM"
-    return f"{first.relative_to(source)} is a DICOM file" if found else None
+    files = (path for path in source.glob("*/*/*") if path.is_file())
+    # Files such as .DS_Store may come first; a dataset of another format may have very many.
+    for path in islice(files, _LOOKED_AT):
+        with path.open("rb") as file:
+            file.seek(_MAGIC_AT)
+            if file.read(4) == b"DICM":
+                return f"{path.relative_to(source)} is a DICOM file"
+    return None
 
 
 def read_dicom(source: Path) -> SourceDataset:

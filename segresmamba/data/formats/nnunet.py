@@ -11,12 +11,14 @@ Source: nnU-Net v2, documentation/dataset_format.md.
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 
 from pydantic import BaseModel, PositiveInt
 
 from segresmamba.data.formats.source import (
+    VOLUME_ENDINGS,
     SourceCase,
     SourceDataset,
     check_case_id,
@@ -26,7 +28,7 @@ from segresmamba.data.formats.source import (
 )
 from segresmamba.errors import DataError
 
-FILE_ENDINGS = (".nii.gz", ".nii")
+logger = logging.getLogger(__name__)
 
 
 class _Files(BaseModel):
@@ -75,12 +77,12 @@ def read_nnunet(folder: Path) -> SourceDataset:
             remedy="number them as the files are: channel 0 is <case>_0000",
         )
     labels = check_labels(_plain_labels(described, path), path)
-    if described.file_ending not in FILE_ENDINGS:
+    if described.file_ending.lower() not in VOLUME_ENDINGS:
         raise DataError(
-            "only NIfTI files can be read",
+            "files of this kind cannot be read",
             where=f"{path}: file_ending",
             got=described.file_ending,
-            remedy=f"convert the files to one of {', '.join(FILE_ENDINGS)}",
+            remedy=f"convert the files to one of {', '.join(VOLUME_ENDINGS)}",
         )
     cases = (
         _listed_cases(folder, described.dataset, len(channels))
@@ -88,27 +90,44 @@ def read_nnunet(folder: Path) -> SourceDataset:
         else _found_cases(folder, described.file_ending, len(channels))
     )
     if len(cases) != described.numTraining:
-        raise DataError(
-            "the number of training cases is not the declared one",
-            where=f"{path}: numTraining",
-            got=f"{described.numTraining} declared, {len(cases)} found",
-            remedy="restore the missing files, or correct numTraining",
+        # nnU-Net itself only counts the files, so that many datasets have a wrong number there.
+        logger.warning(
+            "%s: numTraining is %d, but %d cases were found; all of those are taken",
+            path,
+            described.numTraining,
+            len(cases),
         )
     names = tuple(name for _, name in channels)
     return SourceDataset(described.name or folder.name, names, labels, cases, path)
 
 
 def _plain_labels(described: _DatasetJson, path: Path) -> dict[str, int]:
-    plain = {name: value for name, value in described.labels.items() if isinstance(value, int)}
-    if len(plain) == len(described.labels) and "ignore" not in plain:
-        return plain
-    raise DataError(
-        "regions and ignore labels cannot be declared here",
-        where=f"{path}: labels",
-        got=described.labels,
-        remedy="declare every value that occurs under a name of its own; regions are set for "
-        "training, with data.regions",
+    """A name for each single value. Regions are unions of values, which training puts together."""
+    if "ignore" in described.labels:
+        raise DataError(
+            "an ignore label cannot be declared yet",
+            where=f"{path}: labels",
+            got=described.labels,
+            remedy="leave out the cases that are not annotated as a whole",
+        )
+    single = {name: value for name, value in described.labels.items() if isinstance(value, int)}
+    if len(single) == len(described.labels):
+        return single
+    regions = {
+        name: [values] if isinstance(values, int) else values
+        for name, values in described.labels.items()
+        if values not in (0, [0])
+    }
+    words = (f"{name}:[{','.join(map(str, values))}]" for name, values in regions.items())
+    logger.warning(
+        "%s declares regions. The store keeps the single values; to train on the regions, give "
+        "data.regions={%s}",
+        path,
+        ",".join(words),
     )
+    names = {values[0]: name for name, values in regions.items() if len(values) == 1}
+    every = sorted({value for values in regions.values() for value in values})
+    return {"background": 0} | {names.get(value, f"label {value}"): value for value in every}
 
 
 def _listed_cases(folder: Path, listed: dict[str, _Files], channels: int) -> tuple[SourceCase, ...]:

@@ -12,7 +12,9 @@ from pydantic import BaseModel, ValidationError
 from segresmamba.data.untrusted import RESERVED_NAMES, is_case_id, parse_json
 from segresmamba.errors import DataError
 
-VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
+VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+
+_LARGEST_LABEL = 2**15 - 1
 
 Description = TypeVar("Description", bound=BaseModel)
 
@@ -38,7 +40,7 @@ class SourceDataset:
     name: str
     channel_names: tuple[str, ...]
     labels: dict[str, int]
-    """Name to value; background is 0, and the values have no gaps."""
+    """Name to value; background is 0, and the values ascend."""
     cases: tuple[SourceCase, ...]
     """Sorted by id."""
     declared_in: Path
@@ -121,7 +123,7 @@ def inside(folder: Path, name: str, where: Path) -> Path:
 
 
 def strip_ending(name: str) -> str:
-    """A file's name without .nii.gz, .nii, .nrrd or .mha."""
+    """A file's name without its ending, if that is one of `VOLUME_ENDINGS`."""
     for ending in VOLUME_ENDINGS:
         if name.endswith(ending):
             return name.removesuffix(ending)
@@ -147,18 +149,24 @@ def check_unique(cases: tuple[SourceCase, ...], where: Path) -> tuple[SourceCase
 
 
 def check_labels(labels: dict[str, int], where: Path) -> dict[str, int]:
-    """Sort the declared labels by value, and refuse values that are not a network's class numbers.
+    """Sort the declared labels by value. Any values will do: a network's channels are their ranks.
 
     Raises:
-        DataError: Unless background is 0 and the values are 0, 1, 2, ... without gaps.
+        DataError: Unless background is 0, there is another label, and each value occurs once and
+            fits int16, the largest type of a stored label.
     """
     ordered = dict(sorted(labels.items(), key=lambda item: item[1]))
     values = list(ordered.values())
-    if values == list(range(len(values))) and ordered.get("background") == 0 and len(values) > 1:
+    if (
+        len(values) > 1
+        and (values[0], ordered.get("background")) == (0, 0)
+        and len(set(values)) == len(values)
+        and values[-1] <= _LARGEST_LABEL
+    ):
         return ordered
     raise DataError(
-        "labels must be background 0 and then 1, 2, ... without gaps",
+        "labels must be background 0 and others from 1 to 32767, each value once",
         where=f"{where}: labels",
         got=labels,
-        remedy="renumber the labels (in the files too) and declare each with its value",
+        remedy="declare each value that occurs in the files under a name of its own",
     )

@@ -246,7 +246,11 @@ class Dataset:
         self.splits = [
             {"train": list(split.train), "val": list(split.val)} for split in manifest.splits
         ]
-        self.preprocessing = manifest.preprocessing
+        sizes_mm = np.array([record.spacing_mm for record in manifest.cases.values()])
+        trained_mm = sizes_mm.min(axis=0).tolist(), sizes_mm.max(axis=0).tolist()
+        self.preprocessing = manifest.preprocessing.model_copy(
+            update={"trained_mm": tuple(map(tuple, trained_mm))}
+        )
         self.codec = manifest.storage.codec
         self.fingerprint = manifest.fingerprint
         self.digest = manifest.digest

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from nibabel.orientations import io_orientation
 from scipy.ndimage import affine_transform
 
 from segresmamba.data.preprocessing import Preprocessing
@@ -31,7 +30,10 @@ from segresmamba.errors import DataError
 logger = logging.getLogger(__name__)
 
 # Header affines are float32: the same grid written by two tools differs by far less than this.
-_GRID_TOLERANCE_VOXELS = 0.01
+_ROUNDING_VOXELS = 0.01
+# Some tools round the voxel size to four digits: half a digit of 0.5 mm, over 512 voxels, is a
+# twentieth of a voxel. More than this is another grid.
+_GRID_TOLERANCE_VOXELS = 0.1
 _INT16 = np.iinfo(np.int16)
 
 
@@ -83,9 +85,7 @@ def read_volume(
             infinite voxels or no non-zero voxel, or has another grid than the first.
     """
     first = open_voxels(images[0], stacked_channels)
-    header = first.header.copy()
-    header.set_data_shape(first.shape_XYZ)
-    original = OriginalGrid.from_header(header, np.uint8)
+    original = OriginalGrid.from_header(first.header, np.uint8)
     others = (open_voxels(path) for path in images[1:])
     channels: list[npt.NDArray[Any]] = []
     for file in chain([first], others):
@@ -96,7 +96,8 @@ def read_volume(
     _, affine = geometry.ras_grid(first.shape_XYZ, first.affine)
     wanted = preprocessing or Preprocessing()
     spacing_mm = geometry.spacing_mm(affine)
-    transform = grid_transform(channels, spacing_mm, wanted.spacing_mm, crop=wanted.crop)
+    target_mm = wanted.target_mm(spacing_mm)
+    transform = grid_transform(channels, spacing_mm, target_mm, crop=wanted.crop)
     if transform is not None:
         affine = transform.affine(affine)
         for number in range(len(channels)):
@@ -134,6 +135,7 @@ def read_label(
     """
     label = _on_grid(open_voxels(path), grid, resample=resample_mismatched, order=0)
     highest = max(labels.values())
+    declared = np.isin(np.arange(highest + 1), list(labels.values()))
     dtype = np.uint8 if highest <= np.iinfo(np.uint8).max else np.int16
     shape_DHW, _ = geometry.ras_grid(label.shape_XYZ, label.affine)
     label_DHW = mapped_zeros(shape_DHW, dtype)
@@ -149,6 +151,9 @@ def read_label(
             undeclared |= set(found[(found < 0) | (found > highest)].tolist())
         with np.errstate(invalid="ignore"):  # values that the dtype cannot hold are refused below
             label_XYZ[..., index] = values_XY
+        if not declared.all():
+            found = np.unique(np.clip(values_XY, 0, highest).astype(np.intp))
+            undeclared |= set(found[~declared[found]].tolist())
     if fractions:
         raise DataError(
             "a label has values that are not integers",
@@ -161,7 +166,9 @@ def read_label(
             "a label has undeclared values",
             where=path,
             got=", ".join(f"{value:g}" for value in sorted(undeclared)[:10]),
-            remedy=f"declared: {labels}; declare the value or correct the file",
+            remedy="declare the value or correct the file; declared are "
+            + ", ".join(f"{value} ({name})" for name, value in list(labels.items())[:10])
+            + (f" and {len(labels) - 10} others" if len(labels) > 10 else ""),
         )
     return label_DHW, OriginalGrid.from_header(label.header, label.header.get_data_dtype())
 
@@ -271,21 +278,29 @@ def _on_grid(file: VoxelFile, grid: OriginalGrid, *, resample: bool, order: int)
 
 
 def _mismatch(file: VoxelFile, grid: OriginalGrid) -> DataError | None:
-    """How the grid of a file differs from this one, as an error; None if it does not."""
-    if file.shape_XYZ != grid.shape_XYZ:
+    """How the grid of a file differs from this one, as an error; None if it does not.
+
+    They are compared on the RAS grid: the same voxels in another order of axes are the same grid.
+    """
+    shape_DHW, affine = geometry.ras_grid(file.shape_XYZ, file.affine)
+    expected_DHW, expected = geometry.ras_grid(grid.shape_XYZ, grid.affine)
+    if shape_DHW != expected_DHW:
         return DataError(
             "two files of a case have different shapes",
             where=file.path,
             got=f"{file.shape_XYZ}, and {grid.shape_XYZ} in the case's first image",
             remedy="resample one onto the other's grid (labels with nearest neighbour)",
         )
-    apart = geometry.corner_distance_voxels(file.shape_XYZ, grid.affine, file.affine)
-    same_axes = (io_orientation(file.affine) == io_orientation(grid.affine)).all()
-    if apart > _GRID_TOLERANCE_VOXELS or not same_axes:
+    apart = geometry.corner_distance_voxels(shape_DHW[::-1], expected, affine)
+    got = f"corners up to {apart:.3g} voxels from those of the case's first image"
+    if apart > _GRID_TOLERANCE_VOXELS:
         return DataError(
             "two files of a case have different affines",
             where=file.path,
-            got=f"corners up to {apart:.3g} voxels from those of the case's first image",
-            remedy="resample one onto the other's grid, or copy the right header to both",
+            got=got,
+            remedy="resample one onto the other's grid; copy a header only if you know that the "
+            "voxels are in the same order and that one of the two headers is wrong",
         )
+    if apart > _ROUNDING_VOXELS:
+        logger.warning("%s: %s; taken as rounding of its header", file.path, got)
     return None

@@ -9,7 +9,7 @@ import gzip
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BufferedIOBase
 from math import prod
 from pathlib import Path
@@ -32,7 +32,7 @@ _UNREADABLE = (
     OSError, EOFError, zlib.error, ValueError, OverflowError, RuntimeError,
     ImageFileError, HeaderDataError, WrapStructError,
 )  # fmt: skip
-_ITK_SUFFIXES = {".nrrd", ".mha"}
+_ITK_SUFFIXES = {".nrrd", ".nhdr", ".mha", ".mhd"}
 
 Planes = Iterator[npt.NDArray[Any]]
 
@@ -43,7 +43,7 @@ class VoxelFile:
 
     path: Path
     header: Any
-    """A nibabel header; SimpleITK's formats get one with the same grid and dtype."""
+    """A nibabel header of one channel; SimpleITK's formats get one with the same grid and dtype."""
     affine: Affine
     shape: tuple[int, ...]
     """(X, Y, Z), or (X, Y, Z, C) where the file holds all channels."""
@@ -80,7 +80,7 @@ def open_voxels(path: Path, channels: int = 0) -> VoxelFile:
             usable affine.
     """
     with _data_errors(path):
-        by_itk = path.is_dir() or path.suffix in _ITK_SUFFIXES
+        by_itk = path.is_dir() or path.suffix.lower() in _ITK_SUFFIXES
         file = _open_itk(path) if by_itk else _open_nifti(path)
     if channels and file.shape[3:] != (channels,):
         raise DataError(
@@ -89,6 +89,8 @@ def open_voxels(path: Path, channels: int = 0) -> VoxelFile:
             got=f"shape {file.shape} for {channels} channels",
             remedy="correct the declared modalities, or add the missing one to the file",
         )
+    if not channels and set(file.shape[3:]) == {1}:  # as some tools write one time point
+        file = replace(file, shape=file.shape_XYZ)
     if not channels and len(file.shape) != 3:
         raise DataError(
             "a volume must have three dimensions",
@@ -115,7 +117,7 @@ def _open_nifti(path: Path) -> VoxelFile:
     stored, shape = header.get_data_dtype(), header.get_data_shape()
     _require_numbers(stored, path)
     start_byte = header.get_data_offset()
-    packed = path.suffix == ".gz"
+    packed = path.suffix.lower() == ".gz"
     require_voxels(path, shape, stored.itemsize, offset=start_byte, packed=packed)
     slope, inter = header.get_slope_inter()
     scale = (slope if slope is not None else 1.0, inter if inter is not None else 0.0)
@@ -138,6 +140,7 @@ def _open_nifti(path: Path) -> VoxelFile:
                 pass
 
     affine = header.get_best_affine()
+    header.set_data_shape(shape[:3])
     return VoxelFile(path, header, affine, shape, whole, dtype.newbyteorder("="), planes)
 
 
@@ -161,7 +164,7 @@ def _open_itk(path: Path) -> VoxelFile:
     whole = file.dtype.kind in "iu"
     dtype = file.dtype if whole else np.dtype(np.float32)
     # Restoring a label needs a NIfTI header of the same grid and dtype.
-    nothing = np.broadcast_to(np.zeros((), file.dtype), file.shape)
+    nothing = np.broadcast_to(np.zeros((), file.dtype), file.shape[:3])
     header = nib.Nifti1Image(nothing, file.affine, dtype=file.dtype).header
 
     def planes() -> Planes:
@@ -171,7 +174,7 @@ def _open_itk(path: Path) -> VoxelFile:
 
 
 def _open_bytes(path: Path) -> BufferedIOBase:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")
 
 
 @contextmanager

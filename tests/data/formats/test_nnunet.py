@@ -3,12 +3,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813
 
-from segresmamba.data import convert
+from segresmamba.config import load_config
+from segresmamba.data import convert, open_dataset
 from segresmamba.data.formats.nnunet import read_nnunet
 from segresmamba.errors import DataError
-from tests.data.raw import describe, image_path, label_path
+from tests.data.raw import describe, image_path, label_path, write_nifti, write_raw
 
 
 def test_lists_cases_with_their_files_and_opens_none(raw: Path) -> None:
@@ -66,13 +70,13 @@ def test_the_folder_names_a_nameless_dataset(raw: Path) -> None:
         ({"channel_names": {"1": "T1"}}, "channel_names"),
         ({"channel_names": {}}, "channel_names"),
         ({"channel_names": {"first": "T1"}}, "channel_names"),
-        ({"labels": {"background": 0, "ball": 1, "box": 3}}, "labels"),
+        ({"labels": {"background": 0, "ball": 1, "box": 1}}, "labels"),
+        ({"labels": {"background": 0, "ball": -1}}, "labels"),
+        ({"labels": {"background": 0, "ball": 32768}}, "labels"),
         ({"labels": {"ball": 0, "box": 1}}, "labels"),
         ({"labels": {"background": 0}}, "labels"),
-        ({"labels": {"background": 0, "whole": [1, 2], "box": 2}}, "labels"),
         ({"labels": {"background": 0, "ball": 1, "ignore": 2}}, "labels"),
-        ({"numTraining": 4}, "numTraining"),
-        ({"file_ending": ".nrrd"}, "file_ending"),
+        ({"file_ending": ".png"}, "file_ending"),
     ],
 )
 def test_a_wrong_key_of_dataset_json_is_named(
@@ -83,6 +87,67 @@ def test_a_wrong_key_of_dataset_json_is_named(
         read_nnunet(raw)
     assert "dataset.json" in caught.value.where
     assert where in caught.value.where
+
+
+def test_a_wrong_number_of_cases_is_told(raw: Path, caplog: pytest.LogCaptureFixture) -> None:
+    describe(raw, numTraining=4)
+    assert len(read_nnunet(raw).cases) == 3
+    assert "numTraining is 4, but 3 cases were found" in caplog.text
+
+
+def test_regions_become_single_values_and_the_setting_is_told(
+    raw: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    describe(
+        raw,
+        labels={"background": 0, "whole tumour": [1, 2, 3], "core": [2, 3], "enhancing": [3]},
+        regions_class_order=[1, 2, 3],
+    )
+    expected = {"background": 0, "label 1": 1, "label 2": 2, "enhancing": 3}
+    assert read_nnunet(raw).labels == expected
+    setting = "data.regions={whole tumour:[1,2,3],core:[2,3],enhancing:[3]}"
+    assert setting in caplog.text
+    assert load_config([setting, "data=custom", "data.store=x"]).data.regions == {
+        "whole tumour": (1, 2, 3),
+        "core": (2, 3),
+        "enhancing": (3,),
+    }
+
+
+def test_values_may_have_gaps_but_each_must_be_declared(raw: Path, tmp_path: Path) -> None:
+    for path in (raw / "labelsTr").iterdir():
+        image = nib.load(path)
+        values = np.array([0, 1605, 17], np.int16)[np.asarray(image.dataobj)]
+        write_nifti(path, values, image.affine)
+    describe(raw, labels={"background": 0, "amygdala": 17, "cortex": 1605})
+    convert(raw, tmp_path / "store")
+    dataset = open_dataset(tmp_path / "store")
+    assert set(dataset["case_1"].record.class_voxels) == {17, 1605}
+    describe(raw, labels={"background": 0, "cortex": 1605})
+    with pytest.raises(DataError) as caught:
+        convert(raw, tmp_path / "other")
+    assert "17" in caught.value.got
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".mha", ".mhd", ".nii", ".NII.GZ"])
+def test_every_kind_of_file_gives_the_same_voxels(raw: Path, tmp_path: Path, ending: str) -> None:
+    write_raw(tmp_path / "nifti")
+    for path in [*(raw / "imagesTr").iterdir(), *(raw / "labelsTr").iterdir()]:
+        image = sitk.ReadImage(str(path))
+        target = path.with_name(path.name.replace(".nii.gz", ending))
+        if ending.lower() == ".nii.gz":
+            path.rename(target)
+        else:
+            sitk.WriteImage(image, str(target))
+            path.unlink()
+    describe(raw, file_ending=ending)
+    convert(raw, tmp_path / "store")
+    convert(tmp_path / "nifti", tmp_path / "nifti_store")
+    found, expected = (open_dataset(tmp_path / name) for name in ("store", "nifti_store"))
+    assert found.case_ids == expected.case_ids
+    for case_id in found.case_ids:
+        for one, other in zip(found[case_id].read(), expected[case_id].read(), strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("case_id", ["../escaped", "a/b", "a\\b", "..", ".hidden", "zarr.json"])

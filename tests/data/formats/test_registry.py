@@ -252,17 +252,18 @@ def test_a_missing_modality_is_named_and_the_good_case_kept(tmp_path: Path) -> N
 def test_a_missing_slice_of_a_series_is_refused(tmp_path: Path) -> None:
     source = dicom(tmp_path / "raw")
     (source / "patient1" / "CT" / "007.dcm").unlink()
-    with pytest.raises(DataError, match="CT") as caught:
+    with pytest.raises(DataError, match="slices of a DICOM series are missing") as caught:
         convert(source, tmp_path / "store")
     assert caught.value.where == str(source / "patient1" / "CT")
 
 
-def test_a_slice_of_another_size_is_refused(tmp_path: Path) -> None:
-    write_series(tmp_path / "CT", volume(0))
-    write_series(tmp_path / "smaller", volume(0)[:-1])
-    shutil.copy(tmp_path / "smaller" / "013.dcm", tmp_path / "CT")
-    with pytest.raises((ValueError, RuntimeError)):
-        list(open_itk(tmp_path / "CT").planes())
+def test_other_files_before_the_series_hide_no_dicom(tmp_path: Path) -> None:
+    source = dicom(tmp_path / "raw")
+    for case in source.glob("patient*"):
+        (case / "CT" / ".DS_Store").write_bytes(b"\0" * 200)
+        (case / "A").mkdir()
+        (case / "A" / "DICOMDIR.txt").write_text("nothing")
+    assert read_source(source, "auto").channel_names == ("CT",)
 
 
 def test_a_folder_without_a_series_is_refused(tmp_path: Path) -> None:
@@ -271,6 +272,20 @@ def test_a_folder_without_a_series_is_refused(tmp_path: Path) -> None:
     (source / "patient1" / "CT").mkdir()
     with pytest.raises(DataError, match="0 DICOM series"):
         convert(source, tmp_path / "store")
+
+
+def test_a_dataset_of_nnunet_v1_has_a_file_for_each_channel(tmp_path: Path) -> None:
+    source = tmp_path / "Task01_Hip"
+    decathlon(source)
+    for path in sorted((source / "imagesTr").iterdir()):
+        image = nib.load(path)
+        for channel in range(2):
+            name = path.name.replace(".nii.gz", f"_{channel:04d}.nii.gz")
+            put(path.with_name(name), np.asarray(image.dataobj)[..., channel], image.affine)
+    expected = convert(decathlon(tmp_path / "stacked"), tmp_path / "expected").digest
+    for path in (source / "imagesTr").glob("hip_?.nii.gz"):
+        path.unlink()
+    assert convert(source, tmp_path / "store").digest == expected
 
 
 def test_another_grid_is_refused_or_resampled(tmp_path: Path) -> None:

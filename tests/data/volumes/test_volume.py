@@ -183,6 +183,48 @@ def test_a_label_of_another_shape_is_refused(tmp_path: Path) -> None:
     assert "(4, 6, 5)" in error.got
 
 
+def test_a_last_axis_of_one_is_no_dimension(tmp_path: Path) -> None:
+    path = write_nifti(tmp_path / "a.nii.gz", some()[..., None])
+    image = read_volume([path])
+    np.testing.assert_array_equal(
+        image.image_CDHW, read_volume([write_nifti(tmp_path / "b.nii.gz", some())]).image_CDHW
+    )
+    flat = write_nifti(tmp_path / "c.nii.gz", np.ones((*SHAPE, 1), np.uint8))
+    label_DHW, grid = read_label(flat, LABELS, image.original)
+    assert label_DHW.all()
+    assert grid.shape_XYZ == SHAPE
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1)])
+@pytest.mark.parametrize("flipped", [(), (0,), (0, 1, 2)])
+def test_the_same_grid_in_another_order_of_axes_is_taken(
+    tmp_path: Path, axes: tuple[int, ...], flipped: tuple[int, ...]
+) -> None:
+    label_XYZ = np.random.default_rng(0).integers(0, 3, SHAPE).astype(np.uint8)
+    turn = np.array([[axis, -1 if axis in flipped else 1] for axis in axes])
+    stored = nib.Nifti1Image(label_XYZ, AFFINE).as_reoriented(turn)
+    path = tmp_path / "turned.nii.gz"
+    stored.to_filename(path)
+    image = read_volume([write_nifti(tmp_path / "a.nii.gz", some())])
+    straight = write_nifti(tmp_path / "straight.nii.gz", label_XYZ)
+    expected_DHW, _ = read_label(straight, LABELS, image.original)
+    label_DHW, grid = read_label(path, LABELS, image.original)
+    np.testing.assert_array_equal(label_DHW, expected_DHW)
+    np.testing.assert_array_equal(np.asarray(grid.restore(label_DHW).dataobj), stored.dataobj)
+
+
+def test_a_voxel_size_rounded_to_four_digits_is_taken_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    exact, rounded = (np.diag([size, size, 2.5, 1.0]) for size in (0.703125, 0.7031))
+    wide = np.ones((512, 4, 3), np.int16)
+    image = read_volume([write_nifti(tmp_path / "a.nii.gz", wide, exact)])
+    read_label(
+        write_nifti(tmp_path / "b.nii.gz", wide.astype(np.uint8), rounded), LABELS, image.original
+    )
+    assert "corners up to 0.0182 voxels" in caplog.text
+
+
 def test_a_label_of_another_affine_is_refused(tmp_path: Path) -> None:
     error = refused_label(tmp_path, np.ones(SHAPE, np.uint8), AFFINE @ np.diag([-1, 1, 1, 1]))
     assert "affines" in error.problem
