@@ -45,8 +45,8 @@ logger = logging.getLogger(__name__)
 def sync(folder: Path) -> UploadState:
     """Send MLflow what it lacks of a run's journal.
 
-    mlflow.json says where to; without that file the run's configuration does. If the configuration
-    sets no tracking.uri, `tracking_uri` looks again now: a server may have started or ended.
+    mlflow.json says where to; if it is missing or torn, the run's configuration does. If that sets
+    no tracking.uri, `tracking_uri` looks again now: a server may have started or ended.
 
     Args:
         folder: The run folder.
@@ -60,7 +60,11 @@ def sync(folder: Path) -> UploadState:
         Exception: Whatever MLflow raises while it cannot be reached.
     """
     run = RunFolder(folder)
-    is_known = run.mlflow.exists()
+    is_known = True
+    try:
+        UploadState.load(folder)
+    except TrackingError:
+        is_known = False
     if not is_known or run.config.exists():
         config = read_config(run.config)
         if not is_known or config.tracking.uri is None:
