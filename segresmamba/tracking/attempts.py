@@ -9,7 +9,8 @@ belongs to an earlier attempt. It stays in the journal, and is not shown as a va
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from segresmamba.config import changes_result
@@ -17,6 +18,8 @@ from segresmamba.tracking.journal import JournalRecord
 from segresmamba.tracking.mapping import flatten
 
 _OF_A_STEP = ("metrics", "model")
+# Only after its settings are recorded, a start finds out whether it begins another attempt.
+_PRELUDE = ("params", "tags", "dataset", "artifact")
 
 
 def is_superseded(record: JournalRecord, attempt_step: float) -> bool:
@@ -33,6 +36,36 @@ def current(records: Sequence[JournalRecord]) -> list[JournalRecord]:
         if not is_superseded(record, step):
             kept.append(record)
     return kept[::-1]
+
+
+def attempts_first(
+    records: Iterable[JournalRecord], end: int, *, wait: bool
+) -> Iterator[JournalRecord]:
+    """The records with each attempt before the start that began it, whose settings belong to it.
+
+    Args:
+        records: Records in the order of the journal.
+        end: Offset of the first one.
+        wait: Leave out a start at the end of which nothing is known yet but its settings.
+    """
+    start: list[JournalRecord] = []
+    for record in records:
+        is_attempt = record.kind == "attempt"
+        if start and record.kind in _PRELUDE:
+            start.append(record)
+            continue
+        if start and is_attempt:
+            yield replace(record, end=end)  # the start is still to come
+        yield from start
+        end = start[-1].end if start else end
+        is_said, start = bool(start) and is_attempt, []
+        if record.kind == "status" and record.body["status"] == "running":
+            start = [record]
+        elif not is_said:
+            yield record
+            end = record.end
+    if not wait:
+        yield from start
 
 
 def goes_back(records: Sequence[JournalRecord], step: int) -> bool:

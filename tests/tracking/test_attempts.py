@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from segresmamba.tracking.attempts import current, goes_back, missing_steps
+from segresmamba.tracking.attempts import attempts_first, current, goes_back, missing_steps
 from segresmamba.tracking.journal import JournalRecord
 
 
@@ -58,6 +58,18 @@ def test_what_is_shown_is_of_the_last_start_that_trained_the_step() -> None:
     )
     shown = [(record.end, record.body["step"]) for record in current(records)]
     assert shown == [(0, 1), (4, 3), (6, 1), (7, 2)]
+
+
+def test_a_start_belongs_to_the_attempt_that_it_begins() -> None:
+    run = ("status", {"status": "running"})
+    records = journal(*steps(1), run, *start(), *steps(2), run, *start(), ("attempt", {"step": 1}))
+    ends = [record.end for record in attempts_first(records, 9, wait=True)]
+    assert ends == [0, 1, 2, 3, 4, 4, 5, 6, 7]
+    kinds = [record.kind for record in attempts_first(records, 9, wait=True)]
+    assert kinds[5:] == ["attempt", "status", "params", "dataset"]
+    begun = journal(*steps(1), run, *start())
+    assert [record.kind for record in attempts_first(begun, 9, wait=True)] == ["metrics"]
+    assert list(attempts_first(begun, 9, wait=False)) == begun
 
 
 def test_steps_that_the_journal_lacks_are_named() -> None:

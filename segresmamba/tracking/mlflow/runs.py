@@ -83,11 +83,14 @@ def find_run(client: Any, state: UploadState, experiment_id: str, header: Journa
 
 def set_apart(client: Any, state: UploadState, header: JournalRecord, step: int) -> None:
     """Show the run in MLflow as an earlier attempt than one that went on from `step`."""
+    if state.run_id is None:
+        return
     number = len(state.attempts) + 1
     text = f"attempt {number + 1} goes on from step {step}"
     client.set_tag(state.run_id, SUPERSEDED_TAG, text)
     client.update_run(state.run_id, name=f"{header.body['name']}, attempt {number}")
-    client.set_terminated(state.run_id, "KILLED")
+    if client.get_run(state.run_id).info.status == "RUNNING":
+        client.set_terminated(state.run_id, "KILLED")
 
 
 def refuse_deleted(client: Any, state: UploadState) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 from segresmamba.config import read_config
 from segresmamba.storage.locks import locked
 from segresmamba.storage.run_folder import RunFolder
-from segresmamba.tracking.attempts import is_superseded
+from segresmamba.tracking.attempts import attempts_first, is_superseded
 from segresmamba.tracking.energy.system import FOLDER_NAME as SYSTEM_FOLDER
 from segresmamba.tracking.journal import JournalRecord, read_header, read_records, warn_if_cut
 from segresmamba.tracking.mapping import batches
@@ -45,8 +45,8 @@ logger = logging.getLogger(__name__)
 def sync(folder: Path) -> UploadState:
     """Send MLflow what it lacks of a run's journal.
 
-    mlflow.json says where to; without that file the run's configuration does. If the configuration
-    sets no tracking.uri, `tracking_uri` looks again now: a server may have started or ended.
+    mlflow.json says where to; if it is missing or torn, the run's configuration does. If that sets
+    no tracking.uri, `tracking_uri` looks again now: a server may have started or ended.
 
     Args:
         folder: The run folder.
@@ -60,7 +60,11 @@ def sync(folder: Path) -> UploadState:
         Exception: Whatever MLflow raises while it cannot be reached.
     """
     run = RunFolder(folder)
-    is_known = run.mlflow.exists()
+    is_known = True
+    try:
+        UploadState.load(folder)
+    except TrackingError:
+        is_known = False
     if not is_known or run.config.exists():
         config = read_config(run.config)
         if not is_known or config.tracking.uri is None:
@@ -129,18 +133,19 @@ class MlflowSink:
         )
 
     def _push(self, state: UploadState, header: JournalRecord, *, last: bool) -> None:
-        for batch in batches(read_records(self._run.journal, state.sent_bytes)):
+        records = read_records(self._run.journal, state.sent_bytes)
+        # What a later start records first may turn out to belong to another attempt.
+        wait = state.run_id is not None and not last
+        for batch in batches(attempts_first(records, state.sent_bytes, wait=wait)):
             client = self._connect(state)
-            first = batch[0]
-            if first.kind == "attempt":
-                if state.attempts_sent == len(state.attempts):
-                    if state.run_id is not None:
-                        set_apart(client, state, header, first.body["step"])
-                    state.restart(state.journal, [*state.attempts, first.body["step"]])
+            if batch[0].kind == "attempt":
+                attempt = (batch[0].number or 0, batch[0].body["step"])
+                if attempt not in state.attempts:
+                    set_apart(client, state, header, attempt[1])
+                    state.restart(state.journal, [*state.attempts, attempt])
                     state.save(self._folder)
                     self._push(state, header, last=last)
                     return
-                state.attempts_sent += 1
             if state.run_id is None:
                 state.experiment_id = find_experiment(client, state)
                 state.run_id = find_run(client, state, state.experiment_id, header)
@@ -149,15 +154,22 @@ class MlflowSink:
                 state.parent_id = join_group(
                     client, state.group, state.experiment_id, state.run_id, self._folder.parent
                 )
-            limit = min(state.attempts[state.attempts_sent :], default=float("inf"))
-            kept = [record for record in batch if not is_superseded(record, limit)]
-            send_records(client, kept, state, self._folder)
+            later = [record for record in batch if not self._is_superseded(record, state)]
+            send_records(client, later, state, self._folder)
             state.sent_bytes = batch[-1].end
             state.save(self._folder)
         self._push_nodes(state)
         if last and state.run_id and self._run.emissions.exists():
             name = self._run.emissions.name
             send_file(self._connect(state), state.run_id, self._folder, name, None)
+
+    @staticmethod
+    def _is_superseded(record: JournalRecord, state: UploadState) -> bool:
+        """Whether a record is of an earlier attempt than that which the run shows."""
+        return any(
+            (record.number or 0) < number and is_superseded(record, step)
+            for number, step in state.attempts
+        )
 
     def _push_nodes(self, state: UploadState) -> None:
         """Send the samples of the nodes, each of which has its own journal, see `energy.system`."""

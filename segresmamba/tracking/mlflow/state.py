@@ -41,8 +41,8 @@ class UploadState:
         last_step: Latest step sent of each metric.
         parent_id: MLflow's id of the group's run, once there is one.
         nodes: Offset up to which MLflow has the samples of each node.
-        attempts: The steps that further attempts went on from, as far as they were seen.
-        attempts_sent: How many of these lie before `sent_bytes`.
+        attempts: Each further attempt that was seen, by the number of its record in the journal
+            and the step that it went on from.
     """
 
     uri: str
@@ -56,8 +56,7 @@ class UploadState:
     group: str | None = None
     parent_id: str | None = None
     nodes: dict[str, int] = field(default_factory=dict)
-    attempts: list[int] = field(default_factory=list)
-    attempts_sent: int = 0
+    attempts: list[tuple[int, int]] = field(default_factory=list)
 
     @classmethod
     def load(cls, folder: Path) -> UploadState:
@@ -87,7 +86,7 @@ class UploadState:
         """
         write_text(RunFolder(folder).mlflow, json.dumps(asdict(self), indent=1))
 
-    def restart(self, journal: str, attempts: Sequence[int] = ()) -> None:
+    def restart(self, journal: str, attempts: Sequence[tuple[int, int]] = ()) -> None:
         """Forget the run in MLflow, and go back to the start of the journal.
 
         Args:
@@ -95,7 +94,7 @@ class UploadState:
             attempts: The attempts that are known to be in it.
         """
         self.journal = journal
-        self.attempts, self.attempts_sent = list(attempts), 0
+        self.attempts = list(attempts)
         self.experiment_id = self.run_id = self.parent_id = None
         self.sent_bytes = 0
         self.last_step = {}

@@ -42,6 +42,7 @@ class GuardedServer(Server):
         text = SCRIPT.read_text().replace("\\\n", " ")
         (words,) = re.findall(r'^"\$python" (-m \S*server .*) &$', text, re.MULTILINE)
         values = {"root": str(self.folder), "port": str(self.port), "node": socket.gethostname()}
+        values["escaped"] = values["root"]
         for name, value in values.items():
             words = words.replace(f"${name}", value)
         words = words.replace('"', "").replace("--host 0.0.0.0", "--host 127.0.0.1")

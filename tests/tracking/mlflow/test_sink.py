@@ -125,12 +125,14 @@ def test_a_crash_before_the_cursor_moved_duplicates_nothing(run: Path, journal: 
     assert rows(run) == before
 
 
-def test_a_lost_state_is_found_again_in_mlflow(run: Path, journal: Journal) -> None:
+@pytest.mark.parametrize("rest", ["", '{"uri": "sqli', '{"uri": 1}'])
+def test_a_lost_state_is_found_again_in_mlflow(run: Path, journal: Journal, rest: str) -> None:
     log_a_run(journal, run)
-    write_config(load_config(), run / "config.yaml")
+    uri = UploadState.load(run).uri
+    write_config(load_config([f"tracking.uri='{uri}'"]), run / "config.yaml")
     first = sync(run)
     before = rows(run)
-    RunFolder(run).mlflow.unlink()
+    RunFolder(run).mlflow.write_text(rest)
     assert sync(run).run_id == first.run_id
     assert rows(run) == before
 
