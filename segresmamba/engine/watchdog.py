@@ -80,8 +80,9 @@ class Watchdog:
                 )
 
     def _end(self, timeout_s: float) -> None:
-        report = threading.Thread(target=self._report, args=(timeout_s,), daemon=True)
-        report.start()
+        threading.Thread(
+            target=self._report, args=(timeout_s,), name="watchdog report", daemon=True
+        ).start()
         threading.Event().wait(GRACE_S)
         os._exit(PASSING_CODE)
 

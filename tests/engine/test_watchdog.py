@@ -33,7 +33,15 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> Ended:
 
 
 def hang_here(ended: Ended) -> None:
-    assert ended.event.wait(60)
+    assert ended.event.wait(200)
+
+
+def reported(logs: Path, rank: int) -> str:
+    """The stacks that a rank wrote; the real `os._exit` would not wait for them."""
+    for thread in threading.enumerate():
+        if thread.name == "watchdog report":
+            thread.join()
+    return (logs / f"hang-rank-{rank:05d}.txt").read_text()
 
 
 def test_a_process_without_a_beat_shows_all_stacks_and_ends_as_a_passing_fault(
@@ -45,7 +53,7 @@ def test_a_process_without_a_beat_shows_all_stacks_and_ends_as_a_passing_fault(
         hang_here(ended)
     other.join()
     assert ended.codes == [PASSING_CODE] == [75]
-    stacks = (tmp_path / "logs" / "hang-rank-00003.txt").read_text()
+    stacks = reported(tmp_path / "logs", rank=3)
     for said in ("rank 3 has made no progress for 0.2 s", "in hang_here", "thread a reader:"):
         assert said in stacks
         assert said in caplog.text
@@ -60,13 +68,13 @@ def test_a_file_system_that_hangs_too_does_not_keep_it_from_ending(
     assert ended.codes == [PASSING_CODE]
 
 
-@pytest.mark.parametrize("timeout_s", [None, 0.0, 0.3])
+@pytest.mark.parametrize("timeout_s", [None, 0.0, 1.0])
 def test_a_process_that_beats_or_is_not_watched_goes_on(
     tmp_path: Path, ended: Ended, timeout_s: float | None
 ) -> None:
     pause = threading.Event()
     with Watchdog(timeout_s, tmp_path, rank=0) as dog:
-        for _ in range(40):
+        for _ in range(80):
             pause.wait(0.02)
             dog.beat()
     assert ended.codes == []
@@ -87,8 +95,7 @@ def test_a_training_that_hangs_in_a_step_is_found(
     settings = ("train.max_steps=1", "train.warmup_steps=0", "data.patience_s=0")
     train(tiny_config(tiny_store, tmp_path, *settings, "train.hang_timeout_s=2"))
     assert ended.codes == [PASSING_CODE]
-    stacks = (tmp_path / "tiny" / "logs" / "hang-rank-00000.txt").read_text()
-    assert "in _train_step" in stacks
+    assert "in _run\n" in reported(tmp_path / "tiny" / "logs", rank=0)
 
 
 def test_a_timeout_that_does_not_outlast_the_patience_is_refused() -> None:
