@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from segresmamba.data.store.fingerprint import write_fingerprint
     from segresmamba.data.stream.augmentation import augment, normalise
     from segresmamba.data.stream.batch import Batch
-    from segresmamba.data.stream.loader import make_loader
+    from segresmamba.data.stream.loader import make_loader, prepare_readers
     from segresmamba.data.stream.sampler import PatchSampler
     from segresmamba.data.stream.staging import stage
     from segresmamba.data.volumes.geometry import OriginalGrid
@@ -46,6 +46,7 @@ __all__ = [
     "make_sample",
     "normalise",
     "open_dataset",
+    "prepare_readers",
     "read_volume",
     "repair",
     "stage",
@@ -62,7 +63,7 @@ _MODULES = {
     "store.fingerprint": ("write_fingerprint",),
     "stream.augmentation": ("augment", "normalise"),
     "stream.batch": ("Batch",),
-    "stream.loader": ("make_loader",),
+    "stream.loader": ("make_loader", "prepare_readers"),
     "stream.sampler": ("PatchSampler",),
     "stream.staging": ("stage",),
     "volumes.geometry": ("OriginalGrid",),

@@ -85,6 +85,8 @@ def train(config: Config) -> dict[str, Any]:
     ranks = Ranks.from_environment()
     log_as(config.tracking.logs, ranks.rank)
     memory = PhaseMemory()
+    if config.data.workers:
+        data.prepare_readers()
     # All checks come before the run folder is made, so that a mistake leaves nothing behind.
     micro_batch(config, ranks.world_size)
     task = Task.from_config(config)

@@ -79,7 +79,7 @@ def make_loader(
         ),
         collate_fn=itemgetter(0),  # the only item is the whole batch
         num_workers=config.workers,
-        multiprocessing_context=None if in_process else _worker_context(),
+        multiprocessing_context=None if in_process else _reader_context(),
         prefetch_factor=None if in_process else config.prefetch,
         persistent_workers=not in_process,
         pin_memory=torch.cuda.is_available(),
@@ -88,6 +88,14 @@ def make_loader(
         generator=torch.Generator(),
     )
     return _batches(loader)
+
+
+def prepare_readers() -> None:
+    """Start the server that readers are forked from, while the caller imports and loads the rest.
+
+    It takes seconds to import torch. Without this call the first batch would wait for it.
+    """
+    _reader_context()
 
 
 def _batches(loader: DataLoader[Batch | SharedBatch | DataError]) -> Iterator[Batch]:
@@ -213,7 +221,7 @@ class _ReaderContext(ForkServerContext):
     Process = _ReaderProcess
 
 
-def _worker_context() -> ForkServerContext:
+def _reader_context() -> ForkServerContext:
     """Fork readers from a server process that has only imported this module.
 
     A fork of the training process could hang: it would inherit locks that threads hold, and the

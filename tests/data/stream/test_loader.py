@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pytest
 import torch
 
 from segresmamba.config import DataConfig
-from segresmamba.data import Batch, PatchSampler, make_loader, open_dataset
+from segresmamba.data import Batch, PatchSampler, make_loader, open_dataset, prepare_readers
 from segresmamba.data.store import layout
 from segresmamba.data.stream.loader import _Reader
 from segresmamba.errors import DamagedCaseError, DataError
@@ -147,6 +148,13 @@ def test_readers_and_their_server_end_with_a_trainer_that_is_killed(
     assert left == []
     names = " ".join(os.listdir("/dev/shm"))
     assert not [process for process in family if f"torch_{process.pid}_" in names]
+
+
+def test_readers_come_from_the_server_that_was_prepared(sound_store: Path) -> None:
+    prepare_readers()
+    server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    next(batches(sound_store, workers=1))
+    assert server == forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
 
 
 def test_a_loader_begins_anywhere(sound_store: Path) -> None:
