@@ -23,7 +23,6 @@ from segresmamba import data
 from segresmamba.config import read_config
 from segresmamba.errors import CheckpointError, UserError
 from segresmamba.storage.run_folder import RunFolder
-from segresmamba.task.losses import build_loss
 from segresmamba.task.precision import Autocast
 from segresmamba.task.ranks import Ranks
 from segresmamba.task.task import Task
@@ -131,7 +130,7 @@ class _Repeated:
     def __init__(self, task: Task, network: nn.Module, device: torch.device) -> None:
         self._task, self._network, self._device = task, network.train(), device
         self._forward = Autocast(network, task.config.train.precision)
-        self._loss = build_loss(task.config, task.dataset.labels)
+        self._loss = task.loss()
         self._outputs, self._gradients = list[str](), list[str]()
         for name, module in network.named_modules():  # one comes after those inside it
             label = f"{name or 'the network'} ({type(module).__name__})"

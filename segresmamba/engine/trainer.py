@@ -48,7 +48,6 @@ from segresmamba.planner.out_of_memory import out_of_memory, ran_out
 from segresmamba.storage.atomic import write_text
 from segresmamba.storage.patience import patience
 from segresmamba.storage.run_folder import RunFolder
-from segresmamba.task.losses import build_loss
 from segresmamba.task.ranks import Ranks
 from segresmamba.task.task import Task, scan_backend
 from segresmamba.task.weights import WeightsFacts, read_facts, save_weights, shapes_of
@@ -180,7 +179,7 @@ class Trainer:
         self.memory = memory
         self.bad_cases = BadCases(task, ranks, tracker)
         self.config = config = task.config
-        self.loss = build_loss(config, task.dataset.labels)
+        self.loss = task.loss()
         self.shapes = shapes_of(network)
         self.parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
         self.engine = ZeroEngine(network, config, ranks)

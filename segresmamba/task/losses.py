@@ -17,6 +17,7 @@ from segresmamba.config import Config
 from segresmamba.task.classes import Classes
 
 _SMOOTH = 1e-5
+_IGNORE = -100  # what PyTorch's cross-entropy leaves out by default
 
 
 def build_loss(config: Config, labels: Mapping[str, int]) -> SegmentationLoss:
@@ -46,11 +47,12 @@ class SegmentationLoss(nn.Module):
 
     Args:
         classes: What the channels of the logits mean.
+        padded: Whether labels may hold negative values, which mark voxels that count for nothing.
     """
 
-    def __init__(self, classes: Classes) -> None:
+    def __init__(self, classes: Classes, *, padded: bool = False) -> None:
         super().__init__()
-        self.classes = classes
+        self.classes, self.padded = classes, padded
 
     def forward(self, outputs: Tensor | Sequence[Tensor], label_BDHW: Tensor) -> Tensor:
         """The loss of a batch.
@@ -67,17 +69,28 @@ class SegmentationLoss(nn.Module):
         weights = [0.5**level for level in range(len(levels))]  # nnU-Net's
         losses = []
         for weight, logits_BKDHW in zip(weights, levels, strict=True):
-            target = self.classes.encode(resize_label(label_BDHW, logits_BKDHW.shape[2:]))
-            logits = logits_BKDHW.float()
-            if self.classes.exclusive:
-                cross_entropy = F.cross_entropy(logits, target)
-                mask = torch.zeros_like(logits).scatter_(1, target[:, None], 1)
-                dice = _dice_loss(logits.softmax(1)[:, 1:], mask[:, 1:])
-            else:
-                cross_entropy = F.binary_cross_entropy_with_logits(logits, target)
-                dice = _dice_loss(logits.sigmoid(), target, squared=True)
-            losses.append(weight * (dice + cross_entropy))
+            label = resize_label(label_BDHW, logits_BKDHW.shape[2:])
+            losses.append(weight * self._level(logits_BKDHW.float(), label))
         return torch.stack(losses).sum() / sum(weights)
+
+    def _level(self, logits_BKDHW: Tensor, label_BDHW: Tensor) -> Tensor:
+        target = self.classes.encode(label_BDHW)
+        counts_B1DHW = (label_BDHW >= 0)[:, None].float() if self.padded else None
+        if self.classes.exclusive:
+            chosen = target if counts_B1DHW is None else target.masked_fill(label_BDHW < 0, _IGNORE)
+            cross_entropy = F.cross_entropy(logits_BKDHW, chosen, ignore_index=_IGNORE)
+            masks_BKDHW = torch.zeros_like(logits_BKDHW).scatter_(1, target[:, None], 1)[:, 1:]
+            predicted_BKDHW = logits_BKDHW.softmax(1)[:, 1:]
+        else:
+            cross_entropy = F.binary_cross_entropy_with_logits(logits_BKDHW, target, counts_B1DHW)
+            if counts_B1DHW is not None:  # its mean is over all voxels
+                cross_entropy = cross_entropy / counts_B1DHW.mean()
+            masks_BKDHW, predicted_BKDHW = target, logits_BKDHW.sigmoid()
+        if counts_B1DHW is not None:
+            masks_BKDHW = masks_BKDHW * counts_B1DHW
+            predicted_BKDHW = predicted_BKDHW * counts_B1DHW
+        squared = not self.classes.exclusive
+        return cross_entropy + _dice_loss(predicted_BKDHW, masks_BKDHW, squared=squared)
 
 
 def _dice_loss(predicted_BKDHW: Tensor, target_BKDHW: Tensor, *, squared: bool = False) -> Tensor:

@@ -5,6 +5,7 @@ A configuration that cannot be trained is refused here, before its run folder is
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,9 @@ from segresmamba import data, models
 from segresmamba.config import Config
 from segresmamba.errors import BackendMissingError, ConfigError, DataError
 from segresmamba.task.classes import Classes
+from segresmamba.task.losses import SegmentationLoss
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,7 @@ class Task:
         """Open the dataset and check that the configuration fits it.
 
         Raises:
-            UserError: For a missing store, a fold or label that it lacks, a patch that its cases
-                cannot hold.
+            UserError: For a missing store, or a fold or label that it lacks.
         """
         dataset = data.open_dataset(config.data.store, patience_s=config.data.patience_s)
         if not dataset.splits:
@@ -53,7 +56,7 @@ class Task:
                 remedy=f"choose 0 to {len(dataset.splits) - 1}",
             )
         split = dataset.splits[config.train.fold]
-        data.PatchSampler(  # refuses a patch that the cases cannot hold
+        data.PatchSampler(  # refuses a fold without training cases
             dataset,
             split["train"],
             config.data.patch,
@@ -61,6 +64,18 @@ class Task:
             config.data.foreground_fraction,
         )
         return cls(config, dataset, split, Classes.from_labels(config, dataset.labels))
+
+    def loss(self) -> SegmentationLoss:
+        """The loss that the configuration trains with. Says so if crops will be padded."""
+        cases, patch = self.split["train"], self.config.data.patch
+        smaller = self.dataset.smaller_than(patch, cases)
+        if smaller:
+            logger.info(
+                "%d of %d training cases, %s among them, are smaller than data.patch=%s: their "
+                "crops repeat the border of the case, which the loss leaves out",
+                *(len(smaller), len(cases), smaller[0], str(list(patch)).replace(" ", "")),
+            )
+        return SegmentationLoss(self.classes, padded=bool(smaller))
 
     def staged(self) -> Task:
         """The task with its cases copied to this node, if data.stage asks for it.

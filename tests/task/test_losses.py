@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from segresmamba.data.stream.batch import PADDING
 from segresmamba.task.losses import SegmentationLoss, build_loss, resize_label
 from tests.task.test_classes import BRATS, LABELS, config, random_label
 
@@ -114,3 +115,20 @@ def test_half_precision_logits_are_summed_in_fp32(loss: SegmentationLoss) -> Non
         found = loss(logits.bfloat16(), label)
     assert found.dtype == torch.float32
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("regions", [None, BRATS])
+def test_padding_changes_nothing(regions: dict[str, tuple[int, ...]] | None) -> None:
+    classes = build_loss(config(regions) if regions else config(), LABELS).classes
+    plain, padded = SegmentationLoss(classes), SegmentationLoss(classes, padded=True)
+    label, logits = random_label((0, 1, 2, 3), 0), random_logits(classes.channels)
+    assert padded(logits, label) == pytest.approx(float(plain(logits, label)), rel=1e-6)
+    wide, around = (1, 2, 0, 3, 2, 0), torch.nn.functional.pad
+    wide_logits = around(logits, wide, value=7.0).requires_grad_()
+    loss = padded(wide_logits, around(label, wide, value=PADDING))
+    assert float(loss.detach()) == pytest.approx(float(plain(logits, label)), rel=1e-6)
+    loss.backward()
+    assert wide_logits.grad is not None
+    outside = around(torch.zeros_like(logits), wide, value=1.0) > 0
+    assert not wide_logits.grad[outside].any()
+    assert wide_logits.grad[~outside].any()

@@ -6,7 +6,7 @@ than the one that opened the dataset, and each process opens its own files.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from errno import EISDIR, ENOENT, ENOTDIR
 from functools import cached_property, lru_cache
@@ -259,6 +259,11 @@ class Dataset:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Dataset, (self.files, self.manifest)
+
+    def smaller_than(self, patch: tuple[int, int, int], case_ids: Sequence[str]) -> list[str]:
+        """Those of the cases that are smaller than a patch (D, H, W) along some axis."""
+        shapes = {case_id: self.manifest.cases[case_id].shape_DHW for case_id in case_ids}
+        return [case_id for case_id, shape in shapes.items() if any(np.less(shape, patch))]
 
     def __getitem__(self, case_id: str) -> Case:
         """The case with that id. Nothing of it is read.

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from segresmamba.data.store.dataset import Case, Dataset
-from segresmamba.data.stream.batch import Batch, BatchLayout, BufferPool, SharedBatch
+from segresmamba.data.stream.batch import PADDING, Batch, BatchLayout, BufferPool, SharedBatch
 from segresmamba.data.stream.sampler import PatchSampler, rank_indices
 from segresmamba.errors import DamagedCaseError, DataError
 
@@ -57,8 +57,8 @@ def make_loader(
             a stopped run goes on.
 
     Raises:
-        DataError: At once if a volume is smaller than the patch; from the iterator if more cases
-            are damaged than `data.max_bad_cases` allows, or the store cannot be read.
+        DataError: From the iterator, if more cases are damaged than `data.max_bad_cases` allows, or
+            the store cannot be read.
     """
     in_process = config.workers == 0
     reader = _Reader(
@@ -124,7 +124,10 @@ class _Reader(TorchDataset["SharedBatch | DataError"]):
         records = [sampler.dataset[case_id].record for case_id in sampler.case_ids]
         self._channels = records[0].shape_CDHW[0]
         # Cases may store uint8 or int16. A batch has one dtype that holds the labels of all.
-        self._label_dtype = np.result_type(*{record.label_dtype for record in records}).name
+        dtypes: set[str] = {record.label_dtype for record in records}
+        if sampler.dataset.smaller_than(sampler.patch, sampler.case_ids):
+            dtypes.add(np.dtype(np.int16).name)  # uint8 cannot hold PADDING
+        self._label_dtype = np.result_type(*dtypes).name
 
     def __getitems__(self, indices: list[int]) -> list[SharedBatch | DataError]:
         layout = BatchLayout(len(indices), self._channels, self._sampler.patch, self._label_dtype)
@@ -165,7 +168,7 @@ class _Reader(TorchDataset["SharedBatch | DataError"]):
             case = self._sampler.case_of(index, attempt)
             try:
                 _, start_DHW = self._sampler.locate(index, attempt)
-                case.crop_into(start_DHW, image_CDHW, label_DHW)
+                _crop_padded(case, start_DHW, image_CDHW, label_DHW)
             except DamagedCaseError as error:
                 damaged[case.case_id] = f"{error.where}: {error.got}"
                 if not self._replacements:
@@ -174,6 +177,30 @@ class _Reader(TorchDataset["SharedBatch | DataError"]):
             else:
                 return case
         raise too_many_damaged(self._sampler.dataset.where, damaged, self._replacements)
+
+
+def _crop_padded(
+    case: Case,
+    start_DHW: tuple[int, int, int],
+    image_CDHW: npt.NDArray[Any],
+    label_DHW: npt.NDArray[Any],
+) -> None:
+    """Read a crop; outside the case, repeat the image's border and mark the label as `PADDING`."""
+    before_3 = [max(-first, 0) for first in start_DHW]
+    inside = tuple(
+        slice(before, before + size)
+        for before, size in zip(before_3, np.minimum(case.shape_DHW, label_DHW.shape), strict=True)
+    )
+    depth, height, width = (max(first, 0) for first in start_DHW)
+    case.crop_into((depth, height, width), image_CDHW[:, *inside], label_DHW[inside])
+    if label_DHW[inside].size == label_DHW.size:
+        return
+    for axis, part in enumerate(inside):
+        along = np.moveaxis(image_CDHW, axis + 1, 0)
+        along[: part.start], along[part.stop :] = along[part.start], along[part.stop - 1]
+    outside_DHW = np.ones(label_DHW.shape, bool)
+    outside_DHW[inside] = False
+    label_DHW[outside_DHW] = PADDING
 
 
 def too_many_damaged(where: str, case_ids: Iterable[str], allowed: int) -> DataError:

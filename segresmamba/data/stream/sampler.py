@@ -26,7 +26,8 @@ class PatchSampler:
     In each round every case is drawn once, in a new random order. A foreground crop is centred on a
     voxel that is drawn as in nnU-Net: first a class of the case, all equally likely, then one of
     its stored voxels. It is moved if needed, so that it lies inside the volume. Any other crop lies
-    anywhere inside the volume.
+    anywhere inside the volume. Along an axis on which the volume is smaller than the crop, the
+    volume lies in the middle of the crop.
 
     Args:
         dataset: An opened store.
@@ -38,7 +39,7 @@ class PatchSampler:
             foreground gives a random crop instead.
 
     Raises:
-        DataError: If there are no cases, one is unknown, or one is smaller than the patch.
+        DataError: If there are no cases, or one is unknown.
     """
 
     dataset: Dataset
@@ -55,17 +56,6 @@ class PatchSampler:
                 got="0 cases",
                 remedy="choose another train.fold, or convert more cases",
             )
-        shapes = {case_id: self.dataset[case_id].shape_DHW for case_id in self.case_ids}
-        smallest = [min(shape[axis] for shape in shapes.values()) for axis in range(3)]
-        for case_id, shape in shapes.items():
-            if any(size < step for size, step in zip(shape, self.patch, strict=True)):
-                raise DataError(
-                    f"the patch is larger than case {case_id}",
-                    where="data.patch",
-                    got=f"{list(self.patch)} for a volume of {list(shape)} voxels (D, H, W)",
-                    remedy=f"set data.patch to at most {smallest}, which fits every case: "
-                    f"data.patch={str(smallest).replace(' ', '')}",
-                )
 
     def case_of(self, index: int, attempt: int = 0) -> Case:
         """The case of crop number `index` of the run.
@@ -82,23 +72,27 @@ class PatchSampler:
     def locate(self, index: int, attempt: int = 0) -> tuple[str, tuple[int, int, int]]:
         """The case and the first voxel (D, H, W) of a crop; for the arguments see `case_of`.
 
+        The first voxel is negative along an axis on which the case is smaller than the crop: by
+        half of the padding, rounded down, as in sliding-window inference.
+
         Raises:
             DamagedCaseError: If the case's foreground positions are damaged.
         """
         case = self.case_of(index, attempt)
         # A generator for each crop, so that no crop depends on the crops before it.
         rng = np.random.default_rng([self.seed, _PLACE, index, *([attempt] if attempt else [])])
-        last = [size - step for size, step in zip(case.shape_DHW, self.patch, strict=True)]
+        room = [size - step for size, step in zip(case.shape_DHW, self.patch, strict=True)]
         if self.is_foreground(index) and case.class_values:
             value = case.class_values[rng.integers(len(case.class_values))]
             row = int(rng.integers(case.record.class_positions[value]))
             centre = case.class_position(value, row)
             wanted = [voxel - step // 2 for voxel, step in zip(centre, self.patch, strict=True)]
-            depth, height, width = (
-                min(max(first, 0), most) for first, most in zip(wanted, last, strict=True)
-            )
+            firsts = [min(max(first, 0), most) for first, most in zip(wanted, room, strict=True)]
         else:
-            depth, height, width = (int(rng.integers(0, most + 1)) for most in last)
+            firsts = [int(rng.integers(0, max(most, 0) + 1)) for most in room]
+        depth, height, width = (
+            first if most >= 0 else -(-most // 2) for first, most in zip(firsts, room, strict=True)
+        )
         return case.case_id, (depth, height, width)
 
     def is_foreground(self, index: int) -> bool:

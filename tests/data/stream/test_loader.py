@@ -21,6 +21,7 @@ import torch
 from segresmamba.config import DataConfig
 from segresmamba.data import Batch, PatchSampler, make_loader, open_dataset, prepare_readers
 from segresmamba.data.store import layout
+from segresmamba.data.stream.batch import PADDING
 from segresmamba.data.stream.loader import _Reader
 from segresmamba.errors import DamagedCaseError, DataError
 from tests.data.server import failing_server
@@ -34,7 +35,10 @@ def batches(store: Path, **changes: Any) -> Iterator[Batch]:
     }  # fmt: skip
     most = changes.pop("max_bad_cases", None)
     config = DataConfig(
-        store=str(store), patch=PATCH, workers=changes.pop("workers", 0), max_bad_cases=most
+        store=str(store),
+        patch=changes.pop("patch", PATCH),
+        workers=changes.pop("workers", 0),
+        max_bad_cases=most,
     )
     dataset = open_dataset(store)
     return make_loader(dataset, dataset.case_ids, config, **(settings | changes))
@@ -184,14 +188,32 @@ def test_a_batch_moves_to_a_device(sound_store: Path) -> None:
     assert moved.index_B.tolist() == [0, 1]  # read on the host, so it stays there
 
 
-def test_a_patch_that_does_not_fit_is_refused_at_once(sound_store: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_case_smaller_than_the_patch_is_padded(sound_store: Path, workers: int) -> None:
+    patch = (48, 32, 47)
+    batch = next(batches(sound_store, workers=workers, micro_batch=6, patch=patch))
     dataset = open_dataset(sound_store)
-    config = DataConfig(store=str(sound_store), patch=(64, 64, 64), workers=2)
-    with pytest.raises(DataError, match="patch is larger"):
-        make_loader(
-            dataset, dataset.case_ids, config, 0,
-            rank=0, world_size=1, micro_batch=1, start_index=0,
-        )  # fmt: skip
+    sampler = PatchSampler(dataset, dataset.case_ids, patch, 0, 1 / 3)
+    for place in range(6):
+        case_id, start = sampler.locate(place)
+        image_CDHW, label_DHW = dataset[case_id].read()
+        before = [max(-first, 0) for first in start]
+        part = tuple(
+            slice(max(first, 0), max(first, 0) + step)
+            for first, step in zip(start, patch, strict=True)
+        )
+        image, label = image_CDHW[:, *part], label_DHW[part]
+        pads = [
+            (first, step - first - size)
+            for first, step, size in zip(before, patch, label.shape, strict=True)
+        ]
+        np.testing.assert_array_equal(
+            batch.image_BCDHW[place], np.pad(image, [(0, 0), *pads], mode="edge")
+        )
+        np.testing.assert_array_equal(
+            batch.label_BDHW[place],
+            np.pad(label.astype(np.int16), pads, constant_values=PADDING),
+        )
 
 
 @pytest.mark.parametrize("workers", [0, 1])

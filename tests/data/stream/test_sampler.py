@@ -132,14 +132,15 @@ def test_ranks_divide_one_sequence_among_themselves(
     assert sequence == list(range(start, start + steps * world_size * micro_batch))
 
 
-def test_a_patch_larger_than_a_volume_is_refused(dataset: Dataset) -> None:
-    with pytest.raises(DataError) as caught:
-        sampler_of(dataset, patch=(34, 38, 36))
-    error = caught.value
-    assert error.problem == "the patch is larger than case case_2"  # the first two fit
-    assert error.where == "data.patch"
-    assert error.got == "[34, 38, 36] for a volume of [40, 45, 33] voxels (D, H, W)"
-    assert "data.patch=[34,38,33]" in error.remedy
+def test_a_volume_smaller_than_the_patch_lies_in_its_middle(dataset: Dataset) -> None:
+    patch = (34, 38, 36)
+    assert dataset.smaller_than(patch, dataset.case_ids) == ["case_2"]
+    wide, narrow = sampler_of(dataset, patch=patch), sampler_of(dataset, patch=(34, 38, 33))
+    for index in range(12):
+        (case_id, (_, _, first)), (_, (_, _, expected)) = wide.locate(index), narrow.locate(index)
+        shape = dataset[case_id].shape_DHW
+        assert first == -1 if shape[2] == 33 else 0 <= first <= shape[2] - 36
+        assert expected >= 0
 
 
 def test_no_cases_are_refused(dataset: Dataset) -> None:
