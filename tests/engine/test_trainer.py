@@ -313,9 +313,9 @@ def test_the_baseline_trains_on_the_same_path(tiny_store: Path, tmp_path: Path) 
 
 
 def test_a_checkpoint_of_another_architecture_is_refused_by_name_and_shape(
-    finished_run: Path, tiny_store: Path, tmp_path: Path
+    killed_run: Path, tiny_store: Path, tmp_path: Path
 ) -> None:
-    (finished_run / "config.yaml").unlink()
+    (killed_run / "config.yaml").unlink()
     with pytest.raises(CheckpointError, match=r"downs\.0\.weight: \[8, 2, 7, 7, 7\].*\[16, 2"):
         train(tiny_config(tiny_store, tmp_path, "model.dims=[16,16]"))
     assert RunFolder(tmp_path / "tiny").saved_steps()[-1] == 4
