@@ -129,7 +129,8 @@ def evaluate_cases(
             precision=config.train.precision,
         )
         prediction_DHW = classes.decode(logits_KDHW).cpu().numpy().astype(reference_DHW.dtype)
-        result = CaseResult(case_id, _score_original(case, prediction_DHW, classes))
+        ignored = dataset.manifest.storage.ignore_value
+        result = CaseResult(case_id, _score_original(case, prediction_DHW, classes, ignored))
         logger.info("case %s: Dice %.4f", case_id, result.dice)
         results.append(result)
         if overlays is not None:
@@ -156,12 +157,20 @@ def evaluate_cases(
 
 
 def _score_original(
-    case: data.Case, prediction_DHW: np.ndarray[Any, Any], classes: Classes
+    case: data.Case,
+    prediction_DHW: np.ndarray[Any, Any],
+    classes: Classes,
+    ignored: int | None,
 ) -> dict[str, Score]:
     """Put a prediction back into the original grid, and compare it with the source's labels."""
+    predicted = np.asanyarray(case.restore_label(prediction_DHW).dataobj)
+    reference = np.asanyarray(case.reference().dataobj)
+    if ignored is not None:  # nobody knows what is there: neither side has a class there
+        known = reference != ignored
+        predicted, reference = predicted * known, reference * known
     return score(
-        np.asanyarray(case.restore_label(prediction_DHW).dataobj),
-        np.asanyarray(case.reference().dataobj),
+        predicted,
+        reference,
         classes.members,
         voxel_sizes(case.original.affine),
     )

@@ -75,7 +75,8 @@ class Task:
                 "crops repeat the border of the case, which the loss leaves out",
                 *(len(smaller), len(cases), smaller[0], str(list(patch)).replace(" ", "")),
             )
-        return SegmentationLoss(self.classes, padded=bool(smaller))
+        ignores = self.dataset.manifest.storage.ignore_value is not None
+        return SegmentationLoss(self.classes, padded=bool(smaller) or ignores)
 
     def staged(self) -> Task:
         """The task with its cases copied to this node, if data.stage asks for it.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,23 @@ def test_an_oracle_is_perfect(
     summary = Summary.from_results(results)
     assert list(summary.classes) == list(regions or ["ball", "box"])
     assert (summary.mean.dice, summary.mean.hd95_mm, summary.mean.one_sided) == (1.0, 0.0, 0)
+
+
+def test_voxels_without_annotation_are_left_out_of_scores(store: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    shutil.copytree(store.parent / "Dataset001_Coded", raw)
+    described = json.loads((raw / "dataset.json").read_text())
+    described["labels"]["ignore"] = 3
+    (raw / "dataset.json").write_text(json.dumps(described))
+    for path in (raw / "labelsTr").iterdir():
+        label = nib.load(path)
+        values = np.asarray(label.dataobj).copy()
+        values[8:] = 3  # the image shows ball and box there too
+        nib.Nifti1Image(values, label.affine).to_filename(path)
+    data.convert(raw, tmp_path / "store")
+    first, _ = evaluate(tmp_path / "store", Oracle(LABELS_KC))
+    assert first.dice == 1
+    assert first.scores["ball"].prediction_ml == first.scores["ball"].reference_ml
 
 
 def test_distances_and_volumes_are_those_of_the_original_grid(store: Path) -> None:

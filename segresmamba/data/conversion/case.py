@@ -20,10 +20,12 @@ from segresmamba.data.volumes.dtypes import to_policy_dtype
 from segresmamba.data.volumes.geometry import OriginalGrid
 from segresmamba.data.volumes.resampling import GridTransform
 from segresmamba.data.volumes.statistics import (
+    annotated,
     class_positions,
     class_voxels,
     foreground_sample,
     positions_kept,
+    with_ignored,
 )
 from segresmamba.data.volumes.volume import Volume, read_label, read_volume
 from segresmamba.errors import DataError
@@ -40,12 +42,15 @@ def convert_case(plan: ConversionPlan, case: SourceCase) -> CaseRecord:
     path, policy = plan.out / case.case_id, plan.storage.policy
     volume, reference_DHW, original = _read(plan, case)
     label_DHW = volume.transform.label(reference_DHW) if volume.transform else reference_DHW
-    voxels = class_voxels(label_DHW)
+    ignored = plan.storage.ignore_value
+    known_DHW = annotated(label_DHW, ignored)
+    voxels = class_voxels(known_DHW)
     if volume.transform:
-        _warn_of_lost_labels(case.case_id, volume.transform, reference_DHW, voxels)
+        known = annotated(reference_DHW, ignored)
+        _warn_of_lost_labels(case.case_id, volume.transform, known, voxels)
     # Before the image changes its dtype, which uses it up.
     foreground = tuple(
-        foreground_sample(channel_DHW, label_DHW, sum(voxels.values())) if kind == "ct" else ()
+        foreground_sample(channel_DHW, known_DHW, sum(voxels.values())) if kind == "ct" else ()
         for channel_DHW, kind in zip(volume.image_CDHW, policy.intensity, strict=True)
     )
     image_CDHW, scale = to_policy_dtype(volume.image_CDHW, volume.statistics, policy, path)
@@ -71,7 +76,7 @@ def convert_case(plan: ConversionPlan, case: SourceCase) -> CaseRecord:
             path,
             record,
             plan.storage,
-            labels=plan.dataset.labels,
+            labels=with_ignored(plan.dataset.labels, ignored),
             image_CDHW=image_CDHW,
             label_DHW=label_DHW,
             positions=class_positions(label_DHW, voxels, case.case_id),
@@ -129,7 +134,7 @@ def _read(plan: ConversionPlan, case: SourceCase) -> tuple[Volume, npt.NDArray[A
     )
     reference_DHW, original = read_label(
         case.label,
-        plan.dataset.labels,
+        with_ignored(plan.dataset.labels, plan.storage.ignore_value),
         volume.original,
         renumbered=plan.dataset.renumbered,
         resample_mismatched=resample,

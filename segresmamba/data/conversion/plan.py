@@ -23,6 +23,7 @@ from segresmamba.data.store import layout
 from segresmamba.data.store.manifest import SCHEMA_VERSION, Storage
 from segresmamba.data.store.splits import Split, make_splits, read_splits, splits_from_held_out
 from segresmamba.data.volumes.geometry import ras_grid, spacing_mm
+from segresmamba.data.volumes.statistics import with_ignored
 from segresmamba.data.volumes.voxel_file import open_voxels
 from segresmamba.errors import DataError
 
@@ -88,6 +89,7 @@ class ConversionPlan:
             resample_mismatched=request.resample_mismatched,
             policy=policy,
             spacing_mm=wanted_mm,
+            ignore_value=dataset.ignore_value,
         )
         return cls(source, out, dataset, storage, _splits(dataset, request.splits))
 
@@ -97,7 +99,7 @@ class ConversionPlan:
         header = {
             "schema_version": SCHEMA_VERSION,
             "channel_names": list(self.dataset.channel_names),
-            "labels": self.dataset.labels,
+            "labels": with_ignored(self.dataset.labels, self.dataset.ignore_value),
             "codec": storage["codec"],
             "chunk_DHW": storage["chunk_DHW"],
             **storage["policy"],

@@ -19,7 +19,7 @@ from segresmamba.data.store.manifest import CaseRecord, read_manifest
 from segresmamba.data.untrusted import parse_json
 from segresmamba.data.volumes import geometry
 from segresmamba.data.volumes.geometry import OriginalGrid
-from segresmamba.data.volumes.statistics import class_voxels
+from segresmamba.data.volumes.statistics import annotated, class_voxels, with_ignored
 from segresmamba.errors import DataError
 
 # A record keeps the label's header and the image's affine, which may differ by half of this.
@@ -62,7 +62,10 @@ def verify(store: str | Path) -> list[Problem]:
     problems: list[Problem] = []
     for case_id, record in manifest.cases.items():
         if case_id in folders:
-            problems += _CaseChecks(files, case_id, record, manifest.labels).problems()
+            checks = _CaseChecks(
+                files, case_id, record, manifest.labels, manifest.storage.ignore_value
+            )
+            problems += checks.problems()
         else:
             problems.append(Problem(case_id, files.join(f"{case_id}/"), "the case is missing"))
     # The same image twice may be one patient on both sides of a fold.
@@ -136,6 +139,7 @@ class _CaseChecks:
     case_id: str
     record: CaseRecord
     labels: dict[str, int]
+    ignore_value: int | None
 
     def problems(self) -> Iterator[Problem]:
         for check in (self.metadata, self.image, self.label, self.reference):
@@ -203,7 +207,7 @@ class _CaseChecks:
             yield layout.IMAGE, "the image's voxels are not those that were converted"
 
     def label(self) -> Iterator[_Fault]:
-        record, values = self.record, self.labels.values()
+        record, values = self.record, with_ignored(self.labels, self.ignore_value).values()
         label_DHW, fault = self.read(layout.LABEL, "label", record.shape_DHW, record.label_dtype)
         if label_DHW is None:
             yield layout.LABEL, fault
@@ -213,7 +217,7 @@ class _CaseChecks:
             yield layout.LABEL, f"the label has undeclared values: {undeclared[:10]}"
         elif not label_DHW.any():
             yield layout.LABEL, "the label is empty"
-        elif class_voxels(label_DHW) != record.class_voxels:
+        elif class_voxels(annotated(label_DHW, self.ignore_value)) != record.class_voxels:
             yield layout.LABEL, "the label's class volumes are not those of the record"
         elif digest(label_DHW) != record.label_digest:
             yield layout.LABEL, "the label's voxels are not those that were converted"

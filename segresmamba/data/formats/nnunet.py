@@ -76,7 +76,11 @@ def read_nnunet(folder: Path) -> SourceDataset:
             got=described.channel_names,
             remedy="number them as the files are: channel 0 is <case>_0000",
         )
-    labels = check_labels(_plain_labels(described, path), path)
+    declared = _plain_labels(described, path)
+    if "ignore" in declared:
+        check_labels(declared, path)
+    ignored = declared.pop("ignore", None)
+    labels = check_labels(declared, path)
     if described.file_ending.lower() not in VOLUME_ENDINGS:
         raise DataError(
             "files of this kind cannot be read",
@@ -98,25 +102,20 @@ def read_nnunet(folder: Path) -> SourceDataset:
             len(cases),
         )
     names = tuple(name for _, name in channels)
-    return SourceDataset(described.name or folder.name, names, labels, cases, path)
+    return SourceDataset(
+        described.name or folder.name, names, labels, cases, path, ignore_value=ignored
+    )
 
 
 def _plain_labels(described: _DatasetJson, path: Path) -> dict[str, int]:
     """A name for each single value. Regions are unions of values, which training puts together."""
-    if "ignore" in described.labels:
-        raise DataError(
-            "an ignore label cannot be declared yet",
-            where=f"{path}: labels",
-            got=described.labels,
-            remedy="leave out the cases that are not annotated as a whole",
-        )
     single = {name: value for name, value in described.labels.items() if isinstance(value, int)}
     if len(single) == len(described.labels):
         return single
     regions = {
         name: [values] if isinstance(values, int) else values
         for name, values in described.labels.items()
-        if values not in (0, [0])
+        if values not in (0, [0]) and name != "ignore"
     }
     words = (f"{name}:[{','.join(map(str, values))}]" for name, values in regions.items())
     logger.warning(
@@ -127,7 +126,8 @@ def _plain_labels(described: _DatasetJson, path: Path) -> dict[str, int]:
     )
     names = {values[0]: name for name, values in regions.items() if len(values) == 1}
     every = sorted({value for values in regions.values() for value in values})
-    return {"background": 0} | {names.get(value, f"label {value}"): value for value in every}
+    plain = {"background": 0} | {names.get(value, f"label {value}"): value for value in every}
+    return plain | {name: value for name, value in single.items() if name == "ignore"}
 
 
 def _listed_cases(folder: Path, listed: dict[str, _Files], channels: int) -> tuple[SourceCase, ...]:

@@ -47,6 +47,8 @@ class SourceDataset:
     """The file that declares channels and labels; the folder, if the format itself does."""
     held_out: tuple[tuple[str, ...], ...] = ()
     """Case ids held out in each fold, if the format has folds."""
+    ignore_value: int | None = None
+    """Value of voxels that nobody has annotated, not among `labels`."""
     renumbered: dict[int, int] = field(default_factory=dict)
     """Value in the label files to declared value, where they differ."""
 

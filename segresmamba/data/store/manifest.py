@@ -101,6 +101,8 @@ class Storage(StoreRecord):
     """Has an intensity for each channel. Stores of earlier versions have none: zscore."""
     spacing_mm: Spacing | None = None
     """Voxel size along (D, H, W) that the policy's spacing led to."""
+    ignore_value: int | None = None
+    """Value in labels of voxels that nobody has annotated: training and scores leave them out."""
 
 
 class Manifest(StoreRecord):
@@ -150,6 +152,8 @@ def build_manifest(
     # Only if it is not zscore, so that stores of versions that knew nothing else keep their digest.
     if any(one.kind != "zscore" for one in preprocessing.normalisation):
         content["normalisation"] = [one.model_dump() for one in preprocessing.normalisation]
+    if storage.ignore_value is not None:
+        content["ignore_value"] = storage.ignore_value
     return Manifest(
         name=name,
         channel_names=channel_names,

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 PADDING = -1
-"""Value of a label outside its case, where a crop is larger than the case. The loss ignores it."""
+"""Label of voxels that count for nothing in the loss: outside a case that is smaller than a crop,
+and where nobody has annotated."""
 _FLAG_BYTES = 64
 """Before the batch, one cache line: its first byte is 1 while the batch is on its way or in use."""
 
@@ -33,7 +34,7 @@ class Batch:
     """Low, high, mean and deviation of each channel, float32, see `Case.normalisation_C4`."""
     label_BDHW: Tensor
     """Label as stored, uint8 or int16: int64 would take eight or four times as much copying. int16
-    if some case is smaller than the crop; its label then has `PADDING` around it."""
+    if it may hold `PADDING`."""
     index_B: Tensor
     """Numbers of the crops in the run, int64, always in host memory."""
     case_ids: tuple[str, ...]

@@ -125,7 +125,9 @@ class _Reader(TorchDataset["SharedBatch | DataError"]):
         self._channels = records[0].shape_CDHW[0]
         # Cases may store uint8 or int16. A batch has one dtype that holds the labels of all.
         dtypes: set[str] = {record.label_dtype for record in records}
-        if sampler.dataset.smaller_than(sampler.patch, sampler.case_ids):
+        self._ignore_value = sampler.dataset.manifest.storage.ignore_value
+        smaller = sampler.dataset.smaller_than(sampler.patch, sampler.case_ids)
+        if smaller or self._ignore_value is not None:
             dtypes.add(np.dtype(np.int16).name)  # uint8 cannot hold PADDING
         self._label_dtype = np.result_type(*dtypes).name
 
@@ -169,6 +171,8 @@ class _Reader(TorchDataset["SharedBatch | DataError"]):
             try:
                 _, start_DHW = self._sampler.locate(index, attempt)
                 _crop_padded(case, start_DHW, image_CDHW, label_DHW)
+                if self._ignore_value is not None:
+                    label_DHW[label_DHW == self._ignore_value] = PADDING
             except DamagedCaseError as error:
                 damaged[case.case_id] = f"{error.where}: {error.got}"
                 if not self._replacements:

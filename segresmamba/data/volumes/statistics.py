@@ -87,6 +87,18 @@ def _masked_sample(
     return np.concatenate(parts)
 
 
+def with_ignored(labels: dict[str, int], ignore_value: int | None) -> dict[str, int]:
+    """All values that a label may hold: those of classes, and that of voxels without annotation."""
+    return labels if ignore_value is None else labels | {"ignore": ignore_value}
+
+
+def annotated(label_DHW: npt.NDArray[Any], ignore_value: int | None) -> npt.NDArray[Any]:
+    """The label with background where nobody has annotated; a copy only if there may be such."""
+    if ignore_value is None:
+        return label_DHW
+    return np.where(label_DHW == ignore_value, label_DHW.dtype.type(0), label_DHW)
+
+
 def class_voxels(label_DHW: npt.NDArray[Any]) -> dict[int, int]:
     """Number of voxels of each foreground class that occurs."""
     highest = int(label_DHW.max())

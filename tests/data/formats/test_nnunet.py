@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
-from segresmamba.config import load_config
-from segresmamba.data import convert, open_dataset
+from segresmamba.config import DataConfig, load_config
+from segresmamba.data import convert, make_loader, open_dataset, verify
 from segresmamba.data.formats.nnunet import read_nnunet
+from segresmamba.data.stream.batch import PADDING
 from segresmamba.errors import DataError
 from tests.data.raw import describe, image_path, label_path, write_nifti, write_raw
 
@@ -75,7 +76,7 @@ def test_the_folder_names_a_nameless_dataset(raw: Path) -> None:
         ({"labels": {"background": 0, "ball": 32768}}, "labels"),
         ({"labels": {"ball": 0, "box": 1}}, "labels"),
         ({"labels": {"background": 0}}, "labels"),
-        ({"labels": {"background": 0, "ball": 1, "ignore": 2}}, "labels"),
+        ({"labels": {"background": 0, "ball": 1, "ignore": 1}}, "labels"),
         ({"file_ending": ".png"}, "file_ending"),
     ],
 )
@@ -112,6 +113,31 @@ def test_regions_become_single_values_and_the_setting_is_told(
         "core": (2, 3),
         "enhancing": (3,),
     }
+
+
+def test_voxels_without_annotation_count_for_nothing(raw: Path, tmp_path: Path) -> None:
+    label = nib.load(label_path(raw, "case_1"))
+    values = np.asarray(label.dataobj).copy()
+    values[20:, :, :] = 3
+    write_nifti(label_path(raw, "case_1"), values, label.affine)
+    describe(raw, labels={"background": 0, "ball": 1, "box": 2, "ignore": 3})
+    convert(raw, tmp_path / "store")
+    assert verify(tmp_path / "store") == []
+    dataset = open_dataset(tmp_path / "store")
+    assert dataset.labels == {"background": 0, "ball": 1, "box": 2}
+    case = dataset["case_1"]
+    assert set(case.record.class_voxels) <= {1, 2}
+    np.testing.assert_array_equal(np.asarray(case.reference().dataobj), values)
+    _, label_DHW = case.read()
+    shape = case.shape_DHW
+    config = DataConfig(store=str(tmp_path / "store"), patch=shape, workers=0)
+    batch = next(
+        make_loader(
+            dataset, ["case_1"], config, 0, rank=0, world_size=1, micro_batch=1, start_index=0
+        )
+    )
+    expected = np.where(label_DHW == 3, PADDING, label_DHW.astype(np.int16))
+    np.testing.assert_array_equal(batch.label_BDHW[0], expected)
 
 
 def test_values_may_have_gaps_but_each_must_be_declared(raw: Path, tmp_path: Path) -> None:
