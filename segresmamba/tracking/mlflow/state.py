@@ -55,6 +55,10 @@ class UploadState:
     parent_id: str | None = None
     nodes: dict[str, int] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Refuse a URI that is none, with a ValueError."""
+        urlsplit(self.uri)
+
     @classmethod
     def load(cls, folder: Path) -> UploadState:
         """Read mlflow.json of a run folder.
