@@ -26,7 +26,7 @@ PIP := $(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-c
   --constraint constraints.txt
 BUILD_TOOLS := setuptools hatchling editables
 
-.PHONY: help train test unit cluster browser fuzz lint clean
+.PHONY: help train test unit cluster browser fuzz chaos lint clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -77,6 +77,9 @@ MINUTES := 5
 SEED :=
 fuzz: $(VENV)/.test ## read damaged and hostile files for MINUTES=5, from a random SEED
 	@nice $(BIN)/python -m tests.fuzz $(MINUTES) $(SEED)
+
+chaos: $(VENV)/.test ## kills for MINUTES=5, damaged files, outages, full disks ...; a table
+	@nice $(BIN)/python -m tests.chaos $(MINUTES)
 
 lint: $(VENV)/.test ## ruff check, ruff format, mypy --strict
 	@echo "==> ruff check"

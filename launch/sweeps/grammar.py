@@ -51,7 +51,7 @@ def parse(text: str) -> Override:
     """
     try:
         return OverridesParser.create().parse_override(text)
-    except (HydraException, ValueError) as error:
+    except (HydraException, ValueError, RecursionError) as error:
         raise ConfigError(
             "a setting of the sweep does not parse",
             where=text.partition("=")[0],

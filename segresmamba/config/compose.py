@@ -157,7 +157,7 @@ def _parse(text: str) -> Override:
     key, _, value = text.partition("=")
     try:
         override = OverridesParser.create().parse_override(text)
-    except (HydraException, ValueError) as error:
+    except (HydraException, ValueError, RecursionError) as error:
         raise ConfigError(
             "an override does not parse",
             where=key.strip() or text,

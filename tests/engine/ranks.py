@@ -17,7 +17,7 @@ import pytest
 T = TypeVar("T")
 
 # The last two are what DeepSpeed and torch's optimizers import when they are first used.
-_SLOW_IMPORTS = [
+SLOW_IMPORTS = [
     "deepspeed",
     "segresmamba.engine.trainer",
     "torch._dynamo",
@@ -26,7 +26,7 @@ _SLOW_IMPORTS = [
 # A process has one fork server of multiprocessing. The loader's readers need it with few imports,
 # so ranks forked from it would each import DeepSpeed themselves: they get a server of their own.
 _server = forkserver.ForkServer()
-_server.set_forkserver_preload(_SLOW_IMPORTS)
+_server.set_forkserver_preload(SLOW_IMPORTS)
 
 
 class _RankPopen(popen_forkserver.Popen):

@@ -75,7 +75,8 @@ class Case:
     @cached_property
     def normalisation_C4(self) -> npt.NDArray[np.float32]:
         """Low, high, mean and deviation of each channel, as `normalise` takes them."""
-        return self._preprocessing.for_case(self.record.statistics, self.record.scale)
+        with self._damage_reported(""):
+            return self._preprocessing.for_case(self.record.statistics, self.record.scale)
 
     def class_positions(self, value: int) -> npt.NDArray[np.int64]:
         """Read the stored voxels of a class.
@@ -194,7 +195,7 @@ class Case:
             yield
         except DataError:  # a server that does not answer is not a damaged case
             raise
-        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        except (OSError, RuntimeError, ValueError, LookupError, TypeError) as error:
             if is_passing(error):
                 raise StoreAwayError(
                     "a stored case cannot be read now",

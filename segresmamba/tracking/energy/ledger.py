@@ -1,6 +1,7 @@
 """The energy ledger of a run: emissions.json, one segment for each start of the run on each node.
 
-    {"schema": 1, "segments": {"4711/0/n1": {"energy_kwh": 0.12, "emissions_kg": 0.05, ...}, ...}}
+    {"schema": 1, "segments": {"4711/0/n1": {"energy_kwh": 0.12, "emissions_kg": 0.05, ...}, ...},
+     "digest": "crc32c:..."}
 
 A segment is named job/restart/node and holds running totals, which only its own meter overwrites.
 When a process is killed, its segment keeps what was written last. The next start of the run writes
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from segresmamba.storage.atomic import write_text
+from segresmamba.storage.digest import json_digest
 from segresmamba.storage.locks import locked
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.tracking.protocol import TrackingError, newer_error
@@ -95,12 +97,24 @@ class Ledger:
     def _read(self) -> dict[str, dict[str, Any]]:
         try:
             content = json.loads(self._path.read_bytes())
+            digest = content.pop("digest", None)  # earlier versions wrote none
+            if digest is not None and digest != json_digest(content):
+                raise ValueError(f"checksum {json_digest(content)}, written with {digest}")
+            if set(content) != {"schema", "segments"}:  # perhaps the checksum's own name
+                raise ValueError(f"the keys {', '.join(content)}")
             schema, segments = int(content["schema"]), dict(content["segments"])
             for segment in segments.values():
                 segment |= {name: float(segment[name]) for name in SUMMED if name in segment}
         except FileNotFoundError:
             return {}
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        except (
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+        ) as error:
             raise TrackingError(
                 "the energy ledger is damaged",
                 where=self._path,
@@ -118,7 +132,8 @@ class Ledger:
             segments = self._read()
             yield segments
             content = {"schema": SCHEMA, "segments": segments}
-            write_text(self._path, json.dumps(content, indent=1))
+            text = json.dumps(content | {"digest": json_digest(content)}, indent=1)
+            write_text(self._path, text)
 
 
 def power_line(facts: Mapping[str, Any]) -> str:

@@ -74,6 +74,7 @@ def app() -> LoginGuard:
     if root is None:
         return LoginGuard(server, None)
     pages.before_request(lambda: refuse_outside(Path(root)))
+    follow_no_links_out(Path(root))
     return LoginGuard(server, make_password(Path(root)))
 
 
@@ -95,6 +96,26 @@ def refuse_outside(root: Path) -> tuple[dict[str, str], int] | None:
         return None
     message = f"artifacts lie below {root}, not in {asked[0]}"
     return {"error_code": "PERMISSION_DENIED", "message": message}, 403
+
+
+def follow_no_links_out(root: Path) -> None:
+    """Let MLflow touch no artifact that lies, with all links followed, outside a folder."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+    def guarded(touch: Callable[..., Any]) -> Callable[..., Any]:
+        def touch_inside(self: Any, *given: Any, **named: Any) -> Any:
+            asked = given[0] if given else named.get("artifact_path", named.get("path"))
+            if not lies_below(os.path.join(self.artifact_dir, asked or ""), root):
+                raise MlflowException("a link leads out of the folder", PERMISSION_DENIED)
+            return touch(self, *given, **named)
+
+        return touch_inside
+
+    for name in ("get_local_path", "download_artifacts", "list_artifacts", "delete_artifacts"):
+        touch = getattr(LocalArtifactRepository, name)
+        setattr(LocalArtifactRepository, name, guarded(touch))
 
 
 def lies_below(place: str, root: Path) -> bool:

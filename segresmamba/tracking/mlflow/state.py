@@ -58,6 +58,10 @@ class UploadState:
     nodes: dict[str, int] = field(default_factory=dict)
     attempts: list[tuple[int, int]] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        """Refuse a URI that is none, with a ValueError."""
+        urlsplit(self.uri)
+
     @classmethod
     def load(cls, folder: Path) -> UploadState:
         """Read mlflow.json of a run folder.

@@ -9,7 +9,9 @@ import re
 import shutil
 import socket
 import stat
+import subprocess
 import sys
+import tempfile
 import tomllib
 import urllib.error
 import urllib.request
@@ -132,6 +134,56 @@ def test_artifacts_lie_below_the_folder_of_all_runs(guarded: GuardedServer, tmp_
             assert ask(guarded, CREATE, body, guarded.login)[0] == 403
     inside = {"name": "inside", "artifact_location": f"file://{guarded.folder}/mlartifacts/9"}
     assert ask(guarded, CREATE, inside, guarded.login)[0] == 200
+
+
+def test_no_link_is_followed_out_of_the_folder(guarded: GuardedServer, tmp_path: Path) -> None:
+    (tmp_path / "id_rsa").write_text("TOP-SECRET")
+    place = guarded.folder / "mlartifacts" / "links"
+    body = {"name": "links", "artifact_location": f"file://{place}"}
+    number = json.loads(ask(guarded, CREATE, body, guarded.login)[1])["experiment_id"]
+    body = {"experiment_id": number, "start_time": 0}
+    answer = ask(guarded, "/api/2.0/mlflow/runs/create", body, guarded.login)[1]
+    run = json.loads(answer)["run"]["info"]["run_id"]
+    artifacts = place / run / "artifacts"
+    artifacts.mkdir(parents=True)
+    (artifacts / "mine.txt").write_text("mine")
+    (artifacts / "way out").symlink_to(tmp_path)
+    (artifacts / "key").symlink_to(tmp_path / "id_rsa")
+    get = f"/get-artifact?run_uuid={run}&path="
+    assert ask(guarded, f"{get}mine.txt", login=guarded.login) == (200, "mine")
+    for path in ("way%20out/id_rsa", "key"):
+        status, text = ask(guarded, get + path, login=guarded.login)
+        assert status >= 400
+        assert "TOP-SECRET" not in text
+    listed = f"/api/2.0/mlflow/artifacts/list?run_id={run}&path=way%20out"
+    assert "id_rsa" not in ask(guarded, listed, login=guarded.login)[1]
+    shutil.rmtree(artifacts)
+    artifacts.symlink_to(tmp_path)
+    assert "TOP-SECRET" not in ask(guarded, f"{get}id_rsa", login=guarded.login)[1]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_another_user_of_the_machine_gets_neither_the_password_nor_an_answer(
+    guarded: GuardedServer,
+) -> None:
+    # The folders above would keep the other user out, so the password is copied as it lies there.
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        shutil.copy2(guarded.folder / "mlflow-password", place)
+        code = (
+            "import sys, urllib.request, urllib.error\n"
+            "try: print(open(sys.argv[1]).read())\n"
+            "except PermissionError: print('no password')\n"
+            "try: print(urllib.request.urlopen(sys.argv[2], timeout=60).read())\n"
+            "except urllib.error.HTTPError as error: print(error.code)\n"
+        )
+        url = f"{guarded.uri}/ajax-api/2.0/mlflow/experiments/search"
+        done = subprocess.run(
+            ["python3", "-c", code, f"{place}/mlflow-password", url],
+            user=65534, cwd="/", env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True,
+            check=True,
+        )  # fmt: skip
+    assert done.stdout.split("\n")[:2] == ["no password", "401"]
 
 
 def test_the_run_of_another_user_writes_to_the_database_that_the_server_shows(

@@ -1,0 +1,61 @@
+"""A few of the faults of `make chaos`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from segresmamba.tracking.energy.ledger import SUMMED, Ledger
+from segresmamba.tracking.mlflow.state import UploadState
+from tests.chaos import faults
+from tests.engine.conftest import _finished, finished_run
+
+__all__ = ["_finished", "finished_run"]
+
+
+def test_damaged_files_are_noticed_or_harmless(
+    finished_run: Path, tiny_store: Path, tmp_path: Path
+) -> None:
+    Ledger(finished_run).update(Ledger(finished_run).claim({}), dict.fromkeys(SUMMED, 0.5))
+    UploadState("sqlite:///x", "e", "file:///a").save(finished_run)
+    store = Path(shutil.copytree(tiny_store, tmp_path / "store"))
+    rows = {row.fault: row for row in faults.damaged_files(finished_run, store, 5)}
+    assert len(rows) == 10
+    for row in rows.values():
+        assert row.injected == 5
+        assert row.noticed >= 2  # cut off, and lost
+    for name in ("rank-00000.pt", "meta.json", "weights.pt", "a store's shard"):
+        assert rows[f"damaged: {name}"].unnoticed == 0
+    assert rows["damaged: emissions.json"].unnoticed == 1  # lost: as if nothing had been measured
+
+
+def test_failing_requests_change_no_crop(tiny_store: Path) -> None:
+    for row in faults.outages(tiny_store, 1):
+        assert (row.injected, row.harmless) == (1, 1)
+
+
+def test_clocks_and_locks_do_not_matter(tmp_path: Path) -> None:
+    assert faults.clock_jumps(tmp_path / "clock", 20).harmless == 20
+    assert faults.no_locks(tmp_path, 2).unnoticed == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts a file system")
+def test_kills_and_a_full_disk_lose_nothing(tiny_store: Path, tmp_path: Path) -> None:
+    """In a process of its own, which forks the trainings."""
+    code = (
+        "import sys, time; from pathlib import Path; from tests.chaos import faults\n"
+        "import segresmamba.engine\n"
+        "store, folder = map(Path, sys.argv[1:])\n"
+        "rows = [faults.kills(folder / 'kills', store, 2, time.monotonic() + 200)]\n"
+        "(folder / 'full').mkdir()\n"
+        "rows += [faults.full_disks(folder / 'full', store, [300])]\n"
+        "assert [(row.unnoticed, row.injected) for row in rows] == [(0, 2), (0, 1)], rows\n"
+        "assert rows[1].lost == 'nothing', rows\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tiny_store), str(tmp_path)], check=True)
