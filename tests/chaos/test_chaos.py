@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -45,17 +44,12 @@ def test_clocks_and_locks_do_not_matter(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts a file system")
-def test_kills_and_a_full_disk_lose_nothing(tiny_store: Path, tmp_path: Path) -> None:
+def test_kills_lose_no_step_and_change_no_loss(tiny_store: Path, tmp_path: Path) -> None:
     """In a process of its own, which forks the trainings."""
     code = (
         "import sys, time; from pathlib import Path; from tests.chaos import faults\n"
-        "import segresmamba.engine\n"
         "store, folder = map(Path, sys.argv[1:])\n"
-        "rows = [faults.kills(folder / 'kills', store, 2, time.monotonic() + 200)]\n"
-        "(folder / 'full').mkdir()\n"
-        "rows += [faults.full_disks(folder / 'full', store, [300])]\n"
-        "assert [(row.unnoticed, row.injected) for row in rows] == [(0, 2), (0, 1)], rows\n"
-        "assert rows[1].lost == 'nothing', rows\n"
+        "row = faults.kills(folder / 'kills', store, 2, time.monotonic() + 200)\n"
+        "assert (row.injected, row.noticed, row.unnoticed) == (2, 2, 0), row\n"
     )
     subprocess.run([sys.executable, "-c", code, str(tiny_store), str(tmp_path)], check=True)
