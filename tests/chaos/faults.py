@@ -188,8 +188,8 @@ def _train(store: Path, root: Path, overrides: tuple[str, ...]) -> None:
 
 def whole_curve(store: Path, root: Path) -> tuple[dict[int, float], float]:
     """The losses of a training that nothing disturbs, and how many seconds it takes."""
-    start_s = time.monotonic()
     process = train_in_child(store, root)
+    start_s = time.monotonic()
     process.join()
     assert process.exitcode == 0, process.exitcode
     return journal_losses(root / "tiny"), time.monotonic() - start_s
