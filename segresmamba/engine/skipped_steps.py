@@ -20,7 +20,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from segresmamba.config import TrainConfig
@@ -29,6 +28,7 @@ from segresmamba.engine.zero import ZeroEngine
 from segresmamba.storage.atomic import atomic_path
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.task.ranks import Ranks
+from segresmamba.task.weights import save_torch
 
 logger = logging.getLogger(__name__)
 
@@ -92,8 +92,8 @@ class SkippedSteps:
                 with self.folder.skipped.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(record) + "\n")
             if weights is not None:
-                with atomic_path(self.folder.skipped_weights) as path, path.open("wb") as file:
-                    torch.save({"step": record["step"], "weights": weights}, file)
+                with atomic_path(self.folder.skipped_weights) as path:
+                    save_torch({"step": record["step"], "weights": weights}, path)
         except OSError as error:  # training matters more than its evidence
             logger.error("what was skipped at step %s is not kept: %s", record["step"], error)
 

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedWriter, FileIO
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +76,40 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], facts: WeightsFacts)
     }
 
     def write() -> None:
-        # Given a path, torch would write the temporary file's name into the file.
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            torch.save(content, file)
+        with atomic_path(path) as temporary:
+            save_torch(content, temporary)
 
     patiently(write, path, sum(tensor.nbytes for tensor in weights.values()))
+
+
+def save_torch(content: Any, path: Path) -> None:
+    """Write a file that `torch.load` reads.
+
+    Raises:
+        OSError: If it cannot be written. torch hides that, most often a full disk, behind a
+            RuntimeError about positions in the file.
+    """
+    # torch gets a file, not a path: it would write the path's name into the file.
+    with _RememberingFile(FileIO(path, "w")) as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            if file.error is not None:
+                raise file.error from error
+            raise
+
+
+class _RememberingFile(BufferedWriter):
+    """A file that remembers why it could not be written."""
+
+    error: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        try:
+            return super().write(content)
+        except OSError as error:
+            self.error = error
+            raise
 
 
 def read_facts(path: Path) -> WeightsFacts:

@@ -29,7 +29,7 @@ from segresmamba.data import open_dataset
 from segresmamba.data.store import layout
 from segresmamba.engine.checkpoints.checkpoint import _read_meta
 from segresmamba.engine.checkpoints.rank_files import read_ranks
-from segresmamba.errors import UserError
+from segresmamba.errors import PASSING_CODE, USER_CODE, UserError, sort_error
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.task.ranks import Ranks
 from segresmamba.task.weights import load_network
@@ -160,7 +160,7 @@ def damaged_files(run: Path, store: Path, count: int) -> Iterator[Row]:
 
 
 def train_in_child(store: Path, root: Path, *overrides: str) -> Any:
-    """Start a training in a forked process; its exit code is 2 for a `UserError`."""
+    """Start a training in a forked process, which ends with the exit code of a command."""
     for module in SLOW_IMPORTS:  # here, so that each fork trains at once
         importlib.import_module(module)
     process = _fork.Process(target=_train, args=(store, root, overrides))
@@ -179,10 +179,8 @@ def _train(store: Path, root: Path, overrides: tuple[str, ...]) -> None:
     code = 0
     try:
         train(tiny_config(store, root, *every))
-    except UserError:
-        code = 2
-    except BaseException:
-        code = 1
+    except BaseException as error:
+        code = sort_error(error).exit_code
     os._exit(code)
 
 
@@ -248,8 +246,8 @@ def full_disks(folder: Path, store: Path, sizes_kib: list[int]) -> Row:
             elif process.exitcode == 0:
                 row.harmless += 1
             else:
-                row.noticed += process.exitcode == 2
-                row.unnoticed += process.exitcode != 2
+                row.noticed += process.exitcode in (USER_CODE, PASSING_CODE)
+                row.unnoticed += process.exitcode not in (USER_CODE, PASSING_CODE)
             subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
             if process.exitcode is None:
                 process.join()

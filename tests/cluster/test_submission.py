@@ -103,7 +103,9 @@ def test_a_run_with_other_settings_is_refused_key_by_key_unless_told(
     assert "got:    augment.noise_std: 0.1 -> 0.3; train.lr: 0.001 -> 0.002\n" in done.stderr
     assert "--allow-config-change" in done.stderr
     assert slurm("squeue", "--noheader") == ""
-    job = queue_run("reference", *changed, "--allow-config-change")
+    # The run has finished: there has to be something left to train.
+    more = f"train.max_steps={STEPS + 1}"
+    job = queue_run("reference", *changed, more, "--allow-config-change")
     slurm("scancel", job.id)
 
 

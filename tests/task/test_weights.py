@@ -17,6 +17,7 @@ from segresmamba.task.weights import (
     first_not_finite,
     load_network,
     read_facts,
+    save_torch,
     save_weights,
 )
 from segresmamba.tracking.memory import status_kib
@@ -163,3 +164,9 @@ def test_large_finite_weights_are_not_taken_for_infinite_ones() -> None:
     assert first_not_finite([("large", large), ("count", torch.tensor(3))]) is None
     large[1] = float("nan")
     assert first_not_finite([("good", torch.ones(2)), ("large", large)]) == "large"
+
+
+@pytest.mark.parametrize("count", [1, 100, 10_000, 10_000_000])
+def test_a_full_disk_is_what_it_is(count: int) -> None:
+    with pytest.raises(OSError, match="No space left on device"):
+        save_torch({"weights": torch.zeros(count), "step": 3}, Path("/dev/full"))

@@ -21,7 +21,7 @@ from segresmamba.storage.atomic import sync
 from segresmamba.storage.digest import file_digest
 from segresmamba.storage.patience import patiently
 from segresmamba.task.ranks import Ranks
-from segresmamba.task.weights import first_not_finite
+from segresmamba.task.weights import first_not_finite, save_torch
 
 RankFiles = Mapping[int, dict[str, Any]]
 """What the files of some ranks hold, by the rank that wrote them."""
@@ -67,9 +67,7 @@ def write_rank(folder: Path, content: Mapping[str, Any], ranks: Ranks) -> str:
     path = rank_file(folder, ranks.rank)
 
     def write() -> None:
-        # Given a path, torch would not say why it cannot write.
-        with path.open("wb") as file:
-            torch.save(content, file)
+        save_torch(content, path)
         sync(path)  # the disk may turn out to be full here
 
     patiently(write, path, sum(rows.nbytes for _, rows in content["pieces"].values()))
