@@ -6,6 +6,7 @@ Commands import what they call when they run, so that `--help` need not wait for
 from __future__ import annotations
 
 import logging
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -265,6 +266,19 @@ def plan(overrides: Overrides = None) -> None:
     result = Planner(Task.from_config(config)).plan(memory_gib)
     console.print(table(result))
     typer.echo(verdict(result))
+
+
+@app.command()
+def settings(
+    key: Annotated[
+        str | None,
+        typer.Argument(help="A setting, or the beginning of some: train.lr, train, model=unet."),
+    ] = None,
+) -> None:
+    """List every setting with its default, its type or choices, and what it means."""
+    from segresmamba.config.settings import listing
+
+    typer.echo(listing(key, shutil.get_terminal_size().columns))
 
 
 @app.command()
