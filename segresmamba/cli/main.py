@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from segresmamba.cli.conversion import (
+    ConfigDir,
     CropPolicy,
     DtypePolicy,
     FormatName,
@@ -158,12 +159,13 @@ def train(
     allow_config_change: Annotated[
         bool, typer.Option("--allow-config-change", help="Go on with a run under new settings.")
     ] = False,
+    config_dir: ConfigDir = None,
 ) -> None:
     """Train in this one process; `python -m launch train` runs many, here or on Slurm."""
-    from segresmamba.config import load_config
+    from segresmamba.config import load_config, with_own_presets
 
     allowed = ["run.allow_config_change=true"] if allow_config_change else []
-    config = load_config([*(overrides or []), *allowed])
+    config = load_config([*with_own_presets(overrides, config_dir), *allowed])
     from segresmamba.engine import request_stop
     from segresmamba.engine import train as run
 
@@ -230,17 +232,23 @@ def bench(
     memory_gib: Annotated[
         float | None, typer.Option(min=0.1, help="Memory that each network may use.")
     ] = None,
+    config_dir: ConfigDir = None,
 ) -> None:
     """Compare networks: parameters, operations, memory, time and energy of a training step."""
     from segresmamba.bench import bench as run
     from segresmamba.bench import default_models
+    from segresmamba.config import with_own_presets
 
     named = [name.strip() for name in (models or "").split(",") if name.strip()]
     # SIGTERM must do what Ctrl-C does: end the network's process too, and keep the finished rows.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         result = run(
-            named or default_models(), overrides or [], out=out, steps=steps, memory_gib=memory_gib
+            named or default_models(),
+            with_own_presets(overrides, config_dir),
+            out=out,
+            steps=steps,
+            memory_gib=memory_gib,
         )
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -253,11 +261,11 @@ def bench(
 
 
 @app.command()
-def plan(overrides: Overrides = None) -> None:
+def plan(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
     """Predict the memory of a training step without a GPU and propose settings that fit."""
-    from segresmamba.config import load_config
+    from segresmamba.config import load_config, with_own_presets
 
-    config = load_config(overrides or [])
+    config = load_config(with_own_presets(overrides, config_dir))
     from segresmamba.planner import Planner, gpu_memory_gib, table, verdict
     from segresmamba.task.task import Task
 
@@ -355,12 +363,12 @@ def report(
 
 
 @app.command()
-def doctor(overrides: Overrides = None) -> None:
+def doctor(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
     """Show what this machine offers for training, and how to install what is missing."""
     from segresmamba.cli.doctor import checks, render
-    from segresmamba.config import load_config
+    from segresmamba.config import load_config, with_own_presets
 
-    console.print(render(checks(load_config(overrides or []))))
+    console.print(render(checks(load_config(with_own_presets(overrides, config_dir)))))
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from segresmamba.config.explain import explain, field_help, suggestion
+from segresmamba.config.own_presets import KEY, compose_own, own_presets
 from segresmamba.config.schema import Config
 from segresmamba.errors import ConfigError
 from segresmamba.secrets import recall
@@ -57,12 +58,19 @@ def config_folder() -> Path:
 
 
 def presets() -> dict[str, list[str]]:
-    """The groups under configs/ and the presets in each, such as {"data": ["brats", "sample"]}."""
+    """The package's groups and the presets in each, such as {"data": ["brats", "sample"]}."""
     return {
         folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
         for folder in sorted(config_folder().iterdir())
         if folder.is_dir()
     }
+
+
+def default_choices() -> dict[str, str]:
+    """The preset of each group that a run without a word takes, such as {"data": "sample"}."""
+    root = yaml.safe_load((config_folder() / "config.yaml").read_text(encoding="utf-8"))
+    entries = [entry for entry in root["defaults"] if isinstance(entry, dict)]
+    return {group: name for entry in entries for group, name in entry.items()}
 
 
 def load_config(overrides: Sequence[str] = ()) -> Config:
@@ -79,8 +87,12 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
     """
     parsed = [_parse(text) for text in overrides]
     chosen = [override for override in parsed if override.key_or_group in presets()]
+    config_dir = next((Path(str(o.value())) for o in parsed if o.key_or_group == KEY), None)
+    own = own_presets(config_dir, list(presets()))
+    for override in chosen:
+        _check_choice(override, own)
     # Values are set after all presets are composed, so they win whatever their order is.
-    composed = _compose(chosen)
+    composed = _compose(chosen, own)
     try:
         for override in parsed:
             if override not in chosen:
@@ -178,20 +190,26 @@ def _parse(text: str) -> Override:
             got=value,
             remedy=f"give one value, or for a list: '{key}=[{value}]'",
         )
-    choices, choice = presets().get(key), str(override.value())
-    if choices and choice not in choices:
+    return override
+
+
+def _check_choice(override: Override, own: Mapping[str, Collection[str]]) -> None:
+    """Refuse a preset that neither the package nor the user has."""
+    key, choice = override.key_or_group, str(override.value())
+    choices = sorted({*presets()[key], *own.get(key, ())})
+    if choice not in choices:
         raise ConfigError(
             f"there is no {key} preset of that name",
             where=key,
             got=choice,
             remedy=f"choose one of {', '.join(choices)}{suggestion(choice, choices)}",
         )
-    return override
 
 
-def _compose(chosen: Iterable[Override]) -> DictConfig:
+def _compose(chosen: Iterable[Override], own: Mapping[str, Mapping[str, Path]]) -> DictConfig:
     """Let Hydra compose the presets; only overrides that choose one may be given."""
-    choices = [f"{override.key_or_group}={override.value()}" for override in chosen]
+    names = [(override.key_or_group, str(override.value())) for override in chosen]
+    choices = [f"{group}={name}" for group, name in names if name not in own.get(group, ())]
     try:
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
             composed = compose("config", overrides=choices)
@@ -204,6 +222,10 @@ def _compose(chosen: Iterable[Override]) -> DictConfig:
         ) from error
     # Hydra makes it refuse unknown keys. Here pydantic does that, because its error says more.
     OmegaConf.set_struct(composed, False)
+    names_by_group = default_choices() | dict(names)
+    files = {g: own[g][name] for g, name in names_by_group.items() if name in own.get(g, ())}
+    compose_own(composed, files, config_folder())
+    composed.run.own_presets = {group: str(path) for group, path in files.items()}
     return composed
 
 

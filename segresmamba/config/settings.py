@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from segresmamba.config.compose import config_folder, presets
+from segresmamba.config.compose import config_folder, default_choices, presets
 from segresmamba.config.schema import Config
 from segresmamba.config.section import Section
 from segresmamba.config.suggest import all_keys, likely_key, sections
@@ -89,9 +89,7 @@ def listing(key: str | None, width: int) -> str:
 
 def groups() -> Iterator[Group]:
     """Every section in the order of the schema, and each network of the section model."""
-    chosen: dict[str, str] = {}
-    for entry in _read("config")["defaults"]:
-        chosen |= entry if isinstance(entry, dict) else {}
+    chosen = default_choices()
     outside = {name: field for name, field in Config.model_fields.items()
                if not sections(field.annotation)}  # fmt: skip
     yield Group("seed", "Settings outside the sections.", (), tuple(_settings(Config, "", outside)))
