@@ -87,8 +87,8 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
     """
     parsed = [_parse(text) for text in overrides]
     chosen = [override for override in parsed if override.key_or_group in presets()]
-    config_dir = next((Path(str(o.value())) for o in parsed if o.key_or_group == KEY), None)
-    own = own_presets(config_dir, list(presets()))
+    config_dir = next((str(o.value() or "") for o in parsed if o.key_or_group == KEY), "")
+    own = own_presets(Path(config_dir) if config_dir else None, list(presets()))
     for override in chosen:
         _check_choice(override, own)
     # Values are set after all presets are composed, so they win whatever their order is.
