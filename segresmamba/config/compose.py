@@ -21,7 +21,9 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from segresmamba.config.explain import explain, field_help, suggestion
+from segresmamba.config.networks import PluginConfig
 from segresmamba.config.own_presets import KEY, compose_own, own_presets
+from segresmamba.config.plugins import check_installed, plugin_section
 from segresmamba.config.schema import Config
 from segresmamba.errors import ConfigError
 from segresmamba.secrets import recall
@@ -89,13 +91,17 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
     chosen = [override for override in parsed if override.key_or_group in presets()]
     config_dir = next((str(o.value() or "") for o in parsed if o.key_or_group == KEY), "")
     own = own_presets(Path(config_dir) if config_dir else None, list(presets()))
+    if plugin := plugin_section(parsed, {*presets()["model"], *own.get("model", ())}):
+        chosen = [override for override in chosen if override.key_or_group != "model"]
     for override in chosen:
         _check_choice(override, own)
     # Values are set after all presets are composed, so they win whatever their order is.
     composed = _compose(chosen, own)
+    if plugin:
+        composed.model = plugin
     try:
         for override in parsed:
-            if override not in chosen:
+            if override.key_or_group not in presets():
                 key, value = override.key_or_group, override.value()
                 # An unknown key is added here, and pydantic refuses it with the valid keys.
                 OmegaConf.update(composed, key, value, merge=False, force_add=True)
@@ -114,7 +120,9 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
             got=" ".join(overrides),
             remedy=str(error).splitlines()[0],
         ) from error
-    return _validated(values)
+    config = _validated(values)
+    check_installed(config.model)
+    return config
 
 
 def read_config(path: Path) -> Config:
@@ -154,7 +162,9 @@ def config_digest(config: Config) -> str:
 
 def run_folder(config: Config) -> Path:
     """The folder of this configuration's run."""
-    return config.run.root / (config.run.name or f"{config.model.name}-{config_digest(config)}")
+    model = config.model
+    network = model.label if isinstance(model, PluginConfig) else model.name
+    return config.run.root / (config.run.name or f"{network}-{config_digest(config)}")
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
