@@ -77,12 +77,16 @@ def main() -> None:
 def sample(
     out: Annotated[Path, typer.Argument(help="Folder for the dataset, in nnU-Net's raw format.")],
     subjects: Annotated[int, typer.Option(min=2, help="Number of virtual subjects.")] = 12,
-    seed: Annotated[int, typer.Option(help="Seed of the deformations.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of all that differs between them.")] = 0,
+    kind: Annotated[
+        str,
+        typer.Option(help="brain: T1 at 2 mm; ct: abdomen at 0.8 x 0.8 x 5 mm, in HU."),
+    ] = "brain",
 ) -> None:
-    """Make the sample dataset: virtual subjects, deformed from the MNI152 template."""
+    """Make a sample dataset: virtual subjects of the MNI152 template, or of a drawn CT."""
     from segresmamba.data import make_sample
 
-    make_sample(out, subjects=subjects, seed=seed)
+    make_sample(out, subjects=subjects, seed=seed, kind=kind)
     typer.echo(f"{subjects} subjects: {out}")
 
 
