@@ -5,14 +5,18 @@
     [project.entry-points."segresmamba.networks"]
     mynet = "mypackage.networks:MyNet"          model=mynet is the same
 
-Only the metadata of packages is read here. None is imported, so submitting stays instant.
+Composing a configuration reads only the metadata of packages and imports none, so that submitting
+stays instant.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Collection, Iterable
 from importlib import metadata
 from importlib.util import find_spec
+from textwrap import shorten
+from typing import Any
 
 from hydra.core.override_parser.types import Override
 
@@ -62,3 +66,26 @@ def check_installed(model: ModelConfig) -> None:
             remedy="install it in this environment, or put the folder that holds it into "
             "PYTHONPATH, as in PYTHONPATH=$PWD",
         )
+
+
+def load_target(target: str, key: str) -> Any:
+    """What a target names; importing it runs its module.
+
+    Args:
+        target: As in package.module:Class.
+        key: The setting or entry point that has it, for the error.
+
+    Raises:
+        ConfigError: If it cannot be imported.
+    """
+    module, _, name = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except Exception as error:  # the module may raise anything
+        raise ConfigError(
+            "the target cannot be imported",
+            where=key,
+            got=shorten(f"{target}: {type(error).__name__}: {error}", 300),
+            remedy="write package.module:Class, and install the package where the job runs, or "
+            "put the folder that holds it into PYTHONPATH",
+        ) from error

@@ -5,13 +5,13 @@ Importing the module runs its code. So a configuration that names one is trusted
 
 from __future__ import annotations
 
-import importlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
+from segresmamba.config.plugins import load_target
 from segresmamba.errors import ConfigError
 from segresmamba.models.padding import Padded
 
@@ -32,6 +32,13 @@ def plugin(
         ConfigError: If it cannot be imported, or does not take these arguments.
     """
     build = load_target(target, "model.target")
+    if not callable(build):
+        raise ConfigError(
+            "the target is neither a class nor a function",
+            where="model.target",
+            got=f"{target} is {type(build).__name__}",
+            remedy="write package.module:Class",
+        )
     keywords = {"in_channels": in_channels, "out_channels": out_channels, **kwargs}
     try:
         inspect.signature(build).bind(**keywords)
@@ -73,35 +80,3 @@ def _check_logits(
             remedy=f"return {expected}, or a list of logits that begins with them; if the network "
             "takes only multiples of a number of voxels, give that number as model.stride",
         )
-
-
-def load_target(target: str, key: str) -> Callable[..., Any]:
-    """What a target names; importing it runs its module.
-
-    Args:
-        target: As in package.module:Class.
-        key: The setting that has it, for the error.
-
-    Raises:
-        ConfigError: If it cannot be imported, or is nothing to call.
-    """
-    module, _, name = target.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except Exception as error:  # the module may raise anything
-        raise ConfigError(
-            "the target cannot be imported",
-            where=key,
-            got=f"{target}: {type(error).__name__}: {error}",
-            remedy="write package.module:Class, and install the package where the job runs, or "
-            "put the folder that holds it into PYTHONPATH",
-        ) from error
-    if not callable(found):
-        raise ConfigError(
-            "the target is neither a class nor a function",
-            where=key,
-            got=f"{target} is {type(found).__name__}",
-            remedy="write package.module:Class",
-        )
-    called: Callable[..., Any] = found
-    return called
