@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from segresmamba.config.explain import explain, field_help, suggestion
 from segresmamba.config.networks import PluginConfig
-from segresmamba.config.own_presets import KEY, compose_own, own_presets
+from segresmamba.config.own_presets import KEY, compose_own, config_folder, own_presets
 from segresmamba.config.plugins import check_installed, plugin_section
 from segresmamba.config.schema import Config
 from segresmamba.errors import ConfigError
@@ -50,13 +50,6 @@ _FREE_KEYS = {
     "train.compile",
     "train.zero_stage",
 }
-
-
-def config_folder() -> Path:
-    """The folder of the presets: in an installed package, or at the top of a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    installed = package / "configs"
-    return installed if installed.is_dir() else package.parent / "configs"
 
 
 def presets() -> dict[str, list[str]]:
@@ -87,21 +80,12 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
         ConfigError: For an unknown key or preset, a missing value or one of the wrong type, and for
             settings that contradict each other.
     """
-    parsed = [_parse(text) for text in overrides]
-    chosen = [override for override in parsed if override.key_or_group in presets()]
-    config_dir = next((str(o.value() or "") for o in parsed if o.key_or_group == KEY), "")
-    own = own_presets(Path(config_dir) if config_dir else None, list(presets()))
-    if plugin := plugin_section(parsed, {*presets()["model"], *own.get("model", ())}):
-        chosen = [override for override in chosen if override.key_or_group != "model"]
-    for override in chosen:
-        _check_choice(override, own)
+    parsed, groups = [_parse(text) for text in overrides], presets()
     # Values are set after all presets are composed, so they win whatever their order is.
-    composed = _compose(chosen, own)
-    if plugin:
-        composed.model = plugin
+    composed = _choose(parsed, groups)
     try:
         for override in parsed:
-            if override.key_or_group not in presets():
+            if override.key_or_group not in groups:
                 key, value = override.key_or_group, override.value()
                 # An unknown key is added here, and pydantic refuses it with the valid keys.
                 OmegaConf.update(composed, key, value, merge=False, force_add=True)
@@ -203,10 +187,33 @@ def _parse(text: str) -> Override:
     return override
 
 
-def _check_choice(override: Override, own: Mapping[str, Collection[str]]) -> None:
+def _choose(parsed: Sequence[Override], groups: Mapping[str, Sequence[str]]) -> DictConfig:
+    """Compose the presets that overrides choose: the user's, the package's, or a network's target.
+
+    Args:
+        parsed: All overrides.
+        groups: See `presets`.
+    """
+    config_dir = next((str(one.value() or "") for one in parsed if one.key_or_group == KEY), "")
+    own = own_presets(Path(config_dir) if config_dir else None, list(groups))
+    known = {group: sorted({*names, *own.get(group, ())}) for group, names in groups.items()}
+    plugin = plugin_section(parsed, known["model"])
+    chosen = [
+        override
+        for override in parsed
+        if override.key_or_group in groups and not (plugin and override.key_or_group == "model")
+    ]
+    for override in chosen:
+        _check_choice(override, known[override.key_or_group])
+    composed = _compose(chosen, own)
+    if plugin:
+        composed.model = plugin
+    return composed
+
+
+def _check_choice(override: Override, choices: Sequence[str]) -> None:
     """Refuse a preset that neither the package nor the user has."""
     key, choice = override.key_or_group, str(override.value())
-    choices = sorted({*presets()[key], *own.get(key, ())})
     if choice not in choices:
         raise ConfigError(
             f"there is no {key} preset of that name",
@@ -234,7 +241,7 @@ def _compose(chosen: Iterable[Override], own: Mapping[str, Mapping[str, Path]]) 
     OmegaConf.set_struct(composed, False)
     names_by_group = default_choices() | dict(names)
     files = {g: own[g][name] for g, name in names_by_group.items() if name in own.get(g, ())}
-    compose_own(composed, files, config_folder())
+    compose_own(composed, files)
     composed.run.own_presets = {group: str(path) for group, path in files.items()}
     return composed
 

@@ -27,6 +27,13 @@ logger = logging.getLogger(__name__)
 KEY = "run.config_dir"
 
 
+def config_folder() -> Path:
+    """The folder of the presets: in an installed package, or at the top of a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
 def with_own_presets(overrides: Sequence[str] | None, folder: Path | None) -> list[str]:
     """The overrides of a command, with the folder of the user's own presets if there is one.
 
@@ -35,8 +42,9 @@ def with_own_presets(overrides: Sequence[str] | None, folder: Path | None) -> li
         folder: The value of --config-dir; None takes ./configs if it exists.
     """
     words = list(overrides or ())
-    if folder is None and Path("configs").is_dir():
-        folder = Path("configs")
+    here = Path("configs")
+    if folder is None and here.is_dir() and not here.samefile(config_folder()):
+        folder = here
     if folder is None or any(word.startswith(f"{KEY}=") for word in words):
         return words
     return [*words, f"{KEY}={json.dumps(str(folder.resolve()), ensure_ascii=False)}"]
@@ -44,6 +52,8 @@ def with_own_presets(overrides: Sequence[str] | None, folder: Path | None) -> li
 
 def own_presets(folder: Path | None, groups: Sequence[str]) -> dict[str, dict[str, Path]]:
     """The files of a folder that are presets of these groups, by group and name.
+
+    A copy of a preset of the package, as in a checkout of this project, is not the user's own.
 
     Raises:
         ConfigError: If there is no such folder.
@@ -58,24 +68,31 @@ def own_presets(folder: Path | None, groups: Sequence[str]) -> dict[str, dict[st
             remedy="give a folder with a folder for each group, as in DIR/data/mine.yaml",
         )
     return {
-        group: {path.stem: path.resolve() for path in sorted((folder / group).glob("*.yaml"))}
+        group: {
+            path.stem: path.resolve()
+            for path in sorted((folder / group).glob("*.yaml"))
+            if not _is_copy(path, config_folder() / group / path.name)
+        }
         for group in groups
     }
 
 
-def compose_own(composed: DictConfig, files: Mapping[str, Path], package: Path) -> None:
+def _is_copy(path: Path, original: Path) -> bool:
+    return original.exists() and path.read_bytes() == original.read_bytes()
+
+
+def compose_own(composed: DictConfig, files: Mapping[str, Path]) -> None:
     """Put presets of the user's own in the place of the package's, and log where they came from.
 
     Args:
         composed: The package's presets, which gets the others by group.
         files: The file of each preset, by group.
-        package: The package's folder of presets, on which a preset may build.
 
     Raises:
         ConfigError: For a file that is no preset.
     """
     for group, path in files.items():
-        search = f"hydra.searchpath=['file://{package}']"
+        search = f"hydra.searchpath=['file://{config_folder()}']"
         try:
             with initialize_config_dir(str(path.parents[1]), version_base="1.3"):
                 found = compose(f"{group}/{path.stem}", overrides=[search])

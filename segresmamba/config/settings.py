@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from segresmamba.config.compose import config_folder, default_choices, presets
+from segresmamba.config.compose import default_choices, presets
+from segresmamba.config.own_presets import config_folder
 from segresmamba.config.schema import Config
 from segresmamba.config.section import Section
 from segresmamba.config.suggest import all_keys, likely_key, sections

@@ -1,6 +1,7 @@
 """Presets of the user's own: found, preferred, named in the log, and found again by jobs."""
 
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,16 @@ def test_configs_of_the_working_folder_is_found_and_kept_as_an_absolute_path(
     monkeypatch.chdir("/")
     assert load_config(words).data.store == "mine.zarr"
     assert with_own_presets(words, tmp_path) == words
+
+
+def test_the_presets_of_a_checkout_are_the_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(own_presets.config_folder().parent)
+    assert with_own_presets([], None) == []
+    shutil.copytree(own_presets.config_folder(), tmp_path / "configs")
+    monkeypatch.chdir(tmp_path)
+    assert load_config(with_own_presets(["data=sample"], None)).run.own_presets == {}
 
 
 def test_where_a_preset_came_from_makes_no_other_experiment(folder: Path, tmp_path: Path) -> None:
