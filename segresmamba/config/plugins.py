@@ -58,7 +58,8 @@ def check_installed(model: ModelConfig) -> None:
     if not isinstance(model, PluginConfig):
         return
     package = model.target.partition(":")[0].partition(".")[0]
-    if find_spec(package) is None:
+    # A module that a program was started with may have no specification; jobs could not import it.
+    if package == "__main__" or find_spec(package) is None:
         raise ConfigError(
             f"there is no package {package}",
             where="model.target",

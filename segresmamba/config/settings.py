@@ -104,7 +104,7 @@ def groups() -> Iterator[Group]:
             continue
         for kind in kinds:  # none for a setting outside the sections
             tag = kind.model_fields["name"].default
-            names = tuple(preset for preset, values in files.items() if values["name"] == tag)
+            names = tuple(preset for preset, values in files.items() if values.get("name") == tag)
             # A variant of the network before it is shown by what it changes.
             variant = kind.__base__ is kinds[0].__base__ is not Section and kind is not kinds[0]
             own = kind.__annotations__ if variant else kind.model_fields

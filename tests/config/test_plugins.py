@@ -46,6 +46,7 @@ def test_entry_points_are_read_from_the_metadata_of_packages(
     ("words", "where", "text"),
     [
         (["model.target=no_such_package.nets:Net"], "model.target", "PYTHONPATH"),
+        (["model.target=__main__:Net"], "model.target", "install it"),
         (["model.target=monai.networks.nets"], "model.target", "package.module:Class"),
         (["model.target='os;ls:x'"], "model.target", "package.module:Class"),
         (["model=unet", f"model.target={TARGET}"], "model.target", "valid keys here"),

@@ -38,10 +38,9 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
 
 
 def test_a_key_narrows_the_list() -> None:
-    assert listing("train.precision", 80).splitlines() == [
-        f"train [presets: {', '.join(presets()['train'])}]: Optimisation, and how often a run "
-        "records,",
-        "validates and saves.",
+    head, *lines = listing("train.precision", 80).splitlines()
+    assert head.startswith(f"train [presets: {', '.join(presets()['train'])}]: ")
+    assert lines[-2:] == [
         "  train.precision=bf16   (fp32 | bf16 | fp16)",
         "      Number format of autocast. The parameters are fp32 with each of them.",
     ]
