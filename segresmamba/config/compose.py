@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from segresmamba.config.explain import explain, field_help, suggestion
 from segresmamba.config.networks import PluginConfig
 from segresmamba.config.own_presets import KEY, compose_own, config_folder, own_presets
-from segresmamba.config.plugins import check_installed, plugin_section
+from segresmamba.config.plugins import NETWORKS, check_installed, entry_points, plugin_section
 from segresmamba.config.schema import Config
 from segresmamba.errors import ConfigError
 from segresmamba.secrets import recall
@@ -215,6 +215,8 @@ def _check_choice(override: Override, choices: Sequence[str]) -> None:
     """Refuse a preset that neither the package nor the user has."""
     key, choice = override.key_or_group, str(override.value())
     if choice not in choices:
+        if key == "model":
+            choices = [*choices, *entry_points(NETWORKS)]
         raise ConfigError(
             f"there is no {key} preset of that name",
             where=key,

@@ -112,8 +112,10 @@ def _unknown_key(path: list[str], network: str | None, got: str) -> ConfigError:
         problem = f"unknown key for model.name={network}"
         advice = "; choose another network by its preset, as in model=NAME"
     key, keys = ".".join(path), all_keys()
+    if network == "plugin":
+        advice = f"; a keyword of the class is given as model.kwargs.{path[-1]}={got}"
     # A known key belongs to another network.
-    if key not in keys and (meant := likely_key(key, keys)):
+    elif key not in keys and (meant := likely_key(key, keys)):
         advice += f"; did you mean {meant}?"
     remedy = f"valid keys here: {', '.join(kinds[0].model_fields)}{advice}"
     return ConfigError(problem, where=key, got=got, remedy=remedy)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from segresmamba.config import config_digest, load_config, plugins, read_config, run_folder
+from segresmamba.config import compose, config_digest, load_config, plugins, read_config, run_folder
 from segresmamba.errors import ConfigError
 from segresmamba.storage.run_folder import write_config
 
@@ -24,11 +24,12 @@ def test_a_target_alone_is_enough(tmp_path: Path) -> None:
 
 def test_an_entry_point_is_a_name_for_a_target(monkeypatch: pytest.MonkeyPatch) -> None:
     points = {"mynet": TARGET, "unet": "elsewhere:UNet"}
-    monkeypatch.setattr(plugins, "entry_points", {plugins.NETWORKS: points}.get)
+    for module in (plugins, compose):
+        monkeypatch.setattr(module, "entry_points", {plugins.NETWORKS: points}.get)
     assert load_config(["model=mynet"]) == load_config([f"model.target={TARGET}"])
     assert load_config(["model=unet"]).model.name == "unet"  # the package's own come first
-    with pytest.raises(ConfigError, match="no model preset"):
-        load_config(["model=mynetwork"])
+    with pytest.raises(ConfigError, match=r"mynet.*did you mean mynet\?"):
+        load_config(["model=mynett"])
 
 
 def test_entry_points_are_read_from_the_metadata_of_packages(
@@ -50,7 +51,11 @@ def test_entry_points_are_read_from_the_metadata_of_packages(
         (["model.target=monai.networks.nets"], "model.target", "package.module:Class"),
         (["model.target='os;ls:x'"], "model.target", "package.module:Class"),
         (["model=unet", f"model.target={TARGET}"], "model.target", "valid keys here"),
-        ([f"model.target={TARGET}", "model.init_filters=8"], "model.init_filters", "kwargs"),
+        (
+            [f"model.target={TARGET}", "model.init_filters=8"],
+            "model.init_filters",
+            "model.kwargs.init_filters=8",
+        ),
         (["model.kwargs.x=1"], "model.kwargs", "valid keys here"),
     ],
 )
