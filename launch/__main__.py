@@ -23,6 +23,7 @@ from launch.sweeps.plan_search import Sampler, plan_search
 from launch.sweeps.sweep import MANIFEST, Sweep
 from launch.sweeps.trial_job import TrialJob
 from segresmamba.cli.conversion import (
+    ConfigDir,
     CropPolicy,
     DtypePolicy,
     FormatName,
@@ -32,7 +33,7 @@ from segresmamba.cli.conversion import (
     SpacingPolicy,
     Splits,
 )
-from segresmamba.config import Config, load_config, read_config
+from segresmamba.config import Config, load_config, read_config, with_own_presets
 from segresmamba.errors import OUR_CODE, LaunchError, sort_error
 from segresmamba.storage.run_folder import RunFolder, refuse_changes
 from segresmamba.storage.terminal import shield_output
@@ -66,10 +67,11 @@ def train(
         bool, typer.Option("--allow-config-change", help="Go on with a run under new settings.")
     ] = False,
     max_parallel: MaxParallel = None,
+    config_dir: ConfigDir = None,
     in_allocation: Annotated[bool, typer.Option("--in-allocation", hidden=True)] = False,
 ) -> None:
     """Train: cluster=local (ranks on this machine), debug (in this process) or slurm (sbatch)."""
-    overrides = overrides or []
+    overrides = with_own_presets(overrides, config_dir)
     if allow_config_change:
         overrides += ["run.allow_config_change=true"]
     if in_allocation:
@@ -118,6 +120,7 @@ def convert(
     dtype: DtypePolicy = "auto",
     splits: Splits = None,
     overwrite: Overwrite = False,
+    config_dir: ConfigDir = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would run: on Slurm the sbatch scripts.")
     ] = False,
@@ -129,7 +132,7 @@ def convert(
 
     policy = Policy.from_options(spacing=spacing, crop=crop, intensity=intensity, dtype=dtype)
     request = ConversionRequest(source, out, kind, resample_mismatched, policy, splits, overwrite)
-    cluster = convert_job.cluster_of(overrides or [])
+    cluster = convert_job.cluster_of(overrides or [], config_dir)
     if dry_run:
         typer.echo(convert_job.describe(request, cluster, tasks), nl=False)
     else:
@@ -154,9 +157,11 @@ def sweep(
         str | None,
         typer.Option(metavar="URL", help="For a search: a database. Default: a file."),
     ] = None,
+    config_dir: ConfigDir = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the trials.")] = False,
 ) -> None:
     """Run every combination, or a search; the same command goes on with what is missing."""
+    overrides = with_own_presets(overrides, config_dir)
     if search is not None:
         planned = plan_search(overrides, trials, name, storage)
     elif trials is not None or storage is not None:

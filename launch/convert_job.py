@@ -23,7 +23,7 @@ from launch.jobs.rank import resubmission
 from launch.jobs.slurm import SlurmExecutor, share_executor, submit_array
 from launch.slurm import squeue
 from segresmamba.cli.conversion import counting
-from segresmamba.config import ClusterConfig, load_config
+from segresmamba.config import ClusterConfig, load_config, with_own_presets
 from segresmamba.data.conversion.convert import convert_share, finish, prepare
 from segresmamba.data.conversion.plan import ConversionPlan, ConversionRequest
 from segresmamba.errors import ConfigError, LaunchError, UserError, sort_error
@@ -72,8 +72,12 @@ class ConvertJob:
         return resubmission(self)
 
 
-def cluster_of(overrides: Sequence[str]) -> ClusterConfig:
+def cluster_of(overrides: Sequence[str], config_dir: Path | None = None) -> ClusterConfig:
     """The cluster that these overrides describe, with one process per job.
+
+    Args:
+        overrides: Settings of the cluster.
+        config_dir: See `with_own_presets`.
 
     Raises:
         ConfigError: If they are wrong, or describe anything else.
@@ -87,7 +91,7 @@ def cluster_of(overrides: Sequence[str]) -> ClusterConfig:
             remedy="give options (python -m launch convert --help) and cluster.* settings, as in "
             "cluster=slurm cluster.time_min=60; --tasks says how many jobs share the cases",
         )
-    return load_config([*_NO_RANKS, *overrides]).cluster
+    return load_config(with_own_presets([*_NO_RANKS, *overrides], config_dir)).cluster
 
 
 def run(request: ConversionRequest, cluster: ClusterConfig, tasks: int) -> None:

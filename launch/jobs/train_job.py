@@ -24,6 +24,7 @@ from launch.failures import Failure, failure_path, write_failure
 from launch.jobs import rank
 from launch.jobs.start import RANK_MODULES
 from segresmamba.config import Config
+from segresmamba.config.own_presets import say_preset
 from segresmamba.errors import OUR_CODE
 from segresmamba.secrets import recall, reveal
 
@@ -107,6 +108,9 @@ class TrainJob:
         logging.basicConfig(format=line, datefmt="%H:%M:%S", level=logging.WARNING)
         logging.getLogger("segresmamba").setLevel(logging.WARNING if number else logging.INFO)
         logging.getLogger("submitit").handlers.clear()  # or it prints everything three times
+        # A job that an earlier version submitted has no record of its presets.
+        for group, path in vars(self.config.run).get("own_presets", {}).items():
+            say_preset(group, path)
         _shield_resource_tracker()
         try:
             with StopSignals() as signals:

@@ -1,4 +1,4 @@
-"""Options and progress display that `segresmamba convert` and `python -m launch convert` share."""
+"""Options and progress display that `segresmamba` and `python -m launch` share."""
 
 from __future__ import annotations
 
@@ -58,6 +58,15 @@ Splits = Annotated[
 ]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Convert all cases again, finished ones too.")
+]
+
+ConfigDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--config-dir",
+        metavar="DIR",
+        help="Folder with presets of your own, such as DIR/data/mine.yaml. Default: configs/ here.",
+    ),
 ]
 
 _LINES = 20  # the most that a log gets, after the line at the start

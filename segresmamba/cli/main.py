@@ -6,6 +6,7 @@ Commands import what they call when they run, so that `--help` need not wait for
 from __future__ import annotations
 
 import logging
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from segresmamba.cli.conversion import (
+    ConfigDir,
     CropPolicy,
     DtypePolicy,
     FormatName,
@@ -75,12 +77,16 @@ def main() -> None:
 def sample(
     out: Annotated[Path, typer.Argument(help="Folder for the dataset, in nnU-Net's raw format.")],
     subjects: Annotated[int, typer.Option(min=2, help="Number of virtual subjects.")] = 12,
-    seed: Annotated[int, typer.Option(help="Seed of the deformations.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of all that differs between them.")] = 0,
+    kind: Annotated[
+        str,
+        typer.Option(help="brain: T1 at 2 mm; ct: abdomen at 0.8 x 0.8 x 5 mm, in HU."),
+    ] = "brain",
 ) -> None:
-    """Make the sample dataset: virtual subjects, deformed from the MNI152 template."""
+    """Make a sample dataset: virtual subjects of the MNI152 template, or of a drawn CT."""
     from segresmamba.data import make_sample
 
-    make_sample(out, subjects=subjects, seed=seed)
+    make_sample(out, subjects=subjects, seed=seed, kind=kind)
     typer.echo(f"{subjects} subjects: {out}")
 
 
@@ -157,12 +163,13 @@ def train(
     allow_config_change: Annotated[
         bool, typer.Option("--allow-config-change", help="Go on with a run under new settings.")
     ] = False,
+    config_dir: ConfigDir = None,
 ) -> None:
     """Train in this one process; `python -m launch train` runs many, here or on Slurm."""
-    from segresmamba.config import load_config
+    from segresmamba.config import load_config, with_own_presets
 
     allowed = ["run.allow_config_change=true"] if allow_config_change else []
-    config = load_config([*(overrides or []), *allowed])
+    config = load_config([*with_own_presets(overrides, config_dir), *allowed])
     from segresmamba.engine import request_stop
     from segresmamba.engine import train as run
 
@@ -229,17 +236,23 @@ def bench(
     memory_gib: Annotated[
         float | None, typer.Option(min=0.1, help="Memory that each network may use.")
     ] = None,
+    config_dir: ConfigDir = None,
 ) -> None:
     """Compare networks: parameters, operations, memory, time and energy of a training step."""
     from segresmamba.bench import bench as run
     from segresmamba.bench import default_models
+    from segresmamba.config import with_own_presets
 
     named = [name.strip() for name in (models or "").split(",") if name.strip()]
     # SIGTERM must do what Ctrl-C does: end the network's process too, and keep the finished rows.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         result = run(
-            named or default_models(), overrides or [], out=out, steps=steps, memory_gib=memory_gib
+            named or default_models(),
+            with_own_presets(overrides, config_dir),
+            out=out,
+            steps=steps,
+            memory_gib=memory_gib,
         )
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -252,11 +265,11 @@ def bench(
 
 
 @app.command()
-def plan(overrides: Overrides = None) -> None:
+def plan(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
     """Predict the memory of a training step without a GPU and propose settings that fit."""
-    from segresmamba.config import load_config
+    from segresmamba.config import load_config, with_own_presets
 
-    config = load_config(overrides or [])
+    config = load_config(with_own_presets(overrides, config_dir))
     from segresmamba.planner import Planner, gpu_memory_gib, table, verdict
     from segresmamba.task.task import Task
 
@@ -265,6 +278,19 @@ def plan(overrides: Overrides = None) -> None:
     result = Planner(Task.from_config(config)).plan(memory_gib)
     console.print(table(result))
     typer.echo(verdict(result))
+
+
+@app.command()
+def settings(
+    key: Annotated[
+        str | None,
+        typer.Argument(help="A setting, or the beginning of some: train.lr, train, model=unet."),
+    ] = None,
+) -> None:
+    """List every setting with its default, its type or choices, and what it means."""
+    from segresmamba.config.settings import listing
+
+    typer.echo(listing(key, shutil.get_terminal_size().columns))
 
 
 @app.command()
@@ -341,12 +367,12 @@ def report(
 
 
 @app.command()
-def doctor(overrides: Overrides = None) -> None:
+def doctor(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
     """Show what this machine offers for training, and how to install what is missing."""
     from segresmamba.cli.doctor import checks, render
-    from segresmamba.config import load_config
+    from segresmamba.config import load_config, with_own_presets
 
-    console.print(render(checks(load_config(overrides or []))))
+    console.print(render(checks(load_config(with_own_presets(overrides, config_dir)))))
 
 
 @contextmanager

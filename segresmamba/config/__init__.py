@@ -10,6 +10,7 @@ from segresmamba.config.compose import (
     run_folder,
 )
 from segresmamba.config.networks import ModelConfig, SegResMambaConfig, SegResNetConfig
+from segresmamba.config.own_presets import with_own_presets
 from segresmamba.config.schema import (
     AugmentConfig,
     ClusterConfig,
@@ -40,4 +41,5 @@ __all__ = [
     "presets",
     "read_config",
     "run_folder",
+    "with_own_presets",
 ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,9 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from segresmamba.config.explain import explain, field_help, suggestion
+from segresmamba.config.networks import PluginConfig
+from segresmamba.config.own_presets import KEY, compose_own, config_folder, own_presets
+from segresmamba.config.plugins import NETWORKS, check_installed, entry_points, plugin_section
 from segresmamba.config.schema import Config
 from segresmamba.errors import ConfigError
 from segresmamba.secrets import recall
@@ -49,20 +52,20 @@ _FREE_KEYS = {
 }
 
 
-def config_folder() -> Path:
-    """The folder of the presets: in an installed package, or at the top of a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    installed = package / "configs"
-    return installed if installed.is_dir() else package.parent / "configs"
-
-
 def presets() -> dict[str, list[str]]:
-    """The groups under configs/ and the presets in each, such as {"data": ["brats", "sample"]}."""
+    """The package's groups and the presets in each, such as {"data": ["brats", "sample"]}."""
     return {
         folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
         for folder in sorted(config_folder().iterdir())
         if folder.is_dir()
     }
+
+
+def default_choices() -> dict[str, str]:
+    """The preset of each group that a run without a word takes, such as {"data": "sample"}."""
+    root = yaml.safe_load((config_folder() / "config.yaml").read_text(encoding="utf-8"))
+    entries = [entry for entry in root["defaults"] if isinstance(entry, dict)]
+    return {group: name for entry in entries for group, name in entry.items()}
 
 
 def load_config(overrides: Sequence[str] = ()) -> Config:
@@ -77,13 +80,12 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
         ConfigError: For an unknown key or preset, a missing value or one of the wrong type, and for
             settings that contradict each other.
     """
-    parsed = [_parse(text) for text in overrides]
-    chosen = [override for override in parsed if override.key_or_group in presets()]
+    parsed, groups = [_parse(text) for text in overrides], presets()
     # Values are set after all presets are composed, so they win whatever their order is.
-    composed = _compose(chosen)
+    composed = _choose(parsed, groups)
     try:
         for override in parsed:
-            if override not in chosen:
+            if override.key_or_group not in groups:
                 key, value = override.key_or_group, override.value()
                 # An unknown key is added here, and pydantic refuses it with the valid keys.
                 OmegaConf.update(composed, key, value, merge=False, force_add=True)
@@ -102,7 +104,9 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
             got=" ".join(overrides),
             remedy=str(error).splitlines()[0],
         ) from error
-    return _validated(values)
+    config = _validated(values)
+    check_installed(config.model)
+    return config
 
 
 def read_config(path: Path) -> Config:
@@ -142,7 +146,9 @@ def config_digest(config: Config) -> str:
 
 def run_folder(config: Config) -> Path:
     """The folder of this configuration's run."""
-    return config.run.root / (config.run.name or f"{config.model.name}-{config_digest(config)}")
+    model = config.model
+    network = model.label if isinstance(model, PluginConfig) else model.name
+    return config.run.root / (config.run.name or f"{network}-{config_digest(config)}")
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -178,20 +184,51 @@ def _parse(text: str) -> Override:
             got=value,
             remedy=f"give one value, or for a list: '{key}=[{value}]'",
         )
-    choices, choice = presets().get(key), str(override.value())
-    if choices and choice not in choices:
+    return override
+
+
+def _choose(parsed: Sequence[Override], groups: Mapping[str, Sequence[str]]) -> DictConfig:
+    """Compose the presets that overrides choose: the user's, the package's, or a network's target.
+
+    Args:
+        parsed: All overrides.
+        groups: See `presets`.
+    """
+    config_dir = next((str(one.value() or "") for one in parsed if one.key_or_group == KEY), "")
+    own = own_presets(Path(config_dir) if config_dir else None, list(groups))
+    known = {group: sorted({*names, *own.get(group, ())}) for group, names in groups.items()}
+    plugin = plugin_section(parsed, known["model"])
+    chosen = [
+        override
+        for override in parsed
+        if override.key_or_group in groups and not (plugin and override.key_or_group == "model")
+    ]
+    for override in chosen:
+        _check_choice(override, known[override.key_or_group])
+    composed = _compose(chosen, own)
+    if plugin:
+        composed.model = plugin
+    return composed
+
+
+def _check_choice(override: Override, choices: Sequence[str]) -> None:
+    """Refuse a preset that neither the package nor the user has."""
+    key, choice = override.key_or_group, str(override.value())
+    if choice not in choices:
+        if key == "model":
+            choices = [*choices, *entry_points(NETWORKS)]
         raise ConfigError(
             f"there is no {key} preset of that name",
             where=key,
             got=choice,
             remedy=f"choose one of {', '.join(choices)}{suggestion(choice, choices)}",
         )
-    return override
 
 
-def _compose(chosen: Iterable[Override]) -> DictConfig:
+def _compose(chosen: Iterable[Override], own: Mapping[str, Mapping[str, Path]]) -> DictConfig:
     """Let Hydra compose the presets; only overrides that choose one may be given."""
-    choices = [f"{override.key_or_group}={override.value()}" for override in chosen]
+    names = [(override.key_or_group, str(override.value())) for override in chosen]
+    choices = [f"{group}={name}" for group, name in names if name not in own.get(group, ())]
     try:
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
             composed = compose("config", overrides=choices)
@@ -204,6 +241,10 @@ def _compose(chosen: Iterable[Override]) -> DictConfig:
         ) from error
     # Hydra makes it refuse unknown keys. Here pydantic does that, because its error says more.
     OmegaConf.set_struct(composed, False)
+    names_by_group = default_choices() | dict(names)
+    files = {g: own[g][name] for g, name in names_by_group.items() if name in own.get(g, ())}
+    compose_own(composed, files)
+    composed.run.own_presets = {group: str(path) for group, path in files.items()}
     return composed
 
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import difflib
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from segresmamba.config.schema import Config
+from segresmamba.config.suggest import all_keys, likely_key, sections
 from segresmamba.errors import ConfigError
 
 
@@ -47,7 +47,7 @@ def field_help(key: str) -> str:
         if not found:
             return ""
         description = " ".join((found[0].description or "").split())
-        kinds = [kind for field in found for kind in _sections(field.annotation)]
+        kinds = [kind for field in found for kind in sections(field.annotation)]
     return description
 
 
@@ -70,7 +70,7 @@ def _translate(detail: ErrorDetails) -> ConfigError:
         case "missing":
             problem, got, remedy = "a value is missing", "nothing", f"give {key}: {_help(path)}"
         case "union_tag_invalid" | "union_tag_not_found":
-            networks = _sections(Config.model_fields["model"].annotation)
+            networks = sections(Config.model_fields["model"].annotation)
             names = ", ".join(kind.model_fields["name"].default for kind in networks)
             problem, remedy = "there is no such network", f"choose one of {names}"
             key, got = f"{key}.name", _shown(detail["input"].get("name", "nothing"))
@@ -105,30 +105,17 @@ def _help(path: list[str]) -> str:
 def _unknown_key(path: list[str], network: str | None, got: str) -> ConfigError:
     kinds: list[type[BaseModel]] = [Config]
     for part in path[:-1]:
-        kinds = _sections(kinds[0].model_fields[part].annotation)
+        kinds = sections(kinds[0].model_fields[part].annotation)
     problem, advice = "unknown key", ""
     if network:
         kinds = [kind for kind in kinds if kind.model_fields["name"].default == network]
         problem = f"unknown key for model.name={network}"
         advice = "; choose another network by its preset, as in model=NAME"
-    key, fields = ".".join(path), list(_fields(Config))
-    if key not in fields:  # a known field belongs to another network
-        # The same name in another section comes first, then a similar spelling.
-        same_name = [field for field in fields if field.rpartition(".")[2] == path[-1]]
-        advice += f"; did you mean {same_name[0]}?" if same_name else suggestion(key, fields)
+    key, keys = ".".join(path), all_keys()
+    if network == "plugin":
+        advice = f"; a keyword of the class is given as model.kwargs.{path[-1]}={got}"
+    # A known key belongs to another network.
+    elif key not in keys and (meant := likely_key(key, keys)):
+        advice += f"; did you mean {meant}?"
     remedy = f"valid keys here: {', '.join(kinds[0].model_fields)}{advice}"
     return ConfigError(problem, where=key, got=got, remedy=remedy)
-
-
-def _fields(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Dotted names of all fields; those of every network are below model."""
-    for name, field in section.model_fields.items():
-        yield prefix + name
-        for kind in _sections(field.annotation):
-            yield from _fields(kind, f"{prefix}{name}.")
-
-
-def _sections(annotation: Any) -> list[type[BaseModel]]:
-    """The pydantic models that an annotation names: none, one, or the members of a union."""
-    candidates = get_args(annotation) or (annotation,)
-    return [kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
@@ -242,6 +242,27 @@ class ResEncUNetConfig(Section):
     """Also predict at the coarser levels of the decoder while training."""
 
 
+class PluginConfig(Section):
+    """A network of yours, or of another package. Whoever reads the configuration runs its code."""
+
+    name: Literal["plugin"] = "plugin"
+    """Name of the network."""
+    target: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    """The class or function that makes it, as package.module:Class. It gets in_channels and
+    out_channels and maps (B, C, D, H, W) to logits of that size; in training also to a list of
+    them, full resolution first."""
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Its other keywords, such as {spatial_dims: 3, init_filters: 16}."""
+    stride: PositiveInt = 32
+    """Inputs are padded to multiples of this number of voxels. It is the side of a voxel of the
+    deepest level; 1 for a network that takes any size."""
+
+    @property
+    def label(self) -> str:
+        """What runs are named after: the class."""
+        return self.target.rpartition(":")[2]
+
+
 SegResMambaVariant = (
     SegResMambaConfig
     | SegResMambaReleasedConfig
@@ -258,7 +279,7 @@ Rival = (
     | MedNeXtConfig
     | ResEncUNetConfig
 )
-ModelConfig = Annotated[SegResMambaVariant | Rival, Field(discriminator="name")]
+ModelConfig = Annotated[SegResMambaVariant | Rival | PluginConfig, Field(discriminator="name")]
 NETWORKS: dict[str, type[Section]] = {
     network.model_fields["name"].default: network
     for network in (*get_args(SegResMambaVariant), *get_args(Rival))

@@ -37,6 +37,11 @@ class RunConfig(Section):
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Folder of the run below root. Unset, it is the name of the network and a digest of the
     settings: the same command then finds its run again, and other settings never overwrite it."""
+    config_dir: Path | None = None
+    """Folder with presets of your own, such as data/mine.yaml, which come before the package's. The
+    option --config-dir sets it; unset, it is configs/ of the working folder if there is one."""
+    own_presets: dict[str, str] = Field(default_factory=dict)
+    """Files of the presets that are not the package's. It is recorded, not set."""
     allow_config_change: bool = False
     """Go on with a run although its settings have changed since its checkpoint was written."""
 

@@ -12,6 +12,7 @@ from torch import nn
 from segresmamba.config.networks import NETWORKS, SegResMambaVariant
 from segresmamba.models.arguments import check_counts
 from segresmamba.models.padding import Padded
+from segresmamba.models.plugins import plugin
 from segresmamba.models.segmamba import SegMamba
 from segresmamba.models.segresmamba import SegResMamba
 from segresmamba.models.tom import TriOrientedMamba
@@ -19,9 +20,10 @@ from segresmamba.ops import resolve_backend
 
 # Builders take in_channels, out_channels and the settings of their section of the configuration.
 # The variants of SegResMamba are one class: their sections differ in their defaults.
-_BUILDERS: dict[str, Callable[..., SegResMamba | SegMamba]] = {
+_BUILDERS: dict[str, Callable[..., SegResMamba | SegMamba | Padded]] = {
     **{variant().name: SegResMamba for variant in get_args(SegResMambaVariant)},
     "segmamba": SegMamba,
+    "plugin": plugin,
 }
 # The only network whose weights depend on the size of its input: its position embedding has an
 # entry for each token. The default is the paper's patch.
@@ -53,18 +55,19 @@ def build(
 
     Raises:
         ValueError: If there is no network of that name.
+        ConfigError: If a network from elsewhere cannot be imported or built.
         ArgumentError: If the settings do not fit together or the patch is too small.
         BackendMissingError: If the network's library is not installed.
     """
-    if name not in NETWORKS:
+    if name not in NETWORKS and name not in _BUILDERS:
         raise ValueError(f"unknown network {name!r}; choose one of {', '.join(sorted(NETWORKS))}")
     # For the networks of libraries; those written here check it themselves as well.
     check_counts(1, in_channels=in_channels, out_channels=out_channels)
     builder = _BUILDERS.get(name) or _rival(name)
     if name == _FIXED_SIZE:
         builder = partial(builder, patch=patch or _DEFAULT_PATCH)
-    settings = NETWORKS[name]().model_dump(exclude={"name"}) | kwargs
-    network = builder(in_channels=in_channels, out_channels=out_channels, **settings)
+    defaults = NETWORKS[name]().model_dump(exclude={"name"}) if name in NETWORKS else {}
+    network = builder(in_channels=in_channels, out_channels=out_channels, **(defaults | kwargs))
     if patch is not None:
         network.check_patch(patch)
     return network

@@ -96,7 +96,8 @@ class MeasuredRun:
         parameters = history.tags.get("parameters")
         return cls(
             history=history,
-            model=settings.get("model.name", ""),
+            # A network from elsewhere is named by its class, as its runs are.
+            model=settings.get("model.target", settings.get("model.name", "")).rpartition(":")[2],
             replica={key: settings[key] for key in REPLICAS if key in settings},
             settings=_compared_settings(settings, history.tags),
             steps=steps,

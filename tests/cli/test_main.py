@@ -64,6 +64,10 @@ def test_verify_says_what_is_wrong_and_exits_with_1(
     [
         (["train", "train.lrr=1"], "train.lrr"),
         (["train", "data.store=/nowhere"], "/nowhere"),
+        (["train", "data=mine", "--config-dir", "/nowhere"], "--config-dir"),
+        (["train", "model.target=no_such_package:Net"], "model.target"),
+        (["settings", "train.learning_rat"], "settings"),
+        (["sample", "raw", "--kind", "mr"], "--kind"),
         (["evaluate", "/nowhere"], "/nowhere/config.yaml"),
         (["convert", "/nowhere", "/nowhere/store"], "/nowhere"),
         (["verify", "/nowhere"], "/nowhere"),

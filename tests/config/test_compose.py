@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segresmamba.config import Config, config_digest, load_config, presets, read_config, run_folder
-from segresmamba.config.compose import config_folder
+from segresmamba.config.own_presets import config_folder
 from segresmamba.errors import ConfigError
 from segresmamba.storage.run_folder import write_config
 

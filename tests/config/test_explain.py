@@ -15,6 +15,9 @@ MISTAKES = [
     # unknown keys
     ("train.lrr=3", "train.lrr", "3", "did you mean train.lr?"),
     ("lr=3e-4", "lr", "0.0003", "did you mean train.lr?"),
+    ("train.learning_rat=1", "train.learning_rat", "1", "did you mean train.lr?"),
+    ("batchsize=4", "batchsize", "4", "did you mean train.batch_size?"),
+    ("data.patch_size=[8,8,8]", "data.patch_size", "[8, 8, 8]", "did you mean data.patch?"),
     ("trian.lr=1", "trian", "{'lr': 1}", "did you mean train?"),
     ("foo.bar.baz=1", "foo", "{'bar': {'baz': 1}}", "valid keys here: seed, run, data"),
     ("model.init_filters=8", "model.init_filters", "8", "valid keys here: name, dims"),

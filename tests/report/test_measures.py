@@ -33,6 +33,15 @@ def test_what_a_run_cost_and_reached(tmp_path: Path) -> None:
     assert run.picture("a") is None
 
 
+def test_a_network_of_another_package_is_named_by_its_class(tmp_path: Path) -> None:
+    folder = record_run(tmp_path, "one")
+    journal = Journal(RunFolder(folder).journal, name="one")
+    target = "mypackage.networks:MyNet"
+    journal.append("params", values={"model": {"name": "plugin", "target": target, "stride": 32}})
+    journal.close()
+    assert run_of(folder).model == "MyNet"
+
+
 def test_the_peak_while_training_on_the_device_comes_first(tmp_path: Path) -> None:
     folder = record_run(tmp_path, "one", memory_gib=2.0)
     journal = Journal(RunFolder(folder).journal, name="one")

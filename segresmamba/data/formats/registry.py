@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from segresmamba.config import plugins
 from segresmamba.data.formats.bids import find_bids, read_bids
 from segresmamba.data.formats.brats import find_brats, read_brats
 from segresmamba.data.formats.datalist import (
@@ -59,14 +60,37 @@ def read_source(source: Path, name: str = AUTO) -> SourceDataset:
     """
     if name == AUTO:
         name = detect(source)
-    if name not in FORMATS:
+    if name not in (known := FORMATS if name in FORMATS else all_formats()):
         raise DataError(
             "there is no such format",
             where="--format",
             got=name,
-            remedy=f"one of {AUTO}, {', '.join(FORMATS)}",
+            remedy=f"one of {AUTO}, {', '.join(known)}",
         )
-    return FORMATS[name].read(source)
+    return known[name].read(source)
+
+
+def all_formats() -> dict[str, Format]:
+    """The formats here and those of other packages: entry points of the group segresmamba.readers.
+
+    Such an entry point names a `Format`. It cannot replace a format here.
+
+    Raises:
+        DataError: If one is something else.
+        ConfigError: If one cannot be imported.
+    """
+    others: dict[str, Format] = {}
+    for name, target in plugins.entry_points(plugins.READERS).items():
+        found = plugins.load_target(target, f"entry point {name} of {plugins.READERS}")
+        if not isinstance(found, Format):
+            raise DataError(
+                "an entry point names no format",
+                where=f"entry point {name} of {plugins.READERS}",
+                got=f"{target} is {type(found).__name__}",
+                remedy="name an object of segresmamba.data.formats.registry.Format",
+            )
+        others[name] = found
+    return others | FORMATS
 
 
 def detect(source: Path) -> str:
@@ -75,7 +99,8 @@ def detect(source: Path) -> str:
     Raises:
         DataError: If no format fits, or several do.
     """
-    found = {name: reason for name, kind in FORMATS.items() if (reason := kind.find(source))}
+    known = all_formats()
+    found = {name: reason for name, kind in known.items() if (reason := kind.find(source))}
     if len(found) == 1:
         ((name, reason),) = found.items()
         logger.info("format %s: %s", name, reason)
@@ -87,5 +112,5 @@ def detect(source: Path) -> str:
         where=source,
         got="; ".join(f"{name} ({reason})" for name, reason in found.items())
         or ("no such file or folder" if not source.exists() else "no files of a known format"),
-        remedy=f"give its format with --format, one of {', '.join(FORMATS)}",
+        remedy=f"give its format with --format, one of {', '.join(known)}",
     )

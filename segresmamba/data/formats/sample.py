@@ -1,9 +1,10 @@
-"""A small public dataset made from a real scan: virtual subjects of the MNI152 template.
+"""Two small public datasets, made on the spot: virtual subjects of a brain and of a CT.
 
 The ICBM 152 nonlinear 2009a template (Fonov et al., NeuroImage 2011, 54(1):313-327) with its grey-
 and white-matter maps ships inside nilearn, so nothing is downloaded. Each subject is the same head
 under its own smooth deformation, seen by its own scanner: bias field, contrast, noise, field of
-view, orientation and tilt. The result is an ordinary nnU-Net raw dataset.
+view, orientation and tilt. The CT is drawn, see `sample_ct`. Both are ordinary nnU-Net raw
+datasets.
 """
 
 from __future__ import annotations
@@ -16,21 +17,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-from nibabel import orientations
 from scipy import ndimage
-from scipy.interpolate import make_interp_spline
 from scipy.spatial.transform import Rotation
 
+from segresmamba.data.formats import sample_ct
+from segresmamba.data.formats.sample_parts import Array, save_volume, smooth_field
 from segresmamba.data.formats.source import read_json
 from segresmamba.errors import BackendMissingError, DataError
 from segresmamba.storage.atomic import complete_folder
 
 logger = logging.getLogger(__name__)
-
-Array = npt.NDArray[np.float32]
 
 _DESCRIPTION = {
     "name": "MNI152Virtual",
@@ -40,6 +38,7 @@ _DESCRIPTION = {
     "labels": {"background": 0, "grey matter": 1, "white matter": 2},
     "file_ending": ".nii.gz",
 }
+_DESCRIPTIONS = {"brain": _DESCRIPTION, "ct": sample_ct.DESCRIPTION}
 _ORIENTATIONS = ("RAS", "LAS", "LPS", "PIR")
 _BRAIN_INTENSITY = 0.1  # the template is skull-stripped: what is darker lies outside the brain
 
@@ -54,8 +53,8 @@ class _Head:
     affine: npt.NDArray[np.float64]
 
 
-def make_sample(out: Path, subjects: int = 12, seed: int = 0) -> Path:
-    """Write the sample dataset in nnU-Net's raw format; the same seed gives the same files.
+def make_sample(out: Path, subjects: int = 12, seed: int = 0, kind: str = "brain") -> Path:
+    """Write a sample dataset in nnU-Net's raw format; the same seed gives the same files.
 
     If the folder already holds this sample, it is left alone.
 
@@ -63,26 +62,39 @@ def make_sample(out: Path, subjects: int = 12, seed: int = 0) -> Path:
         out: The dataset's folder, which gets imagesTr/, labelsTr/ and dataset.json.
         subjects: Number of virtual subjects.
         seed: Seed for everything that differs between subjects.
+        kind: "brain" (T1 at 2 mm) or "ct" (abdomen at 0.8 x 0.8 x 5 mm).
 
     Returns:
         `out`.
 
     Raises:
-        DataError: If the folder holds something else or cannot be written.
+        DataError: If the folder holds something else or cannot be written, or there is no such
+            kind.
         BackendMissingError: If nilearn is not installed.
     """
-    description = {**_DESCRIPTION, "numTraining": subjects, "seed": seed}
+    if kind not in _DESCRIPTIONS:
+        raise DataError(
+            "there is no such sample",
+            where="--kind",
+            got=kind,
+            remedy=f"choose {' or '.join(_DESCRIPTIONS)}",
+        )
+    description = {**_DESCRIPTIONS[kind], "numTraining": subjects, "seed": seed}
     if _is_there(out, description):
         logger.info("the sample is already in %s (%d subjects, seed %d)", out, subjects, seed)
         return out
-    head = _template()
+    head = _template() if kind == "brain" else None
     # Complete or absent: a sample that was half written must not pass for a dataset.
     temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
     try:
         for name in ("imagesTr", "labelsTr"):
             (temporary / name).mkdir(parents=True)
         for number in range(subjects):
-            _write_subject(temporary, number, head, np.random.default_rng([seed, number]))
+            rng = np.random.default_rng([seed, number])
+            if head is None:
+                sample_ct.write_subject(temporary, number, rng)
+            else:
+                _write_subject(temporary, number, head, rng)
         (temporary / "dataset.json").write_text(json.dumps(description, indent=2))
         complete_folder(temporary, out)
     except OSError as error:
@@ -152,8 +164,8 @@ def _write_subject(folder: Path, number: int, head: _Head, rng: np.random.Genera
     placed[:3, 3] = placed[:3] @ [*margins[:, 0], 1]
     code = _ORIENTATIONS[number % len(_ORIENTATIONS)]
     name = f"subject_{number + 1:02d}"
-    _save(scan[field_of_view], placed, code, folder / "imagesTr" / f"{name}_0000.nii.gz")
-    _save(label[field_of_view], placed, code, folder / "labelsTr" / f"{name}.nii.gz")
+    save_volume(scan[field_of_view], placed, code, folder / "imagesTr" / f"{name}_0000.nii.gz")
+    save_volume(label[field_of_view], placed, code, folder / "labelsTr" / f"{name}.nii.gz")
 
 
 def _deformation(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
@@ -167,7 +179,7 @@ def _deformation(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
     turn = Rotation.from_euler("xyz", rng.uniform(-6, 6, 3), degrees=True).as_matrix()
     matrix = (turn * rng.uniform(0.94, 1.06, 3)).astype(np.float32)
     # A test sees to it that shifts of this size and smoothness never fold the head.
-    shifts = np.stack([_smooth_field(shape, 7, rng) for _ in range(3)])
+    shifts = np.stack([smooth_field(shape, 7, rng) for _ in range(3)])
     shifts *= np.float32(rng.uniform(1.0, 1.8))
     coordinates: Array = np.tensordot(matrix, from_centre, axes=1) + centre + shifts
     return coordinates
@@ -177,32 +189,8 @@ def _simulate_scan(t1: Array, rng: np.random.Generator) -> npt.NDArray[np.int16]
     """Voxels as a scanner with its own contrast, bias field, noise and gain would store them."""
     inside = t1 > _BRAIN_INTENSITY
     contrast = np.clip(t1, 0, 1) ** rng.uniform(0.8, 1.25)
-    bias = np.exp(rng.uniform(0.05, 0.15) * _smooth_field(t1.shape, 4, rng))
+    bias = np.exp(rng.uniform(0.05, 0.15) * smooth_field(t1.shape, 4, rng))
     noise = rng.normal(0, rng.uniform(0.01, 0.03), t1.shape)
     signal = rng.uniform(500, 1500) * np.clip(contrast * bias + noise, 0, None)
     stored: npt.NDArray[np.int16] = np.where(inside, signal, 0).astype(np.int16)
     return stored
-
-
-def _smooth_field(shape: tuple[int, ...], knots: int, rng: np.random.Generator) -> Array:
-    """Normal noise on knots^3 points, interpolated by cubic splines, axis by axis."""
-    spline = make_interp_spline(np.arange(knots), np.eye(knots), bc_type="clamped")
-    field = rng.normal(size=(knots,) * 3)
-    for size in shape:
-        weights = spline(np.linspace(0, knots - 1, size))
-        field = np.tensordot(field, weights, axes=(0, 1))  # the next axis comes to the front
-    return field.astype(np.float32)
-
-
-def _save(
-    data_XYZ: npt.NDArray[Any], affine: npt.NDArray[np.float64], code: str, path: Path
-) -> None:
-    turn = orientations.ornt_transform(
-        orientations.io_orientation(affine), orientations.axcodes2ornt(code)
-    )
-    turned = orientations.apply_orientation(data_XYZ, turn)
-    image = nib.Nifti1Image(turned, affine @ orientations.inv_ornt_aff(turn, data_XYZ.shape))
-    image.set_qform(image.affine, code="scanner")
-    image.set_sform(image.affine, code="scanner")
-    image.header.set_xyzt_units("mm", "sec")
-    image.to_filename(path)

@@ -7,6 +7,7 @@ import locale
 import logging
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -14,10 +15,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
+from segresmamba.config import plugins
 from segresmamba.data import convert, open_dataset, verify
-from segresmamba.data.formats.registry import FORMATS, read_source
+from segresmamba.data.formats.registry import FORMATS, Format, read_source
+from segresmamba.data.formats.source import SourceDataset
 from segresmamba.data.volumes.itk import open_itk
-from segresmamba.errors import DataError
+from segresmamba.errors import ConfigError, DataError
+from tests.conftest import write_nnunet_dataset
 from tests.data.raw import AFFINE, label_path, write_nifti, write_raw, write_series
 
 SHAPE = (12, 14, 16)
@@ -326,3 +330,40 @@ def test_a_class_that_brats_has_and_no_case_is_named_with_the_folder(tmp_path: P
     with pytest.raises(DataError, match="occurs in no case") as caught:
         convert(source, tmp_path / "store")
     assert caught.value.where == f"{source}: labels"
+
+
+def _find_marked(source: Path) -> str | None:
+    return "it has a file MARK" if (source / "MARK").exists() else None
+
+
+def _read_marked(source: Path) -> SourceDataset:
+    return replace(read_source(source / "inside", "nnunet"), name="marked")
+
+
+MARKED = Format(_find_marked, _read_marked)
+
+
+def test_a_reader_of_another_package_is_found_by_its_entry_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_nnunet_dataset(tmp_path / "inside", cases=2, size=16)
+    (tmp_path / "MARK").touch()
+    points = {plugins.READERS: {"marked": f"{__name__}:MARKED"}}
+    monkeypatch.setattr(plugins, "entry_points", points.get)
+    assert read_source(tmp_path).name == "marked"
+    assert read_source(tmp_path, "marked").name == "marked"
+    with pytest.raises(DataError, match="no such format") as caught:
+        read_source(tmp_path, "mark")
+    assert "marked" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("target", "kind", "text"),
+    [("nothing:here", ConfigError, "cannot be imported"), ("os:name", DataError, "no format")],
+)
+def test_an_entry_point_that_is_no_reader_is_named(
+    target: str, kind: type[Exception], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plugins, "entry_points", {plugins.READERS: {"mine": target}}.get)
+    with pytest.raises(kind, match=f"{text}.*entry point mine of segresmamba.readers"):
+        read_source(tmp_path)

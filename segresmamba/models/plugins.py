@@ -1,0 +1,82 @@
+"""Networks from other packages, by `package.module:Class`.
+
+Importing the module runs its code. So a configuration that names one is trusted like a program.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from segresmamba.config.plugins import load_target
+from segresmamba.errors import ConfigError
+from segresmamba.models.padding import Padded
+
+
+def plugin(
+    in_channels: int, out_channels: int, *, target: str, kwargs: Mapping[str, Any], stride: int
+) -> Padded:
+    """Build the network that a target names. It refuses logits of a wrong shape when it is called.
+
+    Args:
+        in_channels: Channels of the image.
+        out_channels: Number of classes, background included, or of regions.
+        target: As in package.module:Class.
+        kwargs: Further keywords of the class.
+        stride: See `Padded`.
+
+    Raises:
+        ConfigError: If it cannot be imported, or does not take these arguments.
+    """
+    build = load_target(target, "model.target")
+    if not callable(build):
+        raise ConfigError(
+            "the target is neither a class nor a function",
+            where="model.target",
+            got=f"{target} is {type(build).__name__}",
+            remedy="write package.module:Class",
+        )
+    keywords = {"in_channels": in_channels, "out_channels": out_channels, **kwargs}
+    try:
+        inspect.signature(build).bind(**keywords)
+    except TypeError as error:
+        raise ConfigError(
+            "the network does not take these arguments",
+            where="model.target, model.kwargs",
+            got=f"{target}: {error}",
+            remedy="it has to take in_channels and out_channels; give what else it needs in "
+            "model.kwargs, as in 'model.kwargs={spatial_dims:3}'",
+        ) from error
+    network = build(**keywords)
+    if not isinstance(network, nn.Module):
+        raise ConfigError(
+            "the target does not make a network",
+            where="model.target",
+            got=f"{target} made {type(network).__name__}",
+            remedy="name a class derived from torch.nn.Module, or a function that returns one",
+        )
+
+    def check(_: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor | Sequence[Tensor]) -> None:
+        _check_logits(inputs[0], outputs, out_channels, target)
+
+    # Before `Padded` crops the logits: it would make the right size of a wrong one.
+    network.register_forward_hook(check)
+    return Padded(network, stride)
+
+
+def _check_logits(
+    x_BCDHW: Tensor, outputs: Tensor | Sequence[Tensor], out_channels: int, target: str
+) -> None:
+    finest = outputs if isinstance(outputs, Tensor) else outputs[0]
+    expected = (len(x_BCDHW), out_channels, *x_BCDHW.shape[2:])
+    if tuple(finest.shape) != expected:
+        raise ConfigError(
+            "the network does not return logits of the input's size, one channel for each class",
+            where="model.target",
+            got=f"{target}: {tuple(finest.shape)} for an input {tuple(x_BCDHW.shape)}",
+            remedy=f"return {expected}, or a list of logits that begins with them; if the network "
+            "takes only multiples of a number of voxels, give that number as model.stride",
+        )

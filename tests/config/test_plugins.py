@@ -1,0 +1,72 @@
+"""Networks of other packages: named by target or entry point, checked, never imported here."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from segresmamba.config import compose, config_digest, load_config, plugins, read_config, run_folder
+from segresmamba.errors import ConfigError
+from segresmamba.storage.run_folder import write_config
+
+TARGET = "monai.networks.nets.segresnet:SegResNet"
+
+
+def test_a_target_alone_is_enough(tmp_path: Path) -> None:
+    config = load_config([f"model.target={TARGET}", "model.kwargs.init_filters=8"])
+    assert config.model.model_dump() == {
+        "name": "plugin", "target": TARGET, "kwargs": {"init_filters": 8}, "stride": 32
+    }  # fmt: skip
+    assert run_folder(config).name == f"SegResNet-{config_digest(config)}"
+    write_config(config, tmp_path / "config.yaml")
+    assert read_config(tmp_path / "config.yaml") == config
+
+
+def test_an_entry_point_is_a_name_for_a_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = {"mynet": TARGET, "unet": "elsewhere:UNet"}
+    for module in (plugins, compose):
+        monkeypatch.setattr(module, "entry_points", {plugins.NETWORKS: points}.get)
+    assert load_config(["model=mynet"]) == load_config([f"model.target={TARGET}"])
+    assert load_config(["model=unet"]).model.name == "unet"  # the package's own come first
+    with pytest.raises(ConfigError, match=r"mynet.*did you mean mynet\?"):
+        load_config(["model=mynett"])
+
+
+def test_entry_points_are_read_from_the_metadata_of_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "thing-1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: thing\nVersion: 1.0\n")
+    (folder / "entry_points.txt").write_text(f"[{plugins.NETWORKS}]\nmynet = {TARGET}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert plugins.entry_points(plugins.NETWORKS) == {"mynet": TARGET}
+
+
+@pytest.mark.parametrize(
+    ("words", "where", "text"),
+    [
+        (["model.target=no_such_package.nets:Net"], "model.target", "PYTHONPATH"),
+        (["model.target=__main__:Net"], "model.target", "install it"),
+        (["model.target=monai.networks.nets"], "model.target", "package.module:Class"),
+        (["model.target='os;ls:x'"], "model.target", "package.module:Class"),
+        (["model=unet", f"model.target={TARGET}"], "model.target", "valid keys here"),
+        (
+            [f"model.target={TARGET}", "model.init_filters=8"],
+            "model.init_filters",
+            "model.kwargs.init_filters=8",
+        ),
+        (["model.kwargs.x=1"], "model.kwargs", "valid keys here"),
+    ],
+)
+def test_a_mistake_is_named(words: list[str], where: str, text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(words)
+    assert caught.value.where == where
+    assert text in caught.value.remedy
+
+
+def test_the_configuration_imports_nothing_of_a_target() -> None:
+    before = set(sys.modules)
+    load_config(["model.target=antigravity:Net"])  # a module of Python's that nobody imports
+    assert "antigravity" not in set(sys.modules) - before
