@@ -6,6 +6,7 @@ typo must never train another experiment than the one that was asked for.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -132,14 +133,31 @@ class TrainConfig(Section):
     """Optimisation, precision, and how often a run records, validates and saves."""
 
     max_steps: PositiveInt = 1000
-    """Optimizer steps of the whole training."""
+    """Optimizer steps of the whole training, unless train.epochs is set."""
+    epochs: PositiveInt | None = None
+    """Length of the training in epochs, in the place of train.max_steps. An epoch has
+    data.crops_per_case crops of each training case; the log says how many steps that are."""
+    patience: PositiveInt | None = None
+    """End the run after so many validations, one after the other, without a better mean Dice.
+    Needs train.validate_every. The learning rate still falls as if the run went on to its end."""
     batch_size: PositiveInt = 2
     """Crops in one optimizer step, over all ranks and accumulation steps together."""
     accumulation: PositiveInt = 1
     """Backward passes in one optimizer step. More of them need less memory: each has a smaller
     part of the batch."""
-    fold: Annotated[int, Field(ge=0)] = 0
-    """Number of the fold that is held out for validation; the store holds the split."""
+    fold: Annotated[int, Field(ge=0)] | None = 0
+    """Number of the fold that is held out for validation; the store holds the split. none: all
+    cases train, nothing is validated, and the last weights count as the best."""
+    init_from: Path | None = None
+    """Start from these weights: the folder of a run, its best/weights.pt, or another file with a
+    state dict. Weights whose name and shape fit are taken. If the number of input channels differs,
+    the first layer is adapted; what else differs starts fresh, and the log names it. A run that
+    has a checkpoint of its own goes on from that."""
+    freeze: tuple[str, ...] = ()
+    """Parts of the network that are not trained, such as [downs, blocks.0]: all weights whose name
+    begins with one of these."""
+    loaded_lr_factor: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor on the learning rate of the weights that were taken from train.init_from."""
     lr: PositiveFloat = 1e-4
     """Peak learning rate."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-5
@@ -183,14 +201,30 @@ class TrainConfig(Section):
     threads: PositiveInt | None = None
     """CPU threads of each rank; unset, the ranks of a node share its cores."""
 
+    @field_validator("fold", mode="before")
+    @classmethod
+    def _none_is_a_word(cls, fold: object) -> object:
+        """`train.fold=none` reads better than null, which YAML has for it."""
+        return None if fold == "none" else fold
+
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
-        if self.warmup_steps >= self.max_steps:
+        if self.epochs is None:
+            self._check_warmup(self.max_steps)
+        if self.patience and (self.validate_every is None or self.fold is None):
+            missing = "validate_every" if self.validate_every is None else "fold"
             raise ConfigError(
-                "the warm-up is longer than the training",
-                where="train.warmup_steps",
-                got=f"{self.warmup_steps}, with train.max_steps={self.max_steps}",
-                remedy=f"give a train.warmup_steps below {self.max_steps}, or more train.max_steps",
+                "patience counts validations, and this run has none before its end",
+                where="train.patience",
+                got=f"{self.patience}, with train.{missing}={getattr(self, missing)}",
+                remedy="set train.validate_every and hold out a fold, or leave train.patience out",
+            )
+        if self.loaded_lr_factor < 1 and self.init_from is None:
+            raise ConfigError(
+                "no weights are loaded that could have a lower learning rate",
+                where="train.loaded_lr_factor",
+                got=f"{self.loaded_lr_factor}, without train.init_from",
+                remedy="give train.init_from=MODEL too, or leave train.loaded_lr_factor out",
             )
         if self.compile and self.zero_stage == 3:
             raise ConfigError(
@@ -200,6 +234,31 @@ class TrainConfig(Section):
                 remedy="give train.zero_stage=2, or train.compile=false",
             )
         return self
+
+    def with_steps(self, crops: int) -> TrainConfig:
+        """These settings with the `max_steps` that `epochs` stands for, if it is set.
+
+        Args:
+            crops: Training crops in one epoch.
+
+        Raises:
+            ConfigError: If the warm-up is longer than that.
+        """
+        if self.epochs is None:
+            return self
+        steps = math.ceil(self.epochs * crops / self.batch_size)
+        self._check_warmup(steps)
+        return self.model_copy(update={"max_steps": steps})
+
+    def _check_warmup(self, max_steps: int) -> None:
+        if self.warmup_steps >= max_steps:
+            key = "train.max_steps" if self.epochs is None else "train.epochs"
+            raise ConfigError(
+                "the warm-up is longer than the training",
+                where="train.warmup_steps",
+                got=f"{self.warmup_steps}, with train.max_steps={max_steps}",
+                remedy=f"give a train.warmup_steps below {max_steps}, or more {key}",
+            )
 
 
 class ValidationConfig(Section):
