@@ -255,6 +255,7 @@ class Trainer:
         config = self.config.train
         lr = learning_rate(self.step, config)
         losses, crops = list[Tensor](), list[Crops]()
+        self.loss.step = self.step
         with timer.step():
             for _ in range(config.accumulation):
                 with timer.waiting():

@@ -62,7 +62,7 @@ class Task:
                 "crops repeat the border of the case, which the loss leaves out",
                 *(len(smaller), len(cases), smaller[0], str(list(patch)).replace(" ", "")),
             )
-        return SegmentationLoss(self.classes, padded=bool(smaller))
+        return SegmentationLoss(self.classes, self.config.loss, padded=bool(smaller))
 
     def staged(self) -> Task:
         """The task with its cases copied to this node, if data.stage asks for it.
