@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from segresmamba.engine import train
+from segresmamba.engine import request_stop, train
 from segresmamba.errors import ConfigError
 from segresmamba.evaluation import evaluate_run
 from segresmamba.evaluation.metrics import Score
@@ -19,6 +19,7 @@ from segresmamba.storage.run_folder import RunFolder
 from segresmamba.task.task import Task, freeze
 from segresmamba.task.weights import read_facts, read_weights
 from segresmamba.tracking import STOPPED_EARLY, finished_step, read_history
+from tests.engine.ranks import RankPool
 from tests.engine.tiny import journal_losses, tiny_config
 
 
@@ -54,6 +55,33 @@ def test_fine_tuning_starts_from_what_another_run_has_learned_and_resumes_withou
     assert "the run goes on from its own checkpoint" in caplog.text
     again = journal_losses(tmp_path / "tiny")
     assert again == pytest.approx({step: tuned[step] for step in (3, 4)}, abs=1e-5)
+
+
+FROZEN = ("train.freeze=[downs,blocks.1]", "train.batch_size=4", "data.patch=[16,16,16]")
+
+
+def one_step(store: Path, root: Path, *overrides: str) -> None:
+    """Take up the run, train one step and save it, as a rank that was asked to stop."""
+    request_stop()
+    train(tiny_config(store, root, *FROZEN, *overrides))
+
+
+def test_frozen_weights_stay_when_ranks_and_stage_change(
+    two_ranks: RankPool, tiny_store: Path, tmp_path: Path
+) -> None:
+    config = tiny_config(tiny_store, tmp_path / "whole", *FROZEN)
+    train(config)
+    two_ranks.run(one_step, tiny_store, tmp_path, "train.zero_stage=3")
+    one_step(tiny_store, tmp_path, "train.zero_stage=1")
+    two_ranks.run(one_step, tiny_store, tmp_path, "train.zero_stage=2")
+    train(tiny_config(tiny_store, tmp_path, *FROZEN))
+    whole = journal_losses(tmp_path / "whole" / "tiny")
+    assert journal_losses(tmp_path / "tiny") == pytest.approx(whole, abs=1e-4)
+    before = Task.from_config(config).network().state_dict()
+    after = read_weights(RunFolder(tmp_path / "tiny").best)[0]
+    for name, value in before.items():
+        is_frozen = name.startswith(("downs.", "blocks.1."))
+        assert torch.equal(after[name], value) == is_frozen, name
 
 
 def test_a_part_that_the_network_lacks_cannot_be_frozen(tiny_store: Path, tmp_path: Path) -> None:
