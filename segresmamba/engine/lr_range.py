@@ -134,7 +134,8 @@ def lr_range(
         found.losses.append(training.step(lr))
         logger.info("step %d/%d  lr %.2e  loss %.4f", step + 1, steps, lr, found.losses[-1])
         if found.is_broken:
-            break
+            return found
+    logger.warning("the loss did not break up to a rate of %g: try more with --highest", highest)
     return found
 
 

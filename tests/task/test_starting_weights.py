@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from segresmamba import models
 from segresmamba.errors import ConfigError
+from segresmamba.models.released import _NAMES
+from segresmamba.models.state_dicts import renamed
 from segresmamba.task.starting_weights import load_starting_weights
 
 
@@ -67,24 +67,14 @@ def test_many_differences_fit_on_one_screen(tmp_path: Path) -> None:
     assert "unused: and 88 more" in text
 
 
-def released(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our names of a few weights as the released code has them."""
-    pairs = {"downs.0.": "vit.downsample_layers.0.0.", "head.": "out."}
-    return {
-        re.sub(f"^{ours}", theirs, name): value
-        for name, value in state.items()
-        for ours, theirs in pairs.items()
-        if name.startswith(ours)
-    }
-
-
 def test_released_weights_are_taken_by_their_own_names(tmp_path: Path) -> None:
     source = network(seed=1).state_dict()
-    path = saved(tmp_path / "released.pth", released(source))
+    theirs = {renamed(name, _NAMES): value for name, value in source.items()}
+    assert "vit.downsample_layers.0.0.weight" in theirs
     target = network()
-    found = load_starting_weights(path, target, 2)
-    assert {"downs.0.weight", "head.weight"} <= set(found.taken)
-    assert torch.equal(target.state_dict()["head.weight"], source["head.weight"])
+    found = load_starting_weights(saved(tmp_path / "released.pth", theirs), target, 2)
+    assert not [*found.adapted, *found.fresh, *found.unused]
+    assert all(torch.equal(source[name], value) for name, value in target.state_dict().items())
 
 
 @pytest.mark.parametrize(
