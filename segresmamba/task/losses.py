@@ -64,7 +64,7 @@ class SegmentationLoss(nn.Module):
         """Step of the training, for terms with a warm-up."""
         self._levels = config.deep_supervision
         self._terms = terms(config, exclusive=classes.exclusive)
-        self._weights_K = _class_weights(classes, config.class_weights)
+        self._weights_K = class_weights(classes, config.class_weights)
 
     def forward(self, outputs: Tensor | Sequence[Tensor], label_BDHW: Tensor) -> Tensor:
         """The loss of a batch.
@@ -109,8 +109,12 @@ class SegmentationLoss(nn.Module):
         return torch.stack([term(level, self.step) for term in self._terms]).sum()
 
 
-def _class_weights(classes: Classes, weights: Mapping[str, float] | None) -> Tensor | None:
-    """A weight for each channel of the logits."""
+def class_weights(classes: Classes, weights: Mapping[str, float] | None) -> Tensor | None:
+    """A weight for each channel of the logits; None if all are 1.
+
+    Raises:
+        ConfigError: If a weight is that of an unknown class.
+    """
     if weights is None:
         return None
     names = list(classes.members)

@@ -80,12 +80,14 @@ def starting_weights(task: Task, network: nn.Module, run: RunFolder) -> Starting
     source = task.config.train.init_from
     if source is None:
         return None
-    if run.saved_steps() and run.init_from.exists():
-        record = json.loads(run.init_from.read_text(encoding="utf-8"))
+    resumes = bool(run.saved_steps())
+    if resumes:
         logger.info("train.init_from=%s: the run goes on from its own checkpoint", source)
-        return StartingWeights(**record)
+        if run.init_from.exists():
+            return StartingWeights(**json.loads(run.init_from.read_text(encoding="utf-8")))
     found = load_starting_weights(source, network, len(task.dataset.channel_names))
-    logger.info("starting from %s", found)
+    if not resumes:
+        logger.info("starting from %s", found)
     return found
 
 

@@ -18,7 +18,7 @@ from segresmamba import data, models
 from segresmamba.config import Config
 from segresmamba.errors import BackendMissingError, ConfigError, DataError
 from segresmamba.task.classes import Classes
-from segresmamba.task.losses import SegmentationLoss
+from segresmamba.task.losses import SegmentationLoss, class_weights
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,9 @@ class Task:
             config.data.foreground_fraction,
         )
         config = _with_steps(config, len(split["train"]))
-        return cls(config, dataset, split, Classes.from_labels(config, dataset.labels))
+        classes = Classes.from_labels(config, dataset.labels)
+        class_weights(classes, config.loss.class_weights)  # refuses unknown classes
+        return cls(config, dataset, split, classes)
 
     def loss(self) -> SegmentationLoss:
         """The loss that the configuration trains with. Says so if crops will be padded."""
