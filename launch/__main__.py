@@ -227,13 +227,14 @@ def trial(folder: Path, number: int) -> None:
 
 def _end_if_finished(config: Config) -> None:
     """End this command if nothing is left to do for the run, so that no job is started for it."""
-    folder, steps = RunFolder.from_config(config), config.train.max_steps
-    if max(folder.saved_steps(), default=0) < steps:
+    folder, train = RunFolder.from_config(config), config.train
+    reached = max(folder.saved_steps(), default=0)
+    if not reached or (reached < train.max_steps and not (train.epochs or train.patience)):
         return
     from segresmamba.tracking import finished_step, finished_text
 
     refuse_changes(config)
-    if (step := finished_step(folder.path, steps)) is not None:
+    if (step := finished_step(folder.path, train)) is not None:
         typer.echo(finished_text(folder.path, step))
         sys.exit(0)
 

@@ -157,17 +157,22 @@ class Watch:
         self._stop()
 
     def _falls_behind(self) -> bool:
-        from segresmamba.tracking import read_records
+        from segresmamba.tracking import STOPPED_EARLY, read_records
 
         known, journal = dict(self._curve), self._trial.folder.journal
         for record in read_records(journal, self._read) if journal.exists() else ():
             self._read = record.end
+            values = record.body.get("values", {})
+            if record.kind == "params":  # where train.epochs has become steps
+                self._last_step = int(values["train"]["max_steps"])
+            if record.kind == "tags" and STOPPED_EARLY in values:
+                self._last_step = 0
             if record.kind == "attempt":  # what it measured after this step counts no longer
                 step = record.body["step"]
                 self._curve = {at: dice for at, dice in self._curve.items() if at <= step}
-            if METRIC in record.body.get("values", ()) and record.kind == "metrics":
+            if METRIC in values and record.kind == "metrics":
                 # A resumed run may validate a step again; its first value counts.
-                self._curve.setdefault(record.body["step"], float(record.body["values"][METRIC]))
+                self._curve.setdefault(record.body["step"], float(values[METRIC]))
         # After its last step a trial is done, and stopping it would save nothing.
         is_new = self._curve and self._curve != known
         if not is_new or max(self._curve) >= self._last_step:

@@ -179,6 +179,27 @@ def train(
     typer.echo(f"watch and compare: {result['ui_hint']}")
 
 
+@app.command("lr-range")
+def lr_range(
+    overrides: Overrides = None,
+    out: OutFolder = Path("lr-range"),
+    steps: Annotated[int, typer.Option(min=10, help="Training steps.")] = 100,
+    lowest: Annotated[float, typer.Option(min=1e-12, help="The first learning rate.")] = 1e-6,
+    highest: Annotated[float, typer.Option(min=1e-12, help="The last learning rate.")] = 1.0,
+    config_dir: ConfigDir = None,
+) -> None:
+    """Raise the learning rate until the loss breaks, and suggest a train.lr. Trains no run."""
+    from segresmamba.config import load_config, with_own_presets
+
+    config = load_config(with_own_presets(overrides, config_dir))
+    from segresmamba.engine import lr_range as run
+
+    found = run(config, steps=steps, lowest=lowest, highest=highest)
+    for path in found.write(out):
+        typer.echo(f"written: {path}")
+    typer.echo(f"suggested: train.lr={found.suggested:.1e}")
+
+
 @app.command("debug-batch")
 def debug_batch(
     run: Run,

@@ -6,11 +6,13 @@ typo must never train another experiment than the one that was asked for.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import (
     Field,
+    NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
     ValidationInfo,
@@ -133,18 +135,83 @@ class AugmentConfig(Section):
     """Smallest and largest exponent of the curve."""
 
 
+class LossConfig(Section):
+    """What is minimised. Dice is that of the foreground; the loss has `name` from its terms."""
+
+    name: Literal["dice_ce", "dice_focal", "dice_topk", "dice_hausdorff", "tversky"] = "dice_ce"
+    """dice_ce: Dice plus cross-entropy. dice_focal: Dice plus focal loss. dice_topk: Dice plus the
+    cross-entropy of the hardest voxels. dice_hausdorff: dice_ce plus a loss that weighs each error
+    by its distance from the boundary. tversky: Dice with own weights for the two kinds of error."""
+    class_weights: dict[str, NonNegativeFloat] | None = None
+    """Weights of classes by name, such as {background: 0.5, tumour: 2}, in all terms; 1 for the
+    others."""
+    deep_supervision: tuple[NonNegativeFloat, ...] | None = None
+    """Weights of the outputs of a network with deep supervision, full resolution first; 0 for those
+    that are not listed. Unset, they are 1, 1/2, 1/4 and so on. They are divided by their sum."""
+    focal_gamma: Annotated[float, Field(ge=0)] = 2.0
+    """dice_focal: how strongly voxels that are nearly right lose weight; 0 is cross-entropy."""
+    top_k: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """dice_topk: share of the voxels of a crop that count, those with the largest cross-entropy."""
+    hausdorff_weight: PositiveFloat = 0.1
+    """dice_hausdorff: weight of the boundary term after its warm-up."""
+    hausdorff_warmup_steps: Annotated[int, Field(ge=0)] = 1000
+    """dice_hausdorff: steps in which the weight of the boundary term rises linearly from 0."""
+    tversky_alpha: Annotated[float, Field(ge=0)] = 0.3
+    """tversky: weight of voxels that are predicted and not labelled."""
+    tversky_beta: Annotated[float, Field(ge=0)] = 0.7
+    """tversky: weight of voxels that are labelled and not predicted."""
+
+    @model_validator(mode="after")
+    def _every_setting_counts(self) -> LossConfig:
+        for key, field in LossConfig.model_fields.items():
+            kind = key.partition("_")[0]
+            others = kind in {"focal", "top", "hausdorff", "tversky"} and kind not in self.name
+            if others and getattr(self, key) != field.default:
+                raise ConfigError(
+                    "this setting is one of another loss",
+                    where=f"loss.{key}",
+                    got=f"{getattr(self, key)}, with loss={self.name}",
+                    remedy=f"choose the loss that has it, or leave loss.{key} out",
+                )
+        if self.deep_supervision is not None and not sum(self.deep_supervision):
+            raise ConfigError(
+                "no output of the network would be trained",
+                where="loss.deep_supervision",
+                got=list(self.deep_supervision),
+                remedy="give at least one weight above 0",
+            )
+        return self
+
+
 class TrainConfig(Section):
     """Optimisation, precision, and how often a run records, validates and saves."""
 
     max_steps: PositiveInt = 1000
-    """Optimizer steps of the whole training."""
+    """Optimizer steps of the whole training, unless train.epochs is set."""
+    epochs: PositiveInt | None = None
+    """Length of the training in epochs, in the place of train.max_steps. An epoch has
+    data.crops_per_case crops of each training case; the log says how many steps that are."""
+    patience: PositiveInt | None = None
+    """End the run after so many validations, one after the other, without a better mean Dice.
+    Needs train.validate_every. The learning rate still falls as if the run went on to its end."""
     batch_size: PositiveInt = 2
     """Crops in one optimizer step, over all ranks and accumulation steps together."""
     accumulation: PositiveInt = 1
     """Backward passes in one optimizer step. More of them need less memory: each has a smaller
     part of the batch."""
-    fold: Annotated[int, Field(ge=0)] = 0
-    """Number of the fold that is held out for validation; the store holds the split."""
+    fold: Annotated[int, Field(ge=0)] | None = 0
+    """Number of the fold that is held out for validation; the store holds the split. none: all
+    cases train, nothing is validated, and the last weights count as the best."""
+    init_from: Path | None = None
+    """Start from these weights: the folder of a run, its best/weights.pt, or another file with a
+    state dict. Weights whose name and shape fit are taken. If the number of input channels differs,
+    the first layer is adapted; what else differs starts fresh, and the log names it. A run that
+    has a checkpoint of its own goes on from that."""
+    freeze: tuple[str, ...] = ()
+    """Parts of the network that are not trained, such as [downs, blocks.0]: all weights whose name
+    begins with one of these."""
+    loaded_lr_factor: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor on the learning rate of the weights that were taken from train.init_from."""
     lr: PositiveFloat = 1e-4
     """Peak learning rate."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-5
@@ -188,14 +255,30 @@ class TrainConfig(Section):
     threads: PositiveInt | None = None
     """CPU threads of each rank; unset, the ranks of a node share its cores."""
 
+    @field_validator("fold", mode="before")
+    @classmethod
+    def _none_is_a_word(cls, fold: object) -> object:
+        """`train.fold=none` reads better than null, which YAML has for it."""
+        return None if fold == "none" else fold
+
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
-        if self.warmup_steps >= self.max_steps:
+        if self.epochs is None:
+            self._check_warmup(self.max_steps)
+        if self.patience and (self.validate_every is None or self.fold is None):
+            missing = "validate_every" if self.validate_every is None else "fold"
             raise ConfigError(
-                "the warm-up is longer than the training",
-                where="train.warmup_steps",
-                got=f"{self.warmup_steps}, with train.max_steps={self.max_steps}",
-                remedy=f"give a train.warmup_steps below {self.max_steps}, or more train.max_steps",
+                "patience counts validations, and this run has none before its end",
+                where="train.patience",
+                got=f"{self.patience}, with train.{missing}={getattr(self, missing)}",
+                remedy="set train.validate_every and hold out a fold, or leave train.patience out",
+            )
+        if self.loaded_lr_factor < 1 and self.init_from is None:
+            raise ConfigError(
+                "no weights are loaded that could have a lower learning rate",
+                where="train.loaded_lr_factor",
+                got=f"{self.loaded_lr_factor}, without train.init_from",
+                remedy="give train.init_from=MODEL too, or leave train.loaded_lr_factor out",
             )
         if self.compile and self.zero_stage == 3:
             raise ConfigError(
@@ -205,6 +288,31 @@ class TrainConfig(Section):
                 remedy="give train.zero_stage=2, or train.compile=false",
             )
         return self
+
+    def with_steps(self, crops: int) -> TrainConfig:
+        """These settings with the `max_steps` that `epochs` stands for, if it is set.
+
+        Args:
+            crops: Training crops in one epoch.
+
+        Raises:
+            ConfigError: If the warm-up is longer than that.
+        """
+        if self.epochs is None:
+            return self
+        steps = math.ceil(self.epochs * crops / self.batch_size)
+        self._check_warmup(steps)
+        return self.model_copy(update={"max_steps": steps})
+
+    def _check_warmup(self, max_steps: int) -> None:
+        if self.warmup_steps >= max_steps:
+            key = "train.max_steps" if self.epochs is None else "train.epochs"
+            raise ConfigError(
+                "the warm-up is longer than the training",
+                where="train.warmup_steps",
+                got=f"{self.warmup_steps}, with train.max_steps={max_steps}",
+                remedy=f"give a train.warmup_steps below {max_steps}, or more {key}",
+            )
 
 
 class ValidationConfig(Section):
@@ -358,6 +466,8 @@ class Config(Section):
     """Random changes of a training batch."""
     model: ModelConfig = SegResMambaConfig()
     """The network."""
+    loss: LossConfig = LossConfig()
+    """What is minimised."""
     train: TrainConfig = TrainConfig()
     """Optimisation, and how often a run records, validates and saves."""
     validation: ValidationConfig = ValidationConfig()

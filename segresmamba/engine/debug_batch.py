@@ -77,6 +77,7 @@ def debug_batch(run: Path, step: int | None = None, store: str | None = None) ->
     )
     broken_first = sorted(record["batches"], key=lambda b: b["loss"] not in {"nan", "inf", "-inf"})
     repeated = _Repeated(task, network.to(device), device)
+    repeated.loss.step = record["step"] - 1
     return [
         Diagnosis(b["rank"], b["crops"], b["cases"], b["loss"], repeated.cause(b["crops"]))
         for b in broken_first
@@ -130,7 +131,7 @@ class _Repeated:
     def __init__(self, task: Task, network: nn.Module, device: torch.device) -> None:
         self._task, self._network, self._device = task, network.train(), device
         self._forward = Autocast(network, task.config.train.precision)
-        self._loss = task.loss()
+        self.loss = task.loss()
         self._outputs, self._gradients = list[str](), list[str]()
         for name, module in network.named_modules():  # one comes after those inside it
             label = f"{name or 'the network'} ({type(module).__name__})"
@@ -152,7 +153,7 @@ class _Repeated:
             yield f"weight: {name} is not finite"
         self._network.zero_grad()
         self._outputs.clear()
-        loss = self._loss(self._forward(x_BCDHW), label_BDHW)
+        loss = self.loss(self._forward(x_BCDHW), label_BDHW)
         yield from self._outputs
         if not loss.isfinite():
             yield f"loss: it is {float(loss.detach())}, and the logits are all finite"

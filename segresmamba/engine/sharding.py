@@ -8,6 +8,9 @@ rank holds a piece of these rows, a sequence of elements:
                    lies in the rank's part, and may be empty
     stage 3        an equal part of every parameter, the last one padded
 
+A frozen parameter is stored in the same way, with moments of zero. Stages 0 to 2 have it whole on
+each rank, which saves an equal part.
+
 The pieces of all ranks make up the parameter, wherever it was cut. So a run can go on at another
 stage or on other ranks, and each rank saves what it holds, without gathering or conversion.
 """
@@ -58,7 +61,7 @@ class ShardedState:
         found = {}
         for name, parameter in self._parameters.items():
             start, rows = self._held(parameter)
-            if self._stage == 0:
+            if self._stage == 0 or (self._stage < 3 and not parameter.requires_grad):
                 size = -(-len(rows[0]) // self._ranks.world_size)
                 start = min(self._ranks.rank * size, len(rows[0]))
                 rows = [row[start : start + size] for row in rows]
@@ -106,6 +109,9 @@ class ShardedState:
 
     def _held(self, parameter: Any) -> tuple[int, list[Tensor]]:
         """Where this rank's piece begins, and its rows: views of the engine's own tensors."""
+        if not parameter.requires_grad:
+            weight = (parameter.ds_tensor if self._stage == 3 else parameter).data.view(-1)
+            return self._part(parameter, [weight, *[torch.zeros_like(weight)] * 2])
         if self._stage == 0:
             state = self._adamw.state[parameter]
             return 0, [row.view(-1) for row in (parameter.data, *map(state.get, MOMENTS))]
@@ -121,5 +127,11 @@ class ShardedState:
             start: int = held.lp_fragment_address.start
             return start, [row[first : first + size] for row in rows]
         rows = [self._zero.get_local_fp32_param(parameter, key) for key in (None, *MOMENTS)]
+        return self._part(parameter, rows)
+
+    def _part(self, parameter: Any, rows: list[Tensor]) -> tuple[int, list[Tensor]]:
+        """Whole rows, or under stage 3 this rank's part of them without its padding."""
+        if self._stage < 3:
+            return 0, rows
         start = min(self._ranks.rank * len(rows[0]), parameter.ds_numel)
         return start, [row.detach()[: parameter.ds_numel - start] for row in rows]

@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +49,11 @@ from segresmamba.storage.atomic import write_text
 from segresmamba.storage.patience import patience
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.task.ranks import Ranks
+from segresmamba.task.starting_weights import starting_weights
 from segresmamba.task.task import Task, scan_backend
 from segresmamba.task.weights import WeightsFacts, read_facts, save_weights, shapes_of
 from segresmamba.tracking import (
+    STOPPED_EARLY,
     PhaseMemory,
     Status,
     StepLog,
@@ -92,12 +94,13 @@ def train(config: Config) -> dict[str, Any]:
     network = task.network()
     backend = scan_backend(config, network, ranks.device)
     folder = RunFolder.from_config(config)
+    start = starting_weights(task, network, folder)
     task = task.staged()
     join(ranks, config.train.threads)
     if ranks.is_main:
         folder.enter(config)
     wait_for_all()
-    if (finished := _finished(config, folder, ranks)) is not None:
+    if (finished := _finished(task.config, folder, ranks)) is not None:
         forget_request()
         return finished
     observers = NodeObservers(config, folder, ranks)
@@ -106,9 +109,13 @@ def train(config: Config) -> dict[str, Any]:
     try:
         if ranks.is_main:
             folder.remove_leftovers()  # the tracker holds the run's lock from here on
+            if start:
+                start.keep(folder.init_from)
         observers.start()
-        trainer = Trainer(task, network, ranks, folder, tracker, memory)
-        tracker.tags(trainer.choices | {"scan_backend": backend})
+        loaded = from_main(start.taken if start else ())
+        trainer = Trainer(task, network, ranks, folder, tracker, memory, loaded)
+        origin = {"init_from": str(start)} if start else {}
+        tracker.tags(trainer.choices | {"scan_backend": backend} | origin)
         ended = trainer.run()
         patches = trainer.step * config.train.batch_size
         observers.log_energy(tracker, step=trainer.step, patches=patches)
@@ -140,7 +147,7 @@ def _finished(config: Config, folder: RunFolder, ranks: Ranks) -> dict[str, Any]
 
     Such a run is not started: a start would count as its own in the journal and the energy.
     """
-    step = from_main(finished_step(folder.path, config.train.max_steps) if ranks.is_main else None)
+    step = from_main(finished_step(folder.path, config.train) if ranks.is_main else None)
     if step is None:
         return None
     if ranks.is_main:
@@ -149,7 +156,7 @@ def _finished(config: Config, folder: RunFolder, ranks: Ranks) -> dict[str, Any]
         "status": "finished",
         "step": step,
         "folder": str(folder.path),
-        "dice_mean": json.loads(folder.validation(step).read_text())["validation/dice/mean"],
+        "dice_mean": json.loads(folder.validation(step).read_text()).get("validation/dice/mean"),
         "ui_hint": run_hint(folder.path, config.tracking, config.run.root),
     }
 
@@ -164,6 +171,7 @@ class Trainer:
         folder: The run's folder.
         tracker: Where metrics go; a null tracker on all ranks but the first.
         memory: Peak memory by phase.
+        loaded: Names of the weights that `train.init_from` gave.
     """
 
     def __init__(
@@ -174,6 +182,7 @@ class Trainer:
         folder: RunFolder,
         tracker: Tracker,
         memory: PhaseMemory,
+        loaded: Collection[str] = (),
     ) -> None:
         self.task, self.ranks, self.folder, self.tracker = task, ranks, folder, tracker
         self.memory = memory
@@ -181,8 +190,8 @@ class Trainer:
         self.config = config = task.config
         self.loss = task.loss()
         self.shapes = shapes_of(network)
-        self.parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
-        self.engine = ZeroEngine(network, config, ranks)
+        self.parameters = sum(p.numel() for p in network.parameters())
+        self.engine = ZeroEngine(network, config, ranks, loaded)
         self.skipped = SkippedSteps(config.train, folder, ranks)
         self.watchdog = Watchdog(config.train.hang_timeout_s, folder.logs, ranks.rank)
         keep = config.train.keep_last
@@ -225,7 +234,7 @@ class Trainer:
         if self.step and self._validation_is_due() and not self._validate():
             return "preempted"
         batches, timer = self._batches(), StepTimer(self.config, self.ranks)
-        while self.step < config.max_steps:
+        while self.step < config.max_steps and not self._ends_early():
             stop = self._train_step(batches, timer)
             self.watchdog.beat()
             due = self._validation_is_due()
@@ -246,6 +255,7 @@ class Trainer:
         config = self.config.train
         lr = learning_rate(self.step, config)
         losses, crops = list[Tensor](), list[Crops]()
+        self.loss.step = self.step
         with timer.step():
             for _ in range(config.accumulation):
                 with timer.waiting():
@@ -305,10 +315,31 @@ class Trainer:
         dice = {} if self.last_dice is None else {"dice": self.last_dice}
         self.step_log.step(self.step, shown | dice)
 
+    def _ends_early(self) -> bool:
+        """Whether `train.patience` validations have brought nothing better than the best weights.
+
+        They are counted from the step of the best weights, so that a run that goes on counts right.
+        """
+        patience, every = self.config.train.patience, self.config.train.validate_every
+        if not (patience and every) or self.step % every:
+            return False
+        best = from_main(self._best_facts() if self.ranks.is_main else None)
+        if best is None or self.step // every - best.step // every < patience:
+            return False
+        if self.ranks.is_main:
+            text = f"step {self.step}: no better Dice than {best.dice:.4f} of step {best.step}"
+            logger.info("%s in %d validations: the run ends early", text, patience)
+            self.tracker.tags({STOPPED_EARLY: text})
+        return True
+
+    def _best_facts(self) -> WeightsFacts | None:
+        return read_facts(self.folder.best) if self.folder.best.exists() else None
+
     def _validation_is_due(self) -> bool:
         config = self.config.train
         reached = self.step == config.max_steps
-        due = reached or self.step % (config.validate_every or math.inf) == 0
+        every = config.validate_every if self.task.split["val"] else None
+        due = reached or self.step % (every or math.inf) == 0
         # Best weights that were found damaged, and deleted, come back by validating once more.
         is_done = self._validation_record.exists() and self.folder.best.exists()
         return due and not from_main(is_done)
@@ -333,6 +364,14 @@ class Trainer:
     def _validated(self) -> bool:
         started = time.monotonic()
         weights = self.engine.weights()
+        if not self.task.split["val"]:
+            if self.ranks.is_main:
+                logger.info(
+                    "step %d: nothing is held out, the last weights count as best", self.step
+                )
+                self._keep(weights, None)
+                write_text(self._validation_record, "{}")
+            return True
         network = self.task.network()
         network.load_state_dict(weights)
         network.to(self.ranks.device)
@@ -379,18 +418,21 @@ class Trainer:
             logger.warning("step %d: %s; the mean is that of the others", self.step, text)
 
     def _keep_if_best(self, weights: dict[str, Tensor], dice: float) -> None:
-        path, dataset = self.folder.best, self.task.dataset
-        best = read_facts(path).dice if path.exists() else -math.inf
+        best = self._best_facts()
         logger.info("step %d  validation Dice %.4f", self.step, dice)
-        if dice > best:
-            facts = WeightsFacts(
-                step=self.step,
-                dice=dice,
-                labels=dataset.labels,
-                channel_names=dataset.channel_names,
-                preprocessing=dataset.preprocessing,
-            )
-            save_weights(path, weights, facts)
+        if best is None or best.dice is None or dice > best.dice:
+            self._keep(weights, dice)
+
+    def _keep(self, weights: dict[str, Tensor], dice: float | None) -> None:
+        dataset = self.task.dataset
+        facts = WeightsFacts(
+            step=self.step,
+            dice=dice,
+            labels=dataset.labels,
+            channel_names=dataset.channel_names,
+            preprocessing=dataset.preprocessing,
+        )
+        save_weights(self.folder.best, weights, facts)
 
     def _save(self) -> None:
         with self.memory.during("save"):

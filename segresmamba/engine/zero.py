@@ -13,11 +13,13 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections.abc import Collection
+from operator import itemgetter
 from typing import Any
 
 from torch import Tensor, nn
 
-from segresmamba.config import Config
+from segresmamba.config import Config, TrainConfig
 from segresmamba.engine.distributed import micro_batch
 from segresmamba.engine.sharding import ShardedState
 from segresmamba.task.precision import Autocast, LossScaler, poison
@@ -62,9 +64,16 @@ class ZeroEngine:
         network: The network, with the same initial weights on every rank.
         config: The run's configuration.
         ranks: This process; it has joined the process group.
+        loaded: Names of the weights that learn with `train.loaded_lr_factor`.
     """
 
-    def __init__(self, network: nn.Module, config: Config, ranks: Ranks) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        config: Config,
+        ranks: Ranks,
+        loaded: Collection[str] = (),
+    ) -> None:
         deepspeed = import_deepspeed(ranks)
         self.network = network.to(ranks.device)
         self.sizes = {name: weight.numel() for name, weight in network.named_parameters()}
@@ -82,7 +91,7 @@ class ZeroEngine:
             network.compile()
         self._engine, *_ = deepspeed.initialize(
             model=Autocast(network, config.train.precision),
-            model_parameters=_parameter_groups(network, config.train.weight_decay),
+            model_parameters=_parameter_groups(network, config.train, loaded),
             config=deepspeed_config(config, ranks.world_size),
         )
         self.state = ShardedState(network, self._engine, config.train.zero_stage, ranks)
@@ -100,7 +109,7 @@ class ZeroEngine:
         After a boundary `gradient_norm` says whether the step was made: it was if that is finite.
         """
         for group in self._engine.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_factor"]
         boundary = self._engine.is_gradient_accumulation_boundary()
         loss = loss * poison(loss)
         self._engine.backward(self.scaler.scaled(loss) if self.scaler else loss)
@@ -158,15 +167,19 @@ def import_deepspeed(ranks: Ranks) -> Any:
     return deepspeed
 
 
-def _parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """One group with weight decay, matrices and kernels, and one without it, all else."""
-    decayed: list[nn.Parameter] = []
-    spared: list[nn.Parameter] = []
+def _parameter_groups(
+    network: nn.Module, train: TrainConfig, loaded: Collection[str] = ()
+) -> list[dict[str, Any]]:
+    """The trained weights by weight decay (matrices and kernels have it) and learning rate."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         is_spared = parameter.ndim < 2 or name.rpartition(".")[2].startswith(_NO_DECAY)
-        (spared if is_spared else decayed).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": spared, "weight_decay": 0.0},
+        decay = 0.0 if is_spared else train.weight_decay
+        factor = train.loaded_lr_factor if name in loaded else 1.0
+        if parameter.requires_grad:
+            groups.setdefault((decay, factor), []).append(parameter)
+    # AdamW leaves the factor in its groups alone; `ZeroEngine.backward` applies it.
+    return [
+        {"params": parameters, "weight_decay": decay, "lr_factor": factor}
+        for (decay, factor), parameters in sorted(groups.items(), key=itemgetter(0), reverse=True)
     ]
-    return [group for group in groups if group["params"]]

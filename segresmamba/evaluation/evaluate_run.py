@@ -9,7 +9,7 @@ from rich.table import Table
 
 from segresmamba.config import read_config
 from segresmamba.data.preprocessing import Normalisation
-from segresmamba.errors import DataError
+from segresmamba.errors import ConfigError, DataError
 from segresmamba.evaluation.score_cases import Summary, evaluate_cases, results_table, write_results
 from segresmamba.inference.predict import cannot_write
 from segresmamba.storage.run_folder import RunFolder
@@ -37,10 +37,17 @@ def evaluate_run(run: Path) -> Evaluation:
 
     Raises:
         UserError: If the folder holds no finished validation, the store is not there, or the run
-            is training at this moment.
+            is training at this moment, or all cases have trained it.
     """
     folder = RunFolder(run)
     config = read_config(folder.config)
+    if config.train.fold is None:
+        raise ConfigError(
+            "nothing was held out: all cases have trained the network",
+            where=f"{folder.config}: train.fold",
+            got="none",
+            remedy="segment other cases with `segresmamba predict`, or train with train.fold=0",
+        )
     task = Task.from_config(config)
     device = Ranks.from_environment().device
     trained = load_network(folder.best, config)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
@@ -47,6 +47,21 @@ _NAMES = (
 _NEVER_CALLED = re.compile(
     r"(vit\.gscs\.\d+\.mamba_layer|segresnet\.(?:convInit|down_layers|conv_final))\."
 )
+
+
+def with_our_names(state_dict: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    """The tensors of a state dict by our names, if it has those of the released code.
+
+    Args:
+        state_dict: Any state dict.
+        names: The names of a `SegResMamba`'s weights.
+
+    Returns:
+        The state dict itself, if it has other names.
+    """
+    theirs = {name: renamed(name, _NAMES) for name in names}
+    found = {name: state_dict[key] for name, key in theirs.items() if key in state_dict}
+    return found if len(found) > len(state_dict.keys() & theirs.keys()) else dict(state_dict)
 
 
 def load_released_state_dict(

@@ -94,8 +94,9 @@ def group_runs(runs: Iterable[MeasuredRun]) -> list[Group]:
         found[frozenset(run.settings.items())].append(run)
 
     def order(run: MeasuredRun) -> tuple[int, int, str]:
-        fold, seed = (int(run.replica.get(key, 0)) for key in ("train.fold", "seed"))
-        return fold, seed, run.history.name
+        fold, seed = (run.replica.get(key, "0") for key in ("train.fold", "seed"))
+        held_out = -1 if fold == "null" else int(fold)  # all cases have trained
+        return held_out, int(seed), run.history.name
 
     groups = [tuple(sorted(group, key=order)) for group in found.values()]
     labels = _labels([group[0] for group in groups])

@@ -239,4 +239,4 @@ def _run_cell(run: MeasuredRun, measure: _Measure) -> Cell:
 
 
 def _whole(value: str | int | None) -> Cell:
-    return Cell() if value is None else Cell(f"{int(value):,}", sort=int(value))
+    return Cell() if value in (None, "null") else Cell(f"{int(value):,}", sort=int(value))

@@ -9,6 +9,7 @@ Submitting a job and checking a queue read these paths too, so this module does 
     checkpoints/
         step-00000100/        a complete checkpoint, see engine.checkpoints
         step-00000200.damaged/   was found damaged and is kept aside; never read or deleted
+    init_from.json            which weights it started from, see task.starting_weights
     best/weights.pt           full weights of the best validation, see task.weights
     overlays/                 pictures of the last evaluation
     results.json              metrics of the last evaluation
@@ -53,6 +54,7 @@ class RunFolder:
         self.config = path / "config.yaml"
         self.journal = path / "journal.jsonl"
         self.checkpoints = path / "checkpoints"
+        self.init_from = path / "init_from.json"
         self.best = path / "best" / "weights.pt"
         self.overlays = path / "overlays"
         self.results = path / "results.json"

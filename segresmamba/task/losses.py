@@ -1,4 +1,4 @@
-"""Dice plus cross-entropy, for exclusive labels and for overlapping regions.
+"""The loss of a batch, for exclusive labels and for overlapping regions.
 
 Dice is computed for each sample and then averaged. The Dice of a whole batch is not a mean over its
 samples, so with it gradient accumulation, or more ranks, would train something else than one large
@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segresmamba.config import Config
+from segresmamba.config import Config, LossConfig
+from segresmamba.errors import ConfigError
 from segresmamba.task.classes import Classes
-
-_SMOOTH = 1e-5
-_IGNORE = -100  # what PyTorch's cross-entropy leaves out by default
+from segresmamba.task.loss_terms import Level, terms
 
 
 def build_loss(config: Config, labels: Mapping[str, int]) -> SegmentationLoss:
@@ -28,78 +27,107 @@ def build_loss(config: Config, labels: Mapping[str, int]) -> SegmentationLoss:
         labels: Name to value of each label of the dataset.
 
     Raises:
-        ConfigError: If a region holds a label value that the dataset does not declare.
+        ConfigError: If a region holds a label value that the dataset does not declare, or a weight
+            is that of an unknown class.
         DataError: If the dataset declares no label besides the background.
     """
-    return SegmentationLoss(Classes.from_labels(config, labels))
+    return SegmentationLoss(Classes.from_labels(config, labels), config.loss)
 
 
 class SegmentationLoss(nn.Module):
-    """Dice loss plus cross-entropy, each with weight 1, in fp32 at every precision of the logits.
+    """The configured terms, in fp32 at every precision of the logits.
 
-    Exclusive labels: softmax Dice over the foreground plus cross-entropy over all channels, as in
-    nnU-Net. The background of a crop is nearly always right and would only dilute the mean Dice.
-    Regions: sigmoid Dice with squared predictions, as in the SegResMamba paper, plus binary
-    cross-entropy.
+    The default is Dice plus cross-entropy, each with weight 1. Exclusive labels: softmax Dice over
+    the foreground plus cross-entropy over all channels, as in nnU-Net. The background of a crop is
+    nearly always right and would only dilute the mean Dice. Regions: sigmoid Dice with squared
+    predictions, as in the SegResMamba paper, plus binary cross-entropy.
 
     A class that is not in a crop adds a Dice loss near 1 and almost no gradient; its cross-entropy
     still lowers its logits. The smoothing of 1e-5 keeps the quotient finite.
 
     Args:
         classes: What the channels of the logits mean.
+        config: The terms and their weights.
         padded: Whether labels may hold negative values, which mark voxels that count for nothing.
+
+    Raises:
+        ConfigError: If a weight is that of an unknown class.
     """
 
-    def __init__(self, classes: Classes, *, padded: bool = False) -> None:
+    def __init__(
+        self, classes: Classes, config: LossConfig | None = None, *, padded: bool = False
+    ) -> None:
         super().__init__()
+        config = config or LossConfig()
         self.classes, self.padded = classes, padded
+        self.step = 0
+        """Step of the training, for terms with a warm-up."""
+        self._levels = config.deep_supervision
+        self._terms = terms(config, exclusive=classes.exclusive)
+        self._weights_K = class_weights(classes, config.class_weights)
 
     def forward(self, outputs: Tensor | Sequence[Tensor], label_BDHW: Tensor) -> Tensor:
         """The loss of a batch.
 
         Args:
             outputs: Logits (B, K, D, H, W); under deep supervision a list of them, full resolution
-                first, weighted 1, 1/2, 1/4 ... and divided by the sum of the weights.
+                first. Their weights, by default 1, 1/2, 1/4 ..., are divided by their sum.
             label_BDHW: Label values, any integer type, at full resolution.
 
         Returns:
             A scalar, float32.
+
+        Raises:
+            ConfigError: If there are more weights than outputs.
         """
         levels = [outputs] if isinstance(outputs, Tensor) else outputs
-        weights = [0.5**level for level in range(len(levels))]  # nnU-Net's
+        weights = self._level_weights(len(levels))
         losses = []
         for weight, logits_BKDHW in zip(weights, levels, strict=True):
-            label = resize_label(label_BDHW, logits_BKDHW.shape[2:])
-            losses.append(weight * self._level(logits_BKDHW.float(), label))
+            if weight:
+                label = resize_label(label_BDHW, logits_BKDHW.shape[2:])
+                losses.append(weight * self._level(logits_BKDHW.float(), label))
         return torch.stack(losses).sum() / sum(weights)
+
+    def _level_weights(self, count: int) -> list[float]:
+        if self._levels is None:
+            return [0.5**level for level in range(count)]  # nnU-Net's
+        if len(self._levels) > count:
+            raise ConfigError(
+                "there are more weights than outputs of the network",
+                where="loss.deep_supervision",
+                got=f"{list(self._levels)}, and the network has {count} output(s)",
+                remedy=f"give at most {count} weight(s), or a network with deep supervision",
+            )
+        return [*self._levels, *[0.0] * (count - len(self._levels))]
 
     def _level(self, logits_BKDHW: Tensor, label_BDHW: Tensor) -> Tensor:
         target = self.classes.encode(label_BDHW)
-        counts_B1DHW = (label_BDHW >= 0)[:, None].float() if self.padded else None
-        if self.classes.exclusive:
-            chosen = target if counts_B1DHW is None else target.masked_fill(label_BDHW < 0, _IGNORE)
-            cross_entropy = F.cross_entropy(logits_BKDHW, chosen, ignore_index=_IGNORE)
-            masks_BKDHW = torch.zeros_like(logits_BKDHW).scatter_(1, target[:, None], 1)[:, 1:]
-            predicted_BKDHW = logits_BKDHW.softmax(1)[:, 1:]
-        else:
-            cross_entropy = F.binary_cross_entropy_with_logits(logits_BKDHW, target, counts_B1DHW)
-            if counts_B1DHW is not None:  # its mean is over all voxels
-                cross_entropy = cross_entropy / counts_B1DHW.mean()
-            masks_BKDHW, predicted_BKDHW = target, logits_BKDHW.sigmoid()
-        if counts_B1DHW is not None:
-            masks_BKDHW = masks_BKDHW * counts_B1DHW
-            predicted_BKDHW = predicted_BKDHW * counts_B1DHW
-        squared = not self.classes.exclusive
-        return cross_entropy + _dice_loss(predicted_BKDHW, masks_BKDHW, squared=squared)
+        counted = (label_BDHW >= 0)[:, None] if self.padded else None
+        weights_K = None if self._weights_K is None else self._weights_K.to(logits_BKDHW.device)
+        level = Level(logits_BKDHW, target, counted, weights_K, exclusive=self.classes.exclusive)
+        return torch.stack([term(level, self.step) for term in self._terms]).sum()
 
 
-def _dice_loss(predicted_BKDHW: Tensor, target_BKDHW: Tensor, *, squared: bool = False) -> Tensor:
-    """1 - Dice of probabilities against masks of 0 and 1, averaged over samples and channels."""
-    axes = (2, 3, 4)
-    overlap_BK = (predicted_BKDHW * target_BKDHW).sum(axes)
-    measured_BKDHW = predicted_BKDHW.square() if squared else predicted_BKDHW
-    sizes_BK = measured_BKDHW.sum(axes) + target_BKDHW.sum(axes)
-    return (1 - (2 * overlap_BK + _SMOOTH) / (sizes_BK + _SMOOTH)).mean()
+def class_weights(classes: Classes, weights: Mapping[str, float] | None) -> Tensor | None:
+    """A weight for each channel of the logits; None if all are 1.
+
+    Raises:
+        ConfigError: If a weight is that of an unknown class.
+    """
+    if weights is None:
+        return None
+    names = list(classes.members)
+    if classes.exclusive:  # whose channels are in the order of the values
+        names = ["background", *sorted(names, key=lambda name: classes.members[name])]
+    if unknown := sorted(weights.keys() - set(names)):
+        raise ConfigError(
+            "a weight is that of an unknown class",
+            where="loss.class_weights",
+            got=", ".join(unknown),
+            remedy=f"choose among {', '.join(names)}",
+        )
+    return torch.tensor([float(weights.get(name, 1)) for name in names])
 
 
 def resize_label(label_BDHW: Tensor, size: Sequence[int]) -> Tensor:

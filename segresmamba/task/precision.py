@@ -61,7 +61,8 @@ class LossScaler:
         self._overflowed = torch.zeros((), dtype=torch.bool, device=device)
         self._fill = torch.zeros((), device=device)
         for parameter in network.parameters():
-            parameter.register_hook(self._unscaled)  # type: ignore[no-untyped-call]
+            if parameter.requires_grad:
+                parameter.register_hook(self._unscaled)  # type: ignore[no-untyped-call]
 
     def scaled(self, loss: Tensor) -> Tensor:
         """The loss times the scale, to call backward on."""

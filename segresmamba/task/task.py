@@ -18,7 +18,7 @@ from segresmamba import data, models
 from segresmamba.config import Config
 from segresmamba.errors import BackendMissingError, ConfigError, DataError
 from segresmamba.task.classes import Classes
-from segresmamba.task.losses import SegmentationLoss
+from segresmamba.task.losses import SegmentationLoss, class_weights
 
 logger = logging.getLogger(__name__)
 
@@ -41,21 +41,7 @@ class Task:
             UserError: For a missing store, or a fold or label that it lacks.
         """
         dataset = data.open_dataset(config.data.store, patience_s=config.data.patience_s)
-        if not dataset.splits:
-            raise DataError(
-                "there is nothing to hold out: the dataset has a single case",
-                where=config.data.store,
-                got=f"{len(dataset.case_ids)} cases",
-                remedy="convert at least two cases",
-            )
-        if config.train.fold >= len(dataset.splits):
-            raise ConfigError(
-                "the store has no such fold",
-                where="train.fold",
-                got=config.train.fold,
-                remedy=f"choose 0 to {len(dataset.splits) - 1}",
-            )
-        split = dataset.splits[config.train.fold]
+        split = _split(config, dataset)
         data.PatchSampler(  # refuses a fold without training cases
             dataset,
             split["train"],
@@ -63,7 +49,10 @@ class Task:
             config.seed,
             config.data.foreground_fraction,
         )
-        return cls(config, dataset, split, Classes.from_labels(config, dataset.labels))
+        config = _with_steps(config, len(split["train"]))
+        classes = Classes.from_labels(config, dataset.labels)
+        class_weights(classes, config.loss.class_weights)  # refuses unknown classes
+        return cls(config, dataset, split, classes)
 
     def loss(self) -> SegmentationLoss:
         """The loss that the configuration trains with. Says so if crops will be padded."""
@@ -76,7 +65,7 @@ class Task:
                 *(len(smaller), len(cases), smaller[0], str(list(patch)).replace(" ", "")),
             )
         ignores = self.dataset.manifest.storage.ignore_value is not None
-        return SegmentationLoss(self.classes, padded=bool(smaller) or ignores)
+        return SegmentationLoss(self.classes, self.config.loss, padded=bool(smaller) or ignores)
 
     def staged(self) -> Task:
         """The task with its cases copied to this node, if data.stage asks for it.
@@ -91,10 +80,11 @@ class Task:
         return replace(self, dataset=data.stage(self.dataset, case_ids, folder))
 
     def network(self) -> nn.Module:
-        """A new network, with weights that depend on the seed alone.
+        """A new network, with weights that depend on the seed alone, frozen as configured.
 
         Raises:
-            ConfigError: See `build_network`; also if a compiler is needed and there is none.
+            ConfigError: See `build_network` and `freeze`; also if a compiler is needed and there is
+                none.
         """
         compiler = os.environ.get("CXX", "g++")  # the one that torch.compile calls
         if self.config.train.compile and shutil.which(compiler) is None:
@@ -104,7 +94,48 @@ class Task:
                 got=f"true, without {compiler}",
                 remedy="install g++, name another compiler in CXX, or give train.compile=false",
             )
-        return build_network(self.config, len(self.dataset.channel_names), self.classes.channels)
+        channels = len(self.dataset.channel_names)
+        network = build_network(self.config, channels, self.classes.channels)
+        freeze(network, self.config.train.freeze)
+        return network
+
+
+def _split(config: Config, dataset: data.Dataset) -> Mapping[str, Sequence[str]]:
+    """Case ids to train on ("train") and held out ("val").
+
+    Raises:
+        UserError: For a fold that the store lacks.
+    """
+    fold = config.train.fold
+    if fold is None:
+        return {"train": dataset.case_ids, "val": ()}
+    if not dataset.splits:
+        raise DataError(
+            "there is nothing to hold out: the dataset has a single case",
+            where=config.data.store,
+            got=f"{len(dataset.case_ids)} cases",
+            remedy="convert at least two cases",
+        )
+    if fold >= len(dataset.splits):
+        raise ConfigError(
+            "the store has no such fold",
+            where="train.fold",
+            got=fold,
+            remedy=f"choose 0 to {len(dataset.splits) - 1}",
+        )
+    return dataset.splits[fold]
+
+
+def _with_steps(config: Config, cases: int) -> Config:
+    """The configuration with `train.epochs` turned into `train.max_steps`."""
+    crops = cases * config.data.crops_per_case
+    train = config.train.with_steps(crops)
+    if train.epochs is not None:
+        logger.info(
+            "train.epochs=%d is train.max_steps=%d: an epoch has %d crops, a step %d of them",
+            *(train.epochs, train.max_steps, crops, train.batch_size),
+        )
+    return config.model_copy(update={"train": train})
 
 
 def build_network(config: Config, in_channels: int, out_channels: int) -> nn.Module:
@@ -138,6 +169,34 @@ def build_network(config: Config, in_channels: int, out_channels: int) -> nn.Mod
             if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
                 module.register_forward_pre_hook(_channels_last)
     return network
+
+
+def freeze(network: nn.Module, parts: Sequence[str]) -> None:
+    """Exclude weights from training: those whose name begins with one of `parts`.
+
+    Raises:
+        ConfigError: If a part names no weight, or if no weight is left to train.
+    """
+    weights = dict(network.named_parameters())
+    for part in parts:
+        frozen = [name for name in weights if f"{name}.".startswith(f"{part}.")]
+        if not frozen:
+            raise ConfigError(
+                "the network has no such part",
+                where="train.freeze",
+                got=part,
+                remedy=f"choose among {', '.join(name for name, _ in network.named_children())}, "
+                "or a part of one, such as blocks.0",
+            )
+        for name in frozen:
+            weights[name].requires_grad_(False)
+    if not any(weight.requires_grad for weight in weights.values()):
+        raise ConfigError(
+            "nothing is left to train",
+            where="train.freeze",
+            got=list(parts),
+            remedy="freeze fewer parts of the network",
+        )
 
 
 def _channels_last(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -42,8 +42,8 @@ class WeightsFacts:
     """What is known of full weights."""
 
     step: int
-    dice: float
-    """Mean Dice of the validation that chose them."""
+    dice: float | None
+    """Mean Dice of the validation that chose them; None if nothing was held out."""
     labels: Mapping[str, int]
     """Name to value of each label of the dataset."""
     channel_names: Sequence[str]
@@ -134,6 +134,24 @@ def load_network(path: Path, config: Config) -> TrainedNetwork:
         CheckpointError: If the file is missing, damaged, or of another architecture, or if a weight
             is not finite.
     """
+    weights, facts = read_weights(path)
+    classes = Classes.from_labels(config, facts.labels)
+    network = build_network(config, len(facts.channel_names), classes.channels)
+    check_shapes({name: list(w.shape) for name, w in weights.items()}, shapes_of(network), path)
+    network.load_state_dict(weights)
+    if facts.dice is None:
+        logger.info("weights of step %d, the last one: nothing was held out", facts.step)
+    else:
+        logger.info("weights of step %d, Dice %.4f in training", facts.step, facts.dice)
+    return TrainedNetwork(network, classes, facts)
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], WeightsFacts]:
+    """Read a file that `save_weights` wrote, and check it.
+
+    Raises:
+        CheckpointError: If the file is missing or damaged, or if a weight is not finite.
+    """
     # Not mapped: should another computer replace the file meanwhile, access to a mapped page could
     # kill this process, where reading raises an error.
     with _damage_named(path):
@@ -149,12 +167,7 @@ def load_network(path: Path, config: Config) -> TrainedNetwork:
             got=f"{broken} has nan or inf",
             remedy=f"{_ANEW}; if its newest checkpoint has such weights too, train again",
         )
-    classes = Classes.from_labels(config, facts.labels)
-    network = build_network(config, len(facts.channel_names), classes.channels)
-    check_shapes({name: list(w.shape) for name, w in weights.items()}, shapes_of(network), path)
-    network.load_state_dict(weights)
-    logger.info("weights of step %d, Dice %.4f in training", facts.step, facts.dice)
-    return TrainedNetwork(network, classes, facts)
+    return weights, facts
 
 
 def shapes_of(network: nn.Module) -> dict[str, list[int]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path, PurePosixPath
 
+from segresmamba.config import TrainConfig
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.tracking.attempts import current
 from segresmamba.tracking.energy.ledger import Ledger, power_line
@@ -16,6 +17,8 @@ from segresmamba.tracking.protocol import TrackingError
 
 ENERGY = "energy/"
 ENERGY_FACT = "energy."
+STOPPED_EARLY = "stopped_early"
+"""Tag of a run that `train.patience` has ended. It begins with `step N:`."""
 
 
 @dataclass(frozen=True)
@@ -82,20 +85,31 @@ def run_folders(folder: Path) -> list[Path]:
     return inside
 
 
-def finished_step(folder: Path, max_steps: int) -> int | None:
+def finished_step(folder: Path, train: TrainConfig) -> int | None:
     """The step at which a run has finished; None if there is something left to do.
 
     Args:
         folder: The run folder, which need not exist.
-        max_steps: The step to reach.
+        train: The settings to finish it with. If `epochs` is set, their `max_steps` may be any.
     """
     run = RunFolder(folder)
     step = max(run.saved_steps(), default=0)
-    is_done = step >= max_steps and run.validation(step).exists() and run.best.exists()
+    if not (step and run.validation(step).exists() and run.best.exists()):
+        return None
     try:
-        return step if is_done and read_history(folder).status == "finished" else None
+        history = read_history(folder)
     except TrackingError:  # the tracker, which opens the journal too, says what is wrong
         return None
+    if history.status != "finished":
+        return None
+    before = history.settings
+    same_epochs = train.epochs is not None and before.get("train.epochs") == str(train.epochs)
+    # The journal has the number of steps that the epochs are.
+    steps = int(before["train.max_steps"]) if same_epochs else train.max_steps
+    ends_here = history.tags.get(STOPPED_EARLY, "").startswith(f"step {step}:")
+    same_patience = before.get("train.patience") == str(train.patience)
+    is_counted = train.epochs is None or same_epochs
+    return step if (ends_here and same_patience) or (is_counted and step >= steps) else None
 
 
 def finished_text(folder: Path, step: int) -> str:
@@ -103,7 +117,7 @@ def finished_text(folder: Path, step: int) -> str:
     return (
         f"{folder} has finished at step {step}, and nothing is left to train; to go on: the same "
         f"command with run.name={folder.name} train.max_steps=N (more than {step}) and "
-        "--allow-config-change"
+        "--allow-config-change; if train.epochs or train.patience has ended it, change that one"
     )
 
 

@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from segresmamba.config import Config
+from segresmamba.config import Config, TrainConfig
 from segresmamba.engine import zero
 from segresmamba.engine.distributed import join
 from segresmamba.engine.zero import ZeroEngine, _parameter_groups, deepspeed_config
 from segresmamba.errors import ConfigError
 from segresmamba.models import SegResMamba
 from segresmamba.task.ranks import Ranks
+from segresmamba.task.task import freeze
 from tests.engine.tiny import tiny_config
 
 
@@ -44,7 +45,7 @@ def test_a_world_size_that_does_not_divide_the_batch_names_a_size_that_does(
 
 def test_weight_decay_spares_norms_biases_and_the_state_space_parameters() -> None:
     network = SegResMamba(dims=(8, 8), d_state=4)
-    decayed, spared = _parameter_groups(network, 0.1)
+    decayed, spared = _parameter_groups(network, TrainConfig(weight_decay=0.1))
     spared_ids = {id(parameter) for parameter in spared["params"]}
     names = {
         name.rpartition(".")[2]
@@ -60,7 +61,36 @@ def test_weight_decay_spares_norms_biases_and_the_state_space_parameters() -> No
 
 
 def test_a_network_without_vectors_has_one_group() -> None:
-    assert len(_parameter_groups(nn.Linear(2, 2, bias=False), 0.1)) == 1
+    assert len(_parameter_groups(nn.Linear(2, 2, bias=False), TrainConfig())) == 1
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_frozen_weights_stay_and_loaded_ones_learn_more_slowly_at_every_stage(
+    tmp_path: Path, stage: int
+) -> None:
+    """AdamW's first step moves each weight by the learning rate, whatever its gradient is."""
+    words = (f"train.zero_stage={stage}", "train.weight_decay=0", "train.init_from=elsewhere")
+    config = tiny_config(tmp_path, tmp_path, *words, "train.loaded_lr_factor=0.1")
+    ranks = Ranks.from_environment()
+    join(ranks, threads=1)
+    network = nn.Sequential(*(nn.Conv3d(1, 1, 1) for _ in range(3)))
+    freeze(network, ["0"])
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    engine = ZeroEngine(network, config, ranks, loaded=["1.weight", "1.bias"])
+    engine.backward(engine.forward(torch.randn(2, 1, 4, 4, 4)).square().mean(), 1e-2)  # type: ignore[union-attr]
+    moved = {
+        name: float((value - before[name]).abs().max()) for name, value in engine.weights().items()
+    }
+    expected = {"0": 0, "1": 1e-3, "2": 1e-2}
+    assert moved == pytest.approx({name: expected[name[0]] for name in moved}, abs=1e-6)
+    kept = {name: rows.clone() for name, (_, rows) in engine.state.pieces().items()}
+    weights = {name: value.item() for name, value in engine.weights().items()}
+    assert {name: rows[0].item() for name, rows in kept.items()} == pytest.approx(weights)
+    other = nn.Sequential(*(nn.Conv3d(1, 1, 1) for _ in range(3)))
+    freeze(other, ["0"])
+    resumed = ZeroEngine(other, config, ranks, loaded=["1.weight", "1.bias"])
+    resumed.state.restore(kept.items(), step=1)
+    assert {n: v.item() for n, v in resumed.weights().items()} == pytest.approx(weights)
 
 
 def test_stage_3_computes_the_same_when_it_really_gathers_every_weight(

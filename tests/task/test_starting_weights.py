@@ -1,0 +1,100 @@
+"""A new run takes what fits of other weights, and says what does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from segresmamba import models
+from segresmamba.errors import ConfigError
+from segresmamba.models.released import _NAMES
+from segresmamba.models.state_dicts import renamed
+from segresmamba.task.starting_weights import load_starting_weights
+
+
+def network(in_channels: int = 2, out_channels: int = 3, seed: int = 0) -> models.SegResMamba:
+    torch.manual_seed(seed)
+    return models.SegResMamba(
+        in_channels=in_channels, out_channels=out_channels, dims=(8, 8), d_state=4
+    )
+
+
+def saved(path: Path, content: object) -> Path:
+    torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize("nested", [None, "state_dict", "model"])
+def test_all_weights_of_the_same_network_are_taken_however_the_file_names_them(
+    tmp_path: Path, nested: str | None
+) -> None:
+    source, target = network(seed=1), network()
+    state = {f"module.{name}": value for name, value in source.state_dict().items()}
+    path = saved(tmp_path / "model.pt", {nested: state, "epoch": 3} if nested else state)
+    found = load_starting_weights(path, target, 2)
+    assert set(found.taken) == target.state_dict().keys()
+    assert not [*found.adapted, *found.fresh, *found.unused]
+    images = torch.randn(1, 2, 16, 16, 16)
+    assert torch.equal(target.eval()(images), source.eval()(images))
+
+
+def test_other_channels_adapt_the_first_layer_and_other_classes_leave_the_head_fresh(
+    tmp_path: Path,
+) -> None:
+    source, target = network(1, 2, seed=1), network(3, 3)
+    before = {name: value.clone() for name, value in target.state_dict().items()}
+    path = saved(tmp_path / "model.pt", source.state_dict())
+    found = load_starting_weights(path, target, 3)
+    after = target.state_dict()
+    assert [name.split()[0] for name in found.adapted] == ["downs.0.weight"]
+    assert [name.split()[0] for name in found.fresh] == ["head.weight", "head.bias"]
+    assert torch.equal(after["head.weight"], before["head.weight"])
+    # The same image in every channel gives what the one channel gave.
+    assert torch.allclose(
+        after["downs.0.weight"].sum(1), source.state_dict()["downs.0.weight"][:, 0]
+    )
+    lines = str(found).splitlines()
+    assert lines[0] == f"{path}: {len(found.taken)} weights taken, 1 adapted, 2 fresh, 0 unused"
+    assert "  fresh: head.weight (8x2x2x2x2 in the file, 8x3x2x2x2 here)" in lines
+
+
+def test_many_differences_fit_on_one_screen(tmp_path: Path) -> None:
+    state = network().state_dict() | {f"other.{i}": torch.zeros(1) for i in range(100)}
+    text = str(load_starting_weights(saved(tmp_path / "model.pt", state), network(), 2))
+    assert len(text.splitlines()) < 20
+    assert "unused: and 88 more" in text
+
+
+def test_released_weights_are_taken_by_their_own_names(tmp_path: Path) -> None:
+    source = network(seed=1).state_dict()
+    theirs = {renamed(name, _NAMES): value for name, value in source.items()}
+    assert "vit.downsample_layers.0.0.weight" in theirs
+    target = network()
+    found = load_starting_weights(saved(tmp_path / "released.pth", theirs), target, 2)
+    assert not [*found.adapted, *found.fresh, *found.unused]
+    assert all(torch.equal(source[name], value) for name, value in target.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ({"a.weight": torch.zeros(2)}, "no weight fits the network"),
+        ({"epoch": 3}, "no state dict"),
+        ({"head.bias": torch.tensor([torch.nan] * 3)}, "head.bias has nan or inf"),
+    ],
+)
+def test_a_file_without_fitting_weights_is_refused(
+    tmp_path: Path, content: object, problem: str
+) -> None:
+    with pytest.raises(ConfigError, match=problem) as caught:
+        load_starting_weights(saved(tmp_path / "model.pt", content), network(), 2)
+    assert caught.value.where == "train.init_from"
+
+
+def test_a_missing_file_and_a_folder_without_weights_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        load_starting_weights(tmp_path / "absent.pt", network(), 2)
+    with pytest.raises(ConfigError, match=r"a folder without best/weights\.pt"):
+        load_starting_weights(tmp_path, network(), 2)
