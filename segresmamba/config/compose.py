@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from segresmamba.config.explain import explain, field_help, suggestion
 from segresmamba.config.schema import Config
 from segresmamba.errors import ConfigError
 from segresmamba.secrets import recall
+
+logger = logging.getLogger(__name__)
 
 # Settings that change no result: where a run lives, where it is tracked and computed, how ranks
 # divide the computation, and how often a run records and saves. A run may go on with other values.
@@ -49,6 +52,10 @@ _FREE_KEYS = {
 }
 
 
+_CONFIG = "config"
+"""The key that names a file of settings."""
+
+
 def config_folder() -> Path:
     """The folder of the presets: in an installed package, or at the top of a checkout."""
     package = Path(__file__).resolve().parents[1]
@@ -71,7 +78,8 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
     Args:
         overrides: In Hydra's grammar, without sweeps, additions and deletions. A preset is chosen
             as in `model=segresnet`, a field is set as in `train.lr=3e-4`. A mapping replaces that
-            of the preset; the two are not merged.
+            of the preset; the two are not merged. `config=FILE` names a file of settings, see
+            `_settings_file`.
 
     Raises:
         ConfigError: For an unknown key or preset, a missing value or one of the wrong type, and for
@@ -81,9 +89,15 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
     chosen = [override for override in parsed if override.key_or_group in presets()]
     # Values are set after all presets are composed, so they win whatever their order is.
     composed = _compose(chosen)
+    file = _settings_file(parsed)
     try:
+        if file:
+            # A preset that the command line names replaces that section of the file.
+            named = {override.key_or_group for override in chosen}
+            settings = _read_settings(file)
+            composed.merge_with({k: v for k, v in settings.items() if k not in named})
         for override in parsed:
-            if override not in chosen:
+            if override not in chosen and override.key_or_group != _CONFIG:
                 key, value = override.key_or_group, override.value()
                 # An unknown key is added here, and pydantic refuses it with the valid keys.
                 OmegaConf.update(composed, key, value, merge=False, force_add=True)
@@ -103,6 +117,38 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
             remedy=str(error).splitlines()[0],
         ) from error
     return _validated(values)
+
+
+def _settings_file(parsed: Iterable[Override]) -> Path | None:
+    """The file whose settings lie between the presets and the command line.
+
+    `config=FILE` names it. Otherwise it is STORE.yaml beside the store that `data.store=STORE`
+    names, if there is one, as `segresmamba configure` writes it. `config=null` leaves that out.
+    """
+    given = {override.key_or_group: override.value() for override in parsed}
+    if _CONFIG in given:
+        return None if given[_CONFIG] is None else Path(str(given[_CONFIG]))
+    beside = Path(f"{Path(str(given.get('data.store', '')))}.yaml")
+    if "data.store" not in given or not beside.is_file():
+        return None
+    # A warning, because the launcher shows nothing less.
+    logger.warning("settings come from %s, unless the command gives them; config=null: not", beside)
+    return beside
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        settings = OmegaConf.load(path)
+        if not isinstance(settings, DictConfig):
+            raise ValueError("not a mapping of sections")
+        return {str(key): settings[key] for key in settings}
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(
+            "the file of settings cannot be read",
+            where=f"config={path}",
+            got=(str(error).splitlines() or [type(error).__name__])[0],
+            remedy="name a YAML file with sections, as `segresmamba configure STORE` writes it",
+        ) from error
 
 
 def read_config(path: Path) -> Config:
