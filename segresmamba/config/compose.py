@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -131,9 +132,16 @@ def _settings_file(parsed: Iterable[Override]) -> Path | None:
     beside = Path(f"{Path(str(given.get('data.store', '')))}.yaml")
     if "data.store" not in given or not beside.is_file():
         return None
-    # A warning, because the launcher shows nothing less.
-    logger.warning("settings come from %s, unless the command gives them; config=null: not", beside)
+    _say_once(beside)
     return beside
+
+
+@cache  # a sweep composes each of its trials
+def _say_once(beside: Path) -> None:
+    # A warning, because the launcher shows nothing less.
+    logger.warning(
+        "settings that the command does not give are those of %s; config=null leaves it out", beside
+    )
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

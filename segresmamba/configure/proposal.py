@@ -70,11 +70,18 @@ class Proposal:
         For a store at a URL, that is the present folder.
 
         Raises:
-            ConfigError: If it cannot be written.
+            ConfigError: If it cannot be written, or is there with other words, perhaps edited.
         """
         name = f"{self.store.rstrip('/')}.yaml"
         file = out or Path(name.rpartition("/")[2] if "://" in name else name)
         try:
+            if file.exists() and file.read_text("utf-8", "replace") != self.text:
+                raise ConfigError(
+                    "there is a file of other settings, which may have been edited",
+                    where=file,
+                    got="another proposal",
+                    remedy="move it away, or give --out FILE and compare the two with diff",
+                )
             write_text(file, self.text)
         except OSError as error:
             raise ConfigError(

@@ -114,5 +114,9 @@ def test_the_file_lies_beside_the_store_or_here_for_a_url(
     monkeypatch.chdir(tmp_path)
     assert Proposal("s3://bucket/mine.zarr", "a: 1\n", ()).write() == Path("mine.zarr.yaml")
     assert Proposal(f"{tmp_path}/store/", "a: 1\n", ()).write() == tmp_path / "store.yaml"
+    assert Proposal("store", "a: 1\n", ()).write() == Path("store.yaml")  # the same again
+    with pytest.raises(ConfigError, match="may have been edited"):
+        Proposal("store", "a: 2\n", ()).write()
+    assert Path("store.yaml").read_text() == "a: 1\n"
     with pytest.raises(ConfigError, match="cannot be written"):
         Proposal("x", "a: 1\n", ()).write(tmp_path / "absent" / "mine.yaml")
