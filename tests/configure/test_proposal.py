@@ -79,9 +79,11 @@ def test_the_proposal_for_a_ct_of_thick_slices_trains_without_other_words(
     assert "finished at step 2" in capsys.readouterr().out
 
 
-def test_every_value_has_its_reason(tiny_store: Path) -> None:
-    text = configure(Request(str(tiny_store), gpus=2, model="unet")).text
-    lines = text.splitlines()
+def test_every_value_has_its_reason_and_is_taken(tiny_store: Path, tmp_path: Path) -> None:
+    proposal = configure(Request(str(tiny_store), gpus=2, model="unet"))
+    config = load_config([f"config={proposal.write(tmp_path / 'mine.yaml')}"])
+    assert (config.model.name, config.cluster.world_size) == ("unet", 2)
+    lines = proposal.text.splitlines()
     values = [number for number, line in enumerate(lines) if line[:2] == "  " and line[2] != "#"]
     assert len(values) > 12
     assert all(lines[number - 1].startswith("  # ") for number in values)
