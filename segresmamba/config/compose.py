@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -55,6 +56,8 @@ _FREE_KEYS = {
 
 _CONFIG = "config"
 """The key that names a file of settings."""
+_BESIDE = {"data", "augment", "model", "train", "plan", "cluster.tasks_per_node"}
+"""Sections and keys of a file that is read because it lies beside a store."""
 
 
 def config_folder() -> Path:
@@ -80,7 +83,7 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
         overrides: In Hydra's grammar, without sweeps, additions and deletions. A preset is chosen
             as in `model=segresnet`, a field is set as in `train.lr=3e-4`. A mapping replaces that
             of the preset; the two are not merged. `config=FILE` names a file of settings, see
-            `_settings_file`.
+            `_file_settings`.
 
     Raises:
         ConfigError: For an unknown key or preset, a missing value or one of the wrong type, and for
@@ -90,13 +93,11 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
     chosen = [override for override in parsed if override.key_or_group in presets()]
     # Values are set after all presets are composed, so they win whatever their order is.
     composed = _compose(chosen)
-    file = _settings_file(parsed)
+    settings = _file_settings(parsed)
     try:
-        if file:
-            # A preset that the command line names replaces that section of the file.
-            named = {override.key_or_group for override in chosen}
-            settings = _read_settings(file)
-            composed.merge_with({k: v for k, v in settings.items() if k not in named})
+        # A preset that the command line names replaces that section of the file.
+        named = {override.key_or_group for override in chosen}
+        composed.merge_with({key: settings[key] for key in settings.keys() - named})
         for override in parsed:
             if override not in chosen and override.key_or_group != _CONFIG:
                 key, value = override.key_or_group, override.value()
@@ -120,20 +121,36 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
     return _validated(values)
 
 
-def _settings_file(parsed: Iterable[Override]) -> Path | None:
-    """The file whose settings lie between the presets and the command line.
+def _file_settings(parsed: Iterable[Override]) -> dict[str, Any]:
+    """Sections of the file of settings, which lie between the presets and the command line.
 
     `config=FILE` names it. Otherwise it is STORE.yaml beside the store that `data.store=STORE`
     names, if there is one, as `segresmamba configure` writes it. `config=null` leaves that out.
+
+    Raises:
+        ConfigError: If it cannot be read, or if one that was not named says how jobs run.
     """
     given = {override.key_or_group: override.value() for override in parsed}
     if _CONFIG in given:
-        return None if given[_CONFIG] is None else Path(str(given[_CONFIG]))
+        return _read_settings(Path(str(given[_CONFIG]))) if given[_CONFIG] is not None else {}
     beside = Path(f"{Path(str(given.get('data.store', '')))}.yaml")
-    if "data.store" not in given or not beside.is_file():
-        return None
+    if "data.store" not in given or not os.path.isfile(beside):
+        return {}
     _say_once(beside)
-    return beside
+    settings = _read_settings(beside)
+    # Whoever made the store may have made this file too. It must not start a program or import one,
+    # nor hide such a key in an interpolation or a list.
+    for key, value in _flat(settings):
+        section, _, name = key.rpartition(".")
+        allowed = key in _BESIDE or section.split(".")[0] in _BESIDE
+        if not allowed or name == "target" or "${" in str(value) or "'target'" in str(value):
+            raise ConfigError(
+                "a file beside a store is not trusted with what code runs, and where",
+                where=f"{beside}: {key}",
+                got=value,
+                remedy=f"read the file; if you trust it, give config={beside}, else config=null",
+            )
+    return settings
 
 
 @cache  # a sweep composes each of its trials
@@ -146,10 +163,10 @@ def _say_once(beside: Path) -> None:
 
 def _read_settings(path: Path) -> dict[str, Any]:
     try:
-        settings = OmegaConf.load(path)
-        if not isinstance(settings, DictConfig):
+        settings = OmegaConf.to_container(OmegaConf.load(path))
+        if not isinstance(settings, dict):
             raise ValueError("not a mapping of sections")
-        return {str(key): settings[key] for key in settings}
+        return {str(section): values for section, values in settings.items()}
     except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(
             "the file of settings cannot be read",

@@ -152,6 +152,33 @@ def test_the_file_beside_a_store_is_used_and_the_log_says_so(
     assert load_config([f"data.store={store}", "config=null"]).train.lr == 1e-4
 
 
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("cluster: {setup: [rm -r x]}", "cluster.setup"),
+        ("tracking: {uri: http://elsewhere}", "tracking.uri"),
+        ("model: {target: 'subprocess:Popen'}", "model.target"),
+        ("seed: 3", "seed"),
+        ("model: '${oc.decode:{target:a}}'", "model"),
+        ("augment: {list: [{target: a}]}", "augment.list"),
+    ],
+)
+def test_a_file_beside_a_store_does_not_choose_what_code_runs(
+    tmp_path: Path, text: str, key: str
+) -> None:
+    (tmp_path / "mine.yaml").write_text("cluster: {tasks_per_node: 2}")
+    assert load_config([f"data.store={tmp_path / 'mine'}"]).cluster.world_size == 2
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="not trusted") as caught:
+        load_config([f"data.store={tmp_path / 'mine'}"])
+    assert caught.value.where.endswith(f"mine.yaml: {key}")
+    load_config([f"data.store={tmp_path / 'mine'}", "config=null"])
+
+
+def test_any_text_may_be_the_name_of_a_store() -> None:
+    assert load_config([f"data.store={'x' * 5000}"]).data.store == "x" * 5000
+
+
 @pytest.mark.parametrize("text", [None, "[1, 2]", "a: [", "\x00"])
 def test_a_file_of_settings_that_cannot_be_read_is_named(tmp_path: Path, text: str | None) -> None:
     file = tmp_path / "mine.yaml"
