@@ -16,7 +16,8 @@ SOURCES = sorted([*REPOSITORY.glob("segresmamba/**/*.py"), *REPOSITORY.glob("lau
 # docs/architecture.md.
 ROOMS = (
     "redaction", "errors", "secrets", "config", "storage", "ops", "models", "tracking", "data",
-    "task", "planner", "inference", "evaluation", "engine", "bench", "report", "cli", "launch",
+    "task", "planner", "configure", "inference", "evaluation", "engine", "bench", "report",
+    "cli", "launch",
 )  # fmt: skip
 # Rooms that know nothing of each other, and rooms that know few.
 APART = {

@@ -158,6 +158,31 @@ def fingerprint(
 
 
 @app.command()
+def configure(
+    store: Store,
+    gpu_memory_gib: Annotated[float, typer.Option(min=1, help="Memory of one GPU.")] = 8.0,
+    gpus: Annotated[int, typer.Option(min=1, help="Number of GPUs.")] = 1,
+    budget_h: Annotated[
+        float | None, typer.Option(min=0.01, help="Hours that the training may take.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="Preset of configs/model.")] = "segresmamba",
+    out: Annotated[
+        Path | None, typer.Option(help="File to write. Default: STORE.yaml, beside the store.")
+    ] = None,
+) -> None:
+    """Propose the settings of a run from a store and the memory of the GPUs, and why."""
+    from segresmamba.configure import Request
+    from segresmamba.configure import configure as run
+
+    logging.getLogger("segresmamba.ops").setLevel(logging.WARNING)  # no scan is computed
+    proposal = run(Request(store, gpu_memory_gib, gpus, budget_h, model))
+    file = proposal.write(out)
+    for line in proposal.advice:
+        typer.echo(line)
+    typer.echo(f"settings: {file}")
+
+
+@app.command()
 def train(
     overrides: Overrides = None,
     allow_config_change: Annotated[

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,8 @@ from segresmamba.config.plugins import NETWORKS, check_installed, entry_points, 
 from segresmamba.config.schema import Config
 from segresmamba.errors import ConfigError
 from segresmamba.secrets import recall
+
+logger = logging.getLogger(__name__)
 
 # Settings that change no result: where a run lives, where it is tracked and computed, how ranks
 # divide the computation, and how often a run records and saves. A run may go on with other values.
@@ -52,6 +57,12 @@ _FREE_KEYS = {
 }
 
 
+_CONFIG = "config"
+"""The key that names a file of settings."""
+_BESIDE = {"data", "augment", "model", "train", "plan", "cluster.tasks_per_node"}
+"""Sections and keys of a file that is read because it lies beside a store."""
+
+
 def presets() -> dict[str, list[str]]:
     """The package's groups and the presets in each, such as {"data": ["brats", "sample"]}."""
     return {
@@ -74,7 +85,8 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
     Args:
         overrides: In Hydra's grammar, without sweeps, additions and deletions. A preset is chosen
             as in `model=segresnet`, a field is set as in `train.lr=3e-4`. A mapping replaces that
-            of the preset; the two are not merged.
+            of the preset; the two are not merged. `config=FILE` names a file of settings, see
+            `_file_settings`.
 
     Raises:
         ConfigError: For an unknown key or preset, a missing value or one of the wrong type, and for
@@ -83,9 +95,15 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
     parsed, groups = [_parse(text) for text in overrides], presets()
     # Values are set after all presets are composed, so they win whatever their order is.
     composed = _choose(parsed, groups)
+    settings = _file_settings(parsed)
     try:
+        # A preset that the command line names replaces that section of the file.
+        keys = {override.key_or_group for override in parsed}
+        named = keys & groups.keys() | ({"model"} if "model.target" in keys else set())
+        for section in settings.keys() - named:
+            _merge_section(composed, section, settings[section])
         for override in parsed:
-            if override.key_or_group not in groups:
+            if override.key_or_group not in groups and override.key_or_group != _CONFIG:
                 key, value = override.key_or_group, override.value()
                 # An unknown key is added here, and pydantic refuses it with the valid keys.
                 OmegaConf.update(composed, key, value, merge=False, force_add=True)
@@ -107,6 +125,70 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
     config = _validated(values)
     check_installed(config.model)
     return config
+
+
+def _merge_section(composed: DictConfig, section: str, values: Any) -> None:
+    """Lay a section of a file over the presets; another network's settings go with the network."""
+    name = values.get("name") if isinstance(values, dict) else None
+    if section == "model" and name not in (None, composed.model.get("name")):
+        composed.model = values
+    else:
+        composed.merge_with({section: values})
+
+
+def _file_settings(parsed: Iterable[Override]) -> dict[str, Any]:
+    """Sections of the file of settings, which lie between the presets and the command line.
+
+    `config=FILE` names it. Otherwise it is STORE.yaml beside the store that `data.store=STORE`
+    names, if there is one, as `segresmamba configure` writes it. `config=null` leaves that out.
+
+    Raises:
+        ConfigError: If it cannot be read, or if one that was not named says how jobs run.
+    """
+    given = {override.key_or_group: override.value() for override in parsed}
+    if _CONFIG in given:
+        return _read_settings(Path(str(given[_CONFIG]))) if given[_CONFIG] is not None else {}
+    beside = Path(f"{Path(str(given.get('data.store', '')))}.yaml")
+    if "data.store" not in given or not os.path.isfile(beside):
+        return {}
+    _say_once(beside)
+    settings = _read_settings(beside)
+    # Whoever made the store may have made this file too. It must not start a program or import one,
+    # nor hide such a key in an interpolation or a list.
+    for key, value in _flat(settings):
+        section, _, name = key.rpartition(".")
+        allowed = key in _BESIDE or section.split(".")[0] in _BESIDE
+        if not allowed or name == "target" or "${" in str(value) or "'target'" in str(value):
+            raise ConfigError(
+                "a file beside a store is not trusted with what code runs, and where",
+                where=f"{beside}: {key}",
+                got=value,
+                remedy=f"read the file; if you trust it, give config={beside}, else config=null",
+            )
+    return settings
+
+
+@cache  # a sweep composes each of its trials
+def _say_once(beside: Path) -> None:
+    # A warning, because the launcher shows nothing less.
+    logger.warning(
+        "settings that the command does not give are those of %s; config=null leaves it out", beside
+    )
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        settings = OmegaConf.to_container(OmegaConf.load(path))
+        if not isinstance(settings, dict):
+            raise ValueError("not a mapping of sections")
+        return {str(section): values for section, values in settings.items()}
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(
+            "the file of settings cannot be read",
+            where=f"config={path}",
+            got=(str(error).splitlines() or [type(error).__name__])[0],
+            remedy="name a YAML file with sections, as `segresmamba configure STORE` writes it",
+        ) from error
 
 
 def read_config(path: Path) -> Config:

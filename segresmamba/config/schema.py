@@ -27,6 +27,7 @@ from segresmamba.errors import ConfigError
 from segresmamba.secrets import hide_lines, hide_url, hide_variables
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Axes = tuple[Literal["D", "H", "W"], ...]
 Size3 = tuple[PositiveInt, PositiveInt, PositiveInt]
 
 
@@ -110,11 +111,16 @@ class AugmentConfig(Section):
     """
 
     flip_probability: Fraction = 0.5
-    """Probability of mirroring along an axis, drawn for each of the three axes."""
+    """Probability of mirroring along an axis, drawn for each of flip_axes."""
+    flip_axes: Axes = ("D", "H", "W")
+    """Axes along which crops are mirrored. Leave out W, from left to right, where labels name a
+    side of the body."""
     affine_probability: Fraction = 0.2
     """Probability of rotating and scaling."""
     rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 15.0
-    """Largest rotation about each axis, in degrees."""
+    """Largest rotation about each of rotation_axes, in degrees."""
+    rotation_axes: Axes = ("D", "H", "W")
+    """Axes about which crops are rotated: [D] rotates within axial slices, as suits thick ones."""
     scale_range: Annotated[float, Field(ge=0, lt=1)] = 0.15
     """Largest relative change of the size."""
     intensity_scale_probability: Fraction = 0.5

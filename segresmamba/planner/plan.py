@@ -11,7 +11,7 @@ from segresmamba.config import Config, ModelConfig
 from segresmamba.config.networks import SegResMambaFamily
 from segresmamba.errors import ConfigError
 from segresmamba.planner.simulation import Activations, simulate
-from segresmamba.planner.states import states
+from segresmamba.planner.states import States, states
 from segresmamba.task.task import Task
 
 GIB = 2**30
@@ -31,13 +31,18 @@ class Prediction:
     activations: Activations
 
     @property
-    def peak_bytes(self) -> int:
-        """The most that tensors take at once."""
-        held = states(
+    def held(self) -> States:
+        """What weights, gradients and optimizer take."""
+        return states(
             self.config.train.zero_stage,
             self.activations.weights_bytes,
             self.config.cluster.world_size,
         )
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most that tensors take at once."""
+        held = self.held
         return max(held.in_backward + self.activations.peak_bytes, held.in_step)
 
     @property

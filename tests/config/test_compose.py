@@ -123,6 +123,78 @@ def configs(draw: st.DrawFn) -> Config:
     )
 
 
+PROPOSED = "data: {patch: [32, 48, 64]}\nmodel: {dims: [8, 16]}\ntrain: {lr: 3e-4, batch_size: 4}\n"
+
+
+def test_a_file_of_settings_wins_over_presets_and_the_command_line_over_the_file(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(PROPOSED)
+    config = load_config([f"config={file}", "train.batch_size=6"])
+    assert config.data.patch == (32, 48, 64)
+    assert config.model.model_dump()["dims"] == (8, 16)
+    assert (config.train.lr, config.train.batch_size) == (3e-4, 6)
+    assert config.train.warmup_steps == load_config().train.warmup_steps
+    # A preset that the command names replaces its section of the file.
+    assert load_config([f"config={file}", "model=segresnet"]).model.name == "segresnet"
+    assert load_config([f"config={file}", "data=custom", "data.store=x"]).data.patch[0] == 128
+
+
+def test_the_file_beside_a_store_is_used_and_the_log_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = tmp_path / "mine.zarr"
+    assert load_config([f"data.store={store}"]).train.lr == 1e-4
+    (tmp_path / "mine.zarr.yaml").write_text(PROPOSED)
+    assert load_config([f"data.store={store}/"]).train.lr == 3e-4
+    assert [record.message.count("mine.zarr.yaml") for record in caplog.records] == [1]
+    assert load_config([f"data.store={store}", "config=null"]).train.lr == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("cluster: {setup: [rm -r x]}", "cluster.setup"),
+        ("tracking: {uri: http://elsewhere}", "tracking.uri"),
+        ("model: {target: 'subprocess:Popen'}", "model.target"),
+        ("seed: 3", "seed"),
+        ("model: '${oc.decode:{target:a}}'", "model"),
+        ("augment: {list: [{target: a}]}", "augment.list"),
+    ],
+)
+def test_a_file_beside_a_store_does_not_choose_what_code_runs(
+    tmp_path: Path, text: str, key: str
+) -> None:
+    (tmp_path / "mine.yaml").write_text("cluster: {tasks_per_node: 2}")
+    assert load_config([f"data.store={tmp_path / 'mine'}"]).cluster.world_size == 2
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="not trusted") as caught:
+        load_config([f"data.store={tmp_path / 'mine'}"])
+    assert caught.value.where.endswith(f"mine.yaml: {key}")
+    load_config([f"data.store={tmp_path / 'mine'}", "config=null"])
+
+
+def test_any_text_may_be_the_name_of_a_store() -> None:
+    assert load_config([f"data.store={'x' * 5000}"]).data.store == "x" * 5000
+
+
+@pytest.mark.parametrize("text", [None, "[1, 2]", "a: [", "\x00"])
+def test_a_file_of_settings_that_cannot_be_read_is_named(tmp_path: Path, text: str | None) -> None:
+    file = tmp_path / "mine.yaml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(ConfigError, match="file of settings") as caught:
+        load_config([f"config={file}"])
+    assert str(file) in str(caught.value.where)
+
+
+def test_an_unknown_key_in_a_file_of_settings_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("train: {learning_rate: 1}")
+    with pytest.raises(ConfigError, match="unknown key"):
+        load_config([f"config={tmp_path / 'mine.yaml'}"])
+
+
 @settings(deadline=None)  # each write waits for the disk
 @given(config=configs())
 def test_a_written_configuration_reads_back_the_same(

@@ -28,6 +28,8 @@ from segresmamba.data.stream.batch import Batch
 _AUGMENT = 2  # number of this stream of random numbers; the sampler has 0 and 1
 _EPSILON = 1e-8
 
+_AXES = np.array(["D", "H", "W"])
+
 Array = npt.NDArray[np.float64]
 
 
@@ -93,6 +95,8 @@ def _draw(config: AugmentConfig, seed: int, index: int, channels: int) -> _Chang
     rng = np.random.default_rng([seed, _AUGMENT, index])
     flip_3, chance = rng.random(3), rng.random(5)
     rotation_3 = rng.uniform(-config.rotation_degrees, config.rotation_degrees, 3)
+    rotation_3[~np.isin(_AXES, config.rotation_axes)] = 0
+    flip_3[~np.isin(_AXES, config.flip_axes)] = 1  # above every probability
     scale = 1 + rng.uniform(-config.scale_range, config.scale_range)
     factor_C = 1 + config.intensity_scale_range * rng.uniform(-1, 1, channels)
     offset_C = config.intensity_shift_range * rng.uniform(-1, 1, channels)

@@ -124,6 +124,21 @@ def test_flips_take_image_and_label_along_all_axes() -> None:
     assert len(seen) == 8
 
 
+def test_no_axis_is_mirrored_or_turned_about_but_those_that_are_named() -> None:
+    label_BDHW = batch_of([0]).label_BDHW.clone()
+    config = only(flip_probability=1, flip_axes=("D", "H"))
+    assert torch.equal(augment(batch_of([0]), config, 0)[1], label_BDHW.flip(1, 2))
+    # What turns about D alone moves nothing from slice to slice.
+    slices_BDHW = torch.arange(SHAPE[0])[None, :, None, None].expand(1, *SHAPE)
+    batch = replace(batch_of([0]), label_BDHW=slices_BDHW.to(torch.uint8))
+    config = only(affine_probability=1, rotation_degrees=30, scale_range=0)
+    assert not torch.equal(augment(batch, config, 0)[1], slices_BDHW)
+    config = config.model_copy(update={"rotation_axes": ("D",)})
+    assert torch.equal(augment(batch, config, 0)[1], slices_BDHW)
+    turned_BDHW = augment(batch_of([0]), config, 1)[1]
+    assert not torch.equal(turned_BDHW, batch_of([0]).label_BDHW)
+
+
 def test_image_and_label_stay_aligned_under_affine() -> None:
     """A label of large boxes given as image too: away from edges, both must agree."""
     blocks = np.kron(np.arange(27).reshape(3, 3, 3) % 4, np.ones((8, 8, 8))).astype(np.uint8)
