@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from segresmamba.config import LossConfig
 
+_NONE = 1e-12
 _SMOOTH = 1e-5
 _IGNORE = -100  # what PyTorch's cross-entropy leaves out by default
 _AXES = (2, 3, 4)
@@ -55,7 +56,9 @@ class Level:
         """The mean of values (B, 1 or K, D, H, W) over the voxels that count."""
         if self.counted_B1DHW is None:
             return values.mean()
-        return (values * self.counted_B1DHW).mean() / self.counted_B1DHW.float().mean()
+        # A crop may have no voxel that counts.
+        share = self.counted_B1DHW.float().mean().clamp(min=_NONE)
+        return (values * self.counted_B1DHW).mean() / share
 
     def weighted_mean(self, values_BK: Tensor) -> Tensor:
         """The mean over samples and foreground channels, each times its weight, as in MONAI."""
@@ -94,19 +97,22 @@ def dice(level: Level, _: int) -> Tensor:
 
 def cross_entropy(level: Level, _: int) -> Tensor:
     """Cross-entropy over all channels, as in PyTorch; for regions that of each sigmoid."""
-    if level.exclusive:
-        return F.cross_entropy(
-            level.logits_BKDHW, _without_ignored(level), level.weights_K, ignore_index=_IGNORE
+    counted = level.counted_B1DHW
+    if level.exclusive and counted is None:
+        return F.cross_entropy(level.logits_BKDHW, level.target, level.weights_K)
+    if level.exclusive and counted is not None:
+        target = level.target.masked_fill(~counted[:, 0], _IGNORE)
+        summed = F.cross_entropy(
+            level.logits_BKDHW, target, level.weights_K, ignore_index=_IGNORE, reduction="sum"
         )
+        # PyTorch's mean would be nan for a crop in which no voxel counts.
+        ones_K = torch.ones(level.logits_BKDHW.shape[1], device=target.device)
+        weights_K = ones_K if level.weights_K is None else level.weights_K
+        weight = (weights_K[level.target] * counted[:, 0]).sum()
+        return summed / weight.clamp(min=_NONE)
     if level.weights_K is None and level.counted_B1DHW is None:
         return F.binary_cross_entropy_with_logits(level.logits_BKDHW, level.target)
     return level.mean(_binary_cross_entropy(level))
-
-
-def _without_ignored(level: Level) -> Tensor:
-    if level.counted_B1DHW is None:
-        return level.target
-    return level.target.masked_fill(~level.counted_B1DHW[:, 0], _IGNORE)
 
 
 def _binary_cross_entropy(level: Level) -> Tensor:

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from segresmamba.config import LossConfig
 from segresmamba.data.stream.batch import PADDING
 from segresmamba.task.losses import SegmentationLoss, build_loss, resize_label
 from tests.task.test_classes import BRATS, LABELS, config, random_label
@@ -132,3 +133,20 @@ def test_padding_changes_nothing(regions: dict[str, tuple[int, ...]] | None) -> 
     outside = around(torch.zeros_like(logits), wide, value=1.0) > 0
     assert not wide_logits.grad[outside].any()
     assert wide_logits.grad[~outside].any()
+
+
+@pytest.mark.parametrize("regions", [None, BRATS])
+@pytest.mark.parametrize(
+    "name", ["dice_ce", "dice_focal", "dice_topk", "dice_hausdorff", "tversky"]
+)
+def test_a_crop_in_which_no_voxel_counts_teaches_nothing(
+    name: str, regions: dict[str, tuple[int, ...]] | None
+) -> None:
+    classes = build_loss(config(regions) if regions else config(), LABELS).classes
+    loss = SegmentationLoss(classes, LossConfig(name=name), padded=True)
+    logits = random_logits(classes.channels).requires_grad_()
+    value = loss(logits, torch.full((2, 4, 5, 6), PADDING))
+    assert value.isfinite()
+    value.backward()
+    assert logits.grad is not None
+    assert not logits.grad.any()
