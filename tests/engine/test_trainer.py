@@ -391,8 +391,3 @@ def test_a_batch_that_the_ranks_do_not_divide_is_refused_before_anything_is_writ
 def test_a_fold_that_the_store_lacks_is_refused(tiny_store: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"train\.fold: 7.*choose 0 to 4"):
         train(tiny_config(tiny_store, tmp_path, "train.fold=7"))
-
-
-def test_a_patch_larger_than_the_volumes_is_refused(tiny_store: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"data\.patch"):
-        train(tiny_config(tiny_store, tmp_path, "data.patch=[64,64,64]"))
