@@ -13,7 +13,6 @@ import argparse
 import csv
 import multiprocessing
 import os
-import socket
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
+from launch.ports import free_port
 from segresmamba.engine.distributed import highest, join, wait_for_all
 from segresmamba.task.ranks import Ranks
 
@@ -61,9 +61,7 @@ def be_a_rank(rank: int, world_size: int, port: int, started_s: float, answers: 
 def rendezvous(world_size: int) -> Rendezvous:
     """Start the ranks and wait for their answers."""
     context = multiprocessing.get_context("fork")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port(f"rendezvous {os.getpid()}")
     answers, started_s = context.Queue(), time.monotonic()
     processes = [
         context.Process(target=be_a_rank, args=(rank, world_size, port, started_s, answers))

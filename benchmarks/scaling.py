@@ -15,7 +15,6 @@ import csv
 import itertools
 import multiprocessing
 import os
-import socket
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -25,6 +24,7 @@ import torch
 from scaling_model import STAGES, Cluster, Traffic, predicted_traffic, step_s
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from launch.ports import free_port
 from segresmamba.config import Config, load_config
 from segresmamba.engine.distributed import join
 from segresmamba.engine.zero import ZeroEngine
@@ -133,9 +133,7 @@ def narrow_config(stage: int, world_size: int) -> Config:
 def count_collectives(world_size: int) -> list[Collective]:
     """The collectives of every stage, as rank 0 of real gloo processes saw them."""
     context = multiprocessing.get_context("spawn")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port(f"scaling {os.getpid()}")
     rank = context.Value("i", 0)
     with ProcessPoolExecutor(
         world_size, context, initializer=_become_a_rank, initargs=(rank, world_size, port)

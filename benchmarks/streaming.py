@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import csv
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -45,6 +44,7 @@ from streaming_readers import (
 from streaming_volumes import CT_SHAPE_DHW, MR_SHAPE_DHW, Volume, ct, mr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
+from launch.ports import free_port
 from segresmamba.config import DataConfig
 from segresmamba.data import make_loader, open_dataset
 from segresmamba.data.store import layout, remote_files
@@ -320,9 +320,7 @@ def _rate(batches: Iterator[Any], step_s: float = 0.0) -> float:
 
 @contextmanager
 def _server(folder: Path, latency_ms: float) -> Iterator[tuple[str, psutil.Process]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port(f"streaming {os.getpid()}")
     words = [Path(__file__).with_name("streaming_server.py"), folder, port, latency_ms]
     process = subprocess.Popen([sys.executable, *map(str, words)])
     os.environ |= {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_SKIP_SIGNATURE": "true"}

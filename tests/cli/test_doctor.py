@@ -14,6 +14,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from launch.ports import free_port
 from segresmamba.cli.doctor import Check, checks, render
 from segresmamba.config import Config, load_config
 
@@ -43,9 +44,7 @@ def write_command(folder: Path, name: str, script: str) -> None:
 
 @pytest.fixture
 def closed_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+    return free_port(f"closed {os.getpid()}")
 
 
 def test_everything_is_looked_at_without_importing_mlflow_or_deepspeed() -> None:

@@ -18,6 +18,8 @@ from pathlib import Path
 import obstore
 from obstore.store import S3Store
 
+from launch.ports import free_port
+
 KEYS = {"AWS_ACCESS_KEY_ID": "user", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
 BUCKET = "bucket"
 
@@ -25,9 +27,7 @@ BUCKET = "bucket"
 @contextmanager
 def s3_server() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """Start a server with an empty bucket; yield its address and its process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port(f"s3 {os.getpid()}")
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from multiprocessing import forkserver, popen_forkserver
@@ -13,6 +12,8 @@ from multiprocessing.sharedctypes import Synchronized
 from typing import Any, TypeVar
 
 import pytest
+
+from launch.ports import free_port
 
 T = TypeVar("T")
 
@@ -51,9 +52,7 @@ class RankPool:
 
     def __init__(self, world_size: int) -> None:
         context = _RankContext()
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port(f"pool {os.getpid()} {id(self)}")
         counter = context.Value("i", 0)
         self.world_size = world_size
         self._calls: list[Future[Any]] = []

@@ -15,6 +15,7 @@ import torch
 from segresmamba.engine import train
 from segresmamba.errors import UserError
 from segresmamba.inference import predict
+from segresmamba.task.task import Task
 from segresmamba.tracking import read_journal, sync
 from tests.engine.tiny import tiny_config
 
@@ -132,7 +133,7 @@ class _Greedy(torch.nn.Module):
 def test_running_out_of_memory_leaves_a_snapshot_and_advice(
     tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("segresmamba.engine.trainer.build_loss", lambda *_: _Greedy())
+    monkeypatch.setattr(Task, "loss", lambda _: _Greedy())
     with pytest.raises(UserError, match="ran out of memory") as error:
         train(tiny_config(tiny_store, tmp_path))
     assert "segresmamba plan" in error.value.remedy  # there is no GPU to plan for
@@ -158,7 +159,7 @@ def test_the_snapshot_and_the_error_have_the_planners_advice(
     gpu_memory_gib: float,
     advice: str,
 ) -> None:
-    monkeypatch.setattr("segresmamba.engine.trainer.build_loss", lambda *_: _Greedy())
+    monkeypatch.setattr(Task, "loss", lambda _: _Greedy())
     with pytest.raises(UserError, match="ran out of memory") as error:
         train(tiny_config(tiny_store, tmp_path, f"plan.gpu_memory_gib={gpu_memory_gib}"))
     assert advice in error.value.remedy

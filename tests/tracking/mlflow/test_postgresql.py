@@ -10,7 +10,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from launch.ports import free_port
 from segresmamba.config import TrackingConfig
 from segresmamba.config.tracking import PASSWORD_VARIABLE
 from segresmamba.storage.run_folder import RunFolder
@@ -67,9 +67,7 @@ def uri() -> Iterator[str]:
     init = [bin_folder / "initdb", "-D", folder / "data", "-U", "me", "-A", "scram-sha-256"]
     init += [f"--pwfile={folder / 'password'}", "--no-sync"]
     subprocess.run(init, check=True, capture_output=True, cwd=folder, **as_user)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port(str(folder))
     serve = [bin_folder / "postgres", "-D", folder / "data", "-p", str(port), "-k", folder]
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen(serve, cwd=folder, stderr=log, stdout=log, **as_user)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from launch.ports import free_port
 from segresmamba.config import TrackingConfig
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.tracking import open_tracker, sync
@@ -132,9 +132,7 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 def nowhere(tmp_path: Path) -> Path:
     """A run folder whose MLflow does not exist."""
     Journal(RunFolder(tmp_path).journal, name="run").close()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        uri = f"http://127.0.0.1:{free.getsockname()[1]}"
+    uri = f"http://127.0.0.1:{free_port(str(tmp_path))}"
     open_state(tmp_path, TrackingConfig(uri=uri), tmp_path).save(tmp_path)
     return tmp_path
 
