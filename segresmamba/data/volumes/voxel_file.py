@@ -6,6 +6,7 @@ A reader that copies planes to their place holds a volume once, and no more than
 from __future__ import annotations
 
 import gzip
+import logging
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ from segresmamba.data.untrusted import require_voxels
 from segresmamba.data.volumes import geometry
 from segresmamba.data.volumes.geometry import Affine
 from segresmamba.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 # What nibabel, gzip and SimpleITK (RuntimeError) raise for files that they cannot read.
 _UNREADABLE = (
@@ -135,13 +138,24 @@ def _open_nifti(path: Path) -> VoxelFile:
                     raise EOFError("the file ends before its last voxel")
                 plane_XY = np.frombuffer(content, stored).reshape(shape[:2], order="F")
                 yield _scaled(plane_XY, scale, dtype)
-            # gzip compares its checksum at the end of the file only.
-            while file.read(1 << 20):  # 1 MiB
-                pass
+            _read_to_end(file, path)
 
     affine = header.get_best_affine()
     header.set_data_shape(shape[:3])
     return VoxelFile(path, header, affine, shape, whole, dtype.newbyteorder("="), planes)
+
+
+def _read_to_end(file: BufferedIOBase, path: Path) -> None:
+    """Read what follows the voxels: gzip compares its checksum at the end of the file only."""
+    try:
+        while file.read(1 << 20):  # 1 MiB
+            pass
+    except gzip.BadGzipFile as error:
+        # With these words it refuses what follows a stream whose checksum was right. Some tools
+        # leave bytes there, which gzip and nibabel ignore.
+        if "Not a gzipped file" not in str(error):
+            raise
+        logger.warning("%s has bytes after the end of its gzip stream; they are ignored", path)
 
 
 def _scaled(

@@ -178,6 +178,16 @@ def test_channels_of_different_affines_are_refused(tmp_path: Path) -> None:
     assert caught.value.where == str(second)
 
 
+def test_bytes_after_a_gzip_stream_are_ignored(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_nifti(tmp_path / "a.nii.gz", some())
+    expected = read_volume([path]).image_CDHW
+    path.write_bytes(path.read_bytes() + b"written by a scanner")
+    np.testing.assert_array_equal(read_volume([path]).image_CDHW, expected)
+    assert "bytes after the end of its gzip stream" in caplog.text
+
+
 def test_a_label_of_another_shape_is_refused(tmp_path: Path) -> None:
     error = refused_label(tmp_path, np.ones((4, 6, 5), np.uint8))
     assert "(4, 6, 5)" in error.got
