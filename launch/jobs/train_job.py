@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import importlib
 import logging
+import multiprocessing.util
 import os
 import signal
 import sys
@@ -198,6 +199,9 @@ class QuickExit:
 
         def end() -> None:
             if self.is_well:
+                # Its own exit handler would come after this one. It frees the named semaphores of
+                # the queues to reader processes, of which a tracker would warn as leaked.
+                multiprocessing.util._exit_function()  # type: ignore[attr-defined]
                 logging.shutdown()
                 sys.stdout.flush()
                 sys.stderr.flush()

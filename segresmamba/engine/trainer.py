@@ -10,7 +10,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -229,11 +230,15 @@ class Trainer:
             return self._run()
 
     def _run(self) -> Status:
-        config = self.config.train
         # A job that was killed after saving this step has not validated it.
         if self.step and self._validation_is_due() and not self._validate():
             return "preempted"
-        batches, timer = self._batches(), StepTimer(self.config, self.ranks)
+        # Readers end here, not with the process, which would leave their semaphores behind.
+        with closing(self._batches()) as batches:
+            return self._train(batches)
+
+    def _train(self, batches: Iterator[data.Batch]) -> Status:
+        config, timer = self.config.train, StepTimer(self.config, self.ranks)
         while self.step < config.max_steps and not self._ends_early():
             stop = self._train_step(batches, timer)
             self.watchdog.beat()
@@ -473,7 +478,7 @@ class Trainer:
             skipped_in_a_row=self.skipped.in_a_row,
         )
 
-    def _batches(self) -> Iterator[data.Batch]:
+    def _batches(self) -> Generator[data.Batch]:
         return data.make_loader(
             self.task.dataset,
             self.task.split["train"],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from multiprocessing import forkserver, parent_process, popen_forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from operator import itemgetter
@@ -42,8 +42,8 @@ def make_loader(
     world_size: int,
     micro_batch: int,
     start_index: int,
-) -> Iterator[Batch]:
-    """Read one rank's micro batches, without end, from any crop on.
+) -> Generator[Batch]:
+    """Read one rank's micro batches, without end, from any crop on. Closing it ends the readers.
 
     Args:
         dataset: An opened store.
@@ -98,7 +98,7 @@ def prepare_readers() -> None:
     _reader_context()
 
 
-def _batches(loader: DataLoader[Batch | SharedBatch | DataError]) -> Iterator[Batch]:
+def _batches(loader: DataLoader[Batch | SharedBatch | DataError]) -> Generator[Batch]:
     for item in loader:
         if isinstance(item, DataError):
             raise item

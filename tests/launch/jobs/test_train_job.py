@@ -153,7 +153,8 @@ def test_on_this_machine_sigterm_is_the_end(monkeypatch: pytest.MonkeyPatch) -> 
 
 # As a library does whose thread is in the way: it aborts once Python takes itself apart.
 CODE = """
-import atexit, importlib.machinery, os, sys
+import atexit, importlib.machinery, multiprocessing, os, sys
+semaphore = multiprocessing.get_context("spawn").Semaphore()  # as queues to readers have them
 sys.modules["__main__"].__spec__ = importlib.machinery.ModuleSpec({name!r}, None)
 from launch.jobs.train_job import QuickExit
 class Library:
@@ -183,3 +184,4 @@ def test_only_a_rank_that_is_done_leaves_before_python_takes_itself_apart(
     words = [sys.executable, "-c", CODE.format(name=name, is_well=is_well, code=code)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (ended, "exit handlers ran\n")
+    assert "leaked semaphore" not in done.stderr
