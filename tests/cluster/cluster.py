@@ -196,12 +196,24 @@ def _start_daemons() -> None:
 
 def _start_database() -> None:
     folder, sock = ROOT / "database", ROOT / "database.socket"
+    # MariaDB deletes the temporary tables that it finds when it starts, those of another cluster's
+    # database too. So each has a folder of its own for them.
+    temporary = ROOT / "database.tmp"
+    temporary.mkdir()
     _run(
-        *("mariadb-install-db", "--no-defaults", "--user=root", f"--datadir={folder}"),
+        *(
+            "env",
+            f"TMPDIR={temporary}",
+            _program("mariadb-install-db"),
+            "--no-defaults",
+            "--user=root",
+            f"--datadir={folder}",
+        ),
         *("--auth-root-authentication-method=normal", "--skip-test-db"),
     )
     _run(
         *("setsid", "--fork", _program("mariadbd"), "--no-defaults", "--user=root"),
+        f"--tmpdir={temporary}",
         *(f"--datadir={folder}", f"--socket={sock}"),
         *(f"--port={_PORTS['mariadb']}", "--bind-address=127.0.0.1"),
         *(f"--pid-file={ROOT}/database.pid", f"--log-error={ROOT}/database.log"),
