@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from segresmamba.config import LossConfig
 
-_NONE = 1e-12
+_TINY = 1e-12
 _SMOOTH = 1e-5
 _IGNORE = -100  # what PyTorch's cross-entropy leaves out by default
 _AXES = (2, 3, 4)
@@ -57,7 +57,7 @@ class Level:
         if self.counted_B1DHW is None:
             return values.mean()
         # A crop may have no voxel that counts.
-        share = self.counted_B1DHW.float().mean().clamp(min=_NONE)
+        share = self.counted_B1DHW.float().mean().clamp(min=_TINY)
         return (values * self.counted_B1DHW).mean() / share
 
     def weighted_mean(self, values_BK: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ def cross_entropy(level: Level, _: int) -> Tensor:
         ones_K = torch.ones(level.logits_BKDHW.shape[1], device=target.device)
         weights_K = ones_K if level.weights_K is None else level.weights_K
         weight = (weights_K[level.target] * counted[:, 0]).sum()
-        return summed / weight.clamp(min=_NONE)
+        return summed / weight.clamp(min=_TINY)
     if level.weights_K is None and level.counted_B1DHW is None:
         return F.binary_cross_entropy_with_logits(level.logits_BKDHW, level.target)
     return level.mean(_binary_cross_entropy(level))

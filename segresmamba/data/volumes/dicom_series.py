@@ -60,9 +60,11 @@ def read_slices(folder: Path) -> list[SliceHeader]:
         EOFError, ValueError: If a file cannot hold what its header says.
         RuntimeError: If SimpleITK cannot read a header.
     """
+    headers: dict[str, SliceHeader] = {}
     for path in folder.iterdir():  # GDCM reads all of them with their pixels
         if path.is_file() and _is_sound_dicom(path):
-            require_voxels(path, _read_header(path).shape_XYZ, 1, packed=True)
+            headers[str(path)] = header = _read_header(path)
+            require_voxels(path, header.shape_XYZ, 1, packed=True)
     found = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     names = {uid: sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid) for uid in found}
     # To sort the files, GDCM reads them all with their pixels, as much as the whole volume takes.
@@ -77,7 +79,9 @@ def read_slices(folder: Path) -> list[SliceHeader]:
             ),
             remedy="move each other series, scouts too, to a folder of its own",
         )
-    slices = [_read_header(Path(name)) for name in next(iter(names.values()))]
+    # GDCM also knows files without the mark of DICOM, whose headers are not read yet.
+    (files,) = names.values()
+    slices = [headers.get(name) or _read_header(Path(name)) for name in files]
     _require_alike(slices)
     # GDCM falls back to the order of the names where two positions are equal.
     normal_3 = slices[0].axes_33[:, 2]
