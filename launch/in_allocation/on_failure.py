@@ -60,11 +60,14 @@ def on_failure(config: Config, logs: Path, code: int) -> int:
     job_id = allocation.job_id()
     if not squeue.is_running(job_id):
         return code
-    failure = _find_failure(logs, job_id) or Failure(
-        0, time.time(), code, f"srun ended with exit code {code} before any rank wrote its error"
-    )
+    failure, lines = _find_failure(logs, job_id), list[str]()
+    if failure is None:
+        text = f"the job failed with exit code {code} before any rank wrote its error; see above"
+        failure = Failure(0, time.time(), code, text)
+    else:
+        log = f"{logs}/{job_id}_{failure.rank}_log.out"
+        lines.append(f"rank {failure.rank} failed first; its log: {log}")
     forget_failures(logs, job_id)
-    lines = [f"rank {failure.rank} failed first; its log: {logs}/{job_id}_{failure.rank}_log.out"]
     again = failure.exit_code != USER_CODE
     if again:
         history = _remember(RunFolder.from_config(config), job_id, failure)

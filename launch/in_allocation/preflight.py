@@ -22,7 +22,7 @@ from launch.ports import free_port
 from launch.slurm import allocation, probe
 from launch.slurm.probe import NodeReport
 from segresmamba.config import Config
-from segresmamba.errors import LaunchError, UserError, sort_error
+from segresmamba.errors import LaunchError, sort_error
 
 # Failures of ranks are put in order by the nodes' clocks, see `launch.failures`.
 CLOCK_TOLERANCE_S = 10.0
@@ -209,9 +209,10 @@ def main() -> None:
     sys.stderr.write(f"job {job_id}, start {start + 1}, {when}, on {nodes}\n")
     try:
         check(load_job(logs, job_id).resolved_config(), logs)
-    except UserError as error:
-        sys.stderr.write(error.screen() + "\n")
-        sys.exit(sort_error(error).exit_code)
+    except Exception as error:
+        verdict = sort_error(error)
+        sys.stderr.write(verdict.text + "\n")
+        sys.exit(verdict.exit_code)
     print(free_port(job_id))
 
 

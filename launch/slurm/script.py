@@ -11,13 +11,23 @@ import sys
 from pathlib import Path
 
 from segresmamba.config import ClusterConfig
+from segresmamba.errors import USER_CODE
 from segresmamba.secrets import is_hidden
 
 
 def before_ranks(cluster: ClusterConfig, logs: Path) -> list[str]:
-    """The environment, then the preflight, which prints the port at which the ranks meet."""
-    preflight = f"MASTER_PORT=$({_python('launch.in_allocation.preflight', logs)}) || exit"
-    return [*environment(cluster, logs), preflight, "export MASTER_PORT"]
+    """The environment, then the preflight, which prints the port at which the ranks meet.
+
+    A mistake of the user ends the job. Any other failure of the preflight, such as a file system
+    that is away, is dealt with like one of a rank: the job is queued again.
+    """
+    preflight = _python("launch.in_allocation.preflight", logs)
+    return [
+        *environment(cluster, logs),
+        f"MASTER_PORT=$({preflight}) || {{ code=$?; [ $code != {USER_CODE} ] || exit $code; "
+        f"exec {_python('launch.in_allocation.on_failure', logs)} $code; }}",
+        "export MASTER_PORT",
+    ]
 
 
 def environment(cluster: ClusterConfig, logs: Path) -> list[str]:

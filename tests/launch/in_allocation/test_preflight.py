@@ -1,7 +1,9 @@
 """What preflight makes of the nodes' reports; the nodes themselves are in tests/cluster."""
 
 import dataclasses
+import errno
 import json
+import os
 import subprocess
 import sys
 import time
@@ -197,3 +199,19 @@ def test_the_memory_of_the_smallest_gpu_is_reported_where_it_is_known(
     monkeypatch.setattr(probe, "SHARED_PATIENCE_S", 0.0)
     report = probe.probe(tmp_path / "nonce", "", "")
     assert (report.gpu_error, report.gpu_memory_gib) == ("", gib)
+
+
+def test_a_file_system_that_is_away_is_a_passing_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stale(*_: object) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(tmp_path))
+
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    monkeypatch.setattr(preflight, "load_job", stale)
+    monkeypatch.setattr(sys, "argv", ["preflight", str(tmp_path)])
+    with pytest.raises(SystemExit, match="75"):
+        preflight.main()
+    screen = capsys.readouterr().err
+    assert "may pass" in screen
+    assert "Traceback" not in screen

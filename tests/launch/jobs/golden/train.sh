@@ -25,7 +25,7 @@ export GLOO_SOCKET_IFNAME=ib0
 export NCCL_DEBUG=WARN
 export OMP_PLACES='{0:4}'
 export NCCL_IB_TIMEOUT=22
-MASTER_PORT=$(PYTHON -m launch.in_allocation.preflight ROOT/big/logs) || exit
+MASTER_PORT=$(PYTHON -m launch.in_allocation.preflight ROOT/big/logs) || { code=$?; [ $code != 2 ] || exit $code; exec PYTHON -m launch.in_allocation.on_failure ROOT/big/logs $code; }
 export MASTER_PORT
 
 # command
