@@ -29,6 +29,12 @@ _HOPELESS = {
     "PartitionTimeLimit": "the partition allows less time: cluster.time_min",
     "QOSNotAllowed": "the partition does not take this quality of service: cluster.qos",
 }
+# How long a job waits for an answer of slurmctld, which may be restarted at any time.
+AWAY_PATIENCE_S = 600.0
+# What Slurm's commands say when it does not answer.
+_AWAY = re.compile(
+    "Unable to contact slurm controller|Socket timed out|Zero Bytes were transmitted"
+)
 # What stands there until Slurm has looked at the job.
 _UNDECIDED = {"None", "PartitionConfig"}
 
@@ -166,20 +172,21 @@ def cancel_forgotten(comment: str, known: set[str]) -> None:
 
 
 def requeue(job_id: str) -> str:
-    """Queue a running job again, which ends its processes.
+    """Queue a running job again, which ends its processes. Waits if slurmctld is away.
 
     Returns:
         Why Slurm refuses; empty if it does not.
     """
-    done = subprocess.run(
-        ["scontrol", "requeue", job_id], capture_output=True, text=True, check=False
-    )
+    done = _scontrol("requeue", job_id)
     return done.stderr.strip() if done.returncode else ""
 
 
 def is_running(job_id: str) -> bool:
-    """Whether a job runs, and is neither cancelled nor on its way back to the queue."""
-    return "JobState=RUNNING" in _ask("scontrol", "show", "job", job_id)
+    """Whether a job runs, and is neither cancelled nor on its way back to the queue.
+
+    Waits if slurmctld is away: taken for an ended job, a failed one would not be queued again.
+    """
+    return "JobState=RUNNING" in _scontrol("show", "job", job_id).stdout
 
 
 def limit_min(job_id: str) -> int:
@@ -190,6 +197,18 @@ def limit_min(job_id: str) -> int:
         return UNLIMITED_MIN
     days, hours, minutes, seconds = (int(part or 0) for part in limit.groups())
     return (days * 24 + hours) * 60 + minutes + (seconds > 0)
+
+
+def _scontrol(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run scontrol, again and again for `AWAY_PATIENCE_S` while slurmctld does not answer."""
+    deadline = time.monotonic() + AWAY_PATIENCE_S
+    if shutil.which("scontrol") is None:
+        return subprocess.CompletedProcess(words, 127, "", "this node has no scontrol")
+    while True:
+        done = subprocess.run(["scontrol", *words], capture_output=True, text=True, check=False)
+        if not _AWAY.search(done.stderr) or time.monotonic() > deadline:
+            return done
+        time.sleep(5)
 
 
 def _ask(*command: str) -> str:

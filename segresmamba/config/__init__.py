@@ -8,6 +8,7 @@ from segresmamba.config.compose import (
     presets,
     read_config,
     run_folder,
+    to_yaml,
 )
 from segresmamba.config.networks import ModelConfig, SegResMambaConfig, SegResNetConfig
 from segresmamba.config.own_presets import with_own_presets
@@ -43,5 +44,6 @@ __all__ = [
     "presets",
     "read_config",
     "run_folder",
+    "to_yaml",
     "with_own_presets",
 ]

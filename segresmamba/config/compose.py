@@ -57,6 +57,7 @@ _FREE_KEYS = {
 }
 
 
+_CHECKSUM = "# checksum: "
 _CONFIG = "config"
 """The key that names a file of settings."""
 _BESIDE = {"data", "augment", "model", "train", "plan", "cluster.tasks_per_node"}
@@ -191,14 +192,22 @@ def _read_settings(path: Path) -> dict[str, Any]:
         ) from error
 
 
+def to_yaml(config: Config) -> str:
+    """A resolved configuration as YAML, after a line with its checksum."""
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return f"{_CHECKSUM}{_checksum(text)}\n{text}"
+
+
 def read_config(path: Path) -> Config:
     """Read a run's resolved config.yaml back, and the secrets that lie beside it.
 
     Raises:
-        ConfigError: If the file is missing or does not fit this version's schema.
+        ConfigError: If the file is missing, or does not fit its checksum or this version's schema.
+            Files of earlier versions have no checksum.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        values = yaml.safe_load(text)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(
             "the run's configuration cannot be read",
@@ -206,8 +215,21 @@ def read_config(path: Path) -> Config:
             got=(str(error).splitlines() or [type(error).__name__])[0],
             remedy="name a run folder that `segresmamba train` or `python -m launch` wrote",
         ) from error
+    first, _, rest = text.partition("\n")
+    if first.startswith(_CHECKSUM) and first != _CHECKSUM + _checksum(rest):
+        raise ConfigError(
+            "the run's configuration is not what the run wrote",
+            where=path,
+            got=f"checksum {_checksum(rest)}, written with {first.removeprefix(_CHECKSUM)[:20]}",
+            remedy="take it from config.yaml among the artifacts of the run in MLflow; if you "
+            "changed the file on purpose, delete its first line",
+        )
     recall(path.parent)
     return _validated(values, file=path)
+
+
+def _checksum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def experiment(config: Config) -> dict[str, Any]:

@@ -32,9 +32,7 @@ import json
 import re
 from pathlib import Path
 
-import yaml
-
-from segresmamba.config import Config, experiment, read_config, run_folder
+from segresmamba.config import Config, experiment, read_config, run_folder, to_yaml
 from segresmamba.errors import ConfigError, UserError
 from segresmamba.secrets import FILE, secrets_in
 from segresmamba.storage.atomic import atomic_path, remove_leftovers, sync, write_text
@@ -157,7 +155,7 @@ class RunFolder:
 
 def write_config(config: Config, path: Path) -> None:
     """Write the resolved configuration as YAML, whole or not at all; `read_config` undoes it."""
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    text = to_yaml(config)
     keep_secrets(path.parent, text)
     write_text(path, text)
 

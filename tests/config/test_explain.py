@@ -132,7 +132,7 @@ def test_an_unreadable_configuration_file_is_named(
 def test_a_key_of_another_version_in_the_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     write_config(load_config(), path)
-    path.write_text(path.read_text() + "novelty: 1\n")
+    path.write_text(path.read_text().partition("\n")[2] + "novelty: 1\n")
     with pytest.raises(ConfigError, match="unknown key") as caught:
         read_config(path)
     assert caught.value.where == f"{path}: novelty"

@@ -15,6 +15,7 @@ from segresmamba.config import TrackingConfig
 from segresmamba.config.tracking import server_login, with_password
 from segresmamba.errors import ConfigError
 from segresmamba.storage.atomic import write_text
+from segresmamba.storage.digest import json_digest
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.tracking.mlflow.login import SERVERS, running_server
 from segresmamba.tracking.protocol import TrackingError
@@ -71,7 +72,11 @@ class UploadState:
         """
         path = RunFolder(folder).mlflow
         try:
-            return TypeAdapter(cls).validate_json(path.read_bytes())
+            content = json.loads(path.read_bytes())
+            state = TypeAdapter(cls).validate_python(content)
+            # Files of earlier versions have no checksum.
+            if (written := content.pop("checksum", None)) not in (None, json_digest(content)):
+                raise ValueError(f"its checksum is not {written}")
         except (OSError, ValueError) as error:  # pydantic's errors are ValueErrors
             raise TrackingError(
                 "the file that says which MLflow a run is sent to cannot be read",
@@ -81,6 +86,7 @@ class UploadState:
                 else " ".join(str(error).split())[:200],
                 remedy="name the folder of a run",
             ) from error
+        return state
 
     def save(self, folder: Path) -> None:
         """Write mlflow.json; a crash leaves the old one or the new one.
@@ -88,7 +94,9 @@ class UploadState:
         Raises:
             OSError: If it cannot be written.
         """
-        write_text(RunFolder(folder).mlflow, json.dumps(asdict(self), indent=1))
+        content = asdict(self)
+        content["checksum"] = json_digest(content)
+        write_text(RunFolder(folder).mlflow, json.dumps(content, indent=1))
 
     def restart(self, journal: str, attempts: Sequence[tuple[int, int]] = ()) -> None:
         """Forget the run in MLflow, and go back to the start of the journal.

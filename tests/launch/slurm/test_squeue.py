@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from launch.failures import INTERRUPTED_CODE
-from launch.slurm.squeue import JobState, LiveJob, job_state, living
+from launch.slurm import squeue
+from launch.slurm.squeue import JobState, LiveJob, is_running, job_state, living, requeue
 
 FakeCommand = Callable[[str, str], None]
 
@@ -63,3 +64,43 @@ def test_of_some_jobs_the_one_that_is_not_over_is_shown_with_its_state(
     assert str(living(["7", "8"])) == "job 8: RUNNING"
     assert living(["7"]) is None
     assert living([]) is None
+
+
+@pytest.fixture
+def away_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Shell that fails two times as scontrol does while slurmctld is restarted."""
+    pauses: list[float] = []
+    monkeypatch.setattr(squeue.time, "sleep", pauses.append)
+    count = f"{tmp_path}/count"
+    message = "Unable to contact slurm controller (connect failure)"
+    return (
+        f"echo x >> {count}; [ $(wc -l < {count}) -gt 2 ] || "
+        f"{{ echo 'slurm_load_jobs error: {message}' >&2; exit 1; }}"
+    )
+
+
+def test_a_controller_that_is_away_does_not_make_a_job_an_ended_one(
+    fake_command: FakeCommand, away_twice: str
+) -> None:
+    fake_command("scontrol", f"{away_twice}; echo JobState=RUNNING")
+    assert is_running("4711")
+
+
+def test_a_requeue_waits_for_the_controller(fake_command: FakeCommand, away_twice: str) -> None:
+    fake_command("scontrol", away_twice)
+    assert requeue("4711") == ""
+
+
+def test_a_controller_that_stays_away_is_given_up(
+    fake_command: FakeCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(squeue, "AWAY_PATIENCE_S", -1.0)
+    fake_command("scontrol", "echo 'Unable to contact slurm controller' >&2; exit 1")
+    assert requeue("4711") == "Unable to contact slurm controller"
+    assert not is_running("4711")
+
+
+def test_a_refusal_to_requeue_is_not_repeated(fake_command: FakeCommand, tmp_path: Path) -> None:
+    fake_command("scontrol", f"echo x >> {tmp_path}/asked; echo 'Access denied' >&2; exit 1")
+    assert requeue("4711") == "Access denied"
+    assert (tmp_path / "asked").read_text() == "x\n"

@@ -84,6 +84,16 @@ def test_another_destination_starts_from_the_beginning(
     assert (moved.run_id, moved.sent_bytes) == (None, 0)
 
 
+def test_a_changed_digit_of_a_saved_state_is_noticed(tmp_path: Path) -> None:
+    written = state("https://host")
+    written.sent_bytes = 1234
+    written.save(tmp_path)
+    file = RunFolder(tmp_path).mlflow
+    file.write_text(file.read_text().replace("1234", "1284"))
+    with pytest.raises(TrackingError, match="checksum"):
+        UploadState.load(tmp_path)
+
+
 def test_a_state_that_a_power_loss_emptied_keeps_no_run_from_starting(tmp_path: Path) -> None:
     RunFolder(tmp_path).mlflow.write_text("")
     assert open_state(tmp_path, TrackingConfig(), tmp_path).run_id is None
