@@ -41,6 +41,7 @@ def rows(folder: Path, store: Path, minutes: float) -> Iterator[Row]:
     copy = Path(shutil.copytree(store, folder / "damaged-store"))
     yield from faults.damaged_files(finished_run(folder / "finished", store), copy, 50)
     yield from faults.outages(store, 20)
+    yield faults.mlflow_outages(new(folder / "mlflow"), 20)
     yield faults.clock_jumps(folder / "clock", 200)
     yield faults.no_locks(folder, 50)
     yield faults.trials_on_sqlite(new(folder / "sqlite"), 20)

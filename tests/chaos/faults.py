@@ -33,7 +33,7 @@ from segresmamba.errors import PASSING_CODE, USER_CODE, UserError, sort_error
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.task.ranks import Ranks
 from segresmamba.task.weights import load_network
-from segresmamba.tracking import sync
+from segresmamba.tracking import open_tracker, sync
 from segresmamba.tracking.energy.ledger import Ledger
 from segresmamba.tracking.history import read_history
 from segresmamba.tracking.journal import Journal
@@ -43,6 +43,7 @@ from tests.damage import cut, flips, lose
 from tests.data.server import failing_server
 from tests.engine.ranks import SLOW_IMPORTS
 from tests.engine.tiny import journal_losses, tiny_config
+from tests.tracking.server import Server
 
 _fork = multiprocessing.get_context("fork")
 STEPS = 8
@@ -281,6 +282,37 @@ def outages(store: Path, count: int) -> Iterator[Row]:
 
                 judge(row, read, expected)
             yield row
+
+
+def mlflow_outages(folder: Path, count: int) -> Row:
+    """A real MLflow server is killed at random moments while a run sends to it, and comes back."""
+    row, rng = Row("outage of an MLflow server"), random.Random(0)
+    server, run = Server(folder), folder / "run"
+    run.mkdir()
+    server.start()
+    server.wait()
+    config = TrackingConfig(uri=server.uri)
+    tracker = open_tracker(run, config, root=folder, run_name="run")
+    step = 0
+    for _ in range(count):
+        server.kill()
+        row.injected += 1
+        for phase in range(2):  # some while it is away, some while it starts or answers
+            for _ in range(20):
+                step += 1
+                tracker.metrics({"train/loss": step / 7}, step=step)
+            time.sleep(rng.uniform(0, 2))
+            if phase == 0:
+                server.start()
+    tracker.close("finished")
+    server.wait()
+    sync(run)
+    (history,) = MlflowSource(server.uri).histories(config.experiment, folder / "downloads")
+    server.kill()
+    found = [(point.step, point.value) for point in history.curves["train/loss"]]
+    same = found == [(number, number / 7) for number in range(1, step + 1)]
+    row.harmless, row.unnoticed = (count, 0) if same else (0, count)
+    return row
 
 
 def clock_jumps(folder: Path, count: int) -> Row:

@@ -28,7 +28,7 @@ def test_damaged_files_are_noticed_or_harmless(
     for row in rows.values():
         assert row.injected == 5
         assert row.noticed >= 2  # cut off, and lost
-    for name in ("rank-00000.pt", "meta.json", "weights.pt", "a store's shard"):
+    for name in ("rank-00000.pt", "meta.json", "weights.pt", "config.yaml", "a store's shard"):
         assert rows[f"damaged: {name}"].unnoticed == 0
     assert rows["damaged: emissions.json"].unnoticed == 1  # lost: as if nothing had been measured
 
@@ -41,6 +41,11 @@ def test_failing_requests_change_no_crop(tiny_store: Path) -> None:
 def test_clocks_and_locks_do_not_matter(tmp_path: Path) -> None:
     assert faults.clock_jumps(tmp_path / "clock", 20).harmless == 20
     assert faults.no_locks(tmp_path, 2).unnoticed == 0
+
+
+@pytest.mark.slow
+def test_an_outage_of_mlflow_loses_and_repeats_no_value(tmp_path: Path) -> None:
+    assert faults.mlflow_outages(tmp_path, 1).harmless == 1
 
 
 @pytest.mark.slow

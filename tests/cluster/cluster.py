@@ -163,6 +163,16 @@ def kill_node(node: str) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
+def start_controller() -> None:
+    """Start slurmctld, which takes up what the one before has saved."""
+    _run("slurmctld", "-f", str(CONF))
+
+
+def kill_controller() -> None:
+    """End slurmctld as a crash does."""
+    os.kill(int((ROOT / "slurmctld.pid").read_text()), signal.SIGKILL)
+
+
 def _edit_hosts(change: Callable[[str], str]) -> None:
     """Edit the file in place and at once: another cluster may edit it too, or look up a name."""
     with HOSTS.open("r+") as file:
@@ -186,7 +196,7 @@ def _start_daemons() -> None:
     _run("sacctmgr", "-i", "add", "cluster", "test")
     _run("sacctmgr", "-i", "add", "account", "lab")
     _run("sacctmgr", "-i", "add", "user", "root", "account=lab")
-    _run("slurmctld", "-f", str(CONF))
+    start_controller()
     for node in NODES:
         start_node(node)
     _until(

@@ -153,6 +153,24 @@ def test_a_run_goes_on_after_a_node_has_failed(reference: Followed, queue_run: Q
     expect_same_curve_but_for_a_gap(job, reference)
 
 
+def test_a_rank_that_dies_while_slurmctld_is_away_is_queued_again_when_it_is_back(
+    words: tuple[str, ...], tmp_path: Path
+) -> None:
+    job = queue_stand_in("stopped", tmp_path, *words)
+    for rank in range(2):
+        wait_until((job.run / f"ready-{rank}").exists, f"rank {rank}", lambda: job.log)
+    ranks = job.ranks()
+    cluster.kill_controller()
+    try:
+        os.kill(ranks[1], signal.SIGKILL)
+        wait_until(lambda: "Killed" in job.log, "srun's message", lambda: job.log)
+        time.sleep(5)  # the handler asks in vain by now
+    finally:
+        cluster.start_controller()
+    wait_until(lambda: "queued again, failure 1" in job.log, "its return", lambda: job.log)
+    wait_until(lambda: job.state.name == "PENDING", "the queue", lambda: job.log)
+
+
 def test_a_cancelled_job_saves_and_stays_away(words: tuple[str, ...], tmp_path: Path) -> None:
     job = queue_stand_in("stopped", tmp_path, *words)
     for rank in range(2):

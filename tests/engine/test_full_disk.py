@@ -15,6 +15,7 @@ from segresmamba.engine.trainer import Trainer
 from segresmamba.errors import sort_error
 from segresmamba.storage import patience
 from segresmamba.storage.run_folder import RunFolder
+from segresmamba.tracking import MlflowSource, sync
 from tests.engine.tiny import journal_losses, tiny_config
 
 SIZE = 16 << 20
@@ -80,3 +81,23 @@ def test_a_disk_that_stays_full_ends_the_run_as_a_passing_fault_and_spares_its_c
     assert RunFolder(root / "tiny").saved_steps() == [2]
     filler.write_bytes(b"")
     assert train(config)["status"] == "finished"
+
+
+def test_a_full_disk_under_mlflows_database_costs_no_value(
+    small_disk: Path, tiny_store: Path, tmp_path: Path
+) -> None:
+    full = small_disk / "filler"
+    with suppress(OSError), full.open("xb", 0) as file:
+        while True:
+            file.write(bytes(4096))
+    uri = f"sqlite:///{small_disk}/mlflow.db"
+    config = tiny_config(
+        tiny_store, tmp_path, *SETTINGS, "tracking.enabled=true", f"tracking.uri='{uri}'"
+    )
+    assert train(config)["status"] == "finished"
+    run = tmp_path / "tiny"
+    full.unlink()
+    sync(run)
+    (history,) = MlflowSource(uri).histories(config.tracking.experiment, tmp_path / "downloads")
+    sent = {point.step: point.value for point in history.curves["train/loss"]}
+    assert sent == pytest.approx(journal_losses(run))
