@@ -159,7 +159,13 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 
 
 def test_starting_a_training_imports_no_slow_library_that_it_does_not_need() -> None:
-    code = "import sys, segresmamba.engine.trainer; print(*sys.modules)"
+    code = (
+        "import sys; from segresmamba.engine import trainer, zero\n"
+        "ranks = trainer.Ranks.from_environment()\n"
+        "trainer.join(ranks, threads=1); zero.import_deepspeed(ranks)\n"
+        "print(*sys.modules)\n"
+        "import mlflow  # which DeepSpeed did not see\n"
+    )
     result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     assert {"monai", "mlflow", "matplotlib", "pandas", "numba"}.isdisjoint(
         result.stdout.decode().split()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import sys
 from collections.abc import Collection
 from operator import itemgetter
 from typing import Any
@@ -156,7 +157,16 @@ def import_deepspeed(ranks: Ranks) -> Any:
         # DeepSpeed reads the device's number from it, and a rank may see only its own GPU.
         os.environ["LOCAL_RANK"] = str(ranks.device.index)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    import deepspeed
+    # Its autotuner, which we do not use, imports mlflow if there is one. That takes every rank over
+    # a second of processor time at each start. None makes the import fail as if there were none.
+    hide = "mlflow" not in sys.modules
+    if hide:
+        sys.modules["mlflow"] = None  # type: ignore[assignment]
+    try:
+        import deepspeed
+    finally:
+        if hide:
+            del sys.modules["mlflow"]
 
     deepspeed.utils.logger.setLevel(logging.ERROR)
     if ranks.device.type == "cpu":
