@@ -4,14 +4,15 @@
 
 One rank trains the real engine on random crops and saves every few steps, in turn with
 
-    ours                this package: copy to the host, then write, sync and check beside training
+    ours                this package: copy to the host, write, sync and check beside training
     ours, waiting       the same writing, but training waits for it, as it did in earlier versions
     DCP async_save      torch.distributed.checkpoint with its thread, on the same pieces
     DeepSpeed           its `save_checkpoint`, which neither syncs nor checks what it writes
 
 and beside them the floor: to copy the bytes in memory, and to write and sync them. For each way:
 
-    stall_s     how long the training thread waits, in the call that saves and in those after it
+    stall_s     how long the training thread waits: in the call that saves, in those after it, and
+                in a step whose update has to wait until the state before it is copied
     slower_s    how much longer than usual the steps until the checkpoint is complete take, together
     write_s     from the call until training knows, at a step boundary, that it is complete
 
@@ -69,6 +70,16 @@ class Training:
         self.engine = ZeroEngine(network, config, self.ranks)
         size = config.data.patch
         self.x_BCDHW = torch.randn(config.train.batch_size, 1, *size, device=self.ranks.device)
+        self.waited_s = 0.0
+        """How long steps have waited until a copy of the state was complete."""
+        wait = self.engine.state.wait_for_copy
+
+        def timed() -> None:
+            started = time.perf_counter()
+            wait()
+            self.waited_s += time.perf_counter() - started
+
+        self.engine.state.wait_for_copy = timed  # type: ignore[method-assign]
 
     def step(self) -> float:
         """Train one step; return its seconds."""
@@ -121,7 +132,7 @@ def measured(training: Training, saver: Saver, number: int) -> dict[str, float]:
     """One save during training."""
     usual_s = statistics.median(training.step() for _ in range(QUIET_STEPS))
     os.sync()  # what others have written is not to be waited for
-    started = time.perf_counter()
+    training.waited_s, started = 0.0, time.perf_counter()
     saver.save(number)
     stall_s, slower_s, complete = time.perf_counter() - started, 0.0, saver.is_complete()
     while not complete:
@@ -129,6 +140,7 @@ def measured(training: Training, saver: Saver, number: int) -> dict[str, float]:
         asked = time.perf_counter()
         complete = saver.is_complete()
         stall_s += time.perf_counter() - asked
+    stall_s += training.waited_s
     write_s = time.perf_counter() - started
     written = sum(path.stat().st_size for path in saver.folder.rglob("*") if path.is_file())
     if saver.folder.name != "checkpoints":

@@ -18,6 +18,7 @@ stage or on other ranks, and each rank saves what it holds, without gathering or
 from __future__ import annotations
 
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -48,17 +49,20 @@ class ShardedState:
         self._adamw = engine.optimizer.optimizer if stage else engine.optimizer
         self._stage, self._ranks = stage, ranks
         self._host: dict[str, Tensor] = {}
+        self._thread = ThreadPoolExecutor(1, "copy of the state")
+        self._copy: Future[dict[str, Piece]] | None = None
 
-    def pieces(self) -> dict[str, Piece]:
-        """Copy this rank's piece of each parameter to the CPU.
+    def copied(self) -> Future[dict[str, Piece]]:
+        """Begin to copy this rank's piece of each parameter to the CPU, beside the training.
 
-        The next call overwrites what this one returns. The memory is pinned where there is a GPU,
-        which then copies several times faster.
+        The next step's forward and backward passes only read what is copied. Before the weights
+        change, call `wait_for_copy`. The next copy overwrites this one. Its memory is pinned where
+        there is a GPU, which then copies several times faster.
         """
         if not any(self._adamw.state.values()):  # every step so far was skipped
             self._make_moments(0)
         is_cuda = self._ranks.device.type == "cuda"
-        found = {}
+        found, rows_of = dict[str, Piece](), dict[str, list[Tensor]]()
         for name, parameter in self._parameters.items():
             start, rows = self._held(parameter)
             if self._stage == 0 or (self._stage < 3 and not parameter.requires_grad):
@@ -68,12 +72,28 @@ class ShardedState:
             if rows:
                 if name not in self._host:
                     self._host[name] = torch.empty(ROWS, len(rows[0]), pin_memory=is_cuda)
-                for kept, row in zip(self._host[name], rows, strict=True):
-                    kept.copy_(row, non_blocking=True)
-                found[name] = (start, self._host[name])
-        if is_cuda:
-            torch.cuda.synchronize()
-        return found
+                found[name], rows_of[name] = (start, self._host[name]), rows
+        stream = torch.cuda.Stream() if is_cuda else None  # type: ignore[no-untyped-call]
+        if stream:
+            stream.wait_stream(torch.cuda.current_stream())  # the last step has written them
+
+        def copy() -> dict[str, Piece]:
+            with torch.cuda.stream(stream):  # without a stream this does nothing
+                for name, rows in rows_of.items():
+                    for kept, row in zip(self._host[name], rows, strict=True):
+                        kept.copy_(row, non_blocking=True)
+            if stream:
+                stream.synchronize()
+            return found
+
+        self._copy = self._thread.submit(copy)
+        return self._copy
+
+    def wait_for_copy(self) -> None:
+        """Return when the weights may change."""
+        if self._copy is not None:
+            self._copy.result()
+            self._copy = None
 
     def restore(self, wholes: Iterable[tuple[str, Tensor]], step: int) -> None:
         """Copy this rank's piece of each parameter into the engine (collective).

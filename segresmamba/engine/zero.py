@@ -123,6 +123,7 @@ class ZeroEngine:
             if not math.isfinite(self.gradient_norm):
                 # AdamW leaves alone what has no gradient. The other stages skip by themselves.
                 self.network.zero_grad()
+        self.state.wait_for_copy()
         self._engine.step()
         if boundary:
             if not self._whole_gradient:

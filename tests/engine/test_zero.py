@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def test_frozen_weights_stay_and_loaded_ones_learn_more_slowly_at_every_stage(
     }
     expected = {"0": 0, "1": 1e-3, "2": 1e-2}
     assert moved == pytest.approx({name: expected[name[0]] for name in moved}, abs=1e-6)
-    kept = {name: rows.clone() for name, (_, rows) in engine.state.pieces().items()}
+    kept = {name: rows.clone() for name, (_, rows) in engine.state.copied().result().items()}
     weights = {name: value.item() for name, value in engine.weights().items()}
     assert {name: rows[0].item() for name, rows in kept.items()} == pytest.approx(weights)
     other = nn.Sequential(*(nn.Conv3d(1, 1, 1) for _ in range(3)))
@@ -91,6 +92,23 @@ def test_frozen_weights_stay_and_loaded_ones_learn_more_slowly_at_every_stage(
     resumed = ZeroEngine(other, config, ranks, loaded=["1.weight", "1.bias"])
     resumed.state.restore(kept.items(), step=1)
     assert {n: v.item() for n, v in resumed.weights().items()} == pytest.approx(weights)
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_a_step_waits_until_the_state_before_it_is_copied(tmp_path: Path, stage: int) -> None:
+    config = tiny_config(tmp_path, tmp_path, f"train.zero_stage={stage}")
+    ranks = Ranks.from_environment()
+    join(ranks, threads=1)
+    engine = ZeroEngine(nn.Conv3d(1, 1, 1), config, ranks)
+    x_BCDHW = torch.randn(2, 1, 4, 4, 4)
+    engine.backward(engine.forward(x_BCDHW).square().mean(), 1e-2)  # type: ignore[union-attr]
+    before = engine.weights()
+    engine.state._thread.submit(time.sleep, 0.3)  # the copy begins late
+    copied = engine.state.copied()
+    engine.backward(engine.forward(x_BCDHW).square().mean(), 1e-2)  # type: ignore[union-attr]
+    found = {name: rows_3N[0].item() for name, (_, rows_3N) in copied.result().items()}
+    assert found == {name: value.item() for name, value in before.items()}
+    assert found != {name: value.item() for name, value in engine.weights().items()}
 
 
 def test_stage_3_computes_the_same_when_it_really_gathers_every_weight(

@@ -43,9 +43,12 @@ def damaged(where: Path, got: object) -> DamagedCheckpointError:
 
 
 def snapshot(engine: ZeroEngine) -> dict[str, Any]:
-    """Copy to the CPU what this rank saves. The next call overwrites what this one returns."""
+    """Copy to the CPU what this rank saves. The next call overwrites what this one returns.
+
+    The pieces, nearly all of it, are copied beside the training: they are a Future.
+    """
     return {
-        "pieces": engine.state.pieces(),
+        "pieces": engine.state.copied(),
         "buffers": engine.buffers(),
         "random": {
             "cpu": torch.get_rng_state(),
@@ -64,13 +67,13 @@ def write_rank(folder: Path, content: Mapping[str, Any], ranks: Ranks) -> str:
     Raises:
         OSError: If it cannot be written.
     """
-    path = rank_file(folder, ranks.rank)
+    path, pieces = rank_file(folder, ranks.rank), content["pieces"].result()
 
     def write() -> None:
-        save_torch(content, path)
+        save_torch({**content, "pieces": pieces}, path)
         sync(path)  # the disk may turn out to be full here
 
-    patiently(write, path, sum(rows.nbytes for _, rows in content["pieces"].values()))
+    patiently(write, path, sum(rows.nbytes for _, rows in pieces.values()))
     return file_digest(path)
 
 
