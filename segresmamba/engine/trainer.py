@@ -123,7 +123,7 @@ def train(config: Config) -> dict[str, Any]:
         log_memory(memory, tracker, folder, ranks, trainer.step)
         if ended == "finished" and ranks.is_main:
             log_best_model(config, tracker, folder)
-        status = ended
+        status = ended  # only now: if the lines above fail, the run has failed
     except Exception as error:
         if isinstance(error, UserError) or not ran_out(error):
             raise
@@ -134,12 +134,18 @@ def train(config: Config) -> dict[str, Any]:
             leave_abruptly()
         observers.stop()
         tracker.close(status)
+    return _result(status, trainer.step, folder, trainer.last_dice, tracker.ui_hint())
+
+
+def _result(
+    status: Status, step: int, folder: RunFolder, dice: float | None, hint: str
+) -> dict[str, Any]:
     return {
         "status": status,
-        "step": trainer.step,
+        "step": step,
         "folder": str(folder.path),
-        "dice_mean": trainer.last_dice,
-        "ui_hint": tracker.ui_hint(),
+        "dice_mean": dice,
+        "ui_hint": hint,
     }
 
 
@@ -153,13 +159,9 @@ def _finished(config: Config, folder: RunFolder, ranks: Ranks) -> dict[str, Any]
         return None
     if ranks.is_main:
         logger.warning(finished_text(folder.path, step))
-    return {
-        "status": "finished",
-        "step": step,
-        "folder": str(folder.path),
-        "dice_mean": json.loads(folder.validation(step).read_text()).get("validation/dice/mean"),
-        "ui_hint": run_hint(folder.path, config.tracking, config.run.root),
-    }
+    dice = json.loads(folder.validation(step).read_text()).get("validation/dice/mean")
+    hint = run_hint(folder.path, config.tracking, config.run.root)
+    return _result("finished", step, folder, dice, hint)
 
 
 class Trainer:
