@@ -22,7 +22,7 @@ from segresmamba.config import Config, read_config
 from segresmamba.data.volumes.statistics import channel_statistics
 from segresmamba.errors import DataError
 from segresmamba.inference.sliding_window import predict_volume
-from segresmamba.storage.run_folder import RunFolder
+from segresmamba.storage.run_folder import RunFolder, best_weights
 from segresmamba.task.ranks import Ranks
 from segresmamba.task.weights import load_network
 
@@ -137,6 +137,6 @@ def _files_or_array(case: Any) -> Any:
 
 def _load_pyfunc(path: str) -> ServedNetwork:
     """Load a saved model for MLflow, which passes the folder of the model's data."""
-    # It has the run's `best` weights and configuration, under the names that the run gives them.
+    # It has the run's best weights and configuration, under the names that the run gives them.
     folder = RunFolder(Path(path))
-    return ServedNetwork(folder.path / folder.best.name, read_config(folder.config))
+    return ServedNetwork(best_weights(folder.path), read_config(folder.config))
