@@ -1,6 +1,6 @@
 """Trained models on the disk: a run, a folder of runs that are averaged, or a model folder.
 
-RUN/config.yaml, RUN/best/weights.pt         a run, with `best/postprocessing.json` if it has rules
+RUN/config.yaml, RUN/best/weights.safetensors  a run, with `best/postprocessing.json` if it has rules
 FOLDER/<run>/...                             every trained run in it, such as the folds of a store
 <root>/sweeps/<name>/manifest.json           the trained runs of a sweep, which lie in <root>
 FOLDER/model.json, config-0.yaml, ...        a model folder, which needs no run

@@ -12,6 +12,7 @@ Submitting a job and checking a queue read these paths too, so this module does 
     init_from.json            which weights it started from, see task.starting_weights
     best/weights.safetensors  full weights of the best validation, see task.weights. Earlier
                               versions wrote weights.pt; it is read until a better one replaces it
+    best/postprocessing.json  which components their labels keep, see inference
     overlays/                 pictures of the last evaluation
     results.json              metrics of the last evaluation
     earlier-1/                best/, overlays/ and results.json of an attempt before the current one
