@@ -31,6 +31,7 @@ from segresmamba.cli.conversion import (
     Splits,
     counting,
 )
+from segresmamba.cli.ship import export
 from segresmamba.errors import OUR_CODE, UserError, sort_error
 from segresmamba.storage.terminal import shield_output, stop_signals
 
@@ -40,6 +41,8 @@ app = typer.Typer(
     help="Train, evaluate and apply 3D segmentation networks.",
 )
 console = Console(soft_wrap=True)
+
+app.command()(export)
 
 Overrides = Annotated[
     list[str] | None,
