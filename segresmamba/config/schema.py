@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from segresmamba.config.networks import ModelConfig, SegResMambaConfig
+from segresmamba.config.networks import ModelConfig, SegResMambaConfig, Size3
 from segresmamba.config.section import Section, one_line
 from segresmamba.config.tracking import TrackingConfig
 from segresmamba.errors import ConfigError
@@ -28,7 +28,6 @@ from segresmamba.secrets import hide_lines, hide_url, hide_variables
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Axes = tuple[Literal["D", "H", "W"], ...]
-Size3 = tuple[PositiveInt, PositiveInt, PositiveInt]
 
 
 class RunConfig(Section):

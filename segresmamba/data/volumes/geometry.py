@@ -24,10 +24,15 @@ Affine = npt.NDArray[np.float64]
 _RAS = np.array([[0, 1], [1, 1], [2, 1]])
 
 
+def axis_sizes(affine: Affine) -> tuple[float, float, float]:
+    """Voxel size along the axes of a file, (x, y, z)."""
+    x, y, z = (float(size) for size in voxel_sizes(affine))
+    return x, y, z
+
+
 def spacing_mm(affine: Affine) -> tuple[float, float, float]:
     """Voxel size along (D, H, W), from the affine of the (x, y, z) order."""
-    x, y, z = (float(size) for size in voxel_sizes(affine))
-    return z, y, x
+    return axis_sizes(affine)[::-1]
 
 
 def is_usable(affine: Affine) -> bool:
