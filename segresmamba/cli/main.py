@@ -31,7 +31,7 @@ from segresmamba.cli.conversion import (
     Splits,
     counting,
 )
-from segresmamba.cli.ship import export
+from segresmamba.cli.ship import export, import_model
 from segresmamba.errors import OUR_CODE, UserError, sort_error
 from segresmamba.storage.terminal import shield_output, stop_signals
 
@@ -43,6 +43,7 @@ app = typer.Typer(
 console = Console(soft_wrap=True)
 
 app.command()(export)
+app.command("import")(import_model)
 
 Overrides = Annotated[
     list[str] | None,

@@ -11,7 +11,7 @@ from segresmamba.config import read_config
 from segresmamba.data.preprocessing import Normalisation
 from segresmamba.errors import ConfigError, DataError
 from segresmamba.evaluation.score_cases import Summary, evaluate_cases, results_table, write_results
-from segresmamba.inference.predict import cannot_write
+from segresmamba.inference.label_map import cannot_write
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.task.ranks import Ranks
 from segresmamba.task.task import Task

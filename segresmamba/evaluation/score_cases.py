@@ -26,7 +26,8 @@ from torch import nn
 from segresmamba import data
 from segresmamba.config import Config
 from segresmamba.evaluation.metrics import Score, score
-from segresmamba.inference.sliding_window import predict_volume
+from segresmamba.inference.segmentation import segment_volume
+from segresmamba.inference.sliding_window import Member, SlidingWindow
 from segresmamba.storage.atomic import write_text
 from segresmamba.task.classes import Classes
 
@@ -115,22 +116,25 @@ def evaluate_cases(
         The results in the order of `case_ids`.
     """
     classes = Classes.from_labels(config, dataset.labels)
+    sliding = SlidingWindow(
+        [Member.from_config(network, config)],
+        device=device,
+        overlap=config.validation.overlap,
+        window_batch=config.validation.window_batch,
+    )
     results, worst = [], list[tuple[float, Callable[[], None]]]()
     for case_id in case_ids:
         case = dataset[case_id]
         image_CDHW, reference_DHW = case.crop((0, 0, 0), case.shape_DHW)
-        logits_KDHW = predict_volume(
-            network,
+        found = segment_volume(
+            sliding,
+            classes,
             image_CDHW,
             case.normalisation_C4,
-            patch=config.data.patch,
-            validation=config.validation,
-            device=device,
-            precision=config.train.precision,
+            transform=case.record.grid_transform,
         )
-        prediction_DHW = classes.decode(logits_KDHW).cpu().numpy().astype(reference_DHW.dtype)
         ignored = dataset.manifest.storage.ignore_value
-        result = CaseResult(case_id, _score_original(case, prediction_DHW, classes, ignored))
+        result = CaseResult(case_id, _score_original(case, found.full_DHW, classes, ignored))
         logger.info("case %s: Dice %.4f", case_id, result.dice)
         results.append(result)
         if overlays is not None:
@@ -141,7 +145,7 @@ def evaluate_cases(
                 overlays / f"{case_id}.png",
                 image_CDHW[0].copy(),  # a view would keep all channels in memory
                 reference_DHW,
-                prediction_DHW,
+                found.label_DHW,
                 spacing_mm=case.spacing_mm,
                 members=classes.members,
                 dice={name: score.dice for name, score in result.scores.items()},
@@ -158,12 +162,12 @@ def evaluate_cases(
 
 def _score_original(
     case: data.Case,
-    prediction_DHW: np.ndarray[Any, Any],
+    full_DHW: np.ndarray[Any, Any],
     classes: Classes,
     ignored: int | None,
 ) -> dict[str, Score]:
-    """Put a prediction back into the original grid, and compare it with the source's labels."""
-    predicted = np.asanyarray(case.restore_label(prediction_DHW).dataobj)
+    """Put a prediction into the original grid, and compare it with the source's labels."""
+    predicted = np.asanyarray(case.original.restore(full_DHW).dataobj)
     reference = np.asanyarray(case.reference().dataobj)
     if ignored is not None:  # nobody knows what is there: neither side has a class there
         known = reference != ignored

@@ -219,14 +219,13 @@ def _record(
     }
 
 
-def _shared_rules(models: Sequence[TrainedModel]) -> dict[str, Any]:
-    """The post-processing of all models, without the names of cases; none if theirs differ."""
-    rules = dict(models[0].postprocessing)
-    if any(model.postprocessing.get("rules") != rules.get("rules") for model in models):
+def _shared_rules(models: Sequence[TrainedModel]) -> list[dict[str, Any]]:
+    """The post-processing of all models; none if theirs differ."""
+    rules = models[0].postprocessing
+    if any(model.postprocessing != rules for model in models):
         logger.warning("the models have different post-processing rules: none are exported")
-        return {}
-    rules.pop("cases", None)
-    return rules
+        return []
+    return [rule.model_dump(mode="json") for rule in rules]
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

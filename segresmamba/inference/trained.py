@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from pydantic import BaseModel, Field, ValidationError
 from segresmamba.config import Config, read_config
 from segresmamba.data.untrusted import stays_inside
 from segresmamba.errors import ConfigError, DataError
+from segresmamba.inference.postprocessing import Rule, read_rules
 from segresmamba.storage.digest import file_digest
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.task.weights import WeightsFacts, read_facts
@@ -29,7 +30,6 @@ logger = logging.getLogger(__name__)
 MODEL_FILE = "model.json"
 MODEL_VERSION = 1
 """Version of model folders that this version writes; it reads no newer one."""
-POSTPROCESSING_FILE = "postprocessing.json"
 _SWEEP_FILE = "manifest.json"
 
 
@@ -40,20 +40,19 @@ class TrainedModel:
     weights: Path
     config: Config
     facts: WeightsFacts
-    postprocessing: Mapping[str, Any] = field(default_factory=dict)
-    """Rules as JSON has them, see `inference.postprocessing`; empty if there are none."""
+    postprocessing: tuple[Rule, ...] = ()
+    """What is done to its label maps, see `inference.postprocessing`."""
 
     @classmethod
-    def from_files(
-        cls, weights: Path, config: Path, postprocessing: Mapping[str, Any] | None = None
-    ) -> TrainedModel:
-        """A model from its files; the weights themselves are not read yet.
+    def from_run(cls, weights: Path, config: Path) -> TrainedModel:
+        """The model of a run, with the rules beside its weights, which are not read yet.
 
         Raises:
-            ConfigError: If the configuration cannot be read.
-            CheckpointError: If the weights are missing, or damaged where their facts are.
+            UserError: If the configuration or the rules cannot be read, or the weights are missing
+                or damaged where their facts are.
         """
-        return cls(weights, read_config(config), read_facts(weights), postprocessing or {})
+        facts = read_facts(weights)
+        return cls(weights, read_config(config), facts, read_rules(weights, facts.step))
 
 
 class _MemberFiles(BaseModel):
@@ -66,7 +65,7 @@ class ModelFolderRecord(BaseModel):
 
     format_version: int
     members: list[_MemberFiles] = Field(min_length=1)
-    postprocessing: dict[str, Any] = {}
+    postprocessing: tuple[Rule, ...] = ()
     files: dict[str, str] = {}
     """Digest of each file. Those of weights are not compared: weights have digests inside."""
 
@@ -122,8 +121,7 @@ def _task(model: TrainedModel) -> dict[str, object]:
 
 def _of_run(path: Path) -> TrainedModel:
     run = RunFolder(path)
-    rules = run.best.parent / POSTPROCESSING_FILE
-    return TrainedModel.from_files(run.best, run.config, _json(rules) if rules.exists() else {})
+    return TrainedModel.from_run(run.best, run.config)
 
 
 def _trained_runs(folder: Path) -> list[Path]:
@@ -172,9 +170,10 @@ def _members(folder: Path) -> list[TrainedModel]:
     for member in record.members:
         if not (stays_inside(member.config) and stays_inside(member.weights)):
             raise _unreadable(path, f"files outside the folder: {member}")
-        files = folder / member.weights, folder / member.config
-        _require_digest(files[1], record.files.get(member.config))
-        models.append(TrainedModel.from_files(*files, record.postprocessing))
+        weights, config = folder / member.weights, folder / member.config
+        _require_digest(config, record.files.get(member.config))
+        facts, rules = read_facts(weights), record.postprocessing
+        models.append(TrainedModel(weights, read_config(config), facts, rules))
     return models
 
 

@@ -193,7 +193,7 @@ def nnunet(
         BackendMissingError: If the library is not installed.
     """
     try:
-        from dynamic_network_architectures.architectures import unet as library
+        import dynamic_network_architectures.architectures.unet as library
     except ImportError as error:
         raise BackendMissingError(
             "nnU-Net's networks come from dynamic-network-architectures, which is not installed",

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from segresmamba.errors import CheckpointError, ConfigError, DataError
 from segresmamba.inference.export import export_model
+from segresmamba.inference.postprocessing import Postprocessing, Rule, write_postprocessing
 from segresmamba.inference.trained import open_models
 from segresmamba.storage.digest import file_digest
 from segresmamba.storage.run_folder import RunFolder, write_config
@@ -99,20 +99,24 @@ def test_nothing_in_it_names_a_place_a_person_or_a_secret(
         assert private.encode() not in content
 
 
+RULE = Rule(name="ball", values=(1,), keep_largest=True)
+
+
 def test_rules_go_along_without_the_names_of_cases(model_run: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(model_run, tmp_path / "run"))
-    rules: dict[str, Any] = {"version": 1, "step": 7, "rules": [], "cases": ["patient-0815"]}
-    (run / "best" / "postprocessing.json").write_text(json.dumps(rules))
-    (model,) = open_models(export_model(run, tmp_path / "out"))
-    assert model.postprocessing == {"version": 1, "step": 7, "rules": []}
+    record = Postprocessing(step=7, rules=(RULE,), cases=("patient-0815",))
+    write_postprocessing(RunFolder(run).best, record)
+    out = export_model(run, tmp_path / "out")
+    (model,) = open_models(out)
+    assert model.postprocessing == (RULE,)
+    assert "patient-0815" not in (out / "model.json").read_text()
 
 
 def test_rules_that_differ_are_left_out(
     fold_runs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folds = Path(shutil.copytree(fold_runs, tmp_path / "folds"))
-    rules = {"version": 1, "step": 7, "rules": [{"name": "ball", "values": [1]}]}
-    (folds / "fold1" / "best" / "postprocessing.json").write_text(json.dumps(rules))
+    write_postprocessing(RunFolder(folds / "fold1").best, Postprocessing(step=7, rules=(RULE,)))
     out = export_model(folds, tmp_path / "out")
     assert not any(model.postprocessing for model in open_models(out))
     assert "different post-processing rules" in caplog.text

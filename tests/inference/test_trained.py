@@ -8,6 +8,7 @@ import pytest
 
 from segresmamba.data import Preprocessing
 from segresmamba.errors import CheckpointError, ConfigError, DataError
+from segresmamba.inference.postprocessing import Postprocessing, Rule, write_postprocessing
 from segresmamba.inference.trained import open_models, require_same_task
 from segresmamba.storage.run_folder import RunFolder
 from tests.inference.conftest import LABELS, PATCH, write_run
@@ -23,9 +24,10 @@ def test_a_run_is_one_model(model_run: Path) -> None:
 
 def test_rules_beside_the_best_weights_belong_to_the_model(model_run: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(model_run, tmp_path / "run"))
-    (run / "best" / "postprocessing.json").write_text('{"largest": ["ball"]}')
+    rule = Rule(name="ball", values=(1,), keep_largest=True)
+    write_postprocessing(RunFolder(run).best, Postprocessing(step=7, rules=(rule,)))
     (model,) = open_models(run)
-    assert model.postprocessing == {"largest": ["ball"]}
+    assert model.postprocessing == (rule,)
 
 
 def test_every_trained_run_of_a_folder_is_a_model(
@@ -62,11 +64,13 @@ def test_a_model_folder_needs_no_run(model_run: Path, tmp_path: Path) -> None:
         "weights": "weights-0.safetensors",
         "digest": "kept for others",
     }
-    record = {"format_version": 1, "members": [member], "postprocessing": {"minimum": 3}}
+    rule = Rule(name="ball", values=(1,), minimum_mm3=3)
+    rules = [rule.model_dump(mode="json")]
+    record = {"format_version": 1, "members": [member], "postprocessing": rules}
     (tmp_path / "model.json").write_text(json.dumps(record))
     (model,) = open_models(tmp_path)
     assert model.weights == tmp_path / "weights-0.safetensors"
-    assert model.postprocessing == {"minimum": 3}
+    assert model.postprocessing == (rule,)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +96,7 @@ def test_a_model_folder_that_cannot_be_used_is_refused(
 
 
 def test_a_place_without_a_model_is_refused(model_run: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no run and no model.json"):
+    with pytest.raises(ConfigError, match=r"no run and no model\.json"):
         open_models(tmp_path)
     shutil.copytree(model_run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "best")

@@ -17,13 +17,27 @@ from scipy import ndimage
 from segresmamba.data.preprocessing import NnUNetSteps, Normalisation, Preprocessing
 from segresmamba.data.records import Spacing
 from segresmamba.data.volumes.geometry import Affine, axis_sizes
-from segresmamba.data.volumes.resampling import GridTransform, nonzero_box
+from segresmamba.data.volumes.resampling import AxisMap, GridTransform, nonzero_box
 
 _THIN = 3.0
 """How much larger the largest voxel side is than the smallest where one axis is kept apart."""
 _EPSILON = 1e-8
 
 Image = npt.NDArray[Any]
+
+
+class ApartTransform(GridTransform):
+    """Interpolates along all axes but one, along which the nearest value is taken."""
+
+    axis: int
+
+    def way_back(self) -> list[AxisMap]:
+        """As `GridTransform.way_back`."""
+        axes = super().way_back()
+        below, above, share = axes[self.axis]
+        nearest = np.where(share < 0.5, below, above)
+        axes[self.axis] = AxisMap(nearest, nearest, np.zeros_like(share))
+        return axes
 
 
 def seen_affine(affine: Affine, steps: NnUNetSteps) -> Affine:
@@ -75,9 +89,10 @@ def prepare(
         box_DHW=box,
         shape_DHW=(shape[0], shape[1], shape[2]),
         zoom_DHW=(zoom_d, zoom_h, zoom_w),
-        nearest_axis=apart,
     )
-    return prepared, transform
+    if apart is None:
+        return prepared, transform
+    return prepared, ApartTransform(**transform.model_dump(), axis=apart)
 
 
 def normalise(channel_DHW: Image, kind: Normalisation, inside_DHW: Image | None) -> Image:
