@@ -31,6 +31,7 @@ from segresmamba.cli.conversion import (
     Splits,
     counting,
 )
+from segresmamba.cli.predict import predict
 from segresmamba.cli.ship import export, import_model
 from segresmamba.errors import OUR_CODE, UserError, sort_error
 from segresmamba.storage.terminal import shield_output, stop_signals
@@ -260,19 +261,7 @@ def evaluate(
     typer.echo(f"watch and compare: {evaluation.ui_hint}")
 
 
-@app.command()
-def predict(
-    run: Run,
-    images: Annotated[
-        list[Path], typer.Argument(help="One case: a NIfTI file for each channel, in order.")
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Label file to write (.nii.gz).")],
-) -> None:
-    """Segment one case and write the labels in the geometry of its first image."""
-    from segresmamba.inference import predict as apply
-
-    apply(run, images, out)
-    typer.echo(f"labels: {out}")
+app.command()(predict)
 
 
 @app.command()

@@ -8,14 +8,14 @@ from pathlib import Path
 from rich.table import Table
 
 from segresmamba.config import read_config
-from segresmamba.data.preprocessing import Normalisation
-from segresmamba.errors import ConfigError, DataError
+from segresmamba.errors import ConfigError
 from segresmamba.evaluation.score_cases import Summary, evaluate_cases, results_table, write_results
 from segresmamba.inference.label_map import cannot_write
+from segresmamba.inference.trained import require_same_preprocessing
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.task.ranks import Ranks
 from segresmamba.task.task import Task
-from segresmamba.task.weights import WeightsFacts, load_network
+from segresmamba.task.weights import load_network
 from segresmamba.tracking import Status, open_tracker, read_journal
 
 
@@ -51,7 +51,7 @@ def evaluate_run(run: Path) -> Evaluation:
     task = Task.from_config(config)
     device = Ranks.from_environment().device
     trained = load_network(folder.best, config)
-    _require_same_preprocessing(trained.facts, task)
+    require_same_preprocessing(trained.facts, task.dataset)
     network = trained.network.to(device)
     # How training ended, which an evaluation does not change.
     statuses: list[Status] = [
@@ -77,21 +77,3 @@ def evaluate_run(run: Path) -> Evaluation:
     finally:
         tracker.close(statuses[-1] if statuses else "failed")
     return Evaluation(results_table(results), folder.results, folder.overlays, tracker.ui_hint())
-
-
-def _require_same_preprocessing(facts: WeightsFacts, task: Task) -> None:
-    """Refuse a store whose cases were converted otherwise than those that the network saw."""
-    # Weights and stores of earlier versions do not list how each channel is normalised: by zscore.
-    zscore = (Normalisation(),) * len(task.dataset.channel_names)
-    before, now = (
-        # The voxel sizes are those of the cases at hand, not a part of the policy.
-        one.model_copy(update={"normalisation": one.normalisation or zscore, "trained_mm": None})
-        for one in (facts.preprocessing, task.dataset.preprocessing)
-    )
-    if before != now:
-        raise DataError(
-            "the store was converted again, under another policy than the network's",
-            where=task.config.data.store,
-            got=f"{now}, the network was trained on {before}",
-            remedy="convert with the policy that the network was trained on, or train again",
-        )

@@ -167,7 +167,7 @@ class SegmentationModel:
             progress=progress,
             interpolate_logits=self.preprocessing.nnunet is not None,
         )
-        _, affine = geometry.ras_grid(case.original.shape_XYZ, case.original.affine)
+        _, affine = case.original.grid
         full_DHW = postprocessing.apply(found.full_DHW, self.rules, geometry.spacing_mm(affine))
         restored = case.original.for_labels(full_DHW.dtype).restore(full_DHW)
         return LabelMap(restored, self.labels, case.source)
@@ -234,7 +234,7 @@ class _KeptPlanes:
     """Probabilities of a whole case, in memory."""
 
     def __init__(self, model: SegmentationModel, original: OriginalGrid) -> None:
-        shape_DHW, self._affine = geometry.ras_grid(original.shape_XYZ, original.affine)
+        shape_DHW, _ = original.grid
         self._all_KDHW = np.zeros((len(model.outputs), *shape_DHW), np.float16)
         if model.classes.exclusive:
             self._all_KDHW[0] = 1  # what is not computed is background
@@ -246,10 +246,9 @@ class _KeptPlanes:
 
     def on_label_axes(self, *, is_array: bool) -> npt.NDArray[np.float16]:
         """The probabilities on the axes of the label's array."""
-        if is_array:
-            return self._all_KDHW
         affine = self._original.affine
-        return np.stack([geometry.in_file_axes(one, affine) for one in self._all_KDHW])
+        all_KXYZ = np.stack([geometry.in_file_axes(one, affine) for one in self._all_KDHW])
+        return all_KXYZ.transpose(0, 3, 2, 1) if is_array else all_KXYZ
 
 
 class ServedNetwork:

@@ -16,12 +16,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+import zarr
 
 from segresmamba.errors import CheckpointError, ConfigError, DataError, UserError
 from segresmamba.inference.import_nnunet import import_nnunet
 from segresmamba.inference.model import load_model
 from segresmamba.inference.trained import open_models
 from segresmamba.task.weights import load_network
+from tests.cli.test_main import run
 
 pytest.importorskip("dynamic_network_architectures", reason="nnU-Net's networks come from it")
 
@@ -63,6 +65,40 @@ def test_probabilities_lie_on_the_axes_of_the_file(case: Path, imported: Path) -
     core = label.probabilities[model.outputs.index("lesion" if case.name == "ct" else "core")]
     assert core[label.array == 2].mean() > 0.7
     assert core[label.array == 0].mean() < 0.05
+
+
+def test_an_array_gives_the_labels_of_its_file(case: Path, imported: Path) -> None:
+    images = [nib.load(file) for file in sorted(case.glob("case_*.nii.gz"))]
+    array_CDHW = np.stack([np.asarray(image.dataobj).T for image in images])
+    spacing_mm = tuple(float(size) for size in images[0].header.get_zooms()[::-1])
+    model = load_model(imported, device="cpu")
+    label = model.segment(array_CDHW, spacing_mm=spacing_mm, probabilities=True)
+    expected = np.asarray(nib.load(case / "label.nii.gz").dataobj).T
+    assert (label.array == expected).mean() > 0.999
+    assert label.probabilities.shape[1:] == expected.shape
+
+
+def test_a_user_goes_from_a_result_folder_of_nnunet_to_a_label_map(
+    case: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "images").mkdir()
+    for file in case.glob("case_*.nii.gz"):
+        shutil.copy(file, tmp_path / "images")
+    model, images, labels = (tmp_path / name for name in ("model", "images", "labels"))
+    assert run(monkeypatch, "import", case / RESULT, "--out", model) == 0
+    assert run(monkeypatch, "predict", model, images, labels, "--probabilities") == 0
+    found, expected = (nib.load(place) for place in (labels / "case.nii.gz", case / "label.nii.gz"))
+    assert (np.asarray(found.dataobj) == np.asarray(expected.dataobj)).mean() > 0.999
+    file = nib.load(next(images.glob("case_*")))
+    np.testing.assert_array_equal(found.affine, file.affine)
+    assert run(monkeypatch, "import", case / RESULT, "--out", model) == 2
+    assert "the place to export to is in use" in capsys.readouterr().err
+    # Where the probabilities lie: the voxel that is most surely foreground is labelled.
+    group = zarr.open_group(labels / "case.probabilities.zarr", mode="r")
+    place_DHW = np.unravel_index(np.asarray(group["0"][-1]).argmax(), group["0"].shape[1:])
+    to_ras = np.array(group.attrs["segresmamba"]["affine"])
+    place_XYZ = np.linalg.inv(file.affine) @ to_ras @ [*place_DHW[::-1], 1]
+    assert np.asarray(found.dataobj)[tuple(np.rint(place_XYZ[:3]).astype(int))] == 2
 
 
 def test_what_is_known_of_the_model_comes_along(case: Path, imported: Path) -> None:

@@ -117,6 +117,14 @@ class OriginalGrid:
         """The same grid, whose axes are turned by another affine."""
         return replace(self, seen=tuple(tuple(row) for row in affine.tolist()))
 
+    @property
+    def grid(self) -> tuple[tuple[int, ...], Affine]:
+        """Shape (D, H, W) of the grid that a network sees, and its affine in (x, y, z) order."""
+        turn = orientations.io_orientation(self.affine)
+        shape_DHW, _ = ras_grid(self.shape_XYZ, self.affine)
+        to_file = orientations.inv_ornt_aff(turn, self.shape_XYZ)
+        return shape_DHW, self.header.get_best_affine() @ to_file
+
     def for_labels(self, dtype: npt.DTypeLike) -> OriginalGrid:
         """The same grid for labels of this dtype."""
         return replace(OriginalGrid.from_header(self.header, dtype), seen=self.seen)

@@ -100,7 +100,7 @@ def read_volume(
         next(planes, None)  # there is none left, but only now is the end of the file checked
     if steps is not None:
         original = original.seen_by(nnunet.seen_affine(first.affine, steps))
-    _, affine = geometry.ras_grid(first.shape_XYZ, original.affine)
+    _, affine = original.grid
     names = [str(images[min(number, len(images) - 1)]) for number in range(len(channels))]
     return _prepared(channels, names, affine, original, preprocessing)
 
@@ -138,6 +138,10 @@ def volume_of(
             raise _no_voxel(name)
     fits = image_CDHW.dtype.kind in "iu" and np.can_cast(image_CDHW.dtype, np.int16)
     channels = list(image_CDHW.astype(np.int16 if fits else np.float32, copy=False))
+    if (steps := preprocessing.nnunet) is not None:
+        original = original.seen_by(nnunet.seen_affine(affine, steps))
+        channels = [channel_DHW.transpose(steps.transpose) for channel_DHW in channels]
+        _, affine = original.grid
     return _prepared(channels, names, affine, original, preprocessing)
 
 
