@@ -21,7 +21,7 @@ def export(
     ] = "not stated",
     form: Annotated[
         str | None,
-        typer.Option("--to", help="onnx or pt2: also write the networks for other runtimes."),
+        typer.Option("--to", help="onnx, pt2 or bundle: also write what other programs run."),
     ] = None,
 ) -> None:
     """Write trained weights as a model folder, which needs neither the run nor its dataset."""

@@ -7,6 +7,7 @@ OUT/
     fingerprint.json          what its dataset was like, if the run recorded it
     README.md                 the model card
     network-0.onnx            the network for other runtimes, with `--to onnx`; or network-0.pt2
+    configs/                  with `--to bundle`, see `inference.bundle`
 
 No file has a path, a name of a case, or anything of `secrets.json`.
 """
@@ -26,6 +27,7 @@ from segresmamba import __version__
 from segresmamba.config import Config, RunConfig, TrackingConfig
 from segresmamba.config.schema import ClusterConfig, PlanConfig
 from segresmamba.errors import ConfigError, UserError
+from segresmamba.inference.bundle import write_bundle
 from segresmamba.inference.model_card import model_card
 from segresmamba.inference.portable import Form, write_portable
 from segresmamba.inference.trained import MODEL_FILE, MODEL_VERSION, TrainedModel, open_models
@@ -75,7 +77,7 @@ def export_model(
             form, a model folder.
         out: The folder to write. It must not exist, or be empty.
         licence: Licence of the weights, such as CC-BY-4.0.
-        form: A form that other runtimes compute, to be written into the folder too.
+        form: A form that other programs run, to be written into the folder too.
 
     Returns:
         `out`.
@@ -126,7 +128,7 @@ def write_model_folder(
         for number, model in enumerate(models):
             write_config(without_machine(model.config), temporary / f"config-{number}.yaml")
             save_weights(temporary / f"weights-{number}.safetensors", *read_weights(model.weights))
-            if form is not None:
+            if form is not None and form != "bundle":
                 network = load_network(model.weights, model.config).network
                 channels, patch = len(model.facts.channel_names), model.config.data.patch
                 path = temporary / f"network-{number}.{form}"
@@ -136,7 +138,10 @@ def write_model_folder(
         record = _record(models, origins, licence)
         card = model_card(record, fingerprint)
         (temporary / "README.md").write_text(card, encoding="utf-8")
-        record["files"] = {path.name: file_digest(path) for path in sorted(temporary.iterdir())}
+        if form == "bundle":
+            write_bundle(temporary, models, record)
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
+        record["files"] = {str(path.relative_to(temporary)): file_digest(path) for path in files}
         _write_json(temporary / MODEL_FILE, record)
         if out.exists():
             out.rmdir()

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from segresmamba.errors import BackendMissingError, ConfigError, UserError
 from segresmamba.models.tom import TriOrientedMamba
 
-Form = Literal["onnx", "pt2"]
+Form = Literal["onnx", "pt2", "bundle"]
+"""bundle: not of the network alone, see `inference.bundle`."""
+Portable = Literal["onnx", "pt2"]
 Logits = npt.NDArray[Any]
 _TOLERANCE = 1e-3
 """Largest difference to the logits of the network itself, as a share of the largest of them."""
@@ -30,19 +32,19 @@ def checked_form(name: str) -> Form:
     Raises:
         ConfigError: If there is none.
     """
-    forms: dict[str, Form] = {"onnx": "onnx", "pt2": "pt2"}
+    forms: dict[str, Form] = {"onnx": "onnx", "pt2": "pt2", "bundle": "bundle"}
     if name in forms:
         return forms[name]
     raise ConfigError(
         "there is no such form",
         where="--to",
         got=name,
-        remedy=f"choose {' or '.join(forms)}, or leave --to out",
+        remedy=f"choose {', '.join(forms)}, or leave --to out",
     )
 
 
 def write_portable(
-    network: nn.Module, channels: int, patch: tuple[int, int, int], path: Path, form: Form
+    network: nn.Module, channels: int, patch: tuple[int, int, int], path: Path, form: Portable
 ) -> None:
     """Write a network, and compare what is written with it on a window of noise.
 

@@ -6,6 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import onnxruntime
 import pytest
 import torch
@@ -13,6 +15,7 @@ from torch import nn
 
 from segresmamba.errors import CheckpointError, ConfigError, DataError, UserError
 from segresmamba.inference.export import export_model
+from segresmamba.inference.model import load_model
 from segresmamba.inference.portable import Form, write_portable
 from segresmamba.inference.postprocessing import Postprocessing, Rule, write_postprocessing
 from segresmamba.inference.trained import open_models
@@ -24,7 +27,7 @@ from segresmamba.tracking.energy.ledger import Ledger
 from segresmamba.tracking.journal import Journal
 from tests.cli.test_main import run as run_command
 from tests.damage import flip
-from tests.inference.conftest import write_run
+from tests.inference.conftest import noise, write_run
 
 PROFILE = {"cases": 17, "median_spacing_mm": [3.0, 0.75, 0.75]}
 
@@ -144,6 +147,34 @@ def test_other_runtimes_compute_the_same_logits(
     assert f"network-0.{form}" in json.loads((out / "model.json").read_text())["files"]
 
 
+@pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")  # that it runs code
+def test_monai_runs_the_folder_as_a_bundle(model_run: Path, tmp_path: Path) -> None:
+    from monai.bundle import ConfigParser
+    from monai.bundle import run as run_bundle
+
+    out, images, labels = (tmp_path / name for name in ("out", "images", "labels"))
+    export_model(model_run, out, form="bundle")
+    images.mkdir()
+    image = nib.Nifti1Image(noise(20, 18, 24), np.diag([1.0, 1, 2, 1]))
+    image.to_filename(images / "case_0000.nii.gz")
+    configs = out / "configs"
+    run_bundle(
+        config_file=str(configs / "inference.json"),
+        meta_file=str(configs / "metadata.json"),
+        bundle_root=str(out),
+        dataset_dir=str(images),
+        output_dir=str(labels),
+        device="cpu",
+    )
+    found = np.asarray(nib.load(labels / "case.nii.gz").dataobj)
+    expected = load_model(model_run, device="cpu").segment(images / "case_0000.nii.gz")
+    np.testing.assert_array_equal(found, expected.array)
+    parser = ConfigParser()
+    parser.read_config(configs / "inference.json")
+    (model,) = open_models(out)
+    parser.get_parsed_content("network_def").load_state_dict(read_weights(model.weights)[0])
+
+
 def test_a_network_with_scans_is_not_written_in_a_form_that_lacks_them(tmp_path: Path) -> None:
     network = {"name": "segresmamba", "dims": [8, 8], "d_state": 4}
     run = write_run(tmp_path / "run", model=network)
@@ -177,7 +208,7 @@ def test_the_command_writes_one_screen_for_a_mistake(
     assert run_command(monkeypatch, "export", model_run, "--out", tmp_path / "b", "--to", "x") == 2
     text = capsys.readouterr().err
     assert "the place to export to is in use" in text
-    assert "choose onnx or pt2" in text
+    assert "choose onnx, pt2, bundle" in text
 
 
 def test_a_training_starts_from_a_model_folder(model_run: Path, tmp_path: Path) -> None:
