@@ -11,6 +11,7 @@ Submitting a job and checking a queue read these paths too, so this module does 
         step-00000200.damaged/   was found damaged and is kept aside; never read or deleted
     init_from.json            which weights it started from, see task.starting_weights
     best/weights.pt           full weights of the best validation, see task.weights
+    best/postprocessing.json  which components their labels keep, see inference
     overlays/                 pictures of the last evaluation
     results.json              metrics of the last evaluation
     earlier-1/                best/, overlays/ and results.json of an attempt before the current one
