@@ -39,26 +39,6 @@ class Metric:
         return 3 if self.kind == "score" else 2
 
 
-class Scoring(Section):
-    """How predictions are scored; it is written into the results."""
-
-    metrics: tuple[str, ...]
-    """Names of the metrics, keys of `METRICS`."""
-    empty: Empty = "challenge"
-    """What a class scores that is missing from a volume. challenge: from both volumes 1 (distances
-    0), from one of them 0 (distances: the diagonal of the volume), as BraTS does. nan: what the
-    formula gives; where it gives nothing, the case is left out of the mean, as nnU-Net does.
-    zero-one: as challenge, but a distance that does not exist is left out."""
-    tolerance_mm: Mapping[str, PositiveFloat] = {}
-    """Tolerance of the normalised surface Dice for single classes."""
-    other_tolerance_mm: PositiveFloat = 1.0
-    """Tolerance for the other classes."""
-    lesion_dilation_voxels: Annotated[int, Field(ge=0)] = 3
-    """How far a lesion reaches, see `lesions`. BraTS 2023: 3; for metastases and meningioma 1."""
-    lesion_minimum_mm3: Annotated[float, Field(ge=0)] = 50.0
-    """Lesions up to this size are left out. BraTS 2023: 50; for metastases 2."""
-
-
 class _Measured:
     """A class of a case. What several metrics need is computed once, if it is needed."""
 
@@ -106,7 +86,6 @@ def _nsd(of: _Measured) -> float:
 
 METRICS: Mapping[str, Metric] = {
     "dice": Metric("Dice", "score", "2 TP / (2 TP + FP + FN), by voxels", _dice),
-    "iou": Metric("IoU", "score", "TP / (TP + FP + FN), by voxels", _iou),
     "hd95_mm": Metric(
         "HD95 (mm)", "distance", "95th percentile Hausdorff distance, the larger of two directions",
         lambda of: of.pair.surfaces.hd95_mm if of.pair.surfaces else math.nan,
@@ -118,6 +97,7 @@ METRICS: Mapping[str, Metric] = {
         "ASSD (mm)", "distance", "average symmetric surface distance, over both surfaces",
         lambda of: of.pair.surfaces.mean_mm if of.pair.surfaces else math.nan,
     ),
+    "iou": Metric("IoU", "score", "TP / (TP + FP + FN), by voxels", _iou),
     "sensitivity": Metric(
         "Sensitivity", "score", "TP / (TP + FN), by voxels",
         lambda of: _ratio(of.pair.common_voxels, of.pair.reference_voxels),
@@ -171,6 +151,26 @@ ALWAYS = ("dice", "hd95_mm", "reference_ml", "prediction_ml")
 """Metrics that every result has: reports and pictures need them."""
 LESION_METRICS = ("lesion_dice", "lesion_hd95_mm", "lesion_f1", "rq", "sq", "pq")
 USUAL = tuple(name for name in METRICS if name not in LESION_METRICS)
+
+
+class Scoring(Section):
+    """How predictions are scored; it is written into the results."""
+
+    metrics: tuple[str, ...] = USUAL
+    """Names of the metrics, keys of `METRICS`; those of `ALWAYS` among them."""
+    empty: Empty = "challenge"
+    """What a class scores that is missing from a volume. challenge: from both volumes 1 (distances
+    0), from one of them 0 (distances: the diagonal of the volume), as BraTS does. nan: what the
+    formula gives; where it gives nothing, the case is left out of the mean, as nnU-Net does.
+    zero-one: as challenge, but a distance that does not exist is left out."""
+    tolerance_mm: Mapping[str, PositiveFloat] = {}
+    """Tolerance of the normalised surface Dice for single classes."""
+    other_tolerance_mm: PositiveFloat = 1.0
+    """Tolerance for the other classes."""
+    lesion_dilation_voxels: Annotated[int, Field(ge=0)] = 3
+    """How far a lesion reaches, see `lesions`. BraTS 2023: 3; for metastases and meningioma 1."""
+    lesion_minimum_mm3: Annotated[float, Field(ge=0)] = 50.0
+    """Lesions up to this size are left out. BraTS 2023: 50; for metastases 2."""
 
 
 def measure(
