@@ -10,7 +10,7 @@ background, both as in nnU-Net (nnunetv2/postprocessing/remove_connected_compone
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,7 +26,7 @@ from segresmamba.storage.atomic import write_text
 
 logger = logging.getLogger(__name__)
 
-POSTPROCESSING_FILE = "postprocessing.json"
+_FILE = "postprocessing.json"
 _VERSION = 1
 _CONNECTED = np.ones((3, 3, 3))
 _ROUNDING = 1e-6  # of a voxel: sizes in mm^3 are products of rounded numbers
@@ -116,38 +116,38 @@ def write_postprocessing(weights: Path, record: Postprocessing) -> Path:
     Raises:
         OSError: If it cannot be written.
     """
-    path = weights.with_name(POSTPROCESSING_FILE)
+    path = weights.with_name(_FILE)
     write_text(path, record.model_dump_json(indent=2) + "\n")
     return path
 
 
-def rules_in(content: Mapping[str, Any], step: int, where: Path) -> tuple[Rule, ...]:
-    """The rules of a stored record.
+def read_rules(weights: Path, step: int) -> tuple[Rule, ...]:
+    """Read the rules that are stored beside weights.
 
     Args:
-        content: What `write_postprocessing` wrote, parsed; empty if nothing was decided.
-        step: The training step of the weights. Rules for the weights of another step are not used,
-            and a warning says so.
-        where: The file, for errors.
+        weights: The file of the weights.
+        step: Their training step. Rules for the weights of another step are not used, and a warning
+            says so.
 
     Returns:
         The rules; none if nothing was decided.
 
     Raises:
-        DataError: If the record is damaged, or a newer version wrote it.
+        DataError: If the file is damaged, or a newer version wrote it.
     """
-    if not content:
-        return ()
-    if isinstance(version := content.get("version"), int) and version > _VERSION:
-        raise _unusable(where, f"version {version}, this program knows {_VERSION}")
+    path = weights.with_name(_FILE)
     try:
-        record = Postprocessing.model_validate(content)
-    except ValidationError as error:
-        raise _unusable(where, str(error).splitlines()[0]) from error
+        record = Postprocessing.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return ()
+    except (OSError, ValidationError) as error:
+        raise _unusable(path, str(error).splitlines()[0]) from error
+    if record.version > _VERSION:
+        raise _unusable(path, f"version {record.version}, this program knows {_VERSION}")
     if record.step != step:
         logger.warning(
             "%s was decided for the weights of step %d, these are of step %d: it is not applied",
-            where,
+            path,
             record.step,
             step,
         )

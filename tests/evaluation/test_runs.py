@@ -13,7 +13,7 @@ from segresmamba.engine import train
 from segresmamba.errors import DataError
 from segresmamba.evaluation import Scoring, evaluate_run
 from segresmamba.evaluation.measures import METRICS
-from segresmamba.inference.postprocessing import rules_in
+from segresmamba.inference.postprocessing import read_rules
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.task.weights import read_facts
 from tests.conftest import write_nnunet_dataset
@@ -93,10 +93,9 @@ def test_post_processing_is_decided_on_the_held_out_cases_and_stored_with_the_we
     before = evaluate_run(run).results.read_text()
     found = evaluate_run(run, decide_postprocessing=True)
     assert found.results.read_text() == before
-    path = run / "best" / "postprocessing.json"
-    content = json.loads(path.read_text())
+    content = json.loads((run / "best" / "postprocessing.json").read_text())
     assert content["cases"] == HELD_OUT
     assert tuple(content["reasons"]) == found.notes
     assert len(found.notes) == 3  # all classes together, ball, box
-    rules = rules_in(content, read_facts(RunFolder(run).best).step, path)
-    assert len(rules) == len(content["rules"])
+    weights = RunFolder(run).best
+    assert len(read_rules(weights, read_facts(weights).step)) == len(content["rules"])

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from segresmamba.inference.postprocessing import (
     Postprocessing,
     Rule,
     apply,
-    rules_in,
+    read_rules,
     write_postprocessing,
 )
 
@@ -92,29 +91,25 @@ def test_a_second_application_changes_nothing(label: NDArray[np.uint8]) -> None:
 def test_rules_lie_beside_their_weights_and_hold_for_these_only(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    record = Postprocessing(step=8, rules=(LARGEST,), cases=("a",), reasons=("it helps",))
-    path = write_postprocessing(tmp_path / "weights.pt", record)
-    assert path == tmp_path / "postprocessing.json"
-    content = json.loads(path.read_text())
-    assert rules_in(content, 8, path) == (LARGEST,)
+    weights = tmp_path / "weights.pt"
+    assert read_rules(weights, 8) == ()
+    write_postprocessing(weights, Postprocessing(step=8, rules=(LARGEST,), cases=("a",)))
+    assert read_rules(weights, 8) == (LARGEST,)
     assert not caplog.messages
-    assert rules_in(content, 9, path) == ()
+    assert read_rules(weights, 9) == ()
     assert "decided for the weights of step 8" in caplog.text
-
-
-def test_weights_without_a_decision_have_no_rules(tmp_path: Path) -> None:
-    assert rules_in({}, 8, tmp_path) == ()
 
 
 @pytest.mark.parametrize(
     "content",
     [
-        {"step": 1},
-        {"step": 1, "rules": [{"name": "a", "values": [1], "keep_smallest": True}]},
-        {"step": 1, "rules": [], "version": 2, "a new key": 1},
+        "{",
+        json.dumps({"step": 1, "rules": [{"name": "a", "values": [1], "keep_smallest": True}]}),
+        json.dumps({"step": 1, "rules": [], "version": 2}),
     ],
-    ids=["incomplete", "unknown key", "newer"],
+    ids=["damaged", "unknown key", "newer"],
 )
-def test_rules_that_cannot_be_understood_are_refused_by_name(content: dict[str, Any]) -> None:
+def test_rules_that_cannot_be_understood_are_refused_by_name(tmp_path: Path, content: str) -> None:
+    (tmp_path / "postprocessing.json").write_text(content)
     with pytest.raises(DataError, match=r"postprocessing\.json"):
-        rules_in(content, 1, Path("best/postprocessing.json"))
+        read_rules(tmp_path / "weights.pt", 1)
