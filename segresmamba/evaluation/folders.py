@@ -80,7 +80,7 @@ def evaluate_folders(
                 out / "overlays", results, _WORST, lambda one: _picture(by_id[one], images, known)
             )
     except OSError as error:
-        from segresmamba.inference.predict import cannot_write  # torch
+        from segresmamba.inference.label_map import cannot_write  # torch
 
         raise cannot_write(out, error) from error
     overlays = None if images is None else out / "overlays"

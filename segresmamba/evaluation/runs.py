@@ -11,7 +11,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import torch
 
 from segresmamba.config import read_config
 from segresmamba.data.preprocessing import Normalisation
@@ -27,9 +26,10 @@ from segresmamba.evaluation.measures import Scoring, measure
 from segresmamba.evaluation.pictures import Picture, draw_chosen
 from segresmamba.evaluation.result_files import results_table, write_result_files
 from segresmamba.evaluation.results import CaseValues, Results
-from segresmamba.evaluation.score_cases import PredictedCase, predict_case
+from segresmamba.evaluation.score_cases import PredictedCase, predict_case, sliding_window
+from segresmamba.inference.label_map import cannot_write
 from segresmamba.inference.postprocessing import Postprocessing, write_postprocessing
-from segresmamba.inference.predict import cannot_write
+from segresmamba.inference.sliding_window import SlidingWindow
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.task.ranks import Ranks
 from segresmamba.task.task import Task
@@ -138,7 +138,7 @@ class HeldOut:
 
     task: Task
     trained: TrainedNetwork
-    device: torch.device
+    sliding: SlidingWindow
 
     @classmethod
     def of_run(cls, folder: RunFolder) -> HeldOut:
@@ -160,8 +160,8 @@ class HeldOut:
         device = Ranks.from_environment().device
         trained = load_network(folder.best, config)
         _require_same_preprocessing(trained.facts, task)
-        trained.network.to(device)
-        return cls(task, trained, device)
+        sliding = sliding_window([(trained.network.to(device), config)], device)
+        return cls(task, trained, sliding)
 
     def score(
         self, scoring: Scoring, kept: KeptPredictions, workers: int, progress: Progress
@@ -176,9 +176,7 @@ class HeldOut:
         failed: dict[str, str] = {}
         for done, case_id in enumerate(case_ids, start=1):
             try:
-                one = predict_case(
-                    self.trained.network, self.task.dataset, case_id, self.task.config, self.device
-                )
+                one = predict_case(self.sliding, self.trained.classes, self.task.dataset, case_id)
             except DataError as error:
                 if is_passing(error):
                     raise

@@ -20,7 +20,8 @@ from torch import nn
 from segresmamba import data
 from segresmamba.config import Config
 from segresmamba.evaluation.metrics import Score, score
-from segresmamba.inference.sliding_window import predict_volume
+from segresmamba.inference.segmentation import segment_volume
+from segresmamba.inference.sliding_window import Member, SlidingWindow
 from segresmamba.task.classes import Classes
 
 logger = logging.getLogger(__name__)
@@ -104,38 +105,29 @@ class PredictedCase:
 
 
 def predict_case(
-    network: nn.Module,
-    dataset: data.Dataset,
-    case_id: str,
-    config: Config,
-    device: torch.device,
+    sliding: SlidingWindow, classes: Classes, dataset: data.Dataset, case_id: str
 ) -> PredictedCase:
     """Predict a case and put it back into its original geometry.
 
     Args:
-        network: The network, on `device`, in any mode; it has the same mode afterwards.
+        sliding: The network, or several whose outputs are averaged.
+        classes: What their outputs mean.
         dataset: The dataset of the case.
         case_id: The case.
-        config: The run's configuration: classes, window, precision.
-        device: Where the network computes.
 
     Raises:
         DataError: If the case cannot be read.
     """
     case = dataset[case_id]
-    image_CDHW, reference_DHW = case.crop((0, 0, 0), case.shape_DHW)
-    logits_KDHW = predict_volume(
-        network,
+    image_CDHW, reference_DHW = case.read()
+    found = segment_volume(
+        sliding,
+        classes,
         image_CDHW,
         case.normalisation_C4,
-        patch=config.data.patch,
-        validation=config.validation,
-        device=device,
-        precision=config.train.precision,
+        transform=case.record.grid_transform,
     )
-    classes = Classes.from_labels(config, dataset.labels)
-    prediction_DHW = classes.decode(logits_KDHW).cpu().numpy().astype(reference_DHW.dtype)
-    predicted = np.asanyarray(case.restore_label(prediction_DHW).dataobj)
+    predicted = np.asanyarray(case.original.restore(found.full_DHW).dataobj)
     expected = np.asanyarray(case.reference().dataobj)
     ignored = dataset.manifest.storage.ignore_value
     if ignored is not None:  # nobody knows what is there: neither side has a class there
@@ -145,10 +137,29 @@ def predict_case(
         case,
         image_CDHW[0],
         reference_DHW,
-        prediction_DHW,
+        found.label_DHW,
         predicted,
         expected,
         voxel_sizes(case.original.affine),
+    )
+
+
+def sliding_window(
+    networks: Sequence[tuple[nn.Module, Config]], device: torch.device
+) -> SlidingWindow:
+    """Networks with the windows and the precision of their training, and its overlap.
+
+    Args:
+        networks: Networks on `device`, each with the configuration that it was trained with. They
+            may be in any mode, and have the same mode afterwards.
+        device: Where they compute.
+    """
+    validations = [config.validation for _, config in networks]
+    return SlidingWindow(
+        [Member.from_config(network, config) for network, config in networks],
+        device=device,
+        overlap=max(one.overlap for one in validations),
+        window_batch=min(one.window_batch for one in validations),
     )
 
 
@@ -161,17 +172,23 @@ def evaluate_cases(
 ) -> list[CaseResult]:
     """Predict cases, one after the other, and score them by the two metrics of training.
 
-    The arguments are those of `predict_case`, but for several cases.
+    Args:
+        network: The network, on `device`, in any mode; it has the same mode afterwards.
+        dataset: The dataset of the cases.
+        case_ids: The cases.
+        config: The run's configuration: classes, window, precision.
+        device: Where the network computes.
 
     Returns:
         The results in the order of `case_ids`.
     """
-    members = Classes.from_labels(config, dataset.labels).members
+    classes = Classes.from_labels(config, dataset.labels)
+    sliding = sliding_window([(network, config)], device)
     results = []
     for case_id in case_ids:
-        one = predict_case(network, dataset, case_id, config, device)
-        scores = score(one.predicted_XYZ, one.expected_XYZ, members, one.spacing_XYZ_mm)
-        result = CaseResult(case_id, scores)
+        one = predict_case(sliding, classes, dataset, case_id)
+        volumes = one.predicted_XYZ, one.expected_XYZ
+        result = CaseResult(case_id, score(*volumes, classes.members, one.spacing_XYZ_mm))
         logger.info("case %s: Dice %.4f", case_id, result.dice)
         results.append(result)
     return results

@@ -1,10 +1,18 @@
-"""A network's output for a whole volume, by a sliding window with Gaussian weights."""
+"""The output of networks for a whole volume, window by window, without ever holding it whole.
+
+Windows go from the first slice to the last. Their outputs are summed up in bricks, which lie
+between the edges of the windows. As soon as the last window over a brick has been added, the brick
+is handed on and freed. With an overlap of a half the bricks that are held take about as much as
+the logits of half a window's depth of slices.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import combinations, groupby, pairwise
 
 import numpy as np
 import torch
@@ -12,81 +20,262 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from segresmamba import data
-from segresmamba.config.schema import ValidationConfig
+from segresmamba.config import Config
+from segresmamba.data.volumes.resampling import VoxelRange
+from segresmamba.inference.windows import Box, Window, WindowGrid
 from segresmamba.task.precision import Autocast
 
 logger = logging.getLogger(__name__)
 
+Progress = Callable[[int, int], None]
+"""Is called with the number of windows that are done, and that of all windows."""
 
-def predict_volume(
-    network: nn.Module,
-    image_CDHW: NDArray[np.generic],
-    normalisation_C4: NDArray[np.floating],
-    *,
-    patch: Sequence[int],
-    validation: ValidationConfig,
-    device: torch.device,
-    precision: str,
-) -> Tensor:
-    """Compute the logits of a volume of any size.
 
-    The volume stays on the CPU; each window is moved to the device and normalised there, as a
-    training crop is. A volume smaller than the patch is extended by its outermost voxels: zeros
-    would suit MR, where air is 0, but not CT, where air is -1000.
+@dataclass(frozen=True)
+class Member:
+    """One network of an ensemble, and how it computes a window."""
+
+    network: nn.Module
+    patch: tuple[int, int, int]
+    """Window size (D, H, W), the size of the training crops."""
+    precision: str
+    """Autocast type, one of fp32, bf16, fp16."""
+    mirror_axes: tuple[int, ...] = ()
+    """Axes (0 is D) along which windows are mirrored; the outputs of all are averaged."""
+
+    @classmethod
+    def from_config(
+        cls,
+        network: nn.Module,
+        config: Config,
+        *,
+        mirror: bool = False,
+        precision: str | None = None,
+    ) -> Member:
+        """A network as it was trained.
+
+        Args:
+            network: The network.
+            config: The configuration that it was trained with.
+            mirror: Whether to average over the mirrorings that training used.
+            precision: Another precision than that of the training.
+        """
+        flips = config.augment.flip_axes if config.augment.flip_probability else ()
+        axes = tuple(sorted("DHW".index(axis) for axis in flips)) if mirror else ()
+        return cls(network, config.data.patch, precision or config.train.precision, axes)
+
+    def logits(self, x_BCDHW: Tensor) -> Tensor:
+        """The logits of normalised windows, float32, averaged over the mirrorings."""
+        autocast = Autocast(self.network, self.precision)
+        summed: Tensor = autocast(x_BCDHW).float()
+        flips = [
+            [axis + 2 for axis in axes]
+            for count in range(1, len(self.mirror_axes) + 1)
+            for axes in combinations(self.mirror_axes, count)
+        ]
+        for axes in flips:
+            summed += autocast(x_BCDHW.flip(axes)).float().flip(axes)
+        return summed / (len(flips) + 1) if flips else summed
+
+
+@dataclass(frozen=True)
+class Brick:
+    """The finished logits of a part of the volume."""
+
+    box: Box
+    logits_KDHW: Tensor
+
+
+class SlidingWindow:
+    """Networks whose logits are averaged, as nnU-Net averages those of its folds.
 
     Args:
-        network: The network, on `device`; its training mode is restored afterwards.
-        image_CDHW: Intensities as stored.
-        normalisation_C4: Low, high, mean and deviation of each channel, for `data.normalise`.
-        patch: Window size (D, H, W), the size of the training crops.
-        validation: Overlap of the windows, and how many are computed at once.
-        device: Where the network computes.
-        precision: Autocast type, one of fp32, bf16, fp16.
-
-    Returns:
-        Logits (K, D, H, W), float32, on `device`, or on the CPU if `device` cannot hold them.
+        members: The networks, on `device`. Each has windows of its own patch.
+        device: Where they compute. The sums lie there too, or on the CPU if it cannot hold them.
+        overlap: Least overlap of neighbouring windows, as a share of their size.
+        window_batch: Windows computed at once.
     """
-    # MONAI takes two seconds to import, which the start of a training need not wait for.
-    from monai.inferers.utils import sliding_window_inference
 
-    bounds_1C4 = torch.as_tensor(normalisation_C4, dtype=torch.float32, device=device)[None]
-    autocast = Autocast(network, precision)
+    def __init__(
+        self,
+        members: Sequence[Member],
+        *,
+        device: torch.device,
+        overlap: float,
+        window_batch: int,
+    ) -> None:
+        self._members = members
+        self.device = device
+        self._overlap, self._window_batch = overlap, window_batch
 
-    def window_logits(window_BCDHW: Tensor) -> Tensor:
-        logits_BKDHW: Tensor = autocast(data.normalise(window_BCDHW, bounds_1C4))
-        return logits_BKDHW.float()
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The networks of all members."""
+        return [member.network for member in self._members]
 
-    def slide(stitch_device: torch.device) -> Tensor:
-        logits_BKDHW: Tensor = sliding_window_inference(
-            torch.from_numpy(np.asarray(image_CDHW, dtype=np.float32))[None],
-            roi_size=tuple(patch),
-            sw_batch_size=validation.window_batch,
-            predictor=window_logits,
-            overlap=validation.overlap,
-            mode="gaussian",
-            padding_mode="replicate",
-            sw_device=device,
-            device=stitch_device,
-        )
-        return logits_BKDHW[0]
+    def bricks(
+        self,
+        image_CDHW: NDArray[np.generic],
+        normalisation_C4: NDArray[np.floating],
+        box: Box,
+        progress: Progress = lambda done, total: None,
+    ) -> Iterator[Brick]:
+        """Compute the logits of a box of a volume, from its first slices to its last.
 
-    with evaluating(network):
-        try:
-            return slide(device)
-        except torch.OutOfMemoryError:
-            # The logits of a large CT with many classes take far more memory than its windows.
-            logger.warning("the logits do not fit on %s: stitching them on the CPU", device)
-        # Not inside the handler, where the error's traceback keeps the failed attempt's tensors.
-        return slide(torch.device("cpu"))
+        The volume stays on the CPU; each window is moved to the device and normalised there, as a
+        training crop is. A volume smaller than the patch is extended by its outermost voxels: zeros
+        would suit MR, where air is 0, but not CT, where air is -1000.
+
+        Args:
+            image_CDHW: Intensities as stored.
+            normalisation_C4: Low, high, mean and deviation of each channel, for `data.normalise`.
+            box: The part of the volume, not empty.
+            progress: What is told of each batch of windows.
+        """
+        grids = {
+            patch: WindowGrid.over(box, image_CDHW.shape[1:], patch, self._overlap)
+            for patch in dict.fromkeys(member.patch for member in self._members)
+        }
+        sums = _Sums(list(grids.values()), self.device)
+        bounds_1C4 = torch.as_tensor(normalisation_C4, dtype=torch.float32, device=self.device)[
+            None
+        ]
+        total, done = sum(map(len, grids.values())), 0
+        for patch, windows in _batches(grids, self._window_batch):
+            cut = torch.from_numpy(np.stack([window.cut_from(image_CDHW) for window in windows]))
+            x_BCDHW = data.normalise(cut.to(self.device), bounds_1C4)
+            try:
+                logits_BKDHW = self._logits(patch, x_BCDHW)
+            except torch.OutOfMemoryError:
+                if not sums.move_to_cpu():
+                    raise
+                logits_BKDHW = None
+            # Not in the handler, where the error's traceback keeps the failed attempt's tensors.
+            if logits_BKDHW is None:
+                logits_BKDHW = self._logits(patch, x_BCDHW)
+            for window, logits_KDHW in zip(windows, logits_BKDHW, strict=True):
+                yield from sums.add(window, logits_KDHW)
+            done += len(windows)
+            progress(done, total)
+
+    def _logits(self, patch: tuple[int, int, int], x_BCDHW: Tensor) -> Tensor:
+        """What the members with this patch contribute to the mean over all members."""
+        first, *others = [member for member in self._members if member.patch == patch]
+        summed = first.logits(x_BCDHW)
+        for member in others:
+            summed += member.logits(x_BCDHW)
+        return summed if len(self._members) == 1 else summed / len(self._members)
+
+
+def _batches(
+    grids: dict[tuple[int, int, int], WindowGrid], most: int
+) -> Iterator[tuple[tuple[int, int, int], list[Window]]]:
+    """The windows of all grids by their first slice, in batches of one patch size."""
+    windows = [(patch, window) for patch, grid in grids.items() for window in grid]
+    windows.sort(key=lambda one: one[1].starts)
+    for patch, group in groupby(windows, key=lambda one: one[0]):
+        same = [window for _, window in group]
+        for first in range(0, len(same), most):
+            yield patch, same[first : first + most]
+
+
+class _Sums:
+    """Sums of logits in the bricks between the edges of windows; bricks are as wide as the box.
+
+    Args:
+        grids: All windows, over one box.
+        device: Where the sums lie at first.
+    """
+
+    def __init__(self, grids: Sequence[WindowGrid], device: torch.device) -> None:
+        self._device: torch.device = device
+        self._may_move = True
+        self._box = grids[0].box
+        self._layers, self._rows = (_intervals(grids, axis) for axis in (0, 1))
+        self._sums: dict[tuple[VoxelRange, VoxelRange], Tensor] = {}
+        self._missing = {
+            (layer, row): sum(
+                _holding(grid, 0, layer) * _holding(grid, 1, row) * len(grid.axes[2].starts)
+                for grid in grids
+            )
+            for layer in self._layers
+            for row in self._rows
+        }
+
+    def add(self, window: Window, logits_KDHW: Tensor) -> Iterator[Brick]:
+        """Add a window's logits, and hand on the bricks that are now complete."""
+        depth, height, width = window.spans
+        keys = [
+            (layer, row)
+            for layer in _within(self._layers, depth)
+            for row in _within(self._rows, height)
+        ]
+        self._make_room(keys, len(logits_KDHW))
+        share_DHW = torch.from_numpy(window.share_DHW()).to(self._device)
+        logits_KDHW = logits_KDHW.to(self._device)
+        first_W = self._box[2][0]
+        for key in keys:
+            place = tuple(
+                slice(span[0] - start, span[1] - start)
+                for span, start in zip((*key, width), window.starts, strict=True)
+            )
+            summed_KDHW = self._sums[key][..., width[0] - first_W : width[1] - first_W]
+            summed_KDHW.addcmul_(logits_KDHW[:, *place], share_DHW[place])
+            self._missing[key] -= 1
+            if not self._missing[key]:
+                yield Brick((*key, self._box[2]), self._sums.pop(key))
+
+    def move_to_cpu(self) -> bool:
+        """Free the device; False if that has been done before."""
+        if not self._may_move:
+            return False
+        # The logits of a large CT with many classes may take far more memory than its windows.
+        logger.warning("the logits do not fit on %s: stitching them on the CPU", self._device)
+        self._may_move, self._device = False, torch.device("cpu")
+        self._sums = {key: summed.cpu() for key, summed in self._sums.items()}
+        return True
+
+    def _make_room(self, keys: Sequence[tuple[VoxelRange, VoxelRange]], channels: int) -> None:
+        width = self._box[2][1] - self._box[2][0]
+        for layer, row in keys:
+            if (layer, row) in self._sums:
+                continue
+            shape = channels, layer[1] - layer[0], row[1] - row[0], width
+            try:
+                self._sums[layer, row] = torch.zeros(shape, device=self._device)
+            except torch.OutOfMemoryError:
+                if not self.move_to_cpu():
+                    raise
+                self._sums[layer, row] = torch.zeros(shape)
+
+
+def _intervals(grids: Sequence[WindowGrid], axis: int) -> list[VoxelRange]:
+    """The parts of an axis between the edges of all windows."""
+    return list(
+        pairwise(sorted({edge for grid in grids for span in _spans(grid, axis) for edge in span}))
+    )
+
+
+def _spans(grid: WindowGrid, axis: int) -> list[VoxelRange]:
+    windows, box = grid.axes[axis], grid.box[axis]
+    return [windows.span(index, box) for index in range(len(windows.starts))]
+
+
+def _holding(grid: WindowGrid, axis: int, interval: VoxelRange) -> int:
+    """How many windows hold an interval."""
+    return sum(bool(_within([interval], span)) for span in _spans(grid, axis))
+
+
+def _within(intervals: Sequence[VoxelRange], span: VoxelRange) -> list[VoxelRange]:
+    return [one for one in intervals if span[0] <= one[0] and one[1] <= span[1]]
 
 
 @contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards the network has its former mode again."""
-    was_training = network.training
-    network.eval()
-    try:
+def evaluating(*networks: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards the networks have their former modes again."""
+    with ExitStack() as stack:
+        for network in networks:
+            stack.callback(network.train, network.training)
+            network.eval()
         with torch.inference_mode():
             yield
-    finally:
-        network.train(was_training)

@@ -88,6 +88,10 @@ class Classes:
         ]
         return torch.stack(masks, dim=1).float()
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Probabilities from logits (K, ...): of exclusive labels, or of each region by itself."""
+        return logits.softmax(0) if self.exclusive else logits.sigmoid()
+
     def decode(self, logits_KDHW: Tensor) -> Tensor:
         """The most probable label volume.
 
@@ -114,3 +118,9 @@ class Classes:
         codes_VK = torch.tensor(list(codes), dtype=logits_KDHW.dtype, device=logits_KDHW.device)
         values = torch.tensor(list(codes.values()), device=logits_KDHW.device)
         return values[torch.einsum("vk,kdhw->vdhw", codes_VK, logits_KDHW).argmax(0)]
+
+    def decode_probabilities(self, probabilities_KDHW: Tensor) -> Tensor:
+        """Like `decode`, from what `probabilities` gives, or from a mean of such."""
+        if self.exclusive:
+            return self.decode(probabilities_KDHW)
+        return self.decode(torch.logit(probabilities_KDHW, eps=1e-6))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -180,3 +182,8 @@ def test_a_tolerance_for_a_class_that_there_is_not_is_refused(
     structures = structures_from_text(declared) if declared else None
     with pytest.raises(ConfigError, match="--tolerance-mm: lung"):
         evaluate(folders, structures=structures, scoring=Scoring(tolerance_mm={"lung": 2.0}))
+
+
+def test_processes_that_score_files_do_not_import_torch() -> None:
+    code = "import sys, segresmamba.evaluation.score_pair; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -90,7 +90,7 @@ def test_a_run_without_weights_cannot_be_evaluated(
 
 
 @pytest.mark.parametrize(
-    ("name", "match"), [("label.txt", "written as NIfTI"), ("no/label.nii.gz", "does not exist")]
+    ("name", "match"), [("label.txt", "files of this kind"), ("no/label.nii.gz", "does not exist")]
 )
 def test_an_impossible_output_is_refused_before_anything_is_computed(
     run: Path, tiny_store: Path, tmp_path: Path, name: str, match: str

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from segresmamba import data
-from segresmamba.config import Config, read_config
+from segresmamba.config import Config
 from segresmamba.engine import train
 from segresmamba.errors import DataError
 from segresmamba.evaluation import evaluate_run
 from segresmamba.evaluation.metrics import score
 from segresmamba.evaluation.score_cases import evaluate_cases
 from segresmamba.inference import predict
-from segresmamba.inference.sliding_window import predict_volume
+from segresmamba.inference.model import PreparedCase, load_model
 from tests.data.raw import describe, image_path, label_path, write_nifti, write_raw
 from tests.engine.tiny import tiny_config
 
@@ -46,14 +46,14 @@ def store(raw: Path) -> Path:
 
 
 class Brighter(torch.nn.Module):
-    """Sees as ball whatever is brighter than a normalised intensity."""
+    """Sees as ball whatever is brighter than a normalised intensity, and is sure of it."""
 
     def __init__(self, least: float) -> None:
         super().__init__()
         self.least = torch.nn.Parameter(torch.tensor(least))
 
     def forward(self, x_BCDHW: torch.Tensor) -> torch.Tensor:
-        return torch.cat([0 * x_BCDHW, x_BCDHW - self.least, 0 * x_BCDHW - 9], dim=1)
+        return torch.cat([0 * x_BCDHW, 99 * (x_BCDHW - self.least), 0 * x_BCDHW - 999], dim=1)
 
 
 def test_scores_are_those_of_the_label_in_its_file(raw: Path, store: Path) -> None:
@@ -92,20 +92,8 @@ def test_a_new_image_is_treated_as_those_of_the_store(
     weights = torch.load(run / "best" / "weights.pt", weights_only=True)
     dataset = data.open_dataset(store)
     assert data.Preprocessing.model_validate(weights["preprocessing"]) == dataset.preprocessing
-    from segresmamba.task.weights import load_network
-
-    config, case = read_config(run / "config.yaml"), dataset[CASE]
-    logits_KDHW = predict_volume(
-        load_network(run / "best" / "weights.pt", config).network,
-        case.read()[0],
-        case.normalisation_C4,
-        patch=config.data.patch,
-        validation=config.validation,
-        device=torch.device("cpu"),
-        precision="fp32",
-    )
-    expected = case.restore_label(logits_KDHW.argmax(0).numpy().astype(np.uint8))
-    np.testing.assert_array_equal(np.asarray(label.dataobj), np.asarray(expected.dataobj))
+    expected = load_model(run).segment_prepared(PreparedCase.of_stored(dataset[CASE]))
+    np.testing.assert_array_equal(np.asarray(label.dataobj), expected.array)
 
 
 def test_a_store_that_was_converted_anew_under_another_policy_is_not_evaluated(

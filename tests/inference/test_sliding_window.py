@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from segresmamba import data
-from segresmamba.config.schema import ValidationConfig
-from segresmamba.inference.sliding_window import evaluating, predict_volume
+from segresmamba.config import load_config
+from segresmamba.inference.sliding_window import Member, SlidingWindow, evaluating
 
 CPU = torch.device("cpu")
 BOUNDS_C4 = np.array([[-np.inf, np.inf, 50, 20], [2, 4, 3, 0.5]], np.float32)
+PATCH = (8, 10, 6)
 
 
 class Probe(nn.Module):
@@ -31,31 +32,43 @@ class Probe(nn.Module):
 
 def image(*shape_DHW: int, dtype: Any = np.float32) -> Any:
     rng = np.random.default_rng(0)
-    return rng.uniform(0, 100, (2, *shape_DHW)).astype(dtype)
+    return rng.uniform(1, 100, (2, *shape_DHW)).astype(dtype)
 
 
 def predict(
-    network: nn.Module, image_CDHW: Any, *, precision: str = "fp32", **validation: Any
+    network: nn.Module,
+    image_CDHW: Any,
+    *,
+    precision: str = "fp32",
+    overlap: float = 0.5,
+    window_batch: int = 1,
 ) -> Tensor:
-    return predict_volume(
-        network,
-        image_CDHW,
-        BOUNDS_C4,
-        patch=(8, 10, 6),
-        validation=ValidationConfig(**validation),
+    """The logits of a whole volume."""
+    sliding = SlidingWindow(
+        [Member(network, PATCH, precision)],
         device=CPU,
-        precision=precision,
+        overlap=overlap,
+        window_batch=window_batch,
     )
+    whole: Any = tuple((0, size) for size in image_CDHW.shape[1:])
+    with evaluating(network):
+        bricks = list(sliding.bricks(image_CDHW, BOUNDS_C4, whole))
+    logits = torch.full((len(bricks[0].logits_KDHW), *image_CDHW.shape[1:]), torch.nan)
+    for brick in bricks:
+        place = (slice(None), *(slice(*span) for span in brick.box))
+        assert logits[place].isnan().all()
+        logits[place] = brick.logits_KDHW
+    return logits
 
 
-@pytest.mark.parametrize("shape", [(8, 10, 6), (19, 23, 17), (5, 23, 4), (3, 3, 3)])
+@pytest.mark.parametrize("shape", [PATCH, (19, 23, 17), (5, 23, 4), (3, 3, 3)])
 @pytest.mark.parametrize("dtype", [np.float32, np.int16])
-@pytest.mark.parametrize("validation", [{"overlap": 0.0}, {"overlap": 0.6, "window_batch": 3}])
+@pytest.mark.parametrize("options", [{"overlap": 0.0}, {"overlap": 0.6, "window_batch": 3}])
 def test_windows_are_stitched_to_the_network_s_output_for_the_normalised_volume(
-    shape: tuple[int, int, int], dtype: Any, validation: dict[str, Any]
+    shape: tuple[int, int, int], dtype: Any, options: dict[str, Any]
 ) -> None:
     raw = image(*shape, dtype=dtype)
-    logits = predict(Probe(), raw, **validation)
+    logits = predict(Probe(), raw, **options)
     expected = data.normalise(torch.from_numpy(raw).float()[None], torch.tensor(BOUNDS_C4)[None])
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits, expected[0], rtol=1e-4, atol=1e-4)
@@ -64,7 +77,7 @@ def test_windows_are_stitched_to_the_network_s_output_for_the_normalised_volume(
 def test_every_window_has_the_patch_s_size_and_the_network_sees_at_most_window_batch() -> None:
     network = Probe()
     predict(network, image(19, 5, 17), window_batch=4)
-    assert {window.shape[2:] for window in network.windows} == {(8, 10, 6)}
+    assert {window.shape[2:] for window in network.windows} == {PATCH}
     assert max(len(window) for window in network.windows) == 4
 
 
@@ -76,22 +89,39 @@ def test_a_small_volume_is_extended_by_its_outermost_voxels() -> None:
         assert torch.equal(window[:, :, depth], window[:, :, neighbour])
 
 
-def test_the_centre_of_a_window_outweighs_its_edge() -> None:
-    class WindowNumber(Probe):
-        def forward(self, x_BCDHW: Tensor) -> Tensor:
-            self.windows.append(x_BCDHW)
-            return torch.full_like(x_BCDHW, float(len(self.windows)))
+class WindowNumber(Probe):
+    def forward(self, x_BCDHW: Tensor) -> Tensor:
+        self.windows.append(x_BCDHW)
+        return torch.full_like(x_BCDHW, float(len(self.windows)))
 
-    profile = predict(WindowNumber(), image(12, 10, 6), overlap=0.5)[0, :, 5, 3]
+
+def test_the_centre_of_a_window_outweighs_its_edge() -> None:
+    profile = predict(WindowNumber(), image(12, 10, 6))[0, :, 5, 3]
     assert profile[0] == 1
     assert profile[-1] == 2
     assert profile[4] < 1.5 < profile[7]  # both windows hold these
 
 
+def test_finished_slices_are_handed_on_while_windows_are_left() -> None:
+    network = WindowNumber()
+    sliding = SlidingWindow(
+        [Member(network, PATCH, "fp32")], device=CPU, overlap=0.5, window_batch=1
+    )
+    box = ((0, 40), (0, 10), (0, 6))
+    windows_at = {
+        brick.box[0]: len(network.windows)
+        for brick in sliding.bricks(image(40, 10, 6), BOUNDS_C4, box)
+    }
+    assert len(network.windows) == 9
+    assert windows_at[0, 4] == 1
+    # No more than the depth of one window is ever held.
+    assert all(end <= 4 * (number - 1) + 8 for (_, end), number in windows_at.items())
+
+
 def test_the_network_runs_in_evaluation_mode_without_gradients_and_gets_its_mode_back() -> None:
     network = nn.Sequential(Probe(), nn.Dropout(0.9))
     network.train()
-    logits = predict(network, image(8, 10, 6))
+    logits = predict(network, image(*PATCH))
     assert not logits.requires_grad
     assert (logits != 0).all()
     assert network.training
@@ -99,15 +129,15 @@ def test_the_network_runs_in_evaluation_mode_without_gradients_and_gets_its_mode
 
 
 def test_the_mode_comes_back_after_an_error() -> None:
-    network = nn.Linear(1, 1)
-    with pytest.raises(RuntimeError, match="in the middle"), evaluating(network):
+    networks = nn.Linear(1, 1), nn.Linear(1, 1).eval()
+    with pytest.raises(RuntimeError, match="in the middle"), evaluating(*networks):
         raise RuntimeError("in the middle")
-    assert network.training
+    assert [network.training for network in networks] == [True, False]
 
 
 def test_half_precision_is_the_network_s_alone() -> None:
     network = nn.Sequential(nn.Conv3d(2, 3, 1), probe := Probe())
-    logits = predict(network, image(8, 10, 6), precision="bf16")
+    logits = predict(network, image(*PATCH), precision="bf16")
     assert probe.windows[0].dtype == torch.bfloat16
     assert logits.dtype == torch.float32
 
@@ -116,15 +146,17 @@ def test_logits_too_large_for_the_device_are_stitched_on_the_cpu(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     class FullOnce(Probe):
+        """Has no memory left for the third window, when sums of the first two are held."""
+
         def forward(self, x_BCDHW: Tensor) -> Tensor:
-            if not self.windows:
-                self.windows.append(x_BCDHW)
+            self.windows.append(x_BCDHW)
+            if len(self.windows) == 3:
                 raise torch.OutOfMemoryError
-            return super().forward(x_BCDHW)
+            return x_BCDHW * self.scale
 
     with caplog.at_level(logging.WARNING):
-        logits = predict(FullOnce(), image(8, 10, 6))
-    torch.testing.assert_close(logits, predict(Probe(), image(8, 10, 6)))
+        logits = predict(FullOnce(), image(19, 10, 6))
+    torch.testing.assert_close(logits, predict(Probe(), image(19, 10, 6)))
     assert "stitching them on the CPU" in caplog.text
 
 
@@ -134,4 +166,23 @@ def test_a_network_too_large_for_the_device_is_an_error() -> None:
             raise torch.OutOfMemoryError
 
     with pytest.raises(torch.OutOfMemoryError):
-        predict(AlwaysFull(), image(8, 10, 6))
+        predict(AlwaysFull(), image(*PATCH))
+
+
+def test_a_member_is_mirrored_along_the_axes_that_its_training_flipped() -> None:
+    flips = ["data=sample", "augment.flip_probability=0.5", "augment.flip_axes=[W,D]"]
+    network = Probe()
+    assert Member.from_config(network, load_config(flips), mirror=True).mirror_axes == (0, 2)
+    assert Member.from_config(network, load_config(flips)).mirror_axes == ()
+    unflipped = load_config([*flips[:1], "augment.flip_probability=0"])
+    assert Member.from_config(network, unflipped, mirror=True).mirror_axes == ()
+    member = Member.from_config(network, load_config(flips), mirror=True, precision="bf16")
+    assert member.precision == "bf16"
+
+
+def test_mirrored_outputs_are_turned_back_before_they_are_averaged() -> None:
+    network = Probe()
+    x_BCDHW = torch.from_numpy(image(3, 4, 5))[None]
+    torch.testing.assert_close(Member(network, PATCH, "fp32", (0, 2)).logits(x_BCDHW), x_BCDHW)
+    assert len(network.windows) == 4
+    assert torch.equal(network.windows[3], x_BCDHW.flip(2, 4))

@@ -175,7 +175,9 @@ class _CaseChecks:
             yield "zarr.json", f"spacing {record.spacing_mm} is not that of the affine, {expected}"
         else:
             yield from self.origin(affine)
-        if attributes and attributes.get("ome") != ome.image_attributes(self.case_id, record):
+        if attributes and attributes.get("ome") != ome.image_attributes(
+            self.case_id, record.affine, record.spacing_mm
+        ):
             yield "zarr.json", "the OME metadata does not fit the case"
 
     def origin(self, affine: geometry.Affine) -> Iterator[_Fault]:

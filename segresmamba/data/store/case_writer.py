@@ -55,12 +55,12 @@ def write_case(
         group = zarr.create_group(
             temporary,
             attributes={
-                "ome": ome.image_attributes(path.name, record),
+                "ome": ome.image_attributes(path.name, record.affine, record.spacing_mm),
                 layout.RECORD: record.model_dump(mode="json"),
             },
         )
         outer = {"version": ome.VERSION, "labels": [layout.LABEL_NAME]}
-        inner = ome.label_attributes(record, labels)
+        inner = ome.label_attributes(record.affine, record.spacing_mm, labels, "../../")
         group.create_group("labels", attributes={"ome": outer})
         group.create_group(f"labels/{layout.LABEL_NAME}", attributes={"ome": inner})
         chunk_DHW = storage.chunk_DHW

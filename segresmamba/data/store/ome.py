@@ -7,28 +7,48 @@ The full affine of an oblique scan is in the case's record.
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Sequence
 from typing import Any
 
-from segresmamba.data.store import layout
-from segresmamba.data.store.manifest import CaseRecord
+import numpy as np
+import numpy.typing as npt
 
+from segresmamba.data.store import layout
+
+Affine = Sequence[Sequence[float]] | npt.NDArray[np.float64]
 VERSION = "0.5"
 IMAGE_AXES = ("c", "z", "y", "x")
 LABEL_AXES = ("z", "y", "x")
 
 
-def image_attributes(case_id: str, record: CaseRecord) -> dict[str, Any]:
-    """Attributes of the case's group, whose array `0` is the image."""
-    return {"version": VERSION, "multiscales": [_multiscale(case_id, IMAGE_AXES, record)]}
+def image_attributes(name: str, affine: Affine, spacing_mm: Sequence[float]) -> dict[str, Any]:
+    """Attributes of a group whose array `0` is an image.
+
+    Args:
+        name: Its name.
+        affine: 4x4, voxel (x, y, z) to RAS mm.
+        spacing_mm: Voxel size along (D, H, W).
+    """
+    multiscale = _multiscale(name, IMAGE_AXES, affine, spacing_mm)
+    return {"version": VERSION, "multiscales": [multiscale]}
 
 
-def label_attributes(record: CaseRecord, labels: dict[str, int]) -> dict[str, Any]:
-    """Attributes of the label's group, whose array `0` is the label."""
+def label_attributes(
+    affine: Affine, spacing_mm: Sequence[float], labels: dict[str, int], source: str | None
+) -> dict[str, Any]:
+    """Attributes of a group whose array `0` is a label.
+
+    Args:
+        affine: As in `image_attributes`.
+        spacing_mm: As in `image_attributes`.
+        labels: Name to value.
+        source: Where the image lies, from the label's group; None if it is not in the same store.
+    """
     return {
         "version": VERSION,
-        "multiscales": [_multiscale(layout.LABEL_NAME, LABEL_AXES, record)],
+        "multiscales": [_multiscale(layout.LABEL_NAME, LABEL_AXES, affine, spacing_mm)],
         "image-label": {
-            "source": {"image": "../../"},
+            **({"source": {"image": source}} if source else {}),
             "colors": [{"label-value": value, "rgba": _rgba(value)} for value in labels.values()],
             "properties": [{"label-value": value, "name": key} for key, value in labels.items()],
         },
@@ -41,8 +61,10 @@ def _rgba(value: int) -> list[int]:
     return [round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.8, 1)] + [255 * bool(value)]
 
 
-def _multiscale(name: str, axes: tuple[str, ...], record: CaseRecord) -> dict[str, Any]:
-    origin_mm = [record.affine[axis][3] for axis in (2, 1, 0)]
+def _multiscale(
+    name: str, axes: tuple[str, ...], affine: Affine, spacing_mm: Sequence[float]
+) -> dict[str, Any]:
+    origin_mm = [float(affine[axis][3]) for axis in (2, 1, 0)]
     channels = len(axes) - len(LABEL_AXES)
     return {
         "name": name,
@@ -56,7 +78,7 @@ def _multiscale(name: str, axes: tuple[str, ...], record: CaseRecord) -> dict[st
             {
                 "path": "0",
                 "coordinateTransformations": [
-                    {"type": "scale", "scale": [1.0] * channels + list(record.spacing_mm)},
+                    {"type": "scale", "scale": [1.0] * channels + list(spacing_mm)},
                     {"type": "translation", "translation": [0.0] * channels + origin_mm},
                 ],
             }

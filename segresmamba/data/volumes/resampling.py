@@ -87,6 +87,10 @@ class GridTransform(StoreRecord):
         boxed = self.boxed(label_DHW)
         return _resample_label(boxed, self.shape_DHW, self.zoom_DHW) if self.resamples else boxed
 
+    def way_back(self) -> list[AxisMap]:
+        """How each axis of the box in the files' grid is filled from the stored grid."""
+        return _axes(self.shape_DHW, self._box_shape, [1 / zoom for zoom in self.zoom_DHW])
+
     def undo(self, label_DHW: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """A label of the stored grid on the files' RAS grid; outside the box it is 0."""
         back = [1 / zoom for zoom in self.zoom_DHW]
@@ -128,15 +132,21 @@ def grid_transform(
 
 
 def nonzero_box(channels: Sequence[npt.NDArray[Any]]) -> tuple[VoxelRange, VoxelRange, VoxelRange]:
-    """The smallest box that holds the non-zero voxels of all channels."""
-    spans = []
-    for axis in range(3):
-        others = tuple({0, 1, 2} - {axis})
-        used = np.any([channel.any(axis=others) for channel in channels], axis=0)
-        (places,) = used.nonzero()
-        spans.append((int(places[0]), int(places[-1]) + 1))
-    depth, height, width = spans
-    return depth, height, width
+    """The smallest box that holds the non-zero voxels of all channels; empty if there are none."""
+    depth, height, width = channels[0].shape
+    used_D, used_HW = np.zeros(depth, bool), np.zeros((height, width), bool)
+    for channel_DHW in channels:
+        for place, plane_HW in enumerate(channel_DHW):
+            found_HW = plane_HW != 0
+            used_D[place] |= found_HW.any()
+            used_HW |= found_HW
+    return _span(used_D), _span(used_HW.any(axis=1)), _span(used_HW.any(axis=0))
+
+
+def _span(used: Any) -> VoxelRange:
+    """From the first True to after the last."""
+    (places,) = used.nonzero()
+    return (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0)
 
 
 def _offset(here: Sequence[int], there: Sequence[int], zoom: npt.ArrayLike) -> npt.NDArray[Any]:
@@ -168,7 +178,7 @@ def _resample_label(
     return out_DHW
 
 
-class _Axis(NamedTuple):
+class AxisMap(NamedTuple):
     """For each result voxel along an axis: its two source voxels, and the weight of the second."""
 
     below: npt.NDArray[np.intp]
@@ -176,13 +186,14 @@ class _Axis(NamedTuple):
     share: npt.NDArray[np.float32]
 
     def interpolate(self, plane_HW: npt.NDArray[Any], axis: int) -> npt.NDArray[np.float32]:
+        """A plane, interpolated along its axis 0 or 1."""
         lower = plane_HW.take(self.below, axis).astype(np.float32)
         share = self.share if axis == 1 else self.share[:, None]
         lower += (plane_HW.take(self.above, axis) - lower) * share
         return lower
 
 
-def _axes(here: Sequence[int], there: Sequence[int], zoom: Sequence[float]) -> list[_Axis]:
+def _axes(here: Sequence[int], there: Sequence[int], zoom: Sequence[float]) -> list[AxisMap]:
     """How to fill the axes of grid `there` from grid `here`; see `_offset`."""
     axes = []
     for first, step, size, count in zip(_offset(here, there, zoom), zoom, here, there, strict=True):
@@ -190,7 +201,7 @@ def _axes(here: Sequence[int], there: Sequence[int], zoom: Sequence[float]) -> l
         place = np.clip(first + step * np.arange(count), 0, size - 1)
         below = place.astype(np.intp)
         share = (place - below).astype(np.float32)
-        axes.append(_Axis(below, np.minimum(below + 1, size - 1), share))
+        axes.append(AxisMap(below, np.minimum(below + 1, size - 1), share))
     return axes
 
 
@@ -198,8 +209,8 @@ def _plane(
     below_HW: npt.NDArray[Any],
     above_HW: npt.NDArray[Any],
     share: np.float32,
-    height: _Axis,
-    width: _Axis,
+    height: AxisMap,
+    width: AxisMap,
 ) -> npt.NDArray[np.float32]:
     """One plane of the result, from the two source planes beside it."""
     out_HW = below_HW.astype(np.float32)

@@ -13,12 +13,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import affine_transform
 
 from segresmamba.data.preprocessing import Preprocessing
-from segresmamba.data.records import ChannelStatistics
+from segresmamba.data.records import ChannelStatistics, Spacing
 from segresmamba.data.volumes import geometry
 from segresmamba.data.volumes.geometry import Affine, OriginalGrid
 from segresmamba.data.volumes.mapped_arrays import mapped_zeros
@@ -95,16 +96,63 @@ def read_volume(
         channels += [_read_channel(there, planes) for _ in range(*there.shape[3:] or (1,))]
         next(planes, None)  # there is none left, but only now is the end of the file checked
     _, affine = geometry.ras_grid(first.shape_XYZ, first.affine)
-    wanted = preprocessing or Preprocessing()
+    names = [str(images[min(number, len(images) - 1)]) for number in range(len(channels))]
+    return _prepared(channels, names, affine, original, preprocessing or Preprocessing())
+
+
+def volume_of(
+    image_CDHW: npt.NDArray[Any], spacing_mm: Spacing, preprocessing: Preprocessing
+) -> Volume:
+    """The volume of an array, as `read_volume` makes it of files.
+
+    Args:
+        image_CDHW: Intensities on a RAS grid; it is not changed.
+        spacing_mm: Voxel size along (D, H, W).
+        preprocessing: Crop and voxel size of the result.
+
+    Raises:
+        DataError: If it has another number of axes, no voxel, NaN or infinite voxels, or a channel
+            that is zero everywhere.
+    """
+    if image_CDHW.ndim != 4 or not image_CDHW.size:
+        raise DataError(
+            "an image array must have the axes (C, D, H, W)",
+            where="image",
+            got=f"shape {image_CDHW.shape}",
+            remedy="give one 3D volume for each channel",
+        )
+    not_finite = sum(int((~np.isfinite(plane)).sum()) for plane in image_CDHW)
+    if not_finite:
+        raise _not_finite("image", not_finite, image_CDHW.size)
+    affine = np.diag([*spacing_mm[::-1], 1.0])
+    grid = np.broadcast_to(np.uint8(0), image_CDHW.shape[:0:-1])
+    original = OriginalGrid.from_header(nib.Nifti1Image(grid, affine).header, np.uint8)
+    names = [f"image[{number}]" for number in range(len(image_CDHW))]
+    for name, channel_DHW in zip(names, image_CDHW, strict=True):
+        if not channel_DHW.any():
+            raise _no_voxel(name)
+    fits = image_CDHW.dtype.kind in "iu" and np.can_cast(image_CDHW.dtype, np.int16)
+    channels = list(image_CDHW.astype(np.int16 if fits else np.float32, copy=False))
+    return _prepared(channels, names, affine, original, preprocessing)
+
+
+def _prepared(
+    channels: list[npt.NDArray[Any]],
+    names: Sequence[str],
+    affine: Affine,
+    original: OriginalGrid,
+    preprocessing: Preprocessing,
+) -> Volume:
+    """Crop and resample channels of a RAS grid, whose names errors give."""
     spacing_mm = geometry.spacing_mm(affine)
-    target_mm = wanted.target_mm(spacing_mm)
-    transform = grid_transform(channels, spacing_mm, target_mm, crop=wanted.crop)
+    target_mm = preprocessing.target_mm(spacing_mm)
+    transform = grid_transform(channels, spacing_mm, target_mm, crop=preprocessing.crop)
     if transform is not None:
         affine = transform.affine(affine)
         for number in range(len(channels)):
             channels[number] = transform.image(channels[number])
             if not channels[number].any():  # a few bright voxels may fall between larger ones
-                raise _no_voxel(images[min(number, len(images) - 1)])
+                raise _no_voxel(names[number])
     statistics = tuple(channel_statistics(channel_DHW) for channel_DHW in channels)
     return Volume(_stack(channels), affine, original, statistics, transform)
 
@@ -193,21 +241,25 @@ def _read_channel(file: VoxelFile, planes: Planes) -> npt.NDArray[Any]:
         if plane_XY.dtype.kind == "f":
             not_finite += plane_XY.size - int(np.isfinite(plane_XY).sum())
     if not_finite:
-        raise DataError(
-            "voxels are NaN or infinite",
-            where=file.path,
-            got=f"{not_finite} of {channel_DHW.size} voxels",
-            remedy="find out what wrote them; if they mean 'outside', set them to 0",
-        )
+        raise _not_finite(file.path, not_finite, channel_DHW.size)
     if low == high == 0:
         raise _no_voxel(file.path)
     return channel_DHW
 
 
-def _no_voxel(path: Path) -> DataError:
+def _not_finite(where: object, count: int, voxels: int) -> DataError:
+    return DataError(
+        "voxels are NaN or infinite",
+        where=where,
+        got=f"{count} of {voxels} voxels",
+        remedy="find out what wrote them; if they mean 'outside', set them to 0",
+    )
+
+
+def _no_voxel(where: object) -> DataError:
     return DataError(
         "an image has no non-zero voxel",
-        where=path,
+        where=where,
         got="0 everywhere",
         remedy="export it again, or remove the case",
     )

@@ -1,0 +1,191 @@
+"""Trained models on the disk: a run, a folder of runs that are averaged, or a model folder.
+
+RUN/config.yaml, RUN/best/weights.pt         a run, with `best/postprocessing.json` if it has rules
+FOLDER/<run>/...                             every trained run in it, such as the folds of a store
+<root>/sweeps/<name>/manifest.json           the trained runs of a sweep, which lie in <root>
+FOLDER/model.json, config-0.yaml, ...        a model folder, which needs no run
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+from segresmamba.config import Config, read_config
+from segresmamba.data.untrusted import stays_inside
+from segresmamba.errors import ConfigError, DataError
+from segresmamba.inference.postprocessing import Rule, read_rules
+from segresmamba.storage.run_folder import RunFolder
+from segresmamba.task.weights import WeightsFacts, read_facts
+
+logger = logging.getLogger(__name__)
+
+MODEL_FILE = "model.json"
+MODEL_VERSION = 1
+"""Version of model folders that this version writes; it reads no newer one."""
+_SWEEP_FILE = "manifest.json"
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """One trained network on the disk, without its weights in memory."""
+
+    weights: Path
+    config: Config
+    facts: WeightsFacts
+    postprocessing: tuple[Rule, ...] = ()
+    """What is done to its label maps, see `inference.postprocessing`."""
+
+    @classmethod
+    def from_run(cls, weights: Path, config: Path) -> TrainedModel:
+        """The model of a run, with the rules beside its weights, which are not read yet.
+
+        Raises:
+            UserError: If the configuration or the rules cannot be read, or the weights are missing
+                or damaged where their facts are.
+        """
+        facts = read_facts(weights)
+        return cls(weights, read_config(config), facts, read_rules(weights, facts.step))
+
+
+class _MemberFiles(BaseModel):
+    config: str
+    weights: str
+
+
+class ModelFolderRecord(BaseModel):
+    """What prediction reads of a model folder's `model.json`; it may have other keys."""
+
+    format_version: int
+    members: list[_MemberFiles] = Field(min_length=1)
+    postprocessing: tuple[Rule, ...] = ()
+
+
+def open_models(path: Path) -> list[TrainedModel]:
+    """The trained models at a path, at least one. Their outputs are averaged if they are several.
+
+    Args:
+        path: A run's folder, a folder of runs or of a sweep, or a model folder.
+
+    Raises:
+        UserError: If there is no trained model, a file of one cannot be read, or the models do not
+            fit together.
+    """
+    if (path / MODEL_FILE).exists():
+        models = _members(path)
+    elif RunFolder(path).config.exists():
+        models = [_of_run(path)]
+    else:
+        models = [_of_run(run) for run in _trained_runs(path)]
+    require_same_task(models)
+    return models
+
+
+def require_same_task(models: Sequence[TrainedModel]) -> None:
+    """Refuse models whose outputs cannot be averaged.
+
+    Raises:
+        DataError: Names the first model that differs from the first of all, and what differs.
+    """
+    first, *others = models
+    expected = _task(first)
+    for model in others:
+        for what, value in _task(model).items():
+            if value != expected[what]:
+                raise DataError(
+                    f"models with different {what} cannot be averaged",
+                    where=model.weights,
+                    got=f"{value}; {first.weights} has {expected[what]}",
+                    remedy="name models that were trained on one store, for the same classes",
+                )
+
+
+def _task(model: TrainedModel) -> dict[str, object]:
+    """What must be the same in all models of an ensemble."""
+    return {
+        "labels": dict(model.facts.labels),
+        "channels": list(model.facts.channel_names),
+        "regions": model.config.data.regions,
+        "preprocessing": model.facts.preprocessing,
+    }
+
+
+def _of_run(path: Path) -> TrainedModel:
+    run = RunFolder(path)
+    return TrainedModel.from_run(run.best, run.config)
+
+
+def _trained_runs(folder: Path) -> list[Path]:
+    """The runs in a folder, or of a sweep, that have best weights."""
+    if (folder / _SWEEP_FILE).exists():
+        try:
+            named = [Path(trial["run"]) for trial in _json(folder / _SWEEP_FILE)["trials"]]
+        except (LookupError, TypeError) as error:
+            raise _unreadable(folder / _SWEEP_FILE, f"no list of runs: {error!r}") from error
+        root = folder.resolve().parents[1]  # a sweep of the runs in <root> lies in <root>/sweeps
+        runs = [root / run.name for run in named]
+    else:
+        runs = sorted(path.parent for path in folder.glob("*/config.yaml"))
+    trained = [run for run in runs if RunFolder(run).best.exists()]
+    if not trained:
+        raise ConfigError(
+            "there is no trained model",
+            where=folder,
+            got=f"{len(runs)} runs, none with best weights" if runs else "no run and no model.json",
+            remedy="name a run folder that has finished a validation, a folder of such runs, or a "
+            "folder that `segresmamba export` wrote",
+        )
+    if len(trained) < len(runs):
+        left = ", ".join(run.name for run in runs if run not in trained)
+        logger.warning("%s: these runs have no best weights and are left out: %s", folder, left)
+    logger.info("%s: averaging %s", folder, ", ".join(run.name for run in trained))
+    return trained
+
+
+def _members(folder: Path) -> list[TrainedModel]:
+    path = folder / MODEL_FILE
+    content = _json(path)
+    version = content.get("format_version")
+    if isinstance(version, int) and version > MODEL_VERSION:
+        raise DataError(
+            "the model folder is of a newer version",
+            where=path,
+            got=f"format_version {version}; this version reads up to {MODEL_VERSION}",
+            remedy="install a newer segresmamba",
+        )
+    try:
+        record = ModelFolderRecord.model_validate(content)
+    except ValidationError as error:
+        raise _unreadable(path, error.errors()[0]["msg"]) from error
+    models = []
+    for member in record.members:
+        if not (stays_inside(member.config) and stays_inside(member.weights)):
+            raise _unreadable(path, f"files outside the folder: {member}")
+        weights, config = folder / member.weights, read_config(folder / member.config)
+        models.append(TrainedModel(weights, config, read_facts(weights), record.postprocessing))
+    return models
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise _unreadable(path, str(error)) from error
+    if not isinstance(content, dict):
+        raise _unreadable(path, f"{type(content).__name__}, not an object")
+    return content
+
+
+def _unreadable(path: Path, got: str) -> DataError:
+    return DataError(
+        "a file of the model cannot be read",
+        where=path,
+        got=got.splitlines()[0][:200],
+        remedy="bring it back from a copy, or export the model again",
+    )
