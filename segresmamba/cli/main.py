@@ -32,6 +32,7 @@ from segresmamba.cli.conversion import (
     counting,
 )
 from segresmamba.cli.evaluate import evaluate
+from segresmamba.cli.select import select
 from segresmamba.errors import OUR_CODE, UserError, sort_error
 from segresmamba.storage.terminal import shield_output, stop_signals
 
@@ -244,6 +245,7 @@ def debug_batch(
 
 
 app.command()(evaluate)
+app.command()(select)
 
 
 @app.command()

@@ -90,7 +90,7 @@ class Results:
             name: {metric: asdict(one) for metric, one in row.items()}
             for name, row in self.statistics.items()
         }
-        content: dict[str, Any] = _without_nan(
+        content: dict[str, Any] = without_nan(
             {
                 "mean": means.pop(MEAN),
                 "classes": means,
@@ -104,9 +104,10 @@ class Results:
         return content
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """A value as JSON can have it: null for nan."""
     if isinstance(value, Mapping):
-        return {key: _without_nan(one) for key, one in value.items()}
+        return {key: without_nan(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(one) for one in value]
+        return [without_nan(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from segresmamba.config import read_config
+from segresmamba.config import Config, read_config
 from segresmamba.data.preprocessing import Normalisation
 from segresmamba.errors import ConfigError, DataError, is_passing
 from segresmamba.evaluation.decide_rules import Decision, KeptCase, decide_rules
@@ -64,7 +64,7 @@ def evaluate_run(
             training at this moment, all cases have trained it, or none can be scored.
     """
     folder = RunFolder(run)
-    held_out = HeldOut.of_run(folder)
+    held_out = HeldOut.of_runs([folder])
     wanted = scoring or Scoring()
     require_known_tolerances(wanted, held_out.trained.classes.members)
     # How training ended, which an evaluation does not change.
@@ -134,39 +134,55 @@ class KeptPredictions:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """A run's best network and the cases that it was not trained on."""
+    """The best networks of runs, and the cases that none of them was trained on."""
 
     task: Task
+    """Of the first run."""
     trained: TrainedNetwork
+    """Of the first run."""
     sliding: SlidingWindow
+    """The networks of all runs, whose outputs are averaged."""
 
     @classmethod
-    def of_run(cls, folder: RunFolder) -> HeldOut:
-        """Open a run.
+    def of_runs(cls, folders: Sequence[RunFolder]) -> HeldOut:
+        """Open runs of one store that held the same cases out.
 
         Raises:
-            UserError: If it has no best weights, its store is not there or was converted anew
-                under another policy, or nothing was held out.
+            UserError: If one has no best weights, its store is not there or was converted anew
+                under another policy, or they held nothing or other cases out.
         """
-        config = read_config(folder.config)
-        if config.train.fold is None:
-            raise ConfigError(
-                "nothing was held out: all cases have trained the network",
-                where=f"{folder.config}: train.fold",
-                got="none",
-                remedy="segment other cases with `segresmamba predict`, or train with train.fold=0",
-            )
-        task = Task.from_config(config)
         device = Ranks.from_environment().device
-        trained = load_network(folder.best, config)
-        _require_same_preprocessing(trained.facts, task)
-        sliding = sliding_window([(trained.network.to(device), config)], device)
-        return cls(task, trained, sliding)
+        tasks, networks = list[Task](), list[TrainedNetwork]()
+        for folder in folders:
+            config = read_config(folder.config)
+            _require_held_out(folder, config)
+            task, trained = Task.from_config(config), load_network(folder.best, config)
+            _require_same_preprocessing(trained.facts, task)
+            if tasks and set(task.split["val"]) != set(tasks[0].split["val"]):
+                raise DataError(
+                    "these runs held different cases out: each has seen cases of the other",
+                    where=f"{folder.config}: train.fold",
+                    got=f"{config.train.fold}, in {folders[0].path}: {tasks[0].config.train.fold}",
+                    remedy="evaluate them one by one, or train them on the same fold of one store",
+                )
+            tasks.append(task)
+            networks.append(trained)
+        pairs = [
+            (trained.network.to(device), task.config)
+            for task, trained in zip(tasks, networks, strict=True)
+        ]
+        return cls(tasks[0], networks[0], sliding_window(pairs, device))
 
     def score(
-        self, scoring: Scoring, kept: KeptPredictions, workers: int, progress: Progress
+        self, scoring: Scoring, kept: KeptPredictions | None, workers: int, progress: Progress
     ) -> Results:
         """Predict and score the cases. One that cannot be read does not end the others.
+
+        Args:
+            scoring: What is computed.
+            kept: What keeps the predictions, if anything does.
+            workers: Classes of a case that are scored at the same time.
+            progress: Called with the number of finished cases and that of all cases.
 
         Raises:
             DataError: If no case can be scored.
@@ -183,7 +199,8 @@ class HeldOut:
                 failed[case_id] = brief(error)
                 logger.warning("case %s is left out: %s", case_id, failed[case_id])
                 continue
-            kept.keep(case_id, one)
+            if kept is not None:
+                kept.keep(case_id, one)
             volumes = one.predicted_XYZ, one.expected_XYZ
             values = measure(*volumes, members, one.spacing_XYZ_mm, scoring, threads=workers)
             cases[case_id] = values
@@ -204,6 +221,16 @@ def _store(folder: RunFolder, decision: Decision, step: int, case_ids: Sequence[
         step=step, rules=decision.rules, cases=tuple(case_ids), reasons=decision.reasons
     )
     return write_postprocessing(folder.best, record)
+
+
+def _require_held_out(folder: RunFolder, config: Config) -> None:
+    if config.train.fold is None:
+        raise ConfigError(
+            "nothing was held out: all cases have trained the network",
+            where=f"{folder.config}: train.fold",
+            got="none",
+            remedy="segment other cases with `segresmamba predict`, or train with train.fold=0",
+        )
 
 
 def _require_same_preprocessing(facts: WeightsFacts, task: Task) -> None:

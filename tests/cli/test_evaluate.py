@@ -88,3 +88,14 @@ def test_options_for_folders_are_refused_for_a_run(
 ) -> None:
     assert run(monkeypatch, "evaluate", "runs/first", option, "x") == 2
     assert option in capsys.readouterr().err
+
+
+def test_select_without_runs_is_one_screen(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, "select", "nowhere") == 2
+    screen = capsys.readouterr().err
+    assert screen.startswith("error: ")
+    assert "nowhere" in screen
+    assert not list(tmp_path.iterdir())
