@@ -24,18 +24,12 @@ class Picture:
     spacing_mm: tuple[float, float, float]
 
 
-def chosen_cases(results: Results, worst: int) -> dict[str, str]:
-    """The cases to draw, and what each of them is: the worst first, then the median.
-
-    Args:
-        results: The results.
-        worst: Number of the worst cases. 0 draws nothing.
-    """
+def chosen_cases(results: Results, worst: int) -> list[str]:
+    """The cases to draw: so many of the worst, and the median one. 0 draws nothing."""
     ranked = results.ranked
     if not worst or not ranked:
-        return {}
-    titles = dict.fromkeys(ranked[:worst], "")
-    return titles | {ranked[len(ranked) // 2]: "   the median case"} | titles
+        return []
+    return list(dict.fromkeys([*ranked[:worst], ranked[len(ranked) // 2]]))
 
 
 def draw_chosen(
@@ -54,10 +48,11 @@ def draw_chosen(
     """
     from segresmamba.evaluation.overlays import draw_overlay  # matplotlib
 
+    ranked = results.ranked
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob("*.png"):
         stale.unlink()
-    for case_id, what in chosen_cases(results, worst).items():
+    for case_id in chosen_cases(results, worst):
         picture = load(case_id)
         if picture is None:
             continue
@@ -72,5 +67,6 @@ def draw_chosen(
             spacing_mm=picture.spacing_mm,
             members=results.members,
             dice=dice,
-            title=f"{case_id}   mean Dice {results.dice(case_id):.3f}{what}",
+            title=f"{case_id}   mean Dice {results.dice(case_id):.3f}   "
+            f"(number {ranked.index(case_id) + 1} of {len(ranked)} from the worst)",
         )

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
-from segresmamba.evaluation.measures import METRICS
+from segresmamba.evaluation.measures import METRICS, Scoring
 from segresmamba.evaluation.results import MEAN, Results
 from segresmamba.evaluation.statistics import Statistic
 from segresmamba.storage.atomic import write_text
@@ -82,11 +82,26 @@ def _markdown(results: Results, about: Mapping[str, Any]) -> str:
         "",
         *(f"- **not scored**: {text(one)}: {text(why)}" for one, why in results.failed.items()),
         *([""] if results.failed else []),
-        f"A missing structure is scored by the convention `{results.scoring.empty}`.",
+        *_settings(results.scoring),
         "",
         *(f"- {METRICS[metric].title}: {METRICS[metric].definition}" for metric in metrics),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _settings(scoring: Scoring) -> list[str]:
+    """Sentences on what the numbers depend on."""
+    lines = [f"A missing structure is scored by the convention `{scoring.empty}`."]
+    if "nsd" in scoring.metrics:
+        own = ", ".join(f"{text(name)} {mm:g} mm" for name, mm in scoring.tolerance_mm.items())
+        others = f"{'others ' if own else ''}{scoring.other_tolerance_mm:g} mm"
+        lines.append(f"Tolerance of NSD: {own + ', ' if own else ''}{others}.")
+    if any(name.startswith("lesion") for name in scoring.metrics):
+        lines.append(
+            f"Lesions are dilated by {scoring.lesion_dilation_voxels} voxels; those up to "
+            f"{scoring.lesion_minimum_mm3:g} mm^3 are left out."
+        )
+    return lines
 
 
 def _row(cells: list[str]) -> str:

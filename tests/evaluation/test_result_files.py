@@ -86,6 +86,18 @@ def test_markdown_has_a_table_the_failures_and_the_definitions(
     assert "95th percentile Hausdorff distance" in text
 
 
+def test_markdown_says_what_the_numbers_depend_on(tmp_path: Path) -> None:
+    metrics = ("dice", "hd95_mm", "nsd", "lesion_f1", "reference_ml", "prediction_ml")
+    scoring = Scoring(metrics=metrics, tolerance_mm={"ball": 2.5}, lesion_minimum_mm3=7)
+    case = {"ball": dict.fromkeys(metrics, 1.0)}
+    *_, path = write_result_files(
+        tmp_path / "results.json", Results(scoring, {"ball": (1,)}, {"only": case}), {}
+    )
+    shown = path.read_text()
+    assert "Tolerance of NSD: ball 2.5 mm, others 1 mm." in shown
+    assert "dilated by 3 voxels; those up to 7 mm^3" in shown
+
+
 def test_the_table_shows_means_the_worst_cases_and_what_was_missed(results: Results) -> None:
     console = Console(width=120)
     with console.capture() as capture:
