@@ -32,6 +32,7 @@ from segresmamba.cli.conversion import (
     counting,
 )
 from segresmamba.cli.evaluate import evaluate
+from segresmamba.cli.predict import predict
 from segresmamba.cli.select import select
 from segresmamba.errors import OUR_CODE, UserError, sort_error
 from segresmamba.storage.terminal import shield_output, stop_signals
@@ -246,21 +247,7 @@ def debug_batch(
 
 app.command()(evaluate)
 app.command()(select)
-
-
-@app.command()
-def predict(
-    run: Run,
-    images: Annotated[
-        list[Path], typer.Argument(help="One case: a NIfTI file for each channel, in order.")
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Label file to write (.nii.gz).")],
-) -> None:
-    """Segment one case and write the labels in the geometry of its first image."""
-    from segresmamba.inference import predict as apply
-
-    apply(run, images, out)
-    typer.echo(f"labels: {out}")
+app.command()(predict)
 
 
 @app.command()

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from segresmamba.config import Config, read_config
-from segresmamba.data.preprocessing import Normalisation
 from segresmamba.errors import ConfigError, DataError, is_passing
 from segresmamba.evaluation.decide_rules import Decision, KeptCase, decide_rules
 from segresmamba.evaluation.evaluation import Evaluation
@@ -30,10 +29,11 @@ from segresmamba.evaluation.score_cases import PredictedCase, predict_case, slid
 from segresmamba.inference.label_map import cannot_write
 from segresmamba.inference.postprocessing import Postprocessing, write_postprocessing
 from segresmamba.inference.sliding_window import SlidingWindow
+from segresmamba.inference.trained import require_same_preprocessing
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.task.ranks import Ranks
 from segresmamba.task.task import Task
-from segresmamba.task.weights import TrainedNetwork, WeightsFacts, load_network
+from segresmamba.task.weights import TrainedNetwork, load_network
 from segresmamba.tracking import Status, open_tracker, read_journal
 
 logger = logging.getLogger(__name__)
@@ -157,7 +157,7 @@ class HeldOut:
             config = read_config(folder.config)
             _require_held_out(folder, config)
             task, trained = Task.from_config(config), load_network(folder.best, config)
-            _require_same_preprocessing(trained.facts, task)
+            require_same_preprocessing(trained.facts, task.dataset)
             if tasks and set(task.split["val"]) != set(tasks[0].split["val"]):
                 raise DataError(
                     "these runs held different cases out: each has seen cases of the other",
@@ -230,22 +230,4 @@ def _require_held_out(folder: RunFolder, config: Config) -> None:
             where=f"{folder.config}: train.fold",
             got="none",
             remedy="segment other cases with `segresmamba predict`, or train with train.fold=0",
-        )
-
-
-def _require_same_preprocessing(facts: WeightsFacts, task: Task) -> None:
-    """Refuse a store whose cases were converted otherwise than those that the network saw."""
-    # Weights and stores of earlier versions do not list how each channel is normalised: by zscore.
-    zscore = (Normalisation(),) * len(task.dataset.channel_names)
-    before, now = (
-        # The voxel sizes are those of the cases at hand, not a part of the policy.
-        one.model_copy(update={"normalisation": one.normalisation or zscore, "trained_mm": None})
-        for one in (facts.preprocessing, task.dataset.preprocessing)
-    )
-    if before != now:
-        raise DataError(
-            "the store was converted again, under another policy than the network's",
-            where=task.config.data.store,
-            got=f"{now}, the network was trained on {before}",
-            remedy="convert with the policy that the network was trained on, or train again",
         )

@@ -1,4 +1,4 @@
-"""Whole volumes through a trained network."""
+"""Whole volumes through trained networks: windows, ensembles, label maps."""
 
 from segresmamba.inference.predict import predict
 

@@ -1,20 +1,119 @@
-"""Segment new images with a trained run."""
+"""Segment one case or many; reading and writing go on while the network computes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
+from time import perf_counter
+from typing import Protocol
 
-from segresmamba.inference.label_map import writer_for
+from segresmamba.errors import ConfigError, DataError, UserError, is_passing, sort_error
+from segresmamba.inference.cases import SPLITS, InputCase, find_cases
+from segresmamba.inference.label_map import ENDINGS, writer_for
 from segresmamba.inference.model import SegmentationModel
 from segresmamba.inference.options import InferenceOptions
-from segresmamba.inference.trained import open_models
+from segresmamba.inference.output_folder import OutputFolder, writing_probabilities_of
+from segresmamba.inference.trained import TrainedModel, open_models, require_same_task
+
+logger = logging.getLogger(__name__)
+
+
+class Observer(Protocol):
+    """What is told how far a prediction is."""
+
+    def begin(self, total: int) -> None:
+        """So many cases are to be segmented."""
+
+    def case(self, name: str) -> None:
+        """The next case begins."""
+
+    def windows(self, done: int, total: int) -> None:
+        """So many windows of the case are done."""
+
+    def done(self, name: str) -> None:
+        """A case is segmented, or has failed."""
+
+
+class Unobserved:
+    """Tells nobody."""
+
+    def begin(self, total: int) -> None:
+        """See `Observer`."""
+
+    def case(self, name: str) -> None:
+        """See `Observer`."""
+
+    def windows(self, done: int, total: int) -> None:
+        """See `Observer`."""
+
+    def done(self, name: str) -> None:
+        """See `Observer`."""
+
+
+@dataclass(frozen=True)
+class PredictRequest:
+    """What is to be segmented, and how."""
+
+    models: tuple[Path, ...]
+    source: str
+    """A file, a folder or a store, see `find_cases`."""
+    out: Path
+    """A folder, or for a single case a file."""
+    options: InferenceOptions = field(default_factory=InferenceOptions)
+    format: str | None = None
+    """One of `label_map.ENDINGS`; None for that of the input, or NIfTI."""
+    probabilities: bool = False
+    split: str = "all"
+    """Which cases of a store: all, train or val."""
+    share: tuple[int, int] = (0, 1)
+    """This process takes each n-th case: number of the first, and n."""
+
+    def __post_init__(self) -> None:
+        if self.format not in (None, *ENDINGS):
+            raise ConfigError(
+                "there is no such format of label maps",
+                where="--format",
+                got=self.format,
+                remedy=f"choose among {', '.join(ENDINGS)}",
+            )
+        if self.split not in SPLITS:
+            raise ConfigError(
+                "there is no such part of a store",
+                where="--split",
+                got=self.split,
+                remedy=f"choose among {', '.join(SPLITS)}",
+            )
+
+    def trained(self) -> list[TrainedModel]:
+        """The models of all paths.
+
+        Raises:
+            UserError: See `open_models`.
+        """
+        found = [model for path in self.models for model in open_models(path)]
+        require_same_task(found)
+        return found
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What became of the cases."""
+
+    written: tuple[str, ...]
+    skipped: tuple[str, ...]
+    """Were done before."""
+    failed: dict[str, str]
+    """Case to what is wrong with it."""
 
 
 def predict(
     run: Path, images: Sequence[Path], out: Path, options: InferenceOptions | None = None
 ) -> None:
-    """Segment one case. The run's dataset need not be there.
+    """Segment one case, given as files. The run's dataset need not be there.
 
     Args:
         run: A trained model, see `open_models`.
@@ -29,3 +128,145 @@ def predict(
     writer_for(out)
     model = SegmentationModel(open_models(run), options)
     model.segment(list(images)).save(out)
+
+
+def predict_cases(request: PredictRequest, observer: Observer | None = None) -> Prediction:
+    """Segment all cases of an input that are not done yet. A case that fails stops no other.
+
+    Raises:
+        UserError: If models, input or output cannot be used, or nothing can be written any more.
+    """
+    observer = observer or Unobserved()
+    trained = request.trained()
+    cases = find_cases(request.source, trained, request.split)[request.share[0] :: request.share[1]]
+    _check_output(request)
+    folder = OutputFolder(
+        request.out,
+        trained,
+        request.options,
+        format=request.format,
+        probabilities=request.probabilities,
+    )
+    left = [case for case in cases if not folder.is_done(case)]
+    skipped = tuple(case.name for case in cases if case not in left)
+    if skipped:
+        logger.info("%d cases are done already: %s", len(skipped), request.out)
+    failed: dict[str, str] = {}
+    observer.begin(len(left))
+    if left:
+        model = SegmentationModel(trained, request.options)
+        for case, problem in _segment(model, left, folder, observer):
+            if problem is not None:
+                failed[case.name] = problem
+            observer.done(case.name)
+    folder.summarise()
+    written = tuple(case.name for case in left if case.name not in failed)
+    return Prediction(written, skipped, failed)
+
+
+def predict_file(request: PredictRequest, observer: Observer | None = None) -> None:
+    """Segment the only case of an input into the file `request.out`, which must be new.
+
+    Raises:
+        UserError: If models, input or output cannot be used.
+    """
+    observer = observer or Unobserved()
+    writer_for(request.out)
+    if request.out.exists():
+        raise DataError(
+            "the label file is there already",
+            where=request.out,
+            got="a file of that name",
+            remedy="name a new file, or delete this one; `predict RUN IMAGE... --out FILE` replaces"
+            " it",
+        )
+    trained = request.trained()
+    cases = find_cases(request.source, trained, request.split)
+    if len(cases) != 1:
+        raise DataError(
+            "one label file cannot hold several cases",
+            where=request.out,
+            got=f"{len(cases)} cases in {request.source}",
+            remedy="name a folder to write to",
+        )
+    model = SegmentationModel(trained, request.options)
+    observer.begin(1)
+    observer.case(cases[0].name)
+    prepared = cases[0].read(model)
+    folder, name = request.out.parent, cases[0].name
+    asked = request.probabilities
+    with writing_probabilities_of(model, prepared, folder, name) if asked else nullcontext() as to:
+        model.segment_prepared(prepared, to, observer.windows).save(request.out)
+    observer.done(cases[0].name)
+
+
+def _segment(
+    model: SegmentationModel,
+    cases: Sequence[InputCase],
+    folder: OutputFolder,
+    observer: Observer,
+) -> Iterator[tuple[InputCase, str | None]]:
+    """Segment cases; yields each with what is wrong with it, when it is written.
+
+    At most three cases are in memory: one is read, one computed, one written.
+    """
+    with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
+        following = reader.submit(cases[0].read, model)
+        writing: tuple[InputCase, Future[None]] | None = None
+        for number, case in enumerate(cases):
+            reading = following
+            if number + 1 < len(cases):
+                following = reader.submit(cases[number + 1].read, model)
+            observer.case(case.name)
+            begin_s = perf_counter()
+            try:
+                label = folder.segment(model, case, reading.result(), observer.windows)
+                problem = None
+            except Exception as error:
+                problem = _problem(case, error)
+            seconds = perf_counter() - begin_s
+            if writing is not None:
+                yield writing[0], _outcome(*writing)
+            writing = None
+            if problem is None:
+                writing = case, writer.submit(folder.write, case, label, seconds)
+            else:
+                yield case, problem
+        if writing is not None:
+            yield writing[0], _outcome(*writing)
+
+
+def _outcome(case: InputCase, writing: Future[None]) -> str | None:
+    error = writing.exception()
+    if error is None:
+        return None
+    if not isinstance(error, Exception):
+        raise error
+    return _problem(case, error)
+
+
+def _problem(case: InputCase, error: Exception) -> str:
+    """What to show of a case's error; a full disk, say, ends the whole prediction."""
+    if is_passing(error):
+        raise error
+    text = sort_error(error).text
+    logger.error("case %s: %s", case.name, text)
+    return error.problem if isinstance(error, UserError) else text.splitlines()[-1]
+
+
+def _check_output(request: PredictRequest) -> None:
+    out, source = request.out.resolve(), Path(request.source).resolve()
+    if source.is_dir() and (out == source or source in out.parents):
+        raise DataError(
+            "the output folder lies inside the input",
+            where=request.out,
+            got=f"inside {request.source}",
+            remedy="write to a folder outside: a later start would take label maps for images",
+        )
+
+
+def failures_text(failed: dict[str, str], shown: int = 20) -> str:
+    """The cases that failed, as the lines that end a command."""
+    lines = [f"  {name}: {problem}" for name, problem in list(failed.items())[:shown]]
+    more: Iterable[str] = [f"  and {len(failed) - shown} more"] if len(failed) > shown else []
+    return "\n".join([f"{len(failed)} cases failed:", *lines, *more])

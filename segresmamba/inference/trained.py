@@ -18,6 +18,8 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 
 from segresmamba.config import Config, read_config
+from segresmamba.data import Dataset
+from segresmamba.data.preprocessing import Normalisation
 from segresmamba.data.untrusted import stays_inside
 from segresmamba.errors import ConfigError, DataError
 from segresmamba.inference.postprocessing import Rule, read_rules
@@ -106,6 +108,28 @@ def require_same_task(models: Sequence[TrainedModel]) -> None:
                     got=f"{value}; {first.weights} has {expected[what]}",
                     remedy="name models that were trained on one store, for the same classes",
                 )
+
+
+def require_same_preprocessing(facts: WeightsFacts, dataset: Dataset) -> None:
+    """Refuse a store whose cases were converted otherwise than those that the network saw.
+
+    Raises:
+        DataError: Has both policies.
+    """
+    # Weights and stores of earlier versions do not list how each channel is normalised: by zscore.
+    zscore = (Normalisation(),) * len(dataset.channel_names)
+    before, now = (
+        # The voxel sizes are those of the cases at hand, not a part of the policy.
+        one.model_copy(update={"normalisation": one.normalisation or zscore, "trained_mm": None})
+        for one in (facts.preprocessing, dataset.preprocessing)
+    )
+    if before != now:
+        raise DataError(
+            "the store was converted under another policy than the network's",
+            where=dataset.where,
+            got=f"{now}, the network was trained on {before}",
+            remedy="convert with the policy that the network was trained on, or train again",
+        )
 
 
 def _task(model: TrainedModel) -> dict[str, object]:

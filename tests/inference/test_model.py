@@ -1,0 +1,152 @@
+"""The model object of Python, and MLflow's layer on it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+import segresmamba
+from segresmamba.data import Preprocessing
+from segresmamba.errors import ConfigError, DataError
+from segresmamba.inference.model import SegmentationModel, _load_pyfunc, load_model
+from segresmamba.inference.options import InferenceOptions
+from segresmamba.inference.postprocessing import Postprocessing, Rule, write_postprocessing
+from segresmamba.inference.trained import open_models
+from segresmamba.storage.run_folder import RunFolder
+from tests.data.raw import AFFINE, write_nifti
+from tests.inference.conftest import noise, write_run
+
+SHAPE_XYZ = (18, 20, 22)
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_nifti(tmp_path_factory.mktemp("image") / "a_0000.nii.gz", noise(*SHAPE_XYZ))
+
+
+def test_a_file_becomes_a_label_map_in_its_geometry(
+    model_run: Path, image: Path, tmp_path: Path
+) -> None:
+    label = segresmamba.load_model(model_run).segment(image)
+    assert label.array.shape == SHAPE_XYZ
+    assert np.array_equal(label.affine, AFFINE)
+    saved = nib.load(label.save(tmp_path / "label.nii.gz"))
+    assert np.array_equal(np.asarray(saved.dataobj), label.array)
+    with pytest.raises(DataError, match="probabilities=True"):
+        _ = label.probabilities
+
+
+def test_an_array_gives_the_label_of_the_file_that_holds_it(
+    model_run: Path, tmp_path: Path
+) -> None:
+    data_DHW = noise(14, 20, 18)
+    path = write_nifti(tmp_path / "image.nii.gz", data_DHW.T, np.diag([1.0, 1.0, 1.0, 1.0]))
+    model = load_model(model_run)
+    expected = model.segment(path).array.T
+    for array in (data_DHW, data_DHW[None], data_DHW.astype(np.float64)):
+        label = model.segment(array, probabilities=True)
+        assert np.array_equal(label.array, expected)
+        assert label.probabilities.shape == (3, *data_DHW.shape)
+
+
+def test_an_array_is_seen_at_the_networks_voxel_size(tmp_path: Path) -> None:
+    size = (2.0, 1.0, 1.0)
+    run = write_run(tmp_path / "run", preprocessing=Preprocessing(trained_mm=(size, size)))
+    model = load_model(run)
+    data_DHW = noise(10, 20, 18)
+    assert model.segment(data_DHW).affine[2, 2] == 2.0
+    label = model.segment(np.repeat(data_DHW, 2, axis=0), spacing_mm=(1.0, 1.0, 1.0))
+    assert label.array.shape == (20, 20, 18)
+    assert np.array_equal(np.diag(label.affine), [1.0, 1.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("array", "match"),
+    [
+        (np.ones((4, 4)), "trained on 1 channels.*0 of them"),
+        (np.ones((2, 4, 4, 4)), "trained on 1 channels.*2 of them"),
+        (np.full((1, 4, 4, 4), np.inf), "NaN or infinite"),
+        (np.zeros((1, 4, 4, 4)), "no non-zero voxel"),
+        (np.ones((1, 4, 0, 4)), "must have the axes"),
+    ],
+)
+def test_arrays_that_are_no_image_are_refused(
+    model_run: Path, array: np.ndarray, match: str
+) -> None:
+    with pytest.raises(DataError, match=match):
+        load_model(model_run).segment(array)
+
+
+def test_the_logits_of_several_models_are_averaged(fold_runs: Path, image: Path) -> None:
+    both = load_model(fold_runs).segment(image, probabilities=True).probabilities
+    single = [
+        load_model(run).segment(image, probabilities=True).probabilities.astype(np.float64)
+        for run in sorted(fold_runs.iterdir())
+    ]
+    mean = np.sqrt(single[0] * single[1])  # of logits: the geometric mean of probabilities
+    np.testing.assert_allclose(both, mean / mean.sum(0), atol=0.01)
+    assert not np.allclose(both, single[0], atol=0.05)
+
+
+def test_mirroring_is_used_where_it_is_asked_for(model_run: Path, image: Path) -> None:
+    plain = load_model(model_run).segment(image, probabilities=True).probabilities
+    mirrored = load_model(model_run, tta=True).segment(image, probabilities=True).probabilities
+    assert np.abs(plain.astype(np.float32) - mirrored).max() > 0.01
+
+
+def test_the_rules_of_a_model_are_applied_to_its_label_maps(
+    model_run: Path, image: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Path(shutil.copytree(model_run, tmp_path / "with"))
+    rule = Rule(name="ball", values=(1,), minimum_mm3=1e9)
+    write_postprocessing(RunFolder(run).best, Postprocessing(step=7, rules=(rule,)))
+    assert (load_model(model_run).segment(image).array == 1).any()
+    assert not (load_model(run).segment(image).array == 1).any()
+    assert (load_model(run, postprocessing=False).segment(image).array == 1).any()
+    mixed = [*open_models(run), *open_models(model_run)]
+    assert not SegmentationModel(mixed).rules
+    assert "different post-processing" in caplog.text
+
+
+def test_options_that_do_not_exist_are_refused(model_run: Path) -> None:
+    for options, match in (
+        ({"device": "cuda:9"}, r"--device: cuda:9\] choose among auto, cpu"),
+        ({"precision": "fp8"}, "no such precision"),
+        ({"overlap": 1.0}, "share of their size"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            load_model(model_run, **options)
+    assert InferenceOptions(device="cpu").torch_device() == torch.device("cpu")
+
+
+def test_a_saved_mlflow_model_segments_files_and_arrays(
+    model_run: Path, image: Path, tmp_path: Path
+) -> None:
+    saved = Path(shutil.copytree(RunFolder(model_run).best.parent, tmp_path / "best"))
+    shutil.copy(RunFolder(model_run).config, saved)
+    served, model = _load_pyfunc(str(saved)), load_model(model_run)
+    (label,) = served.predict([str(image)])
+    assert label.dtype == np.int16
+    assert np.array_equal(label, model.segment(image).array)
+    array_CDHW = noise(1, 14, 20, 18)
+    (label,) = served.predict([array_CDHW.tolist()])
+    assert np.array_equal(label, model.segment(array_CDHW).array)
+    (label,) = served.predict(array_CDHW)  # a row for each channel
+    assert np.array_equal(label, model.segment(array_CDHW).array)
+
+
+def test_importing_the_package_imports_no_torch() -> None:
+    code = (
+        "import sys, segresmamba; assert 'load_model' in dir(segresmamba); "
+        "assert not {'torch', 'numpy', 'nibabel'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="no attribute 'load_models'"):
+        _ = segresmamba.load_models

@@ -1,0 +1,206 @@
+"""Many cases into a folder: what is written, what a second start does, what a fault leaves."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import zarr
+
+from segresmamba.errors import DataError, is_passing
+from segresmamba.inference.label_map import LabelMap
+from segresmamba.inference.model import load_model
+from segresmamba.inference.options import InferenceOptions
+from segresmamba.inference.predict import PredictRequest, predict_cases, predict_file
+from tests.data.raw import AFFINE, write_nifti
+from tests.inference.conftest import noise, write_run
+
+SHAPE = (18, 20, 22)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Two cases of one channel."""
+    folder = tmp_path / "imagesTs"
+    folder.mkdir()
+    for number in range(2):
+        write_nifti(folder / f"case_{number}_0000.nii.gz", noise(*SHAPE, seed=number))
+    return folder
+
+
+def request(model: Path, images: Path, **changes: Any) -> PredictRequest:
+    changes.setdefault("out", images.parent / "out")
+    return PredictRequest((model,), str(images), **changes)
+
+
+def test_each_case_gets_the_label_map_that_the_model_makes_of_it(
+    model_run: Path, images: Path
+) -> None:
+    found = predict_cases(request(model_run, images))
+    assert found.written == ("case_0", "case_1")
+    out = images.parent / "out"
+    assert sorted(p.name for p in out.iterdir()) == [
+        ".predict", "case_0.nii.gz", "case_1.nii.gz", "predict.json",
+    ]  # fmt: skip
+    model = load_model(model_run)
+    for case in found.written:
+        expected = model.segment(images / f"{case}_0000.nii.gz")
+        label = nib.load(out / f"{case}.nii.gz")
+        assert np.array_equal(label.affine, AFFINE)
+        assert np.array_equal(np.asarray(label.dataobj), expected.array)
+        assert set(np.unique(expected.array)) <= {0, 1, 5}
+    summary = json.loads((out / "predict.json").read_text())
+    assert set(summary["cases"]) == {"case_0", "case_1"}
+    assert summary["cases"]["case_0"]["seconds"] > 0
+    assert summary["settings"]["tta"] is False
+    assert len(summary["models"]) == 1
+
+
+def test_a_second_start_segments_only_what_is_missing_or_has_changed(
+    model_run: Path, fold_runs: Path, images: Path
+) -> None:
+    predict_cases(request(model_run, images))
+    assert predict_cases(request(model_run, images)).skipped == ("case_0", "case_1")
+    (images.parent / "out" / "case_0.nii.gz").unlink()
+    write_nifti(images / "case_2_0000.nii.gz", noise(*SHAPE, seed=2))
+    found = predict_cases(request(model_run, images))
+    assert (found.written, found.skipped) == (("case_0", "case_2"), ("case_1",))
+    write_nifti(images / "case_1_0000.nii.gz", noise(*SHAPE, seed=3))
+    assert predict_cases(request(model_run, images)).written == ("case_1",)
+    denser = request(model_run, images, options=InferenceOptions(overlap=0.75))
+    assert len(predict_cases(denser).written) == 3
+    assert len(predict_cases(request(fold_runs, images)).written) == 3
+
+
+def test_a_bad_case_is_named_and_the_others_are_done(
+    model_run: Path, images: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = {
+        "nan": np.full(SHAPE, np.nan, np.float32),
+        "flat": np.ones(SHAPE[:2], np.float32),
+        "series": np.ones((*SHAPE, 2), np.float32),
+        "zero": np.zeros(SHAPE, np.float32),
+    }
+    for name, data in bad.items():
+        write_nifti(images / f"{name}_0000.nii.gz", data)
+    cut = (images / "case_0_0000.nii.gz").read_bytes()
+    (images / "cut_0000.nii.gz").write_bytes(cut[: len(cut) // 2])
+    (images / "empty_0000.nii.gz").touch()
+    found = predict_cases(request(model_run, images))
+    assert found.written == ("case_0", "case_1")
+    assert set(found.failed) == {*bad, "cut", "empty"}
+    assert found.failed["nan"] == "voxels are NaN or infinite"
+    assert str(images / "cut_0000.nii.gz") in caplog.text
+    labels = {path.name for path in (images.parent / "out").glob("*.nii.gz")}
+    assert labels == {"case_0.nii.gz", "case_1.nii.gz"}
+
+
+def test_a_missing_channel_is_the_fault_of_its_case_alone(images: Path, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", channels=("t1", "t2"))
+    shutil.copy(images / "case_1_0000.nii.gz", images / "case_1_0001.nii.gz")
+    found = predict_cases(request(run, images))
+    assert found.written == ("case_1",)
+    assert found.failed == {"case_0": "a file is missing"}
+
+
+def test_a_full_disk_ends_the_prediction_and_leaves_nothing_half_written(
+    model_run: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def save(image: Any, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise full
+
+    with monkeypatch.context() as patched:
+        patched.setattr(nib.Nifti1Image, "to_filename", save)
+        with pytest.raises(DataError, match="No space left") as caught:
+            predict_cases(request(model_run, images))
+    assert is_passing(caught.value)
+    assert not list((images.parent / "out").glob("*case*"))
+    assert len(predict_cases(request(model_run, images)).written) == 2
+
+
+def test_a_file_of_unknown_origin_is_not_replaced(model_run: Path, images: Path) -> None:
+    out = images.parent / "out"
+    out.mkdir()
+    (out / "case_0.nii.gz").write_text("a reference")
+    found = predict_cases(request(model_run, images))
+    assert found.written == ("case_1",)
+    assert "has not written" in found.failed["case_0"]
+    assert (out / "case_0.nii.gz").read_text() == "a reference"
+
+
+@pytest.mark.parametrize("inside", [".", "labels"])
+def test_an_output_inside_the_input_is_refused(model_run: Path, images: Path, inside: str) -> None:
+    with pytest.raises(DataError, match="inside the input"):
+        predict_cases(request(model_run, images, out=images / inside))
+    assert len(list(images.iterdir())) == 2
+
+
+def test_models_of_different_tasks_are_refused_before_anything_is_written(
+    model_run: Path, images: Path, tmp_path: Path
+) -> None:
+    other = write_run(tmp_path / "run", labels={"background": 0, "liver": 1, "box": 5})
+    with pytest.raises(DataError, match="different labels"):
+        predict_cases(PredictRequest((model_run, other), str(images), tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_shares_divide_the_cases_and_each_summary_has_all_that_is_done(
+    model_run: Path, images: Path
+) -> None:
+    shares = [predict_cases(request(model_run, images, share=(n, 2))) for n in range(2)]
+    assert [found.written for found in shares] == [("case_0",), ("case_1",)]
+    summary = json.loads((images.parent / "out" / "predict.json").read_text())
+    assert set(summary["cases"]) == {"case_0", "case_1"}
+
+
+def test_probabilities_lie_beside_the_label_maps(model_run: Path, images: Path) -> None:
+    predict_cases(request(model_run, images, probabilities=True, format="zarr"))
+    out = images.parent / "out"
+    label = zarr.open_group(out / "case_0.zarr", mode="r")
+    probabilities = zarr.open_group(out / "case_0.probabilities.zarr", mode="r")
+    assert probabilities["0"].dtype == np.float16
+    assert probabilities.attrs["segresmamba"]["channels"] == ["background", "ball", "box"]
+    best = np.array([0, 1, 5])[np.asarray(probabilities["0"]).argmax(0)]
+    assert (best == np.asarray(label["0"])).mean() > 0.999  # float16 makes a few equal
+    kept = load_model(model_run).segment(images / "case_0_0000.nii.gz", probabilities=True)
+    whole = LabelMap(kept.image, kept.labels).array
+    assert kept.probabilities.shape == (3, *whole.shape)
+    assert (np.array([0, 1, 5])[kept.probabilities.argmax(0)] == whole).mean() > 0.999
+
+
+def test_the_cases_of_a_store_are_segmented_in_the_geometry_of_their_files(
+    tiny_store: Path, tmp_path: Path
+) -> None:
+    from segresmamba.data import open_dataset
+
+    dataset = open_dataset(tiny_store)
+    facts = {"channels": dataset.channel_names, "preprocessing": dataset.preprocessing}
+    run = write_run(tmp_path / "run", train={"fold": 0}, **facts)
+    found = predict_cases(PredictRequest((run,), str(tiny_store), tmp_path / "out", split="val"))
+    (case,) = dataset.splits[0]["val"]
+    assert found.written == (case,)
+    raw = tiny_store.parent / "raw" / "imagesTr"
+    files = [raw / f"{case}_{channel:04d}.nii.gz" for channel in range(2)]
+    label = nib.load(tmp_path / "out" / f"{case}.nii.gz")
+    expected = load_model(run).segment(files)
+    assert np.array_equal(label.affine, expected.affine)
+    assert np.array_equal(np.asarray(label.dataobj), expected.array)
+
+
+def test_one_image_goes_to_one_new_file(model_run: Path, images: Path, tmp_path: Path) -> None:
+    label = tmp_path / "label.nrrd"
+    predict_file(request(model_run, images / "case_0_0000.nii.gz", out=label))
+    assert label.exists()
+    with pytest.raises(DataError, match="there already"):
+        predict_file(request(model_run, images / "case_0_0000.nii.gz", out=label))
+    with pytest.raises(DataError, match="2 cases"):
+        predict_file(request(model_run, images, out=tmp_path / "other.nii.gz"))
