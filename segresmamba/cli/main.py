@@ -34,6 +34,7 @@ from segresmamba.cli.conversion import (
 from segresmamba.cli.evaluate import evaluate
 from segresmamba.cli.predict import predict
 from segresmamba.cli.select import select
+from segresmamba.cli.ship import export, import_model
 from segresmamba.errors import OUR_CODE, UserError, sort_error
 from segresmamba.storage.terminal import shield_output, stop_signals
 
@@ -43,6 +44,9 @@ app = typer.Typer(
     help="Train, evaluate and apply 3D segmentation networks.",
 )
 console = Console(soft_wrap=True)
+
+app.command()(export)
+app.command("import")(import_model)
 
 Overrides = Annotated[
     list[str] | None,

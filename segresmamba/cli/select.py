@@ -26,12 +26,19 @@ def select(
     ensembles: Annotated[
         bool, typer.Option(help="Also try the ensembles of two candidates.")
     ] = True,
+    licence: Annotated[
+        str, typer.Option(help="Licence of the weights, such as CC-BY-4.0.")
+    ] = "not stated",
     workers: Annotated[int, typer.Option(min=1, help="Cores that score.")] = 2,
 ) -> None:
-    """Compare networks, and ensembles of two, on the cases that they held out; choose the best."""
-    from segresmamba.evaluation.selection import select as choose
-    from segresmamba.evaluation.selection import write_selection
+    """Compare networks, and ensembles of two, on the cases that they held out.
 
+    The best is written as one model folder, which predict takes.
+    """
+    from segresmamba.evaluation.selection import refuse_used_folder, write_selection
+    from segresmamba.evaluation.selection import select as choose
+
+    refuse_used_folder(out)
     stack = ExitStack()
 
     def progress(what: str) -> Callable[[int, int], None]:
@@ -44,5 +51,5 @@ def select(
     typer.echo(selection.reason)
     for reason in selection.decision.reasons:
         typer.echo(f"post-processing: {reason}")
-    for path in write_selection(out, selection):
+    for path in write_selection(out, selection, licence):
         typer.echo(f"written: {path}")

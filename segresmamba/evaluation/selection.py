@@ -6,7 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,12 +28,20 @@ from segresmamba.evaluation.decide_rules import Decision, decide_rules
 from segresmamba.evaluation.results import without_nan
 from segresmamba.evaluation.runs import KeptPredictions
 from segresmamba.evaluation.statistics import Statistic, statistics
+from segresmamba.inference.export import (
+    fingerprint_of,
+    origin_of,
+    refuse_used,
+    write_model_folder,
+)
 from segresmamba.inference.label_map import cannot_write
 from segresmamba.storage.atomic import write_text
 from segresmamba.storage.markdown import text
 from segresmamba.task.classes import Classes
 
 logger = logging.getLogger(__name__)
+
+_MODEL = "model"
 
 
 @dataclass(frozen=True)
@@ -167,12 +175,38 @@ def select(
     return Selection(rows, tuple(cases), _decide(ranked[0], workers, progress))
 
 
-def write_selection(folder: Path, selection: Selection) -> tuple[Path, ...]:
-    """Write selection.json and selection.md into a folder, which is created.
+def refuse_used_folder(folder: Path) -> None:
+    """Refuse a folder that holds the model of an earlier selection, before anything is computed.
 
     Raises:
-        DataError: If they cannot be written.
+        ConfigError: If it does.
     """
+    refuse_used(folder / _MODEL)
+
+
+def write_selection(folder: Path, selection: Selection, licence: str) -> tuple[Path, ...]:
+    """Write the winner as a model folder, and selection.json and selection.md beside it.
+
+    Args:
+        folder: Where to write; created.
+        selection: What was chosen.
+        licence: Licence of the weights.
+
+    Returns:
+        The model folder and the two files.
+
+    Raises:
+        UserError: If something cannot be written, or the weights cannot be read.
+    """
+    rules = selection.decision.rules
+    models = [replace(model, postprocessing=rules) for model in selection.winner.models]
+    runs = [run_of(model).path for model in models]
+    origins = [origin_of(run) for run in runs]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    model = write_model_folder(folder / _MODEL, models, origins, fingerprint_of(runs[0]), licence)
     head, *rows = ([text(cell) for cell in row] for row in selection.cells)
     lines = [
         "# Selection",
@@ -191,12 +225,11 @@ def write_selection(folder: Path, selection: Selection) -> tuple[Path, ...]:
         folder / "selection.md": "\n".join(lines),
     }
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for path, content in texts.items():
             write_text(path, content + "\n")
     except OSError as error:
         raise cannot_write(folder, error) from error
-    return tuple(texts)
+    return model, *texts
 
 
 def _common_cases(candidates: Sequence[Candidate]) -> list[str]:

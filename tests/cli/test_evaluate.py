@@ -6,8 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from segresmamba.data import convert
 from tests.cli.test_main import run
+from tests.conftest import write_nnunet_dataset
 from tests.data.raw import write_nifti
+from tests.evaluation.runs import held_out_run
 
 
 @pytest.fixture
@@ -99,3 +102,28 @@ def test_select_without_runs_is_one_screen(
     assert screen.startswith("error: ")
     assert "nowhere" in screen
     assert not list(tmp_path.iterdir())
+
+
+def test_the_chosen_model_predicts_and_its_predictions_score_as_the_run_did(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = write_nnunet_dataset(tmp_path / "raw", cases=3, size=20, channels=1)
+    convert(raw, tmp_path / "store")
+    one = held_out_run(tmp_path / "store", tmp_path / "runs" / "one", fold=0)
+    assert run(monkeypatch, "select", one, "--out", tmp_path / "chosen") == 0
+    assert "only candidate" in capsys.readouterr().out
+    assert run(monkeypatch, "select", one, "--out", tmp_path / "chosen") == 2
+    images, predictions = raw / "imagesTr", tmp_path / "predictions"
+    assert run(monkeypatch, "predict", one, images, predictions) == 0
+    scores = tmp_path / "scores"
+    words = ["--out", scores, "--workers", 1]
+    assert run(monkeypatch, "evaluate", predictions, raw / "labelsTr", *words) == 0
+    content = json.loads((scores / "results.json").read_text())
+    of_run = json.loads((one / "results.json").read_text())
+    assert content["members"] == of_run["members"]
+    for case_id, case in of_run["cases"].items():
+        for name, values in case.items():
+            found = content["cases"][case_id][name]
+            assert {key: found[key] for key in values} == pytest.approx(values)
+    assert run(monkeypatch, "predict", tmp_path / "chosen" / "model", images, tmp_path / "two") == 0
+    assert len(list((tmp_path / "two").glob("*.nii.gz"))) == 3

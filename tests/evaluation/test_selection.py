@@ -11,14 +11,20 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from segresmamba.data import convert, open_dataset
+from segresmamba.data import convert
 from segresmamba.errors import ConfigError, DataError
 from segresmamba.evaluation.candidates import Candidate, find_candidates
 from segresmamba.evaluation.runs import HeldOut
-from segresmamba.evaluation.selection import Selection, select, write_selection
+from segresmamba.evaluation.selection import (
+    Selection,
+    refuse_used_folder,
+    select,
+    write_selection,
+)
+from segresmamba.inference.trained import open_models
 from segresmamba.storage.run_folder import RunFolder
-from segresmamba.tracking.journal import Journal
 from tests.conftest import write_nnunet_dataset
+from tests.evaluation.runs import held_out_run
 from tests.inference.conftest import write_run
 
 FOLDS = (("case0", "case1"), ("case2", "case3"))
@@ -45,25 +51,7 @@ def runs(store: Path) -> Path:
     folder = store.parent / "runs"
     for name, channels in NETWORKS.items():
         for fold in range(len(FOLDS)):
-            trained(store, folder / f"{name}-{fold}", channels, fold)
-    return folder
-
-
-def trained(store: Path, folder: Path, channels: list[int], fold: int | None) -> Path:
-    dataset = open_dataset(store)
-    write_run(
-        folder,
-        seed=0 if fold is None else fold,
-        channels=dataset.channel_names,
-        labels=dataset.labels,
-        preprocessing=dataset.preprocessing,
-        data={"store": str(store)},
-        model={"name": "unet", "channels": channels},
-        train={"fold": fold, "precision": "fp32"},
-        validation={"overlays": 0},
-        tracking={"enabled": False, "system_metrics": False, "emissions": False},
-    )
-    Journal(RunFolder(folder).journal, name=folder.name).close()
+            held_out_run(store, folder / f"{name}-{fold}", channels=channels, fold=fold)
     return folder
 
 
@@ -125,7 +113,9 @@ def test_an_ensemble_averages_what_its_runs_say(runs: Path, selection: Selection
 
 
 def test_the_choice_is_written_with_its_reasons(selection: Selection, tmp_path: Path) -> None:
-    files = write_selection(tmp_path / "new" / "selection", selection)
+    out = tmp_path / "new" / "selection"
+    model, *files = write_selection(out, selection, "CC0-1.0")
+    assert model == out / "model"
     content = json.loads(files[0].read_text())
     assert content["winner"] == selection.winner.name
     assert len(content["candidates"]) == 3
@@ -139,6 +129,17 @@ def test_the_choice_is_written_with_its_reasons(selection: Selection, tmp_path: 
         console.print(selection.table)
     assert "winner" in capture.get()
     assert "ahead of" in selection.reason
+
+
+def test_the_winner_is_written_as_a_model_folder_with_its_rules(
+    selection: Selection, tmp_path: Path
+) -> None:
+    write_selection(tmp_path, selection, "CC0-1.0")
+    models = open_models(tmp_path / "model")
+    assert len(models) == len(selection.winner.models)
+    assert {model.postprocessing for model in models} == {selection.decision.rules}
+    with pytest.raises(ConfigError, match="in use"):
+        refuse_used_folder(tmp_path)
 
 
 def test_without_ensembles_only_the_candidates_are_compared(runs: Path) -> None:
@@ -156,7 +157,7 @@ def test_candidates_that_held_different_cases_out_cannot_be_compared(runs: Path)
 
 
 def test_a_run_that_held_nothing_out_is_no_candidate(store: Path, tmp_path: Path) -> None:
-    folder = trained(store, tmp_path / "all", [4, 8], None)
+    folder = held_out_run(store, tmp_path / "all", fold=None)
     with pytest.raises(ConfigError, match=r"config\.yaml: train\.fold: none"):
         select([folder], progress=quiet)
 
