@@ -20,66 +20,80 @@ console = Console(soft_wrap=True)
 _OUT = Path("evaluation")
 
 
+Target = Annotated[
+    Path, typer.Argument(help="Run folder, or a folder of predictions.", metavar="RUN")
+]
+References = Annotated[
+    Path | None,
+    typer.Argument(
+        help="Folder of labels to compare the predictions with; then no run is needed.",
+        metavar="[LABELS]",
+    ),
+]
+Metrics = Annotated[
+    str,
+    typer.Option(
+        help="usual, lesions, all, or names such as dice,nsd,lesion_f1; see docs/evaluation.md."
+    ),
+]
+ToleranceMm = Annotated[
+    str,
+    typer.Option(
+        "--tolerance-mm",
+        help="Of the normalised surface Dice: 2, or by class with a rest: liver=3,tumour=2,1.",
+    ),
+]
+Empty = Annotated[
+    str,
+    typer.Option(
+        help="What a missing structure scores: challenge (the worst value), nan (left out "
+        "where the formula has no value), zero-one (scores 0 or 1, distances left out)."
+    ),
+]
+LesionDilation = Annotated[
+    int, typer.Option(min=0, help="Voxels by which a lesion of the label is dilated.")
+]
+LesionMinimum = Annotated[
+    float,
+    typer.Option("--lesion-minimum-mm3", min=0, help="Lesions up to this size are left out."),
+]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        help="For folders: the classes, as liver=1,tumour=2,whole=1+2,ignore=3. Default: those "
+        "of a dataset.json, else every value that occurs."
+    ),
+]
+Images = Annotated[
+    Path | None, typer.Option(help="For folders: the images, for pictures of some cases.")
+]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="For folders: where to write. Default: evaluation."),
+]
+Workers = Annotated[int, typer.Option(min=1, help="Cores that score.")]
+DecidePostprocessing = Annotated[
+    bool,
+    typer.Option(
+        "--decide-postprocessing",
+        help="For a run: decide which components its predictions keep, and store it.",
+    ),
+]
+
+
 def evaluate(
-    target: Annotated[
-        Path, typer.Argument(help="Run folder, or a folder of predictions.", metavar="RUN")
-    ],
-    references: Annotated[
-        Path | None,
-        typer.Argument(
-            help="Folder of labels to compare the predictions with; then no run is needed.",
-            metavar="[LABELS]",
-        ),
-    ] = None,
-    metrics: Annotated[
-        str,
-        typer.Option(
-            help="usual, lesions, all, or names such as dice,nsd,lesion_f1; see docs/evaluation.md."
-        ),
-    ] = "usual",
-    tolerance_mm: Annotated[
-        str,
-        typer.Option(
-            "--tolerance-mm",
-            help="Of the normalised surface Dice: 2, or by class with a rest: liver=3,tumour=2,1.",
-        ),
-    ] = "1",
-    empty: Annotated[
-        str,
-        typer.Option(
-            help="What a missing structure scores: challenge (the worst value), nan (left out "
-            "where the formula has no value), zero-one (scores 0 or 1, distances left out)."
-        ),
-    ] = "challenge",
-    lesion_dilation: Annotated[
-        int, typer.Option(min=0, help="Voxels by which a lesion of the label is dilated.")
-    ] = 3,
-    lesion_minimum_mm3: Annotated[
-        float,
-        typer.Option("--lesion-minimum-mm3", min=0, help="Lesions up to this size are left out."),
-    ] = 50.0,
-    labels: Annotated[
-        str | None,
-        typer.Option(
-            help="For folders: the classes, as liver=1,tumour=2,whole=1+2,ignore=3. Default: those "
-            "of a dataset.json, else every value that occurs."
-        ),
-    ] = None,
-    images: Annotated[
-        Path | None, typer.Option(help="For folders: the images, for pictures of some cases.")
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="For folders: where to write. Default: evaluation."),
-    ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Cores that score.")] = 2,
-    decide_postprocessing: Annotated[
-        bool,
-        typer.Option(
-            "--decide-postprocessing",
-            help="For a run: decide which components its predictions keep, and store it.",
-        ),
-    ] = False,
+    target: Target,
+    references: References = None,
+    metrics: Metrics = "usual",
+    tolerance_mm: ToleranceMm = "1",
+    empty: Empty = "challenge",
+    lesion_dilation: LesionDilation = 3,
+    lesion_minimum_mm3: LesionMinimum = 50.0,
+    labels: Labels = None,
+    images: Images = None,
+    out: Out = None,
+    workers: Workers = 2,
+    decide_postprocessing: DecidePostprocessing = False,
 ) -> None:
     """Score a run's best weights on its held-out cases, or the label maps of a folder.
 

@@ -35,8 +35,12 @@ def select(
 
     The best is written as one model folder, which predict takes.
     """
-    from segresmamba.evaluation.selection import refuse_used_folder, write_selection
     from segresmamba.evaluation.selection import select as choose
+    from segresmamba.evaluation.selection_files import (
+        refuse_used_folder,
+        selection_table,
+        write_selection,
+    )
 
     refuse_used_folder(out)
     stack = ExitStack()
@@ -47,7 +51,7 @@ def select(
 
     with stack:
         selection = choose(runs, ensembles=ensembles, workers=workers, progress=progress)
-    console.print(selection.table)
+    console.print(selection_table(selection))
     typer.echo(selection.reason)
     for reason in selection.decision.reasons:
         typer.echo(f"post-processing: {reason}")

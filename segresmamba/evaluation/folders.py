@@ -11,14 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from segresmamba.data.formats.source import VOLUME_ENDINGS, strip_ending
+from segresmamba.data.formats.source import VOLUME_ENDINGS
 from segresmamba.errors import ConfigError, DataError, is_passing
 from segresmamba.evaluation.evaluation import Evaluation
+from segresmamba.evaluation.file_pairs import Pair, pair_files
 from segresmamba.evaluation.measures import Scoring, measure
 from segresmamba.evaluation.pictures import Picture, draw_chosen
 from segresmamba.evaluation.result_files import results_table, write_result_files
 from segresmamba.evaluation.results import Results
-from segresmamba.evaluation.score_pair import Pair, Scored, score_pair
+from segresmamba.evaluation.score_pair import Scored, score_pair
 from segresmamba.evaluation.structures import Structures, read_pair, structures_from_json
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def evaluate_folders(
     """
     classes = structures or _declared(predictions, labels)
     require_known_tolerances(scoring, classes.members)
-    pairs, failed = _pair_files(predictions, labels)
+    pairs, failed = pair_files(predictions, labels)
     scored: dict[str, Scored] = {}
     outcomes = _outcomes(pairs, classes, scoring, workers)
     for done, (case_id, outcome) in enumerate(outcomes, start=1):
@@ -128,63 +129,6 @@ def _declared(predictions: Path, labels: Path) -> Structures:
             return structures_from_json(path)
     logger.info("classes: every label value that occurs; to name them: --labels name=value,...")
     return Structures(None)
-
-
-def _pair_files(predictions: Path, labels: Path) -> tuple[list[Pair], dict[str, str]]:
-    """Label files with their predictions, and what to say of those that have none."""
-    found, expected = _by_case(predictions), _by_case(labels)
-    common = sorted(found.keys() & expected.keys())
-    if not common:
-        raise DataError(
-            "no prediction has the name of a label",
-            where=predictions,
-            got=f"{_first(found)}; in {labels}: {_first(expected)}",
-            remedy="name a prediction as its label; the ending may be another",
-        )
-    if more := sorted(found.keys() - expected.keys()):
-        logger.warning("%s: without a label, left out: %s", predictions, _first(more))
-    pairs = [Pair(case_id, found[case_id], expected[case_id]) for case_id in common]
-    missing = sorted(expected.keys() - found.keys())
-    return pairs, dict.fromkeys(missing, f"there is no prediction in {predictions}")
-
-
-def _by_case(folder: Path) -> dict[str, Path]:
-    """The label files of a folder, by their names without the ending."""
-    try:
-        paths = sorted(folder.iterdir())
-    except OSError as error:
-        raise DataError(
-            "a folder cannot be listed",
-            where=folder,
-            got=error.strerror,
-            remedy="give a folder of predictions and a folder of labels",
-        ) from error
-    files: dict[str, Path] = {}
-    for path in paths:
-        # macOS leaves files such as ._case_0000.nii.gz beside those that it copies.
-        if path.name.startswith(".") or not path.name.endswith(VOLUME_ENDINGS):
-            continue
-        case_id = strip_ending(path.name)
-        if case_id in files:
-            raise DataError(
-                "a folder has two files of one case",
-                where=folder,
-                got=f"{files[case_id].name}, {path.name}",
-                remedy="move one of them away",
-            )
-        files[case_id] = path
-    if not files:
-        raise DataError(
-            "a folder holds no label files",
-            where=folder,
-            got="no file that ends in " + ", ".join(VOLUME_ENDINGS),
-            remedy="give a folder of predictions and a folder of labels",
-        )
-    return files
-
-
-def _first(names: Sequence[str] | Mapping[str, Path]) -> str:
-    return ", ".join(list(names)[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _outcomes(

@@ -4,23 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from scipy import ndimage
 
 from segresmamba.errors import DataError
+from segresmamba.evaluation.file_pairs import Pair
 from segresmamba.evaluation.measures import Scoring, measure
 from segresmamba.evaluation.results import CaseValues
 from segresmamba.evaluation.structures import Labels, Structures, read_pair
-
-
-@dataclass(frozen=True)
-class Pair:
-    """The files of a case."""
-
-    case_id: str
-    prediction: Path
-    reference: Path
 
 
 @dataclass(frozen=True)

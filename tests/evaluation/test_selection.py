@@ -15,10 +15,10 @@ from segresmamba.data import convert
 from segresmamba.errors import ConfigError, DataError
 from segresmamba.evaluation.candidates import Candidate, find_candidates
 from segresmamba.evaluation.runs import HeldOut
-from segresmamba.evaluation.selection import (
-    Selection,
+from segresmamba.evaluation.selection import Selection, select
+from segresmamba.evaluation.selection_files import (
     refuse_used_folder,
-    select,
+    selection_table,
     write_selection,
 )
 from segresmamba.inference.trained import open_models
@@ -126,7 +126,7 @@ def test_the_choice_is_written_with_its_reasons(selection: Selection, tmp_path: 
     assert sum(line.startswith("|") for line in shown.splitlines()) == 5
     console = Console(width=160)
     with console.capture() as capture:
-        console.print(selection.table)
+        console.print(selection_table(selection))
     assert "winner" in capture.get()
     assert "ahead of" in selection.reason
 
