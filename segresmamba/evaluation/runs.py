@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from segresmamba.evaluation.folders import (
 from segresmamba.evaluation.measures import Scoring, measure
 from segresmamba.evaluation.pictures import Picture, draw_chosen
 from segresmamba.evaluation.result_files import results_table, write_result_files
-from segresmamba.evaluation.results import CaseValues, Results
+from segresmamba.evaluation.results import Results
 from segresmamba.evaluation.score_cases import PredictedCase, predict_case, sliding_window
 from segresmamba.inference.label_map import cannot_write
 from segresmamba.inference.postprocessing import Postprocessing, write_postprocessing
@@ -188,23 +189,29 @@ class HeldOut:
             DataError: If no case can be scored.
         """
         case_ids, members = self.task.split["val"], self.trained.classes.members
-        cases: dict[str, CaseValues] = {}
+        scores: dict[str, Future[dict[str, dict[str, float]]]] = {}
         failed: dict[str, str] = {}
-        for done, case_id in enumerate(case_ids, start=1):
-            try:
-                one = predict_case(self.sliding, self.trained.classes, self.task.dataset, case_id)
-            except DataError as error:
-                if is_passing(error):
-                    raise
-                failed[case_id] = brief(error)
-                logger.warning("case %s is left out: %s", case_id, failed[case_id])
-                continue
-            if kept is not None:
-                kept.keep(case_id, one)
-            volumes = one.predicted_XYZ, one.expected_XYZ
-            values = measure(*volumes, members, one.spacing_XYZ_mm, scoring, threads=workers)
-            cases[case_id] = values
-            progress(done, len(case_ids))
+        with ThreadPoolExecutor(1) as scorer:
+            for done, case_id in enumerate(case_ids, start=1):
+                try:
+                    one = predict_case(
+                        self.sliding, self.trained.classes, self.task.dataset, case_id
+                    )
+                except DataError as error:
+                    if is_passing(error):
+                        raise
+                    failed[case_id] = brief(error)
+                    logger.warning("case %s is left out: %s", case_id, failed[case_id])
+                    continue
+                if kept is not None:
+                    kept.keep(case_id, one)
+                wait(scores.values())  # a case is scored while the next one is predicted
+                volumes = one.predicted_XYZ, one.expected_XYZ
+                scores[case_id] = scorer.submit(
+                    measure, *volumes, members, one.spacing_XYZ_mm, scoring, threads=workers
+                )
+                progress(done, len(case_ids))
+        cases = {case_id: score.result() for case_id, score in scores.items()}
         if not cases:
             raise nothing_scored(self.task.dataset.where, failed)
         return Results(scoring, members, cases, failed)
