@@ -31,7 +31,9 @@ from segresmamba.cli.conversion import (
     Splits,
     counting,
 )
+from segresmamba.cli.evaluate import evaluate
 from segresmamba.cli.predict import predict
+from segresmamba.cli.select import select
 from segresmamba.cli.ship import export, import_model
 from segresmamba.errors import OUR_CODE, UserError, sort_error
 from segresmamba.storage.terminal import shield_output, stop_signals
@@ -247,20 +249,8 @@ def debug_batch(
         typer.echo(str(diagnosis))
 
 
-@app.command()
-def evaluate(
-    run: Run,
-) -> None:
-    """Score a run's best weights on its held-out cases, as whole volumes in original geometry."""
-    from segresmamba.evaluation import evaluate_run
-
-    evaluation = evaluate_run(run)
-    console.print(evaluation.table)
-    typer.echo(f"results:  {evaluation.results}")
-    typer.echo(f"pictures: {evaluation.overlays}")
-    typer.echo(f"watch and compare: {evaluation.ui_hint}")
-
-
+app.command()(evaluate)
+app.command()(select)
 app.command()(predict)
 
 

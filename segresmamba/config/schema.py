@@ -328,7 +328,8 @@ class ValidationConfig(Section):
     window_batch: PositiveInt = 1
     """Windows computed at once."""
     overlays: Annotated[int, Field(ge=0)] = 4
-    """How many cases are drawn as overlay pictures: those with the lowest Dice."""
+    """How many cases are drawn as overlay pictures: those with the lowest Dice. Unless it is 0, the
+    median case is drawn too."""
 
 
 class ClusterConfig(Section):

@@ -1,5 +1,6 @@
 """Dice and the 95th percentile Hausdorff distance (HD95) of whole label volumes.
 
+These two are what training validates by; `measures` has all metrics that an evaluation offers.
 Conventions, those of the BraTS challenge:
 
 - HD95 is the larger of the two directed 95th percentiles, in mm, between surface voxels (voxels of
@@ -16,10 +17,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy import ndimage
+from numpy.typing import ArrayLike
 
-Mask = NDArray[np.bool_]
+from segresmamba.evaluation.mask_pairs import ClassPairs, MaskPair
+from segresmamba.evaluation.surfaces import Mask
 
 
 @dataclass(frozen=True)
@@ -58,18 +59,15 @@ def score(
     Raises:
         ValueError: If the shapes differ or are not three-dimensional.
     """
-    found, expected = np.asarray(prediction), np.asarray(reference)
-    if found.shape != expected.shape or found.ndim != 3:
-        raise ValueError(f"cannot compare volumes of shapes {found.shape} and {expected.shape}")
-    voxel_ml = float(np.prod(spacing_mm)) / 1000
+    pairs = ClassPairs(prediction, reference, spacing_mm)
     scores = {}
     for name, values in members.items():
-        found_mask, expected_mask = np.isin(found, values), np.isin(expected, values)
+        pair = pairs[values]
         scores[name] = Score(
-            dice=dice(found_mask, expected_mask),
-            hd95_mm=hd95_mm(found_mask, expected_mask, spacing_mm),
-            reference_ml=voxel_ml * int(np.count_nonzero(expected_mask)),
-            prediction_ml=voxel_ml * int(np.count_nonzero(found_mask)),
+            dice=dice(pair.prediction, pair.reference),
+            hd95_mm=hd95_of(pair),
+            reference_ml=pair.voxel_ml * pair.reference_voxels,
+            prediction_ml=pair.voxel_ml * pair.predicted_voxels,
         )
     return scores
 
@@ -91,16 +89,12 @@ def hd95_mm(prediction: Mask, reference: Mask, spacing_mm: Sequence[float]) -> f
     Returns:
         Millimetres; 0 if both masks are empty, the diagonal of the volume if one is.
     """
-    if not (prediction.any() and reference.any()):
-        missed = bool(prediction.any() or reference.any())
-        return float(np.linalg.norm(np.multiply(prediction.shape, spacing_mm))) if missed else 0.0
-    # The distances between the surfaces do not change in the box around both, and it is smaller.
-    (box,) = ndimage.find_objects((prediction | reference).astype(np.uint8))
-    surfaces: list[Mask] = [
-        mask & ~ndimage.binary_erosion(mask) for mask in (prediction[box], reference[box])
-    ]
-    to_prediction, to_reference = (
-        ndimage.distance_transform_edt(~surface, sampling=spacing_mm) for surface in surfaces
-    )
-    directed = to_reference[surfaces[0]], to_prediction[surfaces[1]]
-    return float(max(np.percentile(distances, 95) for distances in directed))
+    diagonal_mm = float(np.linalg.norm(np.multiply(prediction.shape, spacing_mm)))
+    return hd95_of(MaskPair(prediction, reference, spacing_mm, diagonal_mm))
+
+
+def hd95_of(pair: MaskPair) -> float:
+    """`hd95_mm` of two masks that are cut out of their volumes."""
+    if pair.surfaces is None:
+        return pair.diagonal_mm if pair.predicted_voxels or pair.reference_voxels else 0.0
+    return pair.surfaces.hd95_mm

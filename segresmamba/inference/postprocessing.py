@@ -78,14 +78,33 @@ def apply(
     for rule in rules:
         mask = np.isin(cleaned, rule.values)
         for box in ndimage.find_objects(mask.astype(np.uint8)):  # one, or none
-            components, _ = ndimage.label(mask[box], _CONNECTED)
-            voxels = np.bincount(components.ravel())
-            voxels[0] = 0
-            kept = voxels >= rule.minimum_mm3 / prod(spacing_mm) - _ROUNDING
-            if rule.keep_largest:
-                kept &= np.arange(len(voxels)) == voxels.argmax()
+            components = connected_components(mask[box])
+            kept = kept_components(rule, np.bincount(components.ravel()), prod(spacing_mm))
             cleaned[box][mask[box] & ~kept[components]] = 0
     return cleaned
+
+
+def connected_components(mask: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
+    """Number the components of a mask from 1; 0 is what lies outside."""
+    components: npt.NDArray[Any] = ndimage.label(mask, _CONNECTED)[0]
+    return components
+
+
+def kept_components(
+    rule: Rule, voxels: npt.NDArray[np.intp], voxel_mm3: float
+) -> npt.NDArray[np.bool_]:
+    """Which components a rule keeps.
+
+    Args:
+        rule: The rule.
+        voxels: The size of each component by its number; what lies outside, number 0, is kept.
+        voxel_mm3: Volume of a voxel.
+    """
+    kept: npt.NDArray[np.bool_] = voxels >= rule.minimum_mm3 / voxel_mm3 - _ROUNDING
+    if rule.keep_largest and len(voxels) > 1:
+        kept &= np.arange(len(voxels)) == 1 + voxels[1:].argmax()
+    kept[0] = True
+    return kept
 
 
 def write_postprocessing(weights: Path, record: Postprocessing) -> Path:

@@ -87,7 +87,9 @@ def open_models(path: Path) -> list[TrainedModel]:
     elif RunFolder(path).config.exists():
         models = [_of_run(path)]
     else:
-        models = [_of_run(run) for run in _trained_runs(path)]
+        runs = trained_runs(path)
+        logger.info("%s: averaging %s", path, ", ".join(run.name for run in runs))
+        models = [_of_run(run) for run in runs]
     require_same_task(models)
     return models
 
@@ -148,8 +150,12 @@ def _of_run(path: Path) -> TrainedModel:
     return TrainedModel.from_run(run.best, run.config)
 
 
-def _trained_runs(folder: Path) -> list[Path]:
-    """The runs in a folder, or of a sweep, that have best weights."""
+def trained_runs(folder: Path) -> list[Path]:
+    """The runs in a folder, or of a sweep, that have best weights; at least one.
+
+    Raises:
+        UserError: If there is none, or the sweep's record cannot be read.
+    """
     if (folder / _SWEEP_FILE).exists():
         try:
             named = [Path(trial["run"]) for trial in _json(folder / _SWEEP_FILE)["trials"]]
@@ -171,7 +177,6 @@ def _trained_runs(folder: Path) -> list[Path]:
     if len(trained) < len(runs):
         left = ", ".join(run.name for run in runs if run not in trained)
         logger.warning("%s: these runs have no best weights and are left out: %s", folder, left)
-    logger.info("%s: averaging %s", folder, ", ".join(run.name for run in trained))
     return trained
 
 

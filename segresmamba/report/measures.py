@@ -6,7 +6,7 @@ A measure is None if what it needs was not recorded.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
@@ -36,9 +36,9 @@ class CaseScore:
     """How well one case was segmented."""
 
     dice: float
-    """Mean over the classes."""
-    hd95_mm: float
-    """Mean over the classes."""
+    """Mean over the classes that have one, see `segresmamba evaluate --empty`."""
+    hd95_mm: float | None
+    """Mean over the classes that have one; None if none has."""
     classes: Mapping[str, float]
     """Dice of each class."""
 
@@ -182,11 +182,16 @@ def _cases(history: History) -> dict[str, CaseScore]:
         cases = json.loads(path.read_text(encoding="utf-8"))["cases"]
         return {
             case_id: CaseScore(
-                dice=fmean(score["dice"] for score in scores.values()),
-                hd95_mm=fmean(score["hd95_mm"] for score in scores.values()),
-                classes={name: float(score["dice"]) for name, score in scores.items()},
+                dice=dice,
+                hd95_mm=_mean(score["hd95_mm"] for score in scores.values()),
+                classes={
+                    name: float(score["dice"])
+                    for name, score in scores.items()
+                    if score["dice"] is not None
+                },
             )
             for case_id, scores in cases.items()
+            if (dice := _mean(score["dice"] for score in scores.values())) is not None
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
@@ -201,13 +206,19 @@ def _scores(history: History, cases: Mapping[str, CaseScore]) -> tuple[float | N
     """Dice and HD95 of the evaluation; without one, of the best validation."""
     if cases:
         scores = cases.values()
-        return fmean(case.dice for case in scores), fmean(case.hd95_mm for case in scores)
+        return fmean(case.dice for case in scores), _mean(case.hd95_mm for case in scores)
     dice = history.curves.get(_VALIDATION_DICE)
     if not dice:
         return None, None
     best = max(dice, key=lambda point: point.value)
     hd95_mm = {point.step: point.value for point in history.curves.get(_VALIDATION_HD95, ())}
     return best.value, hd95_mm.get(best.step)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Mean of the values that are defined; None if none is."""
+    defined = [value for value in values if value is not None]
+    return fmean(defined) if defined else None
 
 
 def _scaled(value: float | None, factor: float) -> float | None:

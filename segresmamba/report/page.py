@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 import segresmamba
-from segresmamba.report import captions, markdown
+from segresmamba.report import captions
 from segresmamba.report.groups import (
     Group,
     WorstCase,
@@ -36,6 +36,7 @@ from segresmamba.report.tables import (
     runs_table,
     significance_table,
 )
+from segresmamba.storage import markdown
 from segresmamba.storage.atomic import sync_tree
 
 logger = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ Submitting a job and checking a queue read these paths too, so this module does 
                               versions wrote weights.pt; it is read until a better one replaces it
     best/postprocessing.json  which components their labels keep, see inference
     overlays/                 pictures of the last evaluation
-    results.json              metrics of the last evaluation
-    earlier-1/                best/, overlays/ and results.json of an attempt before the current one
+    results.json              metrics of the last evaluation; results.csv and results.md for readers
+    earlier-1/                best/, overlays/ and results.* of an attempt before the current one
     emissions.json            energy ledger
     mlflow.json               the run in MLflow, and how much of the journal it has
     failure.txt               traceback of the last failure
@@ -115,7 +115,7 @@ class RunFolder:
         free = next(candidate for candidate in aside if not candidate.exists())
         free.mkdir()
         # The weights last: while they are in place, the next start does this again.
-        for path in (self.results, self.overlays, self.best.parent):
+        for path in (*self.path.glob("results.*"), self.overlays, self.best.parent):
             if path.exists():
                 path.rename(free / path.name)
         return free

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,19 @@ def test_the_peak_while_training_on_the_device_comes_first(tmp_path: Path) -> No
 def test_without_an_evaluation_the_best_validation_counts(tmp_path: Path) -> None:
     run = run_of(record_run(tmp_path, "one"))
     assert (run.dice, run.hd95_mm, run.scored_by) == (0.5, 7.0, "validation")
+
+
+def test_scores_that_are_not_defined_are_left_out(tmp_path: Path) -> None:
+    folder = record_run(tmp_path, "one", cases={"a": 0.9, "b": 0.5})
+    content = json.loads((folder / "results.json").read_text())
+    for metric in ("dice", "hd95_mm"):
+        content["cases"]["a"]["box"][metric] = None
+        content["cases"]["b"] = {name: {"dice": None, "hd95_mm": None} for name in ("ball", "box")}
+    (folder / "results.json").write_text(json.dumps(content))
+    run = run_of(folder)
+    assert (run.dice, run.hd95_mm) == (pytest.approx(0.9), pytest.approx(3.0))
+    assert list(run.cases) == ["a"]
+    assert list(run.cases["a"].classes) == ["ball"]
 
 
 def test_what_was_not_recorded_is_missing(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ _ROUNDING_VOXELS = 0.01
 # twentieth of a voxel. More than this is another grid.
 _GRID_TOLERANCE_VOXELS = 0.1
 _INT16 = np.iinfo(np.int16)
+_FIRST = "the case's first image"
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def read_volume(
     steps = preprocessing.nnunet
     channels: list[npt.NDArray[Any]] = []
     for file in chain([first], others):
-        there = _on_grid(file, original, resample=resample_mismatched, order=1)
+        there = _on_grid(file, original, _FIRST, resample=resample_mismatched, order=1)
         if steps is not None:
             there = replace(there, affine=nnunet.seen_affine(there.affine, steps))
         planes = there.planes()
@@ -177,6 +178,7 @@ def read_label(
     *,
     renumbered: dict[int, int] | None = None,
     resample_mismatched: bool = False,
+    other: str = _FIRST,
 ) -> tuple[npt.NDArray[Any], OriginalGrid]:
     """Read a label map.
 
@@ -187,6 +189,7 @@ def read_label(
         renumbered: Value in the file to declared value, where they differ.
         resample_mismatched: Resample a label on another grid onto the image's, instead of refusing
             it.
+        other: What has the grid, for errors.
 
     Returns:
         (D, H, W) array of uint8, or int16 where declared values exceed 255, on the RAS grid; and
@@ -195,7 +198,7 @@ def read_label(
     Raises:
         DataError: As `read_volume`; also if values are not integers or not declared.
     """
-    label = _on_grid(open_voxels(path), grid, resample=resample_mismatched, order=0)
+    label = _on_grid(open_voxels(path), grid, other, resample=resample_mismatched, order=0)
     highest = max(labels.values())
     declared = np.isin(np.arange(highest + 1), list(labels.values()))
     dtype = np.uint8 if highest <= np.iinfo(np.uint8).max else np.int16
@@ -309,9 +312,11 @@ def _renumber(
     return out
 
 
-def _on_grid(file: VoxelFile, grid: OriginalGrid, *, resample: bool, order: int) -> VoxelFile:
+def _on_grid(
+    file: VoxelFile, grid: OriginalGrid, other: str, *, resample: bool, order: int
+) -> VoxelFile:
     """The file itself if it has this grid. A file with another grid is resampled, or refused."""
-    mismatch = _mismatch(file, grid)
+    mismatch = _mismatch(file, grid, other)
     if mismatch is None:
         return file
     if not resample:
@@ -343,8 +348,8 @@ def _on_grid(file: VoxelFile, grid: OriginalGrid, *, resample: bool, order: int)
     )
 
 
-def _mismatch(file: VoxelFile, grid: OriginalGrid) -> DataError | None:
-    """How the grid of a file differs from this one, as an error; None if it does not.
+def _mismatch(file: VoxelFile, grid: OriginalGrid, other: str) -> DataError | None:
+    """How the grid of a file differs from that of another, as an error; None if it does not.
 
     They are compared on the RAS grid: the same voxels in another order of axes are the same grid.
     """
@@ -354,11 +359,11 @@ def _mismatch(file: VoxelFile, grid: OriginalGrid) -> DataError | None:
         return DataError(
             "two files of a case have different shapes",
             where=file.path,
-            got=f"{file.shape_XYZ}, and {grid.shape_XYZ} in the case's first image",
+            got=f"{file.shape_XYZ}, and {grid.shape_XYZ} in {other}",
             remedy="resample one onto the other's grid (labels with nearest neighbour)",
         )
     apart = geometry.corner_distance_voxels(shape_DHW[::-1], expected, affine)
-    got = f"corners up to {apart:.3g} voxels from those of the case's first image"
+    got = f"corners up to {apart:.3g} voxels from those of {other}"
     if apart > _GRID_TOLERANCE_VOXELS:
         return DataError(
             "two files of a case have different affines",

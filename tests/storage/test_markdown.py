@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segresmamba.report import write_report
-from segresmamba.report.markdown import destination, text
+from segresmamba.storage.markdown import destination, text
 from tests.report.recorded import record_run
 
 EVIL = "a|b`c`<img src=x onerror=alert(1)>\n\n# [click](http://evil) ![x](y) **z** &lt;"
