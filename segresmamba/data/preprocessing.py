@@ -33,8 +33,8 @@ _CONSTANT = 1e-3
 """Deviation, as a share of the largest intensity, up to which a channel counts as constant."""
 _REMEDIES = {
     "spacing": "give keep, median, or three sizes in mm along D, H and W, as in --spacing 3,1,1",
-    "intensity": "give auto, zscore, ct, rescale01, rgb or stored; or one of them for each "
-    "channel, as in --intensity ct,zscore",
+    "intensity": "give auto, zscore, zscore-whole, ct, rescale01, rgb or stored; or one of them "
+    "for each channel, as in --intensity ct,zscore",
     "dtype": "give auto, float32, float16 or int16",
 }
 
@@ -54,6 +54,7 @@ class Policy(StoreRecord):
     """How the training device normalises intensities: one choice for all channels, or one each.
 
     - zscore: by the mean and deviation of the case's non-zero voxels
+    - zscore-whole: by those of all its voxels
     - ct: clipped to percentiles of the foreground of all cases, then by its mean and deviation
     - rescale01: from 0 to 1 over the case's range, 0 included
     - rgb: divided by 255
@@ -125,13 +126,16 @@ class Normalisation(StoreRecord):
         match self.kind:
             case "ct":
                 return self.low, self.high, self.mean, self.std
-            case "zscore":
+            case "zscore" | "zscore-whole":
                 largest = max(abs(statistics.min), abs(statistics.max))
-                if statistics.std <= _CONSTANT * largest:
+                mean, std = statistics.mean, statistics.std
+                if self.kind == "zscore-whole":
+                    mean, std = _of_all_voxels(statistics)
+                if std <= _CONSTANT * largest:
                     # A mask or a map of one value. Divided by a deviation of nearly 0, its zeros
                     # would reach the network as numbers without bound.
                     return -np.inf, np.inf, 0.0, largest
-                return -np.inf, np.inf, statistics.mean, statistics.std
+                return -np.inf, np.inf, mean, std
             case "rescale01":
                 # Statistics are those of non-zero voxels, and nearly every image has zeros too.
                 low, high = min(0.0, statistics.min), max(0.0, statistics.max)
@@ -197,6 +201,15 @@ class Preprocessing(StoreRecord):
         units = np.array(scale or [1.0] * len(bounds))
         bounds_C4: npt.NDArray[np.float32] = np.array(bounds) / units[:, None]
         return bounds_C4.astype(np.float32)
+
+
+def _of_all_voxels(statistics: ChannelStatistics) -> tuple[float, float]:
+    """Mean and deviation of all voxels, from those of the voxels that are not zero."""
+    share = statistics.nonzero_share
+    if share is None:
+        raise ValueError("the record lacks the share of non-zero voxels, which zscore-whole needs")
+    variance = share * (statistics.std**2 + (1 - share) * statistics.mean**2)
+    return share * statistics.mean, float(np.sqrt(variance))
 
 
 def _mm(spacing_3: Iterable[float]) -> str:

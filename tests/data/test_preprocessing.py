@@ -26,9 +26,10 @@ from segresmamba.data import (
 )
 from segresmamba.data.preprocessing import Normalisation, ct_normalisation
 from segresmamba.data.records import Intensity, Spacing
+from segresmamba.data.store.manifest import Manifest, build_manifest
 from segresmamba.data.volumes.statistics import channel_statistics
 from segresmamba.errors import DataError
-from tests.data.raw import AFFINE, describe, image_path, label_path, write_nifti, write_raw
+from tests.data.raw import AFFINE, SHAPES, describe, image_path, label_path, write_nifti, write_raw
 
 KEEP = {"spacing": "keep", "crop": False, "intensity": "auto", "dtype": "auto"}
 
@@ -116,6 +117,8 @@ def test_names_of_channels_mean_what_they_mean_to_nnunet() -> None:
     [
         ("zscore", [0, 1, 1, 1], [0, 1, 1, 1]),  # a mask stays a mask
         ("zscore", [0, -4, -4], [0, -1, -1]),
+        ("zscore-whole", [0, 0, 3, 3], [-1, -1, 1, 1]),
+        ("zscore-whole", [7, 7, 7], [1, 1, 1]),
         ("rescale01", [0, 50, 200], [0, 0.25, 1]),
         ("rescale01", [-100, 0, 100], [0, 0.5, 1]),
         ("rgb", [0, 51, 255], [0, 0.2, 1]),
@@ -130,6 +133,43 @@ def test_intensities_stay_bounded(
     image = torch.tensor(values).reshape(1, 1, 1, 1, -1).float()
     normalised = normalise(image, torch.from_numpy(bounds_14)[None])
     assert normalised.flatten().tolist() == pytest.approx(expected)
+
+
+def test_the_whole_image_is_normalised_by_the_mean_and_deviation_of_all_voxels(
+    tmp_path: Path,
+) -> None:
+    raw = write_raw(tmp_path / "raw", SHAPES[:2])
+    dataset = resampled(raw, tmp_path / "store", crop=True, intensity="zscore-whole")
+    for case_id in dataset.case_ids:
+        case = dataset[case_id]
+        image_CDHW = torch.from_numpy(case.read()[0]).float()
+        normalised = normalise(image_CDHW[None], torch.from_numpy(case.normalisation_C4)[None])
+        assert normalised.mean().item() == pytest.approx(0, abs=1e-5)
+        assert normalised.std(correction=0).item() == pytest.approx(1, abs=1e-5)
+
+
+def test_records_of_earlier_versions_lack_the_share_of_non_zero_voxels(
+    sound_store: Path,
+) -> None:
+    manifest = open_dataset(sound_store).manifest
+    content = json.loads(manifest.model_dump_json())
+    for record in content["cases"].values():
+        for one in record["statistics"]:
+            assert one.pop("nonzero_share") > 0.99
+    earlier = Manifest.model_validate(content)
+    again = build_manifest(
+        earlier.name,
+        earlier.channel_names,
+        earlier.labels,
+        earlier.storage,
+        earlier.cases,
+        splits=earlier.splits,
+    )
+    assert again.digest == manifest.digest
+    assert "nonzero_share" not in again.fingerprint["mean_intensities"]["channel 0"]
+    whole = Preprocessing(normalisation=(Normalisation(kind="zscore-whole"),) * 2)
+    with pytest.raises(ValueError, match="lacks the share"):
+        whole.for_case(earlier.cases["case_0"].statistics)
 
 
 def test_each_channel_gets_its_intensity() -> None:

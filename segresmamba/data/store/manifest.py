@@ -183,8 +183,10 @@ def dataset_fingerprint(
     voxel_ml = [float(np.prod(case.spacing_mm)) / 1000 for case in cases]
 
     def channel(index: int) -> dict[str, float]:
-        statistics = [case.statistics[index].model_dump() for case in cases]
-        return {key: float(np.mean([one[key] for one in statistics])) for key in statistics[0]}
+        # Records of earlier versions lack the share of non-zero voxels.
+        statistics = [case.statistics[index].model_dump(exclude_none=True) for case in cases]
+        keys = [key for key in statistics[0] if all(key in one for one in statistics)]
+        return {key: float(np.mean([one[key] for one in statistics])) for key in keys}
 
     def volume_ml(value: int) -> float:
         voxels = [case.class_voxels.get(value, 0) for case in cases]
