@@ -20,6 +20,8 @@ from segresmamba.errors import DataError
 
 logger = logging.getLogger(__name__)
 
+CT_KINDS = frozenset({"ct", "ct-clipped"})
+"""Intensities that are normalised by the foreground of all cases."""
 _CT_PERCENTILES = (0.5, 99.5)  # as in nnU-Net
 # What nnU-Net reads from the names of channels in dataset.json; all other names mean zscore.
 _BY_NAME: dict[str, Intensity] = {
@@ -33,8 +35,8 @@ _CONSTANT = 1e-3
 """Deviation, as a share of the largest intensity, up to which a channel counts as constant."""
 _REMEDIES = {
     "spacing": "give keep, median, or three sizes in mm along D, H and W, as in --spacing 3,1,1",
-    "intensity": "give auto, zscore, zscore-whole, ct, rescale01, rgb or stored; or one of them "
-    "for each channel, as in --intensity ct,zscore",
+    "intensity": "give auto, zscore, zscore-whole, ct, ct-clipped, rescale01, rgb or stored; or "
+    "one of them for each channel, as in --intensity ct,zscore",
     "dtype": "give auto, float32, float16 or int16",
 }
 
@@ -50,12 +52,13 @@ class Policy(StoreRecord):
     """Voxel size: each case keeps its own, or all get the median, or this one in mm, (D, H, W)."""
     crop: bool = False
     """Whether cases are cut to the box around the voxels that are not zero in some channel."""
-    intensity: tuple[Literal["auto"] | Intensity, ...] = ("auto",)
+    intensity: tuple[Literal["auto", "ct-clipped"] | Intensity, ...] = ("auto",)
     """How the training device normalises intensities: one choice for all channels, or one each.
 
     - zscore: by the mean and deviation of the case's non-zero voxels
     - zscore-whole: by those of all its voxels
     - ct: clipped to percentiles of the foreground of all cases, then by its mean and deviation
+    - ct-clipped: the same, and clipped before it is stored
     - rescale01: from 0 to 1 over the case's range, 0 included
     - rgb: divided by 255
     - stored: not at all

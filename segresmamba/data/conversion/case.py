@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from segresmamba.data.conversion.plan import ConversionPlan
 from segresmamba.data.formats.source import SourceCase
-from segresmamba.data.preprocessing import Preprocessing
+from segresmamba.data.preprocessing import CT_KINDS, Policy, Preprocessing
 from segresmamba.data.store.case_writer import write_case
 from segresmamba.data.store.manifest import CaseRecord, SourceFile
 from segresmamba.data.volumes.dtypes import to_policy_dtype
@@ -48,11 +49,9 @@ def convert_case(plan: ConversionPlan, case: SourceCase) -> CaseRecord:
     if volume.transform:
         known = annotated(reference_DHW, ignored)
         _warn_of_lost_labels(case.case_id, volume.transform, known, voxels)
-    # Before the image changes its dtype, which uses it up.
-    foreground = tuple(
-        foreground_sample(channel_DHW, known_DHW, sum(voxels.values())) if kind == "ct" else ()
-        for channel_DHW, kind in zip(volume.image_CDHW, policy.intensity, strict=True)
-    )
+    # Before the image is clipped and changes its dtype, which uses it up.
+    foreground = _foreground(volume, known_DHW, sum(voxels.values()), policy)
+    _clip(volume.image_CDHW, plan.storage.clip)
     image_CDHW, scale = to_policy_dtype(volume.image_CDHW, volume.statistics, policy, path)
     record = CaseRecord(
         shape_CDHW=image_CDHW.shape,
@@ -63,7 +62,7 @@ def convert_case(plan: ConversionPlan, case: SourceCase) -> CaseRecord:
         original_header=original.text,
         statistics=volume.statistics,
         scale=scale,
-        foreground=foreground if "ct" in policy.intensity else (),
+        foreground=foreground if CT_KINDS & set(policy.intensity) else (),
         grid_transform=volume.transform,
         class_voxels=voxels,
         class_positions={value: positions_kept(count) for value, count in voxels.items()},
@@ -91,6 +90,19 @@ def convert_case(plan: ConversionPlan, case: SourceCase) -> CaseRecord:
             "is left and finished cases are not redone",
         ) from error
     return record
+
+
+def case_foreground(plan: ConversionPlan, case: SourceCase) -> tuple[tuple[float, ...], ...]:
+    """The intensities that stand for the labelled voxels of each CT channel; see `CaseRecord`.
+
+    Raises:
+        DataError: As `convert_case`.
+    """
+    volume, reference_DHW, _ = _read(plan, case)
+    label_DHW = volume.transform.label(reference_DHW) if volume.transform else reference_DHW
+    known_DHW = annotated(label_DHW, plan.storage.ignore_value)
+    voxels = sum(class_voxels(known_DHW).values())
+    return _foreground(volume, known_DHW, voxels, plan.storage.policy)
 
 
 def digest(array: npt.NDArray[Any]) -> str:
@@ -140,6 +152,30 @@ def _read(plan: ConversionPlan, case: SourceCase) -> tuple[Volume, npt.NDArray[A
         resample_mismatched=resample,
     )
     return volume, reference_DHW, original
+
+
+def _foreground(
+    volume: Volume, known_DHW: npt.NDArray[Any], voxels: int, policy: Policy
+) -> tuple[tuple[float, ...], ...]:
+    return tuple(
+        foreground_sample(channel_DHW, known_DHW, voxels) if kind in CT_KINDS else ()
+        for channel_DHW, kind in zip(volume.image_CDHW, policy.intensity, strict=True)
+    )
+
+
+def _clip(image_CDHW: npt.NDArray[Any], clip: Sequence[tuple[float, float] | None]) -> None:
+    """Clip an image in place, to the whole numbers around the bounds of each channel.
+
+    So integers stay integers, and training, which clips to the bounds themselves, sees no change.
+    """
+    for channel_DHW, bounds in zip(image_CDHW, clip, strict=False):
+        if bounds is None:
+            continue
+        low, high = np.floor(bounds[0]), np.ceil(bounds[1])
+        if channel_DHW.dtype == np.int16:
+            low, high = np.clip((low, high), -(2**15), 2**15 - 1)
+        for plane_HW in channel_DHW:  # plane by plane: temporary arrays stay small
+            plane_HW.clip(plane_HW.dtype.type(low), plane_HW.dtype.type(high), out=plane_HW)
 
 
 def _warn_of_lost_labels(
