@@ -28,7 +28,9 @@ from segresmamba.data.volumes.statistics import (
     positions_kept,
     with_ignored,
 )
+from segresmamba.data.volumes.tiff import spacing_file
 from segresmamba.data.volumes.volume import Volume, read_label, read_volume
+from segresmamba.data.volumes.voxel_file import FOR_2D
 from segresmamba.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -121,7 +123,9 @@ def source_files(case: SourceCase, source: Path) -> tuple[SourceFile, ...]:
     """
     files = []
     for named in (*case.images, case.label):
-        for path in sorted(named.iterdir()) if named.is_dir() else [named]:  # a series, or a file
+        beside = spacing_file(named)
+        single = [named, *([beside] if beside else [])]
+        for path in sorted(named.iterdir()) if named.is_dir() else single:  # a series, or a file
             status = path.stat()
             files.append(
                 SourceFile(
@@ -144,6 +148,13 @@ def _read(plan: ConversionPlan, case: SourceCase) -> tuple[Volume, npt.NDArray[A
             spacing_mm=plan.storage.spacing_mm, crop=plan.storage.policy.crop
         ),
     )
+    if 1 in volume.original.shape_XYZ:
+        raise DataError(
+            "a case is a 2D image",
+            where=case.images[0],
+            got=f"shape {volume.original.shape_XYZ}",
+            remedy=f"convert volumes; {FOR_2D}",
+        )
     reference_DHW, original = read_label(
         case.label,
         with_ignored(plan.dataset.labels, plan.storage.ignore_value),

@@ -1,4 +1,4 @@
-"""DICOM series, NRRD and MetaImage through SimpleITK.
+"""DICOM series, NRRD, MetaImage and TIFF stacks through SimpleITK.
 
 A series is read a few slices at a time, so that its voxels are in memory once only. SimpleITK reads
 the other formats as a whole.
@@ -18,6 +18,7 @@ import SimpleITK as sitk  # noqa: N813
 
 from segresmamba.data.untrusted import require_voxels
 from segresmamba.data.volumes.dicom_series import SliceHeader, common_pixel_type, read_slices
+from segresmamba.data.volumes.tiff import TIFF_SUFFIXES, spacing_mm
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _SLICES_AT_ONCE = 8
@@ -58,7 +59,11 @@ def open_itk(path: Path) -> ItkFile:
     sitk.ProcessObject.GlobalWarningDisplayOff()
     if not path.is_dir():
         _require_voxels(path)
-        return _whole(sitk.ReadImage(str(path)))
+        image = sitk.ReadImage(str(path))
+        if path.suffix.lower() in TIFF_SUFFIXES and image.GetDimension() == 3:
+            # Its own tags give the size of pixels on paper, and none of slices.
+            image.SetSpacing(spacing_mm(path)[::-1])
+        return _whole(image)
     slices = read_slices(path)
     if len(slices) == 1:  # perhaps with all slices in it
         return _whole(sitk.ReadImage(str(slices[0].path)))
@@ -127,6 +132,7 @@ def _series(slices: Sequence[SliceHeader]) -> ItkFile:
 def _affine(image: Any) -> npt.NDArray[np.float64]:
     affine = np.eye(4)
     axes = np.reshape(image.GetDirection(), (image.GetDimension(),) * 2)[:3, :3]
-    affine[:3, :3] = axes * np.array(image.GetSpacing()[:3])
-    affine[:3, 3] = image.GetOrigin()[:3]
+    count = len(axes)  # 2 in a single image, which has no place in space and is refused later
+    affine[:count, :count] = axes * np.array(image.GetSpacing()[:3])
+    affine[:count, 3] = image.GetOrigin()[:3]
     return _LPS_TO_RAS @ affine

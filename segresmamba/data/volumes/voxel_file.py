@@ -26,6 +26,7 @@ from nibabel.wrapstruct import WrapStructError
 from segresmamba.data.untrusted import require_voxels
 from segresmamba.data.volumes import geometry
 from segresmamba.data.volumes.geometry import Affine
+from segresmamba.data.volumes.tiff import TIFF_SUFFIXES
 from segresmamba.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,10 @@ _UNREADABLE = (
     OSError, EOFError, zlib.error, ValueError, OverflowError, RuntimeError,
     ImageFileError, HeaderDataError, WrapStructError,
 )  # fmt: skip
-_ITK_SUFFIXES = {".nrrd", ".nhdr", ".mha", ".mhd"}
+_ITK_SUFFIXES = {".nrrd", ".nhdr", ".mha", ".mhd"} | TIFF_SUFFIXES
+
+FOR_2D = "for single images use a tool for 2D, such as nnU-Net with -c 2d"
+"""The end of the remedy for images that are not volumes."""
 
 Planes = Iterator[npt.NDArray[Any]]
 
@@ -72,7 +76,7 @@ class VoxelFile:
 
 
 def open_voxels(path: Path, channels: int = 0) -> VoxelFile:
-    """Read the header of a NIfTI, NRRD or MetaImage file, or of a folder with a DICOM series.
+    """Read the header of a NIfTI, NRRD, MetaImage or TIFF file, or of a folder of DICOM.
 
     Args:
         path: The file or folder.
@@ -99,7 +103,9 @@ def open_voxels(path: Path, channels: int = 0) -> VoxelFile:
             "a volume must have three dimensions",
             where=path,
             got=f"shape {file.shape}",
-            remedy="write one file per channel or time point",
+            remedy="write one file per channel or time point"
+            if len(file.shape) > 3
+            else f"convert volumes; {FOR_2D}",
         )
     if not geometry.is_usable(file.affine):
         raise DataError(
