@@ -21,6 +21,9 @@ from nibabel.affines import apply_affine, voxel_sizes
 Affine = npt.NDArray[np.float64]
 """4x4: voxel (x, y, z) to RAS mm, NIfTI's convention."""
 
+LPS_TO_RAS: Affine = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""From the axes of DICOM and ITK to those of NIfTI."""
+
 _RAS = np.array([[0, 1], [1, 1], [2, 1]])
 
 

@@ -24,7 +24,7 @@ from segresmamba.data.volumes.geometry import Affine, OriginalGrid
 from segresmamba.data.volumes.mapped_arrays import mapped_zeros
 from segresmamba.data.volumes.resampling import GridTransform, grid_transform
 from segresmamba.data.volumes.statistics import channel_statistics
-from segresmamba.data.volumes.voxel_file import Planes, VoxelFile, open_voxels
+from segresmamba.data.volumes.voxel_file import Planes, VoxelFile, open_label, open_voxels
 from segresmamba.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ def read_label(
     Raises:
         DataError: As `read_volume`; also if values are not integers or not declared.
     """
-    label = _on_grid(open_voxels(path), grid, resample=resample_mismatched, order=0)
+    label = _on_grid(open_label(path, labels, grid), grid, resample=resample_mismatched, order=0)
     highest = max(labels.values())
     declared = np.isin(np.arange(highest + 1), list(labels.values()))
     dtype = np.uint8 if highest <= np.iinfo(np.uint8).max else np.int16
