@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from segresmamba.data.conversion.earlier_versions import READER
 from segresmamba.data.conversion.plan import ConversionPlan
 from segresmamba.data.formats.source import SourceCase
 from segresmamba.data.preprocessing import CT_KINDS, Policy, Preprocessing
@@ -71,6 +72,7 @@ def convert_case(plan: ConversionPlan, case: SourceCase) -> CaseRecord:
         image_digest=digest(image_CDHW),
         label_digest=digest(label_DHW),
         source=source_files(case, plan.source),
+        reader=READER,
     )
     try:
         write_case(

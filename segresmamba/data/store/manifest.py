@@ -83,6 +83,8 @@ class CaseRecord(StoreRecord):
     """SHA-256 of the stored image's voxels. Cases with equal digests are duplicates."""
     label_digest: str
     source: tuple[SourceFile, ...]
+    reader: int = 1
+    """Version of what read the source files; 1 misread some DICOM series."""
 
     @property
     def shape_DHW(self) -> tuple[int, int, int]:
