@@ -7,7 +7,7 @@ right. Reorientation only flips and transposes axes, so it loses nothing and can
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
 from typing import Any
@@ -77,6 +77,8 @@ class OriginalGrid:
     """The grid of a case's source files: a NIfTI header, which holds shape, affine and dtype."""
 
     header_bytes: bytes
+    extensions: tuple[Any, ...] = field(default=(), compare=False)
+    """What programs have added to a NIfTI header. A store does not keep it."""
 
     @classmethod
     def from_header(cls, header: Any, dtype: npt.DTypeLike) -> OriginalGrid:
@@ -85,7 +87,7 @@ class OriginalGrid:
         header.set_data_dtype(dtype)
         # A label's values mean classes: the scale of the image's file would change them.
         header.set_slope_inter(1, 0)
-        return cls(header.binaryblock)
+        return cls(header.binaryblock, tuple(header.extensions))
 
     @classmethod
     def from_text(cls, text: str) -> OriginalGrid:
@@ -101,7 +103,9 @@ class OriginalGrid:
     def header(self) -> Any:
         """The nibabel header."""
         kind = nib.Nifti2Header if is_nifti2(self.header_bytes) else nib.Nifti1Header
-        return kind.from_fileobj(BytesIO(self.header_bytes))
+        header = kind.from_fileobj(BytesIO(self.header_bytes))
+        header.extensions.extend(self.extensions)
+        return header
 
     @property
     def affine(self) -> Affine:
