@@ -62,13 +62,7 @@ def write_frames(
     changed: Callable[[Dataset], None] = lambda _: None,
 ) -> Path:
     """One file with these frames. With one bit a voxel it is a binary segmentation."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = kind, "1.2.3.4.5"
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    file = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
-    file.SOPClassUID, file.SOPInstanceUID = kind, "1.2.3.4.5"
-    file.SeriesInstanceUID, file.StudyInstanceUID = "1.2.3.4", "1.2.3"
+    file = _new_file(path, kind, "1.2.3.4")
     file.SamplesPerPixel, file.PhotometricInterpretation = 1, "MONOCHROME2"
     file.Columns, file.Rows = frames[0].pixels_XY.shape
     file.NumberOfFrames = len(frames)
@@ -89,3 +83,19 @@ def write_frames(
     changed(file)
     file.save_as(path, enforce_file_format=True)
     return path
+
+
+def write_report(path: Path, series: str) -> None:
+    """A structured report, which scanners put beside a series: it holds no image."""
+    _new_file(path, "1.2.840.10008.5.1.4.1.1.88.67", series).save_as(path, enforce_file_format=True)
+
+
+def _new_file(path: Path, kind: str, series: str) -> FileDataset:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = kind, "1.2.3.4.5"
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    file = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    file.SOPClassUID, file.SOPInstanceUID = kind, "1.2.3.4.5"
+    file.SeriesInstanceUID, file.StudyInstanceUID = series, "1.2.3"
+    return file

@@ -70,12 +70,21 @@ def read_slices(folder: Path) -> list[SliceHeader]:
         RuntimeError: If SimpleITK cannot read a header.
     """
     headers: dict[str, SliceHeader] = {}
+    others: set[str] = set()
     for path in folder.iterdir():  # GDCM reads all of them with their pixels
-        if path.is_file() and is_sound_dicom(path):
+        if not path.is_file() or not is_sound_dicom(path):
+            continue
+        try:
             headers[str(path)] = header = _read_header(path)
-            require_voxels(path, header.shape_XYZ, 1, packed=True)
+        except RuntimeError:
+            if _holds_image(path):
+                raise
+            others.add(str(path))
+            continue
+        require_voxels(path, header.shape_XYZ, 1, packed=True)
     found = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-    names = {uid: sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid) for uid in found}
+    listed = [sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid) for uid in found]
+    names = [kept for files in listed if (kept := [name for name in files if name not in others])]
     # To sort the files, GDCM reads them all with their pixels, as much as the whole volume takes.
     release_freed_memory()
     if len(names) != 1:
@@ -83,13 +92,11 @@ def read_slices(folder: Path) -> list[SliceHeader]:
             "a channel's folder must hold one DICOM series",
             where=folder,
             got=f"{len(names)} DICOM series"
-            + "".join(
-                f"; {len(files)} files like {Path(files[0]).name}" for files in names.values()
-            ),
+            + "".join(f"; {len(files)} files like {Path(files[0]).name}" for files in names),
             remedy="move each other series, scouts too, to a folder of its own",
         )
     # GDCM also knows files without the mark of DICOM, whose headers are not read yet.
-    (files,) = names.values()
+    (files,) = names
     slices = [headers.get(name) or _read_header(Path(name)) for name in files]
     if len(slices) > 1 and any(header.shape_XYZ[2] > 1 for header in slices):
         raise DataError(
@@ -145,9 +152,10 @@ def only_dicom_file(path: Path) -> Path | None:
     Raises:
         EOFError: If an element is longer than its file.
     """
-    files = [one for one in path.iterdir() if one.is_file()] if path.is_dir() else [path]
-    dicom = [one for one in files if is_sound_dicom(one)]
-    return dicom[0] if len(dicom) == 1 else None
+    files = path.iterdir() if path.is_dir() else [path]
+    dicom = (one for one in files if one.is_file() and is_sound_dicom(one))
+    first, second = next(dicom, None), next(dicom, None)
+    return first if second is None else None
 
 
 def is_sound_dicom(path: Path) -> bool:
@@ -179,6 +187,13 @@ def is_sound_dicom(path: Path) -> bool:
         if at > size:
             raise EOFError(f"an element of {length} bytes in a file of {size} bytes")
     return True
+
+
+def _holds_image(path: Path) -> bool:
+    """Whether a DICOM file has pixels, as DICOMDIR and reports have not."""
+    from pydicom import dcmread
+
+    return "Rows" in dcmread(path, stop_before_pixels=True, specific_tags=["Rows"])
 
 
 def _tag(reader: sitk.ImageFileReader, key: str) -> str:

@@ -79,6 +79,8 @@ def open_itk(path: Path) -> ItkFile:
             image.SetSpacing(spacing_mm(path)[::-1])
         return _whole(image)
     slices = read_slices(path)
+    if slices[0].shape_XYZ[2] > 1:  # beside files without an image
+        return _multi_frame(slices[0].path, read_header(slices[0].path))
     if len(slices) == 1:
         return _whole(sitk.ReadImage(str(slices[0].path)))
     return _series(slices)

@@ -12,7 +12,7 @@ from pydicom.uid import RLELossless
 
 from segresmamba.data.volumes.itk import ItkFile, open_itk
 from segresmamba.errors import DataError
-from tests.data.dicom import FrameSpec, write_frames
+from tests.data.dicom import FrameSpec, write_frames, write_report
 from tests.data.raw import write_series
 
 VOXELS_XYZ = np.random.default_rng(0).integers(0, 60_000, (8, 7, 5)).astype(np.uint16)
@@ -95,6 +95,12 @@ def test_frames_without_a_place_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(DataError, match="nothing says where the frames"):
         opened(tmp_path, changed=without)
+
+
+def test_a_report_beside_the_frames_is_left_alone(tmp_path: Path) -> None:
+    write_report(tmp_path / "CT" / "report.dcm", "9.9.9")
+    shuffled = [FRAMES[z] for z in (3, 0, 4, 2, 1)]
+    np.testing.assert_array_equal(voxels_XYZ(opened(tmp_path, shuffled)), VOXELS_XYZ)
 
 
 def test_several_files_with_frames_are_refused(tmp_path: Path) -> None:

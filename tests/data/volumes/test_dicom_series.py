@@ -15,6 +15,7 @@ from pydicom.uid import RLELossless
 
 from segresmamba.data.volumes.itk import ItkFile, open_itk
 from segresmamba.errors import DataError
+from tests.data.dicom import write_report
 from tests.data.raw import write_series
 
 SLICES = 6
@@ -159,6 +160,13 @@ def test_a_second_series_is_named_by_its_files(tmp_path: Path) -> None:
     error = refused(tmp_path, only(5, SERIES="9.9.9"))
     assert error.problem == "a channel's folder must hold one DICOM series"
     assert "1 files like 005.dcm" in error.got
+
+
+@pytest.mark.parametrize("series", ["1.2.3.4", "9.9.9"])
+def test_dicom_without_an_image_is_left_alone(tmp_path: Path, series: str) -> None:
+    write_series(tmp_path / "CT", VOXELS_XYZ)
+    write_report(tmp_path / "CT" / "000_report.dcm", series)
+    np.testing.assert_array_equal(voxels_XYZ(open_itk(tmp_path / "CT")), VOXELS_XYZ)
 
 
 def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
