@@ -38,6 +38,11 @@ _PASSING_ERRNOS = frozenset(
 _NETWORK_CLASS, _NETWORK_TEXT = "DistError", "gloo/transport"
 
 
+# A value shows what it is by its beginning. A remedy may be a command, which is no use in parts.
+_LONGEST_VALUE, _LONGEST_REMEDY = 600, 1500  # characters of a line
+_MOST_LINES = 25
+
+
 class UserError(ValueError):
     """A mistake in the user's input: in a file, a key or a combination of settings.
 
@@ -65,12 +70,12 @@ class UserError(ValueError):
         return _rebuild, (type(self), self.problem, self.where, self.got, self.remedy, cause)
 
     def screen(self) -> str:
-        """The error as the command line shows it."""
+        """The error as the command line shows it: long values are cut, so that it fits there."""
         return (
             f"error: {self.problem}\n"
             f"  where:  {self.where}\n"
-            f"  got:    {self.got}\n"
-            f"  remedy: {self.remedy}"
+            f"  got:    {_cut(self.got, _LONGEST_VALUE)}\n"
+            f"  remedy: {_cut(self.remedy, _LONGEST_REMEDY)}"
         )
 
 
@@ -124,6 +129,20 @@ def sort_error(error: BaseException) -> Verdict:
     if isinstance(error, OSError):
         return Verdict(PASSING_CODE, _screen_of(error).screen())
     return Verdict(PASSING_CODE, _traceback(error))
+
+
+def _cut(text: str, longest: int) -> str:
+    """The beginning and the end of each line that is too long, and of a text of too many lines."""
+    lines = [
+        line
+        if len(line) <= longest
+        else f"{line[: longest // 2]} ... {line[-longest // 4 :]} ({len(line)} characters)"
+        for line in text.split("\n")
+    ]
+    if len(lines) > _MOST_LINES:
+        head, tail = lines[: _MOST_LINES - 10], lines[-10:]
+        lines = [*head, f"    ... ({len(lines) - _MOST_LINES} more lines)", *tail]
+    return "\n".join(lines)
 
 
 def _traceback(error: BaseException) -> str:

@@ -28,6 +28,36 @@ def test_an_error_shows_problem_place_value_and_remedy_on_four_lines() -> None:
     ]
 
 
+def test_a_long_value_is_cut_on_the_screen_and_nowhere_else() -> None:
+    labels = {f"region {value}": value for value in range(724)}
+    error = DataError("labels", where="dataset.json", got=labels, remedy="declare " * 724)
+    _, where, got, remedy = error.screen().splitlines()
+    assert where == "  where:  dataset.json"
+    assert got.startswith("  got:    {'region 0': 0, 'region 1': 1, ")
+    assert got.endswith(f"'region 723': 723}} ({len(str(labels))} characters)")
+    assert max(len(got), len(remedy)) < 1700
+    assert error.got == str(labels)
+    assert "region 400" in str(error)
+    assert "region 400" not in got
+
+
+def test_of_many_lines_the_screen_shows_the_first_and_the_last() -> None:
+    error = DataError("refused", where="a", got="\n".join(map(str, range(99))), remedy="b")
+    lines = error.screen().splitlines()
+    assert len(lines) < 30
+    assert lines[2] == "  got:    0"
+    assert "... (74 more lines)" in [line.strip() for line in lines]
+    assert lines[-2] == "98"
+
+
+def test_a_path_and_a_value_that_fit_are_not_cut() -> None:
+    path, value = "/deep" * 500, "v" * 600
+    screen = DataError("unreadable", where=path, got=value, remedy="copy it again").screen()
+    assert path in screen
+    assert value in screen
+    assert "characters" not in screen
+
+
 def test_an_error_survives_the_way_back_from_a_process() -> None:
     error = BackendMissingError("not installed", where="x", got="y", remedy="pip install z")
     back = pickle.loads(pickle.dumps(error))

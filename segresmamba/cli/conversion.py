@@ -39,8 +39,9 @@ IntensityPolicy = Annotated[
     str,
     typer.Option(
         "--intensity",
-        help="How the network sees intensities: zscore (over the non-zero voxels of the case), ct "
-        "(clipped and scaled by the foreground of all cases), rescale01 (0 to 1 over the range of "
+        help="How the network sees intensities: zscore (over the non-zero voxels of the case), "
+        "zscore-whole (over all its voxels), ct (clipped and scaled by the foreground of all "
+        "cases), ct-clipped (the same, stored in fewer bytes), rescale01 (0 to 1 over the range of "
         "the case), rgb (divided by 255) or stored (unchanged). auto reads the names of channels "
         "as nnU-Net does. One for each channel: ct,zscore.",
     ),

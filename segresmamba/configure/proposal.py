@@ -300,7 +300,13 @@ def advice(request: Request, cases: Cases) -> list[str]:
     if not reasons:
         return []
     if any(kind != "zscore" for kind in wanted):
-        options += ["--intensity", ",".join(wanted)]
+        # Clipped CT is normalised as ct, and should be stored as before.
+        asked = dict(enumerate(policy.intensity))
+        words = [
+            "ct-clipped" if asked.get(channel) == "ct-clipped" else kind
+            for channel, kind in enumerate(wanted)
+        ]
+        options += ["--intensity", ",".join(words)]
     options += ["--crop"] if policy.crop else []
     source, out = manifest.storage.source or "SOURCE", f"{Path(request.store).stem}-better.zarr"
     command = shlex.join(["segresmamba", "convert", source, out, *options])

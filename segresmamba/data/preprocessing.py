@@ -20,6 +20,8 @@ from segresmamba.errors import DataError
 
 logger = logging.getLogger(__name__)
 
+CT_KINDS = frozenset({"ct", "ct-clipped"})
+"""Intensities that are normalised by the foreground of all cases."""
 _CT_PERCENTILES = (0.5, 99.5)  # as in nnU-Net
 # What nnU-Net reads from the names of channels in dataset.json; all other names mean zscore.
 _BY_NAME: dict[str, Intensity] = {
@@ -35,8 +37,8 @@ _LEAST_SHARED = 0.1
 """Share of the training's range of intensities that a new CT has to have."""
 _REMEDIES = {
     "spacing": "give keep, median, or three sizes in mm along D, H and W, as in --spacing 3,1,1",
-    "intensity": "give auto, zscore, ct, rescale01, rgb or stored; or one of them for each "
-    "channel, as in --intensity ct,zscore",
+    "intensity": "give auto, zscore, zscore-whole, ct, ct-clipped, rescale01, rgb or stored; or "
+    "one of them for each channel, as in --intensity ct,zscore",
     "dtype": "give auto, float32, float16 or int16",
 }
 
@@ -52,11 +54,13 @@ class Policy(StoreRecord):
     """Voxel size: each case keeps its own, or all get the median, or this one in mm, (D, H, W)."""
     crop: bool = False
     """Whether cases are cut to the box around the voxels that are not zero in some channel."""
-    intensity: tuple[Literal["auto"] | Intensity, ...] = ("auto",)
+    intensity: tuple[Literal["auto", "ct-clipped"] | Intensity, ...] = ("auto",)
     """How the training device normalises intensities: one choice for all channels, or one each.
 
     - zscore: by the mean and deviation of the case's non-zero voxels
+    - zscore-whole: by those of all its voxels
     - ct: clipped to percentiles of the foreground of all cases, then by its mean and deviation
+    - ct-clipped: the same, and clipped before it is stored
     - rescale01: from 0 to 1 over the case's range, 0 included
     - rgb: divided by 255
     - stored: not at all
@@ -127,13 +131,16 @@ class Normalisation(StoreRecord):
         match self.kind:
             case "ct":
                 return self.low, self.high, self.mean, self.std
-            case "zscore":
+            case "zscore" | "zscore-whole":
                 largest = max(abs(statistics.min), abs(statistics.max))
-                if statistics.std <= _CONSTANT * largest:
+                mean, std = statistics.mean, statistics.std
+                if self.kind == "zscore-whole":
+                    mean, std = _of_all_voxels(statistics)
+                if std <= _CONSTANT * largest:
                     # A mask or a map of one value. Divided by a deviation of nearly 0, its zeros
                     # would reach the network as numbers without bound.
                     return -np.inf, np.inf, 0.0, largest
-                return -np.inf, np.inf, statistics.mean, statistics.std
+                return -np.inf, np.inf, mean, std
             case "rescale01":
                 # Statistics are those of non-zero voxels, and nearly every image has zeros too.
                 low, high = min(0.0, statistics.min), max(0.0, statistics.max)
@@ -239,6 +246,15 @@ class Preprocessing(StoreRecord):
         units = np.array(scale or [1.0] * len(bounds))
         bounds_C4: npt.NDArray[np.float32] = np.array(bounds) / units[:, None]
         return bounds_C4.astype(np.float32)
+
+
+def _of_all_voxels(statistics: ChannelStatistics) -> tuple[float, float]:
+    """Mean and deviation of all voxels, from those of the voxels that are not zero."""
+    share = statistics.nonzero_share
+    if share is None:
+        raise ValueError("the record lacks the share of non-zero voxels, which zscore-whole needs")
+    variance = share * (statistics.std**2 + (1 - share) * statistics.mean**2)
+    return share * statistics.mean, float(np.sqrt(variance))
 
 
 def _mm(spacing_3: Iterable[float]) -> str:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 Millimetres = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Spacing = tuple[Millimetres, Millimetres, Millimetres]
 """Voxel size along (D, H, W)."""
-Intensity = Literal["zscore", "ct", "rescale01", "rgb", "stored"]
+Intensity = Literal["zscore", "zscore-whole", "ct", "rescale01", "rgb", "stored"]
 
 
 class StoreRecord(BaseModel):
@@ -27,3 +27,5 @@ class ChannelStatistics(StoreRecord):
     max: float
     percentile_00_5: float
     percentile_99_5: float
+    nonzero_share: float | None = None
+    """Share of the voxels that are not zero; None where an earlier version has measured."""

@@ -108,6 +108,10 @@ def test_mixed_voxel_sizes_and_unclipped_ct_are_worth_another_store(ct_store: Pa
     assert "100% of the cases" in reasons[0]
     assert f"segresmamba convert {manifest.storage.source} ct-better.zarr" in command
     assert "--spacing 1.4,0.8,0.8 --intensity ct," in command
+    policy = manifest.storage.policy.model_copy(update={"intensity": ("ct-clipped",)})
+    storage = manifest.storage.model_copy(update={"policy": policy})
+    clipped = manifest.model_copy(update={"cases": cases, "storage": storage})
+    assert "--intensity ct-clipped," in advice(Request(str(ct_store)), Cases.of(clipped))[-1]
 
 
 def test_the_file_lies_beside_the_store_or_here_for_a_url(

@@ -24,11 +24,14 @@ from segresmamba.data import (
     repair,
     verify,
 )
+from segresmamba.data.conversion.convert import finish, prepare
+from segresmamba.data.conversion.plan import ConversionRequest
 from segresmamba.data.preprocessing import Normalisation, ct_normalisation
 from segresmamba.data.records import Intensity, Spacing
+from segresmamba.data.store.manifest import Manifest, build_manifest
 from segresmamba.data.volumes.statistics import channel_statistics
 from segresmamba.errors import DataError
-from tests.data.raw import AFFINE, describe, image_path, label_path, write_nifti, write_raw
+from tests.data.raw import AFFINE, SHAPES, describe, image_path, label_path, write_nifti, write_raw
 
 KEEP = {"spacing": "keep", "crop": False, "intensity": "auto", "dtype": "auto"}
 
@@ -116,6 +119,8 @@ def test_names_of_channels_mean_what_they_mean_to_nnunet() -> None:
     [
         ("zscore", [0, 1, 1, 1], [0, 1, 1, 1]),  # a mask stays a mask
         ("zscore", [0, -4, -4], [0, -1, -1]),
+        ("zscore-whole", [0, 0, 3, 3], [-1, -1, 1, 1]),
+        ("zscore-whole", [7, 7, 7], [1, 1, 1]),
         ("rescale01", [0, 50, 200], [0, 0.25, 1]),
         ("rescale01", [-100, 0, 100], [0, 0.5, 1]),
         ("rgb", [0, 51, 255], [0, 0.2, 1]),
@@ -130,6 +135,43 @@ def test_intensities_stay_bounded(
     image = torch.tensor(values).reshape(1, 1, 1, 1, -1).float()
     normalised = normalise(image, torch.from_numpy(bounds_14)[None])
     assert normalised.flatten().tolist() == pytest.approx(expected)
+
+
+def test_the_whole_image_is_normalised_by_the_mean_and_deviation_of_all_voxels(
+    tmp_path: Path,
+) -> None:
+    raw = write_raw(tmp_path / "raw", SHAPES[:2])
+    dataset = resampled(raw, tmp_path / "store", crop=True, intensity="zscore-whole")
+    for case_id in dataset.case_ids:
+        case = dataset[case_id]
+        image_CDHW = torch.from_numpy(case.read()[0]).float()
+        normalised = normalise(image_CDHW[None], torch.from_numpy(case.normalisation_C4)[None])
+        assert normalised.mean().item() == pytest.approx(0, abs=1e-5)
+        assert normalised.std(correction=0).item() == pytest.approx(1, abs=1e-5)
+
+
+def test_records_of_earlier_versions_lack_the_share_of_non_zero_voxels(
+    sound_store: Path,
+) -> None:
+    manifest = open_dataset(sound_store).manifest
+    content = json.loads(manifest.model_dump_json())
+    for record in content["cases"].values():
+        for one in record["statistics"]:
+            assert one.pop("nonzero_share") > 0.99
+    earlier = Manifest.model_validate(content)
+    again = build_manifest(
+        earlier.name,
+        earlier.channel_names,
+        earlier.labels,
+        earlier.storage,
+        earlier.cases,
+        splits=earlier.splits,
+    )
+    assert again.digest == manifest.digest
+    assert "nonzero_share" not in again.fingerprint["mean_intensities"]["channel 0"]
+    whole = Preprocessing(normalisation=(Normalisation(kind="zscore-whole"),) * 2)
+    with pytest.raises(ValueError, match="lacks the share"):
+        whole.for_case(earlier.cases["case_0"].statistics)
 
 
 def test_each_channel_gets_its_intensity() -> None:
@@ -255,6 +297,84 @@ def test_ct_is_normalised_by_the_foreground_of_all_cases(ct_raw: Path, tmp_path:
     for case_id in dataset.case_ids:
         np.testing.assert_array_equal(dataset[case_id].normalisation_C4, expected[None])
         assert dataset[case_id].open_image().dtype == np.int16  # stored as it was
+
+
+@pytest.fixture
+def two_channels(tmp_path: Path) -> Path:
+    """Noisy CT beside a map of fractions, one of them on another grid."""
+    raw = write_raw(tmp_path / "two", channels=2)
+    describe(raw, channel_names={"0": "CT", "1": "map"})
+    rng = np.random.default_rng(0)
+    for number, shape in enumerate(SHAPES):
+        path = image_path(raw, f"case_{number}")
+        data = np.asarray(nib.load(path).dataobj).astype(np.int16)
+        data[:, :8] = rng.integers(-1020, -980, data[:, :8].shape)  # air
+        data[-1, -1, -1] = 3000 + number  # metal
+        write_nifti(path, data)
+        fractions = rng.random(shape).astype(np.float32) if number == 1 else data
+        write_nifti(image_path(raw, f"case_{number}", 1), fractions)
+    return raw
+
+
+@pytest.mark.parametrize("words", [{}, {"spacing": "3,2,2"}, {"dtype": "float32"}])
+def test_clipped_ct_reaches_the_network_as_ct_does(
+    two_channels: Path, tmp_path: Path, words: dict[str, str]
+) -> None:
+    whole, clipped = (
+        resampled(two_channels, tmp_path / kind, intensity=f"{kind},zscore", **words)
+        for kind in ("ct", "ct-clipped")
+    )
+    assert clipped.preprocessing == whole.preprocessing
+    for case_id in whole.case_ids:
+        seen, stored = [], []
+        for dataset in (whole, clipped):
+            case = dataset[case_id]
+            stored.append(case.read()[0])
+            image_CDHW = torch.from_numpy(stored[-1]).float()
+            bounds_C4 = torch.from_numpy(case.normalisation_C4)
+            seen.append(normalise(image_CDHW[None], bounds_C4[None]))
+        assert torch.equal(*seen)
+        assert stored[0].dtype == stored[1].dtype
+        low, high = clipped.manifest.storage.clip[0]
+        assert low - 1 < stored[1][0].min() < stored[0][0].min() + 1000
+        assert stored[1][0].max() < high + 1
+    assert clipped.digest != whole.digest
+
+
+def test_bounds_of_clipped_ct_stay_when_cases_are_added(ct_raw: Path, tmp_path: Path) -> None:
+    hidden = [(path, path.with_suffix(".away")) for path in ct_raw.glob("*/case_2*")]
+    for path, away in hidden:
+        path.rename(away)
+    store = tmp_path / "store"
+    first = resampled(ct_raw, store, intensity="ct-clipped")
+    for path, away in hidden:
+        away.rename(path)
+    data = np.asarray(nib.load(image_path(ct_raw, "case_2")).dataobj)
+    write_nifti(image_path(ct_raw, "case_2"), data * 2)
+    assert convert(ct_raw, store, policy=policy(intensity="ct-clipped")).converted == ("case_2",)
+    second = open_dataset(store)
+    (before,), (after,) = first.preprocessing.normalisation, second.preprocessing.normalisation
+    assert (after.low, after.high) == (before.low, before.high)
+    assert after.mean > before.mean
+    assert second["case_2"].read()[0].max() <= before.high + 1
+
+
+def test_an_array_of_jobs_cannot_begin_a_conversion_that_clips(
+    ct_raw: Path, tmp_path: Path
+) -> None:
+    request = ConversionRequest(ct_raw, tmp_path / "store", policy=policy(intensity="ct-clipped"))
+    with pytest.raises(DataError, match="array of jobs"):
+        prepare(request)
+    assert not request.out.exists()
+    finish(request)
+    assert prepare(request) == 0
+
+
+def test_clipped_ct_needs_a_labelled_voxel(ct_raw: Path, tmp_path: Path) -> None:
+    for number, shape in enumerate(SHAPES):
+        write_nifti(label_path(ct_raw, f"case_{number}"), np.zeros(shape, np.uint8))
+    with pytest.raises(DataError, match="there is none"):
+        convert(ct_raw, tmp_path / "store", policy=policy(intensity="ct-clipped"))
 
 
 def test_the_digest_tells_intensity_policies_apart(ct_raw: Path, tmp_path: Path) -> None:

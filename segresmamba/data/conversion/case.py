@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from segresmamba.data.conversion.earlier_versions import READER
 from segresmamba.data.conversion.plan import ConversionPlan
 from segresmamba.data.formats.source import SourceCase
-from segresmamba.data.preprocessing import Preprocessing
+from segresmamba.data.preprocessing import CT_KINDS, Policy, Preprocessing
 from segresmamba.data.store.case_writer import write_case
 from segresmamba.data.store.manifest import CaseRecord, SourceFile
 from segresmamba.data.volumes.dtypes import to_policy_dtype
@@ -27,7 +29,9 @@ from segresmamba.data.volumes.statistics import (
     positions_kept,
     with_ignored,
 )
+from segresmamba.data.volumes.tiff import spacing_file
 from segresmamba.data.volumes.volume import Volume, read_label, read_volume
+from segresmamba.data.volumes.voxel_file import FOR_2D
 from segresmamba.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -48,11 +52,9 @@ def convert_case(plan: ConversionPlan, case: SourceCase) -> CaseRecord:
     if volume.transform:
         known = annotated(reference_DHW, ignored)
         _warn_of_lost_labels(case.case_id, volume.transform, known, voxels)
-    # Before the image changes its dtype, which uses it up.
-    foreground = tuple(
-        foreground_sample(channel_DHW, known_DHW, sum(voxels.values())) if kind == "ct" else ()
-        for channel_DHW, kind in zip(volume.image_CDHW, policy.intensity, strict=True)
-    )
+    # Before the image is clipped and changes its dtype, which uses it up.
+    foreground = _foreground(volume, known_DHW, sum(voxels.values()), policy)
+    _clip(volume.image_CDHW, plan.storage.clip)
     image_CDHW, scale = to_policy_dtype(volume.image_CDHW, volume.statistics, policy, path)
     record = CaseRecord(
         shape_CDHW=image_CDHW.shape,
@@ -63,13 +65,14 @@ def convert_case(plan: ConversionPlan, case: SourceCase) -> CaseRecord:
         original_header=original.text,
         statistics=volume.statistics,
         scale=scale,
-        foreground=foreground if "ct" in policy.intensity else (),
+        foreground=foreground if CT_KINDS & set(policy.intensity) else (),
         grid_transform=volume.transform,
         class_voxels=voxels,
         class_positions={value: positions_kept(count) for value, count in voxels.items()},
         image_digest=digest(image_CDHW),
         label_digest=digest(label_DHW),
         source=source_files(case, plan.source),
+        reader=READER,
     )
     try:
         write_case(
@@ -93,6 +96,19 @@ def convert_case(plan: ConversionPlan, case: SourceCase) -> CaseRecord:
     return record
 
 
+def case_foreground(plan: ConversionPlan, case: SourceCase) -> tuple[tuple[float, ...], ...]:
+    """The intensities that stand for the labelled voxels of each CT channel; see `CaseRecord`.
+
+    Raises:
+        DataError: As `convert_case`.
+    """
+    volume, reference_DHW, _ = _read(plan, case)
+    label_DHW = volume.transform.label(reference_DHW) if volume.transform else reference_DHW
+    known_DHW = annotated(label_DHW, plan.storage.ignore_value)
+    voxels = sum(class_voxels(known_DHW).values())
+    return _foreground(volume, known_DHW, voxels, plan.storage.policy)
+
+
 def digest(array: npt.NDArray[Any]) -> str:
     """SHA-256 of an array's voxels, dtype and shape."""
     hashed = hashlib.sha256(f"{array.dtype.name}{array.shape}".encode())
@@ -109,7 +125,9 @@ def source_files(case: SourceCase, source: Path) -> tuple[SourceFile, ...]:
     """
     files = []
     for named in (*case.images, case.label):
-        for path in sorted(named.iterdir()) if named.is_dir() else [named]:  # a series, or a file
+        beside = spacing_file(named)
+        single = [named, *([beside] if beside else [])]
+        for path in sorted(named.iterdir()) if named.is_dir() else single:  # a series, or a file
             status = path.stat()
             files.append(
                 SourceFile(
@@ -132,6 +150,13 @@ def _read(plan: ConversionPlan, case: SourceCase) -> tuple[Volume, npt.NDArray[A
             spacing_mm=plan.storage.spacing_mm, crop=plan.storage.policy.crop
         ),
     )
+    if 1 in volume.original.shape_XYZ:
+        raise DataError(
+            "a case is a 2D image",
+            where=case.images[0],
+            got=f"shape {volume.original.shape_XYZ}",
+            remedy=f"convert volumes; {FOR_2D}",
+        )
     reference_DHW, original = read_label(
         case.label,
         with_ignored(plan.dataset.labels, plan.storage.ignore_value),
@@ -140,6 +165,30 @@ def _read(plan: ConversionPlan, case: SourceCase) -> tuple[Volume, npt.NDArray[A
         resample_mismatched=resample,
     )
     return volume, reference_DHW, original
+
+
+def _foreground(
+    volume: Volume, known_DHW: npt.NDArray[Any], voxels: int, policy: Policy
+) -> tuple[tuple[float, ...], ...]:
+    return tuple(
+        foreground_sample(channel_DHW, known_DHW, voxels) if kind in CT_KINDS else ()
+        for channel_DHW, kind in zip(volume.image_CDHW, policy.intensity, strict=True)
+    )
+
+
+def _clip(image_CDHW: npt.NDArray[Any], clip: Sequence[tuple[float, float] | None]) -> None:
+    """Clip an image in place, to the whole numbers around the bounds of each channel.
+
+    So integers stay integers, and training, which clips to the bounds themselves, sees no change.
+    """
+    for channel_DHW, bounds in zip(image_CDHW, clip, strict=False):
+        if bounds is None:
+            continue
+        low, high = np.floor(bounds[0]), np.ceil(bounds[1])
+        if channel_DHW.dtype == np.int16:
+            low, high = np.clip((low, high), -(2**15), 2**15 - 1)
+        for plane_HW in channel_DHW:  # plane by plane: temporary arrays stay small
+            plane_HW.clip(plane_HW.dtype.type(low), plane_HW.dtype.type(high), out=plane_HW)
 
 
 def _warn_of_lost_labels(

@@ -6,16 +6,14 @@ complete. The manifest is written last, so a store without one has not been conv
 
 from __future__ import annotations
 
-import logging
-import multiprocessing
-from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from segresmamba.data.conversion.case import convert_case, source_files
+from segresmamba.data.conversion.case_pool import outcomes
+from segresmamba.data.conversion.ct_bounds import lacks_ct_bounds, with_ct_bounds
 from segresmamba.data.conversion.plan import ConversionPlan, ConversionRequest
 from segresmamba.data.conversion.store_folder import StoreFolder
 from segresmamba.data.formats.registry import AUTO
@@ -24,8 +22,6 @@ from segresmamba.data.preprocessing import Policy
 from segresmamba.data.store.manifest import CaseRecord, build_manifest
 from segresmamba.data.store.splits import Split
 from segresmamba.errors import DataError
-
-logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Called with the number of finished cases and of all cases."""
@@ -104,6 +100,8 @@ def finish(
 ) -> Conversion:
     """Convert the cases that are missing, and write the manifest; see `convert`."""
     plan = ConversionPlan.from_request(request)
+    if lacks_ct_bounds(plan):
+        plan = with_ct_bounds(plan, workers)
     folder = plan.folder(overwrite=request.overwrite)
     with folder.locked():
         finished, pending = _finished_and_pending(plan, plan.dataset.cases, redo)
@@ -134,6 +132,14 @@ def prepare(request: ConversionRequest) -> int:
         DataError: As `convert`, except for faults of cases, which are not read yet.
     """
     plan = ConversionPlan.from_request(request)
+    if lacks_ct_bounds(plan):
+        raise DataError(
+            "a conversion that clips CT cannot be begun by an array of jobs",
+            where="--intensity",
+            got="ct-clipped, whose bounds need a first pass over all cases",
+            remedy="convert on one node (sbatch slurm/convert.sh SOURCE STORE --intensity "
+            "ct-clipped), or take ct: training sees the same, from a larger store",
+        )
     folder = plan.folder(overwrite=request.overwrite)
     with folder.locked():
         _, pending = _finished_and_pending(plan, plan.dataset.cases)
@@ -201,7 +207,9 @@ def _convert_cases(
     total = len(finished) + len(pending)
     report(len(finished), total)
     records, failures = dict(finished), []
-    for done, (case_id, outcome) in enumerate(_outcomes(plan, pending, workers), len(finished) + 1):
+    for done, (case_id, outcome) in enumerate(
+        outcomes(convert_case, plan, pending, workers), len(finished) + 1
+    ):
         if isinstance(outcome, DataError):
             failures.append((case_id, outcome))
         else:
@@ -209,57 +217,6 @@ def _convert_cases(
         report(done, total)
     # Processes end in any order; the report must not depend on it.
     return records, sorted(failures, key=lambda failure: failure[0])
-
-
-def _outcomes(
-    plan: ConversionPlan, cases: Sequence[SourceCase], workers: int
-) -> Iterator[tuple[str, CaseRecord | DataError]]:
-    """Convert cases in some processes; yield each id and outcome as soon as it is there."""
-    if workers == 1:
-        yield from ((case.case_id, _attempt(plan, case)) for case in cases)
-        return
-    context = multiprocessing.get_context("spawn")  # forking a process with threads can deadlock
-    with ProcessPoolExecutor(min(workers, max(len(cases), 1)), mp_context=context) as pool:
-        futures = {pool.submit(_attempt, plan, case): case.case_id for case in cases}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BrokenProcessPool as error:
-            raise DataError(
-                "a converter process was killed",
-                where="workers",
-                got=workers,
-                remedy="most likely memory ran out: run again with fewer workers; finished cases "
-                "are not redone",
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _attempt(plan: ConversionPlan, case: SourceCase) -> CaseRecord | DataError:
-    """Convert a case. A refusal is returned, so that it does not end the other cases."""
-    where = f"case {case.case_id}: {case.images[0]}"
-    try:
-        return convert_case(plan, case)
-    except DataError as error:
-        return error
-    except MemoryError as error:
-        return DataError(
-            "a case does not fit into memory",
-            where=where,
-            got=str(error) or "no memory left",
-            remedy="run again with fewer workers or on a machine with more memory, or remove the "
-            "case",
-        )
-    except Exception as error:  # libraries raise errors of any type for damaged files
-        logger.exception("case %s cannot be converted", case.case_id)
-        return DataError(
-            "a case cannot be converted",
-            where=where,
-            got=f"{type(error).__name__}: {error}".splitlines()[0][:200],
-            remedy="export its files again, or remove the case; if the files are sound, report "
-            "the traceback in the log",
-        )
 
 
 def _all_in_one(failures: list[tuple[str, DataError]], plan: ConversionPlan) -> DataError:

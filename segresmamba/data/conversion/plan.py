@@ -90,6 +90,7 @@ class ConversionPlan:
             policy=policy,
             spacing_mm=wanted_mm,
             ignore_value=dataset.ignore_value,
+            clip=begun.get("clip", ()),
         )
         return cls(source, out, dataset, storage, _splits(dataset, request.splits))
 
@@ -105,6 +106,7 @@ class ConversionPlan:
             **storage["policy"],
             # In a store with a median spacing the policy does not say how large voxels are.
             "spacing_mm": storage["spacing_mm"],
+            "clip": storage["clip"],
         }
         case_ids = {case.case_id for case in self.dataset.cases}
         return StoreFolder(self.out, header, case_ids, overwrite=overwrite)

@@ -36,7 +36,13 @@ from segresmamba.storage.locks import try_lock
 _ROOT = "zarr.json"
 _LOCK = ".lock"
 # What versions without policies did: the default of keys that a store's header lacks.
-_EARLIER = {"spacing": "keep", "spacing_mm": None, "crop": False, "dtype": "auto"}
+_EARLIER: dict[str, Any] = {
+    "spacing": "keep",
+    "spacing_mm": None,
+    "crop": False,
+    "dtype": "auto",
+    "clip": [],
+}
 
 
 class _Begun(BaseModel):
@@ -46,6 +52,7 @@ class _Begun(BaseModel):
     codec: str = layout.CODEC
     chunk_DHW: tuple[PositiveInt, PositiveInt, PositiveInt] = layout.CHUNK_DHW
     spacing_mm: Spacing | None = None
+    clip: tuple[tuple[float, float] | None, ...] = ()
 
 
 class StoreFolder:

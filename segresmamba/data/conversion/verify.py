@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +13,18 @@ import numpy.typing as npt
 
 from segresmamba.data.conversion.case import digest
 from segresmamba.data.conversion.convert import convert
+from segresmamba.data.conversion.earlier_versions import fault_of_earlier_version, series_folders
 from segresmamba.data.store import layout, ome
 from segresmamba.data.store.files import Files
 from segresmamba.data.store.locations import files_at
-from segresmamba.data.store.manifest import CaseRecord, read_manifest
+from segresmamba.data.store.manifest import CaseRecord, Manifest, read_manifest
 from segresmamba.data.untrusted import parse_json
 from segresmamba.data.volumes import geometry
 from segresmamba.data.volumes.geometry import OriginalGrid
 from segresmamba.data.volumes.statistics import annotated, class_voxels, with_ignored
 from segresmamba.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 # A record keeps the label's header and the image's affine, which may differ by half of this.
 _ROUNDING_VOXELS = 0.02
@@ -41,13 +45,15 @@ class Problem:
         return f"{self.case_id}: {self.message} ({self.path})"
 
 
-def verify(store: str | Path) -> list[Problem]:
+def verify(store: str | Path, *, source: Path | None = None) -> list[Problem]:
     """Check every case of a store: files, checksums, geometry, values, label, positions.
 
     Voxels are read through Zarr's own pipeline, which checks the checksum of every chunk.
 
     Args:
         store: Its folder, zip file or URL.
+        source: Where the dataset lies now, if it has moved since it was converted. Only the headers
+            of DICOM series are read there, if an earlier version converted them.
 
     Returns:
         What is wrong, in the order of the cases; empty for a sound store.
@@ -75,6 +81,7 @@ def verify(store: str | Path) -> list[Problem]:
         if first != case_id:
             message = f"the image is the same as that of {first}"
             problems.append(Problem(case_id, files.join(case_id), message))
+    problems += _misread(files, manifest, source or Path(manifest.storage.source))
     problems += [
         Problem(folder, files.join(folder), "the folder is not a case of the manifest")
         for folder in folders
@@ -105,7 +112,7 @@ def repair(store: str | Path, *, source: Path | None = None, workers: int = 1) -
             got="a zip file, a URL, or nothing",
             remedy="repair the folder that it is a copy of, and copy that folder again",
         )
-    problems = verify(root)
+    problems = verify(root, source=source)
     manifest = read_manifest(root)
     faulty = {problem.case_id for problem in problems} & set(manifest.cases)
     if not faulty:
@@ -128,7 +135,29 @@ def repair(store: str | Path, *, source: Path | None = None, workers: int = 1) -
         splits=manifest.splits,
         redo=faulty,
     )
-    return verify(root)
+    return verify(root, source=source)
+
+
+def _misread(files: Files, manifest: Manifest, source: Path) -> Iterator[Problem]:
+    """Cases that an earlier version misread. Without their source nothing can be said."""
+    unknown = []
+    for case_id, record in manifest.cases.items():
+        folders = series_folders(record, source)
+        if not folders:
+            continue
+        if not all(folder.is_dir() for folder in folders):
+            unknown.append(case_id)
+        elif fault := fault_of_earlier_version(record, folders):
+            message = f"an earlier version misread the case: {fault}"
+            yield Problem(case_id, files.join(case_id), message)
+    if unknown:
+        logger.warning(
+            "%d cases were read from DICOM by an earlier version, which misread tilted series and "
+            "slices with a rescale of their own. Their source is not at %s, so they are not "
+            "checked; with --fix, --source says where it is",
+            len(unknown),
+            source,
+        )
 
 
 @dataclass(frozen=True)

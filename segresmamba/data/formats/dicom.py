@@ -2,7 +2,7 @@
 
 <dataset>/dataset.json                   {"channel_names": {"0": "CT"}, "labels": {...}}
 <dataset>/<case>/CT/*                    one series per channel, in a folder of its name
-<dataset>/<case>/label.nii.gz            or label.nii, label.nrrd, label.mha
+<dataset>/<case>/label.nii.gz            or of another kind; or label.dcm or label/, a DICOM SEG
 
 A label volume does not name its classes, so dataset.json declares them, with nnU-Net's keys.
 """
@@ -62,7 +62,7 @@ def read_dicom(source: Path) -> SourceDataset:
     cases = []
     for folder in (path for path in source.iterdir() if path.is_dir()):
         images = tuple(folder / check_case_id(channel, path) for channel in channels)
-        labels = [folder / f"label{ending}" for ending in VOLUME_ENDINGS]
+        labels = [folder / f"label{ending}" for ending in (*VOLUME_ENDINGS, ".dcm", "")]
         label = next((path for path in labels if path.exists()), labels[0])
         cases.append(SourceCase(check_case_id(folder.name, source), images, label))
     return SourceDataset(

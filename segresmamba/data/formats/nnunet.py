@@ -26,7 +26,11 @@ from segresmamba.data.formats.source import (
     read_description,
     read_json,
 )
+from segresmamba.data.volumes.voxel_file import FOR_2D
 from segresmamba.errors import DataError
+
+# Those of nnU-Net's NaturalImage2DIO. A .tif may be a stack, which its reader finds out.
+_ENDINGS_OF_2D = {".png", ".bmp", ".jpg", ".jpeg"}
 
 logger = logging.getLogger(__name__)
 
@@ -81,12 +85,15 @@ def read_nnunet(folder: Path) -> SourceDataset:
         check_labels(declared, path)
     ignored = declared.pop("ignore", None)
     labels = check_labels(declared, path)
-    if described.file_ending.lower() not in VOLUME_ENDINGS:
+    if (ending := described.file_ending.lower()) not in VOLUME_ENDINGS:
+        flat = ending in _ENDINGS_OF_2D
         raise DataError(
-            "files of this kind cannot be read",
+            "the dataset has 2D images" if flat else "files of this kind cannot be read",
             where=f"{path}: file_ending",
             got=described.file_ending,
-            remedy=f"convert the files to one of {', '.join(VOLUME_ENDINGS)}",
+            remedy=f"convert volumes; {FOR_2D}"
+            if flat
+            else f"convert the files to one of {', '.join(VOLUME_ENDINGS)}",
         )
     cases = (
         _listed_cases(folder, described.dataset, len(channels))

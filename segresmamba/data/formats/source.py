@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from segresmamba.data.untrusted import RESERVED_NAMES, is_case_id, parse_json
 from segresmamba.errors import DataError
 
-VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".tif", ".tiff")
 
 _LARGEST_LABEL = 2**15 - 1
 

@@ -19,7 +19,13 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import ConfigDict, Field
 
-from segresmamba.data.preprocessing import Normalisation, Policy, Preprocessing, ct_normalisation
+from segresmamba.data.preprocessing import (
+    CT_KINDS,
+    Normalisation,
+    Policy,
+    Preprocessing,
+    ct_normalisation,
+)
 from segresmamba.data.records import ChannelStatistics, Spacing, StoreRecord
 from segresmamba.data.store.files import Files
 from segresmamba.data.store.locations import files_at
@@ -77,6 +83,8 @@ class CaseRecord(StoreRecord):
     """SHA-256 of the stored image's voxels. Cases with equal digests are duplicates."""
     label_digest: str
     source: tuple[SourceFile, ...]
+    reader: int = 1
+    """Version of what read the source files; 1 misread some DICOM series."""
 
     @property
     def shape_DHW(self) -> tuple[int, int, int]:
@@ -103,6 +111,8 @@ class Storage(StoreRecord):
     """Voxel size along (D, H, W) that the policy's spacing led to."""
     ignore_value: int | None = None
     """Value in labels of voxels that nobody has annotated: training and scores leave them out."""
+    clip: tuple[tuple[float, float] | None, ...] = ()
+    """Bounds that training clips each channel to, where the stored image is clipped already."""
 
 
 class Manifest(StoreRecord):
@@ -138,7 +148,7 @@ def build_manifest(
     preprocessing = Preprocessing(
         spacing_mm=storage.spacing_mm,
         crop=storage.policy.crop,
-        normalisation=_normalisation(storage.policy, list(ordered.values())),
+        normalisation=_normalisation(storage, list(ordered.values())),
     )
     content: dict[str, Any] = {
         "channels": channel_names,
@@ -167,13 +177,18 @@ def build_manifest(
     )
 
 
-def _normalisation(policy: Policy, cases: list[CaseRecord]) -> tuple[Normalisation, ...]:
-    return tuple(
-        ct_normalisation([case.foreground[channel] for case in cases])
-        if kind == "ct"
-        else Normalisation(kind=kind)
-        for channel, kind in enumerate(policy.intensity)
-    )
+def _normalisation(storage: Storage, cases: list[CaseRecord]) -> tuple[Normalisation, ...]:
+    found: list[Normalisation] = []
+    for channel, kind in enumerate(storage.policy.intensity):
+        if kind not in CT_KINDS:
+            found.append(Normalisation(kind=kind))
+            continue
+        one = ct_normalisation([case.foreground[channel] for case in cases])
+        if storage.clip and (bounds := storage.clip[channel]):
+            # Cases that were added later have not moved the bounds of those that were there.
+            one = one.model_copy(update={"low": bounds[0], "high": bounds[1]})
+        found.append(one)
+    return tuple(found)
 
 
 def dataset_fingerprint(
@@ -183,8 +198,10 @@ def dataset_fingerprint(
     voxel_ml = [float(np.prod(case.spacing_mm)) / 1000 for case in cases]
 
     def channel(index: int) -> dict[str, float]:
-        statistics = [case.statistics[index].model_dump() for case in cases]
-        return {key: float(np.mean([one[key] for one in statistics])) for key in statistics[0]}
+        # Records of earlier versions lack the share of non-zero voxels.
+        statistics = [case.statistics[index].model_dump(exclude_none=True) for case in cases]
+        keys = [key for key in statistics[0] if all(key in one for one in statistics)]
+        return {key: float(np.mean([one[key] for one in statistics])) for key in keys}
 
     def volume_ml(value: int) -> float:
         voxels = [case.class_voxels.get(value, 0) for case in cases]

@@ -36,7 +36,7 @@ _EXACT_IN_INT32 = {sitk.sitkUInt8, sitk.sitkInt8, sitk.sitkUInt16, sitk.sitkInt1
 
 @dataclass(frozen=True)
 class SliceHeader:
-    """The header of one file of a series. Axes and positions are DICOM's: LPS, in mm."""
+    """The header of one file of a series, or of one frame. Axes and positions are LPS, in mm."""
 
     path: Path
     position_3: npt.NDArray[np.float64]
@@ -47,8 +47,17 @@ class SliceHeader:
     """Z is more than 1 where the file holds a whole volume."""
     photometric: str
     """MONOCHROME1 where small values are bright."""
-    pixel_type: int
-    """SimpleITK's type of the voxels after this file's own rescale slope and intercept."""
+    pixel_type: int = 0
+    """SimpleITK's type of the voxels after this file's own rescale slope and intercept; of frames,
+    which SimpleITK does not read, there is none."""
+    frame: int | None = None
+    """Which frame of its file it is, from 0."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        frame = "" if self.frame is None else f" frame {self.frame + 1}"
+        return f"{self.path.name}{frame}"
 
 
 def read_slices(folder: Path) -> list[SliceHeader]:
@@ -61,12 +70,21 @@ def read_slices(folder: Path) -> list[SliceHeader]:
         RuntimeError: If SimpleITK cannot read a header.
     """
     headers: dict[str, SliceHeader] = {}
+    others: set[str] = set()
     for path in folder.iterdir():  # GDCM reads all of them with their pixels
-        if path.is_file() and _is_sound_dicom(path):
+        if not path.is_file() or not is_sound_dicom(path):
+            continue
+        try:
             headers[str(path)] = header = _read_header(path)
-            require_voxels(path, header.shape_XYZ, 1, packed=True)
+        except RuntimeError:
+            if _holds_image(path):
+                raise
+            others.add(str(path))
+            continue
+        require_voxels(path, header.shape_XYZ, 1, packed=True)
     found = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-    names = {uid: sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid) for uid in found}
+    listed = [sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid) for uid in found]
+    names = [kept for files in listed if (kept := [name for name in files if name not in others])]
     # To sort the files, GDCM reads them all with their pixels, as much as the whole volume takes.
     release_freed_memory()
     if len(names) != 1:
@@ -74,20 +92,34 @@ def read_slices(folder: Path) -> list[SliceHeader]:
             "a channel's folder must hold one DICOM series",
             where=folder,
             got=f"{len(names)} DICOM series"
-            + "".join(
-                f"; {len(files)} files like {Path(files[0]).name}" for files in names.values()
-            ),
+            + "".join(f"; {len(files)} files like {Path(files[0]).name}" for files in names),
             remedy="move each other series, scouts too, to a folder of its own",
         )
     # GDCM also knows files without the mark of DICOM, whose headers are not read yet.
-    (files,) = names.values()
+    (files,) = names
     slices = [headers.get(name) or _read_header(Path(name)) for name in files]
+    if len(slices) > 1 and any(header.shape_XYZ[2] > 1 for header in slices):
+        raise DataError(
+            "a channel's folder must hold one volume",
+            where=folder,
+            got=f"{len(slices)} DICOM files, some with many frames",
+            remedy="give each file with many frames a folder of its own",
+        )
+    return in_spatial_order(slices, folder)
+
+
+def in_spatial_order(slices: Sequence[SliceHeader], where: Path) -> list[SliceHeader]:
+    """The slices of one volume in order, at even distances.
+
+    Raises:
+        DataError: If a slice does not fit the others.
+    """
     _require_alike(slices)
     # GDCM falls back to the order of the names where two positions are equal.
     normal_3 = slices[0].axes_33[:, 2]
-    slices.sort(key=lambda header: float(header.position_3 @ normal_3))
-    _require_even(slices, folder)
-    return slices
+    ordered = sorted(slices, key=lambda header: float(header.position_3 @ normal_3))
+    _require_even(ordered, where)
+    return ordered
 
 
 def common_pixel_type(slices: Sequence[SliceHeader]) -> int:
@@ -114,7 +146,19 @@ def _read_header(path: Path) -> SliceHeader:
     )
 
 
-def _is_sound_dicom(path: Path) -> bool:
+def only_dicom_file(path: Path) -> Path | None:
+    """The DICOM file at a path, or the only one in a folder; None if there are several or none.
+
+    Raises:
+        EOFError: If an element is longer than its file.
+    """
+    files = path.iterdir() if path.is_dir() else [path]
+    dicom = (one for one in files if one.is_file() and is_sound_dicom(one))
+    first, second = next(dicom, None), next(dicom, None)
+    return first if second is None else None
+
+
+def is_sound_dicom(path: Path) -> bool:
     """Whether a file is DICOM, after a look at its elements: GDCM takes the memory that they name.
 
     The look ends at the first sequence whose length is not written down.
@@ -145,14 +189,27 @@ def _is_sound_dicom(path: Path) -> bool:
     return True
 
 
+def _holds_image(path: Path) -> bool:
+    """Whether a DICOM file has pixels, as DICOMDIR and reports have not."""
+    from pydicom import dcmread
+
+    return "Rows" in dcmread(path, stop_before_pixels=True, specific_tags=["Rows"])
+
+
 def _tag(reader: sitk.ImageFileReader, key: str) -> str:
     return str(reader.GetMetaData(key)).strip() if reader.HasMetaDataKey(key) else ""
 
 
 def _require_alike(slices: Sequence[SliceHeader]) -> None:
     """Refuse a slice whose pixels do not lie, or do not mean, what those of most others do."""
-    if len(slices) == 1:
-        return
+    for header in slices:
+        if header.photometric and not header.photometric.startswith("MONOCHROME"):
+            raise DataError(
+                "a DICOM slice is in colour",
+                where=header.path,
+                got=header.photometric,
+                remedy="give the original grey values, or a file for each colour",
+            )
     axes_33 = np.median([header.axes_33 for header in slices], axis=0)
     kinds = [
         {
@@ -172,14 +229,14 @@ def _require_alike(slices: Sequence[SliceHeader]) -> None:
             if kind[what] != usual:
                 raise DataError(
                     f"a slice of a DICOM series differs from the others: {what}",
-                    where=header.path,
+                    where=header.path.with_name(header.name),
                     got=f"{kind[what]}, and {usual} in most of {len(slices)} slices",
                     remedy="move the slice out of the folder if it is a scout or of another scan; "
                     "otherwise export the series again",
                 )
 
 
-def _require_even(slices: Sequence[SliceHeader], folder: Path) -> None:
+def _require_even(slices: Sequence[SliceHeader], where: Path) -> None:
     """Refuse missing, duplicate and unevenly spaced slices, each in its own words."""
     steps_3 = np.diff([header.position_3 for header in slices], axis=0)
     if not len(steps_3):
@@ -187,13 +244,13 @@ def _require_even(slices: Sequence[SliceHeader], folder: Path) -> None:
     usual_3 = np.median(steps_3, axis=0)
     distances_mm, usual_mm = np.linalg.norm(steps_3, axis=1), float(np.linalg.norm(usual_3))
     odd = int(np.abs(steps_3 - usual_3).max(axis=1).argmax())
-    pair = f"{slices[odd].path.name} and {slices[odd + 1].path.name}"
+    pair = f"{slices[odd].name} and {slices[odd + 1].name}"
     if distances_mm.min() < _UNEVEN_MM:
         same = int(distances_mm.argmin())
         raise DataError(
             "two slices of a DICOM series lie at the same position",
-            where=folder,
-            got=f"{slices[same].path.name} and {slices[same + 1].path.name}",
+            where=where,
+            got=f"{slices[same].name} and {slices[same + 1].name}",
             remedy="remove the duplicate; several time points or echoes each need a folder of "
             "their own",
         )
@@ -203,14 +260,14 @@ def _require_even(slices: Sequence[SliceHeader], folder: Path) -> None:
     if gaps > 1.5 and np.abs(steps_3[odd] - round(gaps) * usual_3).max() <= _UNEVEN_MM:
         raise DataError(
             "slices of a DICOM series are missing",
-            where=folder,
+            where=where,
             got=f"{round(gaps) - 1} between {pair}: {distances_mm[odd]:.4g} mm apart, the others "
             f"{usual_mm:.4g} mm",
             remedy="export the series again, with all its slices",
         )
     raise DataError(
         "the slices of a DICOM series are unevenly spaced",
-        where=folder,
+        where=where,
         got=f"{distances_mm.min():.4g} to {distances_mm.max():.4g} mm apart; {pair} differ most",
         remedy="resample the series to one distance, for instance with dcm2niix, and give the "
         "NIfTI file",

@@ -7,7 +7,7 @@ right. Reorientation only flips and transposes axes, so it loses nothing and can
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from io import BytesIO
 from typing import Any
@@ -20,6 +20,9 @@ from nibabel.affines import apply_affine, voxel_sizes
 
 Affine = npt.NDArray[np.float64]
 """4x4: voxel (x, y, z) to RAS mm, NIfTI's convention."""
+
+LPS_TO_RAS: Affine = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""From the axes of DICOM and ITK to those of NIfTI."""
 
 _RAS = np.array([[0, 1], [1, 1], [2, 1]])
 
@@ -81,6 +84,8 @@ class OriginalGrid:
     header_bytes: bytes
     seen: tuple[tuple[float, ...], ...] | None = None
     """The affine by which a network sees the axes, if it is not that of the header."""
+    extensions: tuple[Any, ...] = field(default=(), compare=False)
+    """What programs have added to a NIfTI header. A store does not keep it."""
 
     @classmethod
     def from_header(cls, header: Any, dtype: npt.DTypeLike) -> OriginalGrid:
@@ -89,7 +94,7 @@ class OriginalGrid:
         header.set_data_dtype(dtype)
         # A label's values mean classes: the scale of the image's file would change them.
         header.set_slope_inter(1, 0)
-        return cls(header.binaryblock)
+        return cls(header.binaryblock, extensions=tuple(header.extensions))
 
     @classmethod
     def from_text(cls, text: str) -> OriginalGrid:
@@ -105,7 +110,9 @@ class OriginalGrid:
     def header(self) -> Any:
         """The nibabel header."""
         kind = nib.Nifti2Header if is_nifti2(self.header_bytes) else nib.Nifti1Header
-        return kind.from_fileobj(BytesIO(self.header_bytes))
+        header = kind.from_fileobj(BytesIO(self.header_bytes))
+        header.extensions.extend(self.extensions)
+        return header
 
     @property
     def affine(self) -> Affine:

@@ -1,4 +1,4 @@
-"""DICOM series, NRRD and MetaImage through SimpleITK.
+"""DICOM series, NRRD, MetaImage and TIFF stacks through SimpleITK.
 
 A series is read a few slices at a time, so that its voxels are in memory once only. SimpleITK reads
 the other formats as a whole.
@@ -10,16 +10,27 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk  # noqa: N813
 
 from segresmamba.data.untrusted import require_voxels
-from segresmamba.data.volumes.dicom_series import SliceHeader, common_pixel_type, read_slices
+from segresmamba.data.volumes.dicom_frames import frame_pixels, read_frames, read_header
+from segresmamba.data.volumes.dicom_series import (
+    SliceHeader,
+    common_pixel_type,
+    in_spatial_order,
+    only_dicom_file,
+    read_slices,
+)
+from segresmamba.data.volumes.geometry import LPS_TO_RAS
+from segresmamba.data.volumes.tiff import TIFF_SUFFIXES, spacing_mm
 
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
 _SLICES_AT_ONCE = 8
 _ROUNDING_MM = 1e-3
 _HEADER_BYTES = 1 << 16
@@ -56,11 +67,21 @@ def open_itk(path: Path) -> ItkFile:
         raise FileNotFoundError(path)
     # ITK prints warnings past Python's streams; what matters raises an error.
     sitk.ProcessObject.GlobalWarningDisplayOff()
+    if path.is_dir() or path.suffix.lower() == ".dcm":
+        file = only_dicom_file(path)
+        if file is not None and (header := read_header(file)).get("NumberOfFrames", 1) > 1:
+            return _multi_frame(file, header)
     if not path.is_dir():
         _require_voxels(path)
-        return _whole(sitk.ReadImage(str(path)))
+        image = sitk.ReadImage(str(path))
+        if path.suffix.lower() in TIFF_SUFFIXES and image.GetDimension() == 3:
+            # Its own tags give the size of pixels on paper, and none of slices.
+            image.SetSpacing(spacing_mm(path)[::-1])
+        return _whole(image)
     slices = read_slices(path)
-    if len(slices) == 1:  # perhaps with all slices in it
+    if slices[0].shape_XYZ[2] > 1:  # beside files without an image
+        return _multi_frame(slices[0].path, read_header(slices[0].path))
+    if len(slices) == 1:
         return _whole(sitk.ReadImage(str(slices[0].path)))
     return _series(slices)
 
@@ -102,15 +123,7 @@ def _require_nrrd_header(header: bytes) -> None:
 
 def _series(slices: Sequence[SliceHeader]) -> ItkFile:
     """A series of several files."""
-    first, last, pixel_type = slices[0], slices[-1], common_pixel_type(slices)
-    affine = np.eye(4)
-    affine[:3, :2] = first.axes_33[:, :2] * first.pixel_mm
-    extent_3 = last.position_3 - first.position_3
-    straight_3 = first.axes_33[:, 2] * np.linalg.norm(extent_3)
-    # With a tilted gantry the slices do not follow one another along their normal.
-    tilted = np.linalg.norm(extent_3 - straight_3) > _ROUNDING_MM
-    affine[:3, 2] = (extent_3 if tilted else straight_3) / (len(slices) - 1)
-    affine[:3, 3] = first.position_3
+    pixel_type = common_pixel_type(slices)
 
     def planes() -> Iterator[npt.NDArray[Any]]:
         for start in range(0, len(slices), _SLICES_AT_ONCE):
@@ -121,12 +134,46 @@ def _series(slices: Sequence[SliceHeader]) -> ItkFile:
                 yield plane_YX.T
 
     dtype = sitk.GetArrayFromImage(sitk.Image([1, 1], pixel_type)).dtype
-    return ItkFile(_LPS_TO_RAS @ affine, (*first.shape_XYZ[:2], len(slices)), dtype, planes)
+    shape = (*slices[0].shape_XYZ[:2], len(slices))
+    return ItkFile(_series_affine(slices), shape, dtype, planes)
+
+
+def _multi_frame(path: Path, header: Dataset) -> ItkFile:
+    """One file with many frames, in spatial order and each with its own rescale."""
+    frames = read_frames(header, path)
+    in_order = in_spatial_order([frame.header for frame in frames], path)
+    ordered = [frames[one.frame or 0] for one in in_order]
+    whole = "PixelRepresentation" in header and all(
+        number.is_integer() for frame in frames for number in (frame.slope, frame.intercept)
+    )
+    dtype = np.dtype(np.int64 if whole else np.float32)
+
+    def planes() -> Iterator[npt.NDArray[Any]]:
+        for frame, pixels_XY in zip(ordered, frame_pixels(path, ordered), strict=True):
+            yield (pixels_XY * frame.slope + frame.intercept).astype(dtype)
+
+    shape = (*in_order[0].shape_XYZ[:2], len(ordered))
+    return ItkFile(_series_affine(in_order), shape, dtype, planes)
+
+
+def _series_affine(slices: Sequence[SliceHeader]) -> npt.NDArray[np.float64]:
+    """The affine of slices in spatial order."""
+    first, last = slices[0], slices[-1]
+    affine = np.eye(4)
+    affine[:3, :2] = first.axes_33[:, :2] * first.pixel_mm
+    extent_3 = last.position_3 - first.position_3
+    straight_3 = first.axes_33[:, 2] * np.linalg.norm(extent_3)
+    # With a tilted gantry the slices do not follow one another along their normal.
+    tilted = np.linalg.norm(extent_3 - straight_3) > _ROUNDING_MM
+    affine[:3, 2] = (extent_3 if tilted else straight_3) / (len(slices) - 1)
+    affine[:3, 3] = first.position_3
+    return LPS_TO_RAS @ affine
 
 
 def _affine(image: Any) -> npt.NDArray[np.float64]:
     affine = np.eye(4)
     axes = np.reshape(image.GetDirection(), (image.GetDimension(),) * 2)[:3, :3]
-    affine[:3, :3] = axes * np.array(image.GetSpacing()[:3])
-    affine[:3, 3] = image.GetOrigin()[:3]
-    return _LPS_TO_RAS @ affine
+    count = len(axes)  # 2 in a single image, which has no place in space and is refused later
+    affine[:count, :count] = axes * np.array(image.GetSpacing()[:3])
+    affine[:count, 3] = image.GetOrigin()[:3]
+    return LPS_TO_RAS @ affine

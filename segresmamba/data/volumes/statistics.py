@@ -45,6 +45,7 @@ def channel_statistics(channel_DHW: npt.NDArray[Any]) -> ChannelStatistics:
         max=high,
         percentile_00_5=float(percentiles[0]),
         percentile_99_5=float(percentiles[1]),
+        nonzero_share=count / channel_DHW.size,
     )
 
 

@@ -25,7 +25,7 @@ from segresmamba.data.volumes.geometry import Affine, OriginalGrid
 from segresmamba.data.volumes.mapped_arrays import mapped_zeros
 from segresmamba.data.volumes.resampling import GridTransform, grid_transform
 from segresmamba.data.volumes.statistics import channel_statistics
-from segresmamba.data.volumes.voxel_file import Planes, VoxelFile, open_voxels
+from segresmamba.data.volumes.voxel_file import Planes, VoxelFile, open_label, open_voxels
 from segresmamba.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -198,7 +198,8 @@ def read_label(
     Raises:
         DataError: As `read_volume`; also if values are not integers or not declared.
     """
-    label = _on_grid(open_voxels(path), grid, other, resample=resample_mismatched, order=0)
+    file = open_label(path, labels, grid)
+    label = _on_grid(file, grid, other, resample=resample_mismatched, order=0)
     highest = max(labels.values())
     declared = np.isin(np.arange(highest + 1), list(labels.values()))
     dtype = np.uint8 if highest <= np.iinfo(np.uint8).max else np.int16

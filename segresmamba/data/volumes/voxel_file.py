@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from io import BufferedIOBase
 from math import prod
 from pathlib import Path
@@ -25,7 +26,8 @@ from nibabel.wrapstruct import WrapStructError
 
 from segresmamba.data.untrusted import require_voxels
 from segresmamba.data.volumes import geometry
-from segresmamba.data.volumes.geometry import Affine
+from segresmamba.data.volumes.geometry import Affine, OriginalGrid
+from segresmamba.data.volumes.tiff import TIFF_SUFFIXES
 from segresmamba.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -35,7 +37,10 @@ _UNREADABLE = (
     OSError, EOFError, zlib.error, ValueError, OverflowError, RuntimeError,
     ImageFileError, HeaderDataError, WrapStructError,
 )  # fmt: skip
-_ITK_SUFFIXES = {".nrrd", ".nhdr", ".mha", ".mhd"}
+_ITK_SUFFIXES = {".nrrd", ".nhdr", ".mha", ".mhd", ".dcm"} | TIFF_SUFFIXES
+
+FOR_2D = "for single images use a tool for 2D, such as nnU-Net with -c 2d"
+"""The end of the remedy for images that are not volumes."""
 
 Planes = Iterator[npt.NDArray[Any]]
 
@@ -72,7 +77,7 @@ class VoxelFile:
 
 
 def open_voxels(path: Path, channels: int = 0) -> VoxelFile:
-    """Read the header of a NIfTI, NRRD or MetaImage file, or of a folder with a DICOM series.
+    """Read the header of a NIfTI, NRRD, MetaImage or TIFF file, or of a folder of DICOM.
 
     Args:
         path: The file or folder.
@@ -99,7 +104,9 @@ def open_voxels(path: Path, channels: int = 0) -> VoxelFile:
             "a volume must have three dimensions",
             where=path,
             got=f"shape {file.shape}",
-            remedy="write one file per channel or time point",
+            remedy="write one file per channel or time point"
+            if len(file.shape) > 3
+            else f"convert volumes; {FOR_2D}",
         )
     if not geometry.is_usable(file.affine):
         raise DataError(
@@ -109,6 +116,31 @@ def open_voxels(path: Path, channels: int = 0) -> VoxelFile:
             remedy="correct the header's sform or qform",
         )
     return file
+
+
+def open_label(path: Path, labels: dict[str, int], grid: OriginalGrid) -> VoxelFile:
+    """Like `open_voxels`, for a label; also a DICOM segmentation, put on the grid of its image.
+
+    Args:
+        path: The file, or a folder of DICOM.
+        labels: Declared names and values.
+        grid: The grid of the image.
+
+    Raises:
+        DataError: As `open_voxels`; also if a segmentation does not fit the labels or the image.
+    """
+    if not (path.is_dir() or path.suffix.lower() == ".dcm"):
+        return open_voxels(path)
+    from segresmamba.data.volumes.dicom_seg import read_segmentation, segmentation_file
+
+    with _data_errors(path):
+        file = segmentation_file(path)
+        if file is None:
+            return open_voxels(path)
+        label_XYZ = read_segmentation(file, labels, grid.shape_XYZ, grid.affine)
+    header = OriginalGrid.from_header(grid.header, label_XYZ.dtype).header
+    planes = partial(iter, np.moveaxis(label_XYZ, 2, 0))
+    return VoxelFile(path, header, grid.affine, grid.shape_XYZ, True, label_XYZ.dtype, planes)
 
 
 def _open_nifti(path: Path) -> VoxelFile:

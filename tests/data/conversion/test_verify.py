@@ -11,10 +11,12 @@ import pytest
 import zarr
 
 from segresmamba.data import convert, open_dataset, repair, verify
+from segresmamba.data.conversion.earlier_versions import READER
 from segresmamba.data.store import layout
 from segresmamba.data.store.splits import Split
+from segresmamba.data.volumes.itk import open_itk
 from segresmamba.errors import DataError
-from tests.data.raw import SHAPES, describe, image_path, label_path, write_nifti
+from tests.data.raw import SHAPES, describe, image_path, label_path, write_nifti, write_series
 
 CASE = "case_1"
 MOVED = [[1, 0, 0, 5], [0, 2, 0, 5], [0, 0, 1.5, 5], [0, 0, 0, 1]]
@@ -53,6 +55,85 @@ def flip_bit(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 3] ^= 1
     path.write_bytes(content)
+
+
+@pytest.fixture
+def dicom_store(tmp_path: Path) -> Path:
+    """A store that an earlier version made from sound series: it records no reader."""
+    source, store = tmp_path / "dicom", tmp_path / "dicom_store"
+    for case in (CASE, "case_2"):
+        rng = np.random.default_rng(int(case[-1]))
+        write_series(source / case / "CT", rng.integers(1, 900, (20, 22, 12)).astype(np.int16))
+        label = np.zeros((20, 22, 12), np.uint8)
+        label[5:12, 5:12, 3:8] = 1
+        affine = open_itk(source / case / "CT").affine
+        write_nifti(source / case / "label.nii.gz", label, affine)
+    describe(source, channel_names={"0": "CT"}, labels={"background": 0, "hip": 1})
+    convert(source, store, format="dicom")
+    edit_json(
+        store / "dataset.json",
+        lambda content: [record.pop("reader") for record in content["cases"].values()],
+    )
+    for case in (CASE, "case_2"):
+        edit_json(
+            store / case / "zarr.json",
+            lambda content: content["attributes"][layout.RECORD].pop("reader"),
+        )
+    return store
+
+
+def test_what_an_earlier_version_read_right_has_no_problems(dicom_store: Path) -> None:
+    assert verify(dicom_store) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "fault"),
+    [
+        ({"0020|0032": "-10\\{y}\\{two_z}.0"}, "on another grid than their headers say"),
+        (
+            {"0028|1053": "{slope}", "0028|1052": "0"},
+            "a rescale of their own, and values were wrapped",
+        ),
+        ({"0020|0037": "{turn}"}, "should have been refused"),
+    ],
+)
+def test_cases_that_an_earlier_version_misread_are_named(
+    dicom_store: Path, changed: dict[str, str], fault: str
+) -> None:
+    """The source is replaced by one that the earlier version took for the other."""
+    series = dicom_store.with_name("dicom") / CASE / "CT"
+    voxels = np.stack(list(open_itk(series).planes()), axis=-1)
+    shutil.rmtree(series)
+
+    def tags(z: int) -> dict[str, str]:
+        turn = "0.6\\0.8\\0\\-0.8\\0.6\\0" if z == 5 else "1\\0\\0\\0\\1\\0"
+        words = {"y": z - 20, "two_z": 2 * z, "turn": turn, "slope": z + 1}
+        return {key: value.format(**words) for key, value in changed.items()}
+
+    write_series(series, voxels, tags)
+    (problem,) = verify(dicom_store)
+    assert problem.case_id == CASE
+    assert problem.message.startswith("an earlier version misread the case: ")
+    assert fault in problem.message
+
+
+def test_a_misread_case_is_converted_again(dicom_store: Path) -> None:
+    series = dicom_store.with_name("dicom") / CASE / "CT"
+    voxels = np.stack(list(open_itk(series).planes()), axis=-1)
+    shutil.rmtree(series)
+    write_series(series, voxels, lambda z: {"0028|1053": str(z + 1), "0028|1052": "0"})
+    assert len(verify(dicom_store)) == 1
+    assert repair(dicom_store) == []
+    records = open_dataset(dicom_store).manifest.cases
+    assert [records[case].reader for case in (CASE, "case_2")] == [READER, 1]
+
+
+def test_what_an_earlier_version_read_is_not_judged_without_its_source(
+    dicom_store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.rmtree(dicom_store.with_name("dicom"))
+    assert verify(dicom_store) == []
+    assert "2 cases were read from DICOM by an earlier version" in caplog.text
 
 
 def test_a_sound_store_has_no_problems(sound_store: Path) -> None:

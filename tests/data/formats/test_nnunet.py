@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,63 @@ def test_every_kind_of_file_gives_the_same_voxels(raw: Path, tmp_path: Path, end
     for case_id in found.case_ids:
         for one, other in zip(found[case_id].read(), expected[case_id].read(), strict=True):
             np.testing.assert_array_equal(one, other)
+
+
+def write_stacks(raw: Path, spacing: list[float] | None) -> None:
+    """Make TIFF stacks of a dataset's files, with a file of the voxel size beside each."""
+    for path in [*(raw / "imagesTr").iterdir(), *(raw / "labelsTr").iterdir()]:
+        image = sitk.ReadImage(str(path))
+        image.SetSpacing((0.3, 0.3, 0.3))  # which the tags of TIFF say of paper
+        stem = path.name.removesuffix(".nii.gz")
+        sitk.WriteImage(image, str(path.with_name(f"{stem}.tif")))
+        if spacing:
+            words = json.dumps({"spacing": spacing, "unit": "mm"})
+            path.with_name(f"{stem.removesuffix('_0000')}.json").write_text(words)
+        path.unlink()
+    describe(raw, file_ending=".tif")
+
+
+def test_a_tiff_stack_has_the_voxel_size_of_the_file_beside_it(raw: Path, tmp_path: Path) -> None:
+    expected = np.asarray(nib.load(image_path(raw, "case_0")).dataobj)
+    write_stacks(raw, [3.0, 1.5, 1.25])
+    assert convert(raw, tmp_path / "store").converted == ("case_0", "case_1", "case_2")
+    case = open_dataset(tmp_path / "store")["case_0"]
+    assert case.spacing_mm == (3.0, 1.5, 1.25)
+    voxels = case.read()[0][0].transpose(2, 1, 0)[::-1, ::-1]  # from RAS to LPS
+    np.testing.assert_array_equal(voxels, expected)
+    # Another voxel size is another case.
+    for folder in ("imagesTr", "labelsTr"):
+        (raw / folder / "case_0.json").write_text('{"spacing": [3, 1, 1]}')
+    assert convert(raw, tmp_path / "store").converted == ("case_0",)
+
+
+def test_a_tiff_stack_alone_is_taken_at_one_millimetre_with_a_warning(
+    raw: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_stacks(raw, None)
+    convert(raw, tmp_path / "store")
+    assert open_dataset(tmp_path / "store")["case_0"].spacing_mm == (1, 1, 1)
+    assert "case_0_0000.tif has no case_0_0000.json beside it" in caplog.text
+
+
+@pytest.mark.parametrize("words", ['{"spacing": [1, 1]}', '{"spacing": [1, 1, 0]}', "1 1 1"])
+def test_a_voxel_size_that_cannot_be_is_named(raw: Path, tmp_path: Path, words: str) -> None:
+    write_stacks(raw, [1, 1, 1])
+    (raw / "imagesTr" / "case_0.json").write_text(words)
+    with pytest.raises(DataError, match="how large its voxels") as caught:
+        convert(raw, tmp_path / "store")
+    assert caught.value.where.endswith("imagesTr/case_0.json")
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".tif"])
+def test_images_of_one_slice_are_sent_to_a_tool_for_2d(tmp_path: Path, ending: str) -> None:
+    raw = write_raw(tmp_path / "raw", [(40, 34, 1)])
+    describe(raw, labels={"background": 0, "ball": 1})
+    if ending == ".tif":
+        write_stacks(raw, None)
+    with pytest.raises(DataError) as caught:
+        convert(raw, tmp_path / "store")
+    assert caught.value.remedy.endswith("a tool for 2D, such as nnU-Net with -c 2d")
 
 
 @pytest.mark.parametrize("case_id", ["../escaped", "a/b", "a\\b", "..", ".hidden", "zarr.json"])

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import locale
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
+import SimpleITK as sitk  # noqa: N813
+from pydicom.uid import RLELossless
 
 from segresmamba.data.volumes.itk import ItkFile, open_itk
 from segresmamba.errors import DataError
+from tests.data.dicom import write_report
 from tests.data.raw import write_series
 
 SLICES = 6
+LARGE_XYZ = np.random.default_rng(0).integers(0, 9000, (32, 40, 3)).astype(np.int16)
 VOXELS_XYZ = np.random.default_rng(0).integers(1, 900, (8, 7, SLICES)).astype(np.int16)
 POSITION, ORIENTATION, PIXEL_MM = "0020|0032", "0020|0037", "0028|0030"
 SLOPE, INTERCEPT, SERIES = "0028|1053", "0028|1052", "0020|000e"
@@ -38,6 +44,39 @@ def only(number: int, **tags: str) -> Callable[[int], Mapping[str, str]]:
     """These tags for one slice, by the names of this module."""
     values = {globals()[name]: value for name, value in tags.items()}
     return lambda z: values if z == number else {}
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "JPEG2000", RLELossless])
+def test_compressed_slices_are_read(tmp_path: Path, kind: str) -> None:
+    write_series(tmp_path / "plain", LARGE_XYZ)
+    (tmp_path / "packed").mkdir()
+    for plain in (tmp_path / "plain").iterdir():
+        packed = tmp_path / "packed" / plain.name
+        if kind == RLELossless:
+            dataset = pydicom.dcmread(plain)
+            dataset.compress(kind, generate_instance_uid=False)
+            dataset.save_as(packed)
+        else:
+            write_packed(plain, packed, kind)
+    assert pydicom.dcmread(packed).file_meta.TransferSyntaxUID.is_compressed
+    file = open_itk(tmp_path / "packed")
+    np.testing.assert_array_equal(voxels_XYZ(file), LARGE_XYZ)
+    np.testing.assert_allclose(file.affine, open_itk(tmp_path / "plain").affine)
+
+
+def write_packed(plain: Path, packed: Path, compressor: str) -> None:
+    before = locale.setlocale(locale.LC_ALL)  # see write_series
+    image = sitk.ReadImage(str(plain))
+    whole = sitk.Cast(image, sitk.sitkUInt16)
+    for key in ("0008|0016", "0008|0018", "0008|0060", "0020|000d", "0020|000e", POSITION):
+        whole.SetMetaData(key, image.GetMetaData(key))
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    writer.UseCompressionOn()
+    writer.SetCompressor(compressor)
+    writer.SetFileName(str(packed))
+    writer.Execute(whole)
+    locale.setlocale(locale.LC_ALL, before)
 
 
 def test_names_and_numbers_do_not_matter(tmp_path: Path) -> None:
@@ -121,6 +160,13 @@ def test_a_second_series_is_named_by_its_files(tmp_path: Path) -> None:
     error = refused(tmp_path, only(5, SERIES="9.9.9"))
     assert error.problem == "a channel's folder must hold one DICOM series"
     assert "1 files like 005.dcm" in error.got
+
+
+@pytest.mark.parametrize("series", ["1.2.3.4", "9.9.9"])
+def test_dicom_without_an_image_is_left_alone(tmp_path: Path, series: str) -> None:
+    write_series(tmp_path / "CT", VOXELS_XYZ)
+    write_report(tmp_path / "CT" / "000_report.dcm", series)
+    np.testing.assert_array_equal(voxels_XYZ(open_itk(tmp_path / "CT")), VOXELS_XYZ)
 
 
 def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:

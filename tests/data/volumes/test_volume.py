@@ -343,3 +343,23 @@ def test_voxels_of_an_nrrd_may_lie_in_a_file_beside_it(tmp_path: Path) -> None:
     sitk.WriteImage(image, str(tmp_path / "a.nhdr"))
     (tmp_path / "a.nhdr").rename(tmp_path / "a.nrrd")
     assert read_volume([tmp_path / "a.nrrd"]).image_CDHW.size == 60 * 70 * 80
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_extensions_of_the_header_survive_the_way_back(tmp_path: Path, kind: Any) -> None:
+    image = kind(some(), AFFINE)
+    contents = [(6, b"acquired on a Tuesday"), (4, b"<AFNI_attributes/>" * 40)]
+    for code, content in contents:
+        image.header.extensions.append(nib.nifti1.Nifti1Extension(code, content))
+    image.to_filename(tmp_path / "a.nii.gz")
+    volume = read_volume([tmp_path / "a.nii.gz"])
+    label_DHW = np.ones(volume.image_CDHW.shape[1:], np.uint8)
+    volume.restore_label(label_DHW, np.uint8).to_filename(tmp_path / "label.nii.gz")
+    restored = nib.load(tmp_path / "label.nii.gz")
+    found = [(one.get_code(), one.get_content()) for one in restored.header.extensions]
+    assert [code for code, _ in found] == [6, 4]
+    for (_, expected), (_, content) in zip(contents, found, strict=True):
+        text = content.encode() if isinstance(content, str) else content
+        assert text.rstrip(b"\0") == expected
+    assert np.asarray(restored.dataobj).all()
+    np.testing.assert_array_equal(restored.affine, AFFINE)
