@@ -5,11 +5,10 @@ Hydra parses the overrides and composes the presets under configs/; pydantic val
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
+from segresmamba.config.experiment import flat
 from segresmamba.config.explain import explain, field_help, suggestion
-from segresmamba.config.networks import PluginConfig
 from segresmamba.config.own_presets import KEY, compose_own, config_folder, own_presets
 from segresmamba.config.plugins import NETWORKS, check_installed, entry_points, plugin_section
 from segresmamba.config.schema import Config
@@ -32,30 +31,6 @@ from segresmamba.errors import ConfigError
 from segresmamba.secrets import recall
 
 logger = logging.getLogger(__name__)
-
-# Settings that change no result: where a run lives, where it is tracked and computed, how ranks
-# divide the computation, and how often a run records and saves. A run may go on with other values.
-_FREE_SECTIONS = ("run.", "tracking.", "cluster.", "validation.", "plan.")
-_FREE_KEYS = {
-    "data.stage",
-    "data.workers",
-    "data.prefetch",
-    "data.patience_s",
-    "data.max_bad_cases",
-    "train.log_every",
-    "train.validate_every",
-    "train.checkpoint_every",
-    "train.keep_last",
-    "train.hang_timeout_s",
-    "train.max_skipped_in_a_row",
-    "train.max_skipped_share",
-    "train.threads",
-    # These compute the same sums in another order, which depends on the machines.
-    "train.accumulation",
-    "train.compile",
-    "train.zero_stage",
-}
-
 
 _CONFIG = "config"
 """The key that names a file of settings."""
@@ -155,7 +130,7 @@ def _file_settings(parsed: Iterable[Override]) -> dict[str, Any]:
     settings = _read_settings(beside)
     # Whoever made the store may have made this file too. It must not start a program or import one,
     # nor hide such a key in an interpolation or a list.
-    for key, value in _flat(settings):
+    for key, value in flat(settings):
         section, _, name = key.rpartition(".")
         allowed = key in _BESIDE or section.split(".")[0] in _BESIDE
         if not allowed or name == "target" or "${" in str(value) or "'target'" in str(value):
@@ -208,37 +183,6 @@ def read_config(path: Path) -> Config:
         ) from error
     recall(path.parent)
     return _validated(values, file=path)
-
-
-def experiment(config: Config) -> dict[str, Any]:
-    """The settings that change a result, by dotted key; a resumed run may change all others."""
-    values = config.model_dump(mode="json")
-    return {key: value for key, value in _flat(values) if changes_result(key)}
-
-
-def changes_result(key: str) -> bool:
-    """Whether the setting of this dotted key changes a result; see `experiment`."""
-    return key not in _FREE_KEYS and not key.startswith(_FREE_SECTIONS)
-
-
-def config_digest(config: Config) -> str:
-    """Eight hex digits that name an experiment."""
-    return hashlib.sha256(json.dumps(experiment(config), sort_keys=True).encode()).hexdigest()[:8]
-
-
-def run_folder(config: Config) -> Path:
-    """The folder of this configuration's run."""
-    model = config.model
-    network = model.label if isinstance(model, PluginConfig) else model.name
-    return config.run.root / (config.run.name or f"{network}-{config_digest(config)}")
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _parse(text: str) -> Override:
