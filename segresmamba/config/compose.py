@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from segresmamba.config.experiment import flat
 from segresmamba.config.explain import explain, field_help, suggestion
 from segresmamba.config.own_presets import KEY, compose_own, config_folder, own_presets
-from segresmamba.config.plugins import NETWORKS, check_installed, entry_points, plugin_section
+from segresmamba.config.plugins import GROUPS, check_installed, entry_points, plugin_sections
 from segresmamba.config.schema import Config
 from segresmamba.errors import ConfigError
 from segresmamba.secrets import recall
@@ -98,7 +98,7 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
             remedy=str(error).splitlines()[0],
         ) from error
     config = _validated(values)
-    check_installed(config.model)
+    check_installed(config)
     return config
 
 
@@ -214,7 +214,7 @@ def _parse(text: str) -> Override:
 
 
 def _choose(parsed: Sequence[Override], groups: Mapping[str, Sequence[str]]) -> DictConfig:
-    """Compose the presets that overrides choose: the user's, the package's, or a network's target.
+    """Compose the presets that overrides choose: the user's, the package's, or another package.
 
     Args:
         parsed: All overrides.
@@ -223,17 +223,17 @@ def _choose(parsed: Sequence[Override], groups: Mapping[str, Sequence[str]]) -> 
     config_dir = next((str(one.value() or "") for one in parsed if one.key_or_group == KEY), "")
     own = own_presets(Path(config_dir) if config_dir else None, list(groups))
     known = {group: sorted({*names, *own.get(group, ())}) for group, names in groups.items()}
-    plugin = plugin_section(parsed, known["model"])
+    plugins = plugin_sections(parsed, known)
     chosen = [
         override
         for override in parsed
-        if override.key_or_group in groups and not (plugin and override.key_or_group == "model")
+        if override.key_or_group in groups and override.key_or_group not in plugins
     ]
     for override in chosen:
         _check_choice(override, known[override.key_or_group])
     composed = _compose(chosen, own)
-    if plugin:
-        composed.model = plugin
+    for group, section in plugins.items():
+        composed[group] = section
     return composed
 
 
@@ -241,8 +241,8 @@ def _check_choice(override: Override, choices: Sequence[str]) -> None:
     """Refuse a preset that neither the package nor the user has."""
     key, choice = override.key_or_group, str(override.value())
     if choice not in choices:
-        if key == "model":
-            choices = [*choices, *entry_points(NETWORKS)]
+        if key in GROUPS:
+            choices = [*choices, *entry_points(GROUPS[key])]
         raise ConfigError(
             f"there is no {key} preset of that name",
             where=key,

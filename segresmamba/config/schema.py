@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     Field,
@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from segresmamba.config.networks import ModelConfig, SegResMambaConfig
-from segresmamba.config.section import Section, one_line
+from segresmamba.config.section import Section, Target, one_line
 from segresmamba.config.tracking import TrackingConfig
 from segresmamba.errors import ConfigError
 from segresmamba.secrets import hide_lines, hide_url, hide_variables
@@ -169,6 +169,16 @@ class AugmentConfig(Section):
     gamma_keeps_statistics: bool = False
     """Give each channel its mean and deviation back after a curve, and draw half of the exponents
     below 1, as nnU-Net does."""
+    target: Target | None = None
+    """Changes of yours, as package.module:Class, which come after all others. Whoever trains with
+    the configuration runs its code; see docs/settings.md."""
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Keywords of the class in augment.target."""
+
+    @model_validator(mode="after")
+    def _keywords_have_a_target(self) -> AugmentConfig:
+        _check_keywords(self, "augment")
+        return self
 
     @model_validator(mode="after")
     def _ranges_ascend(self) -> AugmentConfig:
@@ -209,6 +219,26 @@ class LossConfig(Section):
     """tversky: weight of voxels that are predicted and not labelled."""
     tversky_beta: Annotated[float, Field(ge=0)] = 0.7
     """tversky: weight of voxels that are labelled and not predicted."""
+    target: Target | None = None
+    """A loss of yours or of another package, as package.module:Class, in the place of loss.name.
+    Whoever trains with the configuration runs its code; see docs/settings.md."""
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Keywords of the class in loss.target, such as {softmax: true}."""
+
+    @model_validator(mode="after")
+    def _a_target_has_its_own_settings(self) -> LossConfig:
+        _check_keywords(self, "loss")
+        shared = {"target", "kwargs", "deep_supervision"}
+        for key in LossConfig.model_fields.keys() - shared if self.target else ():
+            if getattr(self, key) != LossConfig.model_fields[key].default:
+                raise ConfigError(
+                    "this setting is not one of loss.target",
+                    where=f"loss.{key}",
+                    got=f"{getattr(self, key)}, with loss.target={self.target}",
+                    remedy="give the keywords of the class in loss.kwargs, or leave one of the two "
+                    "out",
+                )
+        return self
 
     @model_validator(mode="after")
     def _every_setting_counts(self) -> LossConfig:
@@ -230,6 +260,16 @@ class LossConfig(Section):
                 remedy="give at least one weight above 0",
             )
         return self
+
+
+def _check_keywords(section: AugmentConfig | LossConfig, name: str) -> None:
+    if section.kwargs and section.target is None:
+        raise ConfigError(
+            "keywords are given for no class",
+            where=f"{name}.kwargs",
+            got=section.kwargs,
+            remedy=f"give {name}.target=package.module:Class too",
+        )
 
 
 class TrainConfig(Section):

@@ -76,6 +76,25 @@ def simulate(
     return Activations(weights_bytes, saved.total, timeline.peak_bytes())
 
 
+def count_outputs(config: Config, channels: int, classes: int) -> int:
+    """How many outputs the network has in training; more than one with deep supervision.
+
+    Args:
+        config: Network and patch.
+        channels: Number of channels of the input.
+        classes: Number of channels of an output.
+
+    Raises:
+        ConfigError: If the network cannot be built with these settings.
+    """
+    network = build_network(config, channels, classes).train()
+    mode = FakeTensorMode()
+    make_fake(network, mode)
+    with mode, torch.no_grad():
+        outputs = network(torch.empty(1, channels, *config.data.patch))
+    return 1 if isinstance(outputs, Tensor) else len(outputs)
+
+
 def _loss_bytes_per_logit(config: Config, labels: Mapping[str, int], classes: Classes) -> float:
     """Peak memory of the loss for each logit, measured on real tensors of a small size.
 

@@ -30,8 +30,9 @@ from segresmamba.data.stream.intensity import (
     change_intensities,
     like,
 )
+from segresmamba.data.stream.own_augmentation import change_sample, own_augmentation
 
-_AUGMENT = 2  # number of this stream of random numbers; the sampler has 0 and 1
+_AUGMENT, _OWN = 2, 3  # numbers of these streams of random numbers; the sampler has 0 and 1
 _AXES = np.array(["D", "H", "W"])
 # The changes that have a probability for each sample, in the order in which its numbers are drawn.
 _FIRST = ("affine", "intensity_scale", "intensity_shift", "gamma", "noise")
@@ -40,7 +41,7 @@ _LATER = ("rotation", "scaling", "blur", "contrast", "low_resolution", "inverse_
 
 @torch.no_grad()
 def augment(batch: Batch, config: AugmentConfig, seed: int) -> tuple[Tensor, Tensor]:
-    """Normalise a batch and change it at random: first in space, then in intensity.
+    """Normalise a batch and change it at random: in space, in intensity, and by code of the user's.
 
     Args:
         batch: Crops as stored, on the device to compute on.
@@ -61,6 +62,10 @@ def augment(batch: Batch, config: AugmentConfig, seed: int) -> tuple[Tensor, Ten
             label_BDHW[flipped] = label_BDHW[flipped].flip(axis + 1)
     _warp(x_BCDHW, label_BDHW, drawn)
     change_intensities(x_BCDHW, drawn)
+    if own := own_augmentation(config):
+        for place, index in enumerate(batch.index_B.tolist()):
+            rng = np.random.default_rng([seed, _OWN, index])
+            change_sample(own, x_BCDHW[place], label_BDHW[place], rng)
     return x_BCDHW, label_BDHW
 
 
