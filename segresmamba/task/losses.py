@@ -122,9 +122,7 @@ def class_weights(classes: Classes, weights: Mapping[str, float] | None) -> Tens
     """
     if weights is None:
         return None
-    names = list(classes.members)
-    if classes.exclusive:  # whose channels are in the order of the values
-        names = ["background", *sorted(names, key=lambda name: classes.members[name])]
+    names = classes.channel_names
     if unknown := sorted(weights.keys() - set(names)):
         raise ConfigError(
             "a weight is that of an unknown class",
