@@ -1,12 +1,11 @@
 """Configuration: Hydra composes the presets under configs/, and pydantic validates the result."""
 
-from segresmamba.config.compose import (
+from segresmamba.config.compose import load_config, presets, read_config
+from segresmamba.config.experiment import (
     changes_result,
     config_digest,
     experiment,
-    load_config,
-    presets,
-    read_config,
+    former_digest,
     run_folder,
     to_yaml,
 )
@@ -40,6 +39,7 @@ __all__ = [
     "changes_result",
     "config_digest",
     "experiment",
+    "former_digest",
     "load_config",
     "presets",
     "read_config",

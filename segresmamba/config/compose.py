@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,39 +23,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
+from segresmamba.config.experiment import flat
 from segresmamba.config.explain import explain, field_help, suggestion
-from segresmamba.config.networks import PluginConfig
 from segresmamba.config.own_presets import KEY, compose_own, config_folder, own_presets
-from segresmamba.config.plugins import NETWORKS, check_installed, entry_points, plugin_section
+from segresmamba.config.plugins import GROUPS, check_installed, entry_points, plugin_sections
 from segresmamba.config.schema import Config
 from segresmamba.errors import ConfigError
 from segresmamba.secrets import recall
 
 logger = logging.getLogger(__name__)
-
-# Settings that change no result: where a run lives, where it is tracked and computed, how ranks
-# divide the computation, and how often a run records and saves. A run may go on with other values.
-_FREE_SECTIONS = ("run.", "tracking.", "cluster.", "validation.", "plan.")
-_FREE_KEYS = {
-    "data.stage",
-    "data.workers",
-    "data.prefetch",
-    "data.patience_s",
-    "data.max_bad_cases",
-    "train.log_every",
-    "train.validate_every",
-    "train.checkpoint_every",
-    "train.keep_last",
-    "train.hang_timeout_s",
-    "train.max_skipped_in_a_row",
-    "train.max_skipped_share",
-    "train.threads",
-    # These compute the same sums in another order, which depends on the machines.
-    "train.accumulation",
-    "train.compile",
-    "train.zero_stage",
-}
-
 
 _CHECKSUM = "# checksum: "
 _CONFIG = "config"
@@ -124,7 +100,7 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
             remedy=str(error).splitlines()[0],
         ) from error
     config = _validated(values)
-    check_installed(config.model)
+    check_installed(config)
     return config
 
 
@@ -156,7 +132,7 @@ def _file_settings(parsed: Iterable[Override]) -> dict[str, Any]:
     settings = _read_settings(beside)
     # Whoever made the store may have made this file too. It must not start a program or import one,
     # nor hide such a key in an interpolation or a list.
-    for key, value in _flat(settings):
+    for key, value in flat(settings):
         section, _, name = key.rpartition(".")
         allowed = key in _BESIDE or section.split(".")[0] in _BESIDE
         if not allowed or name == "target" or "${" in str(value) or "'target'" in str(value):
@@ -232,37 +208,6 @@ def _checksum(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def experiment(config: Config) -> dict[str, Any]:
-    """The settings that change a result, by dotted key; a resumed run may change all others."""
-    values = config.model_dump(mode="json")
-    return {key: value for key, value in _flat(values) if changes_result(key)}
-
-
-def changes_result(key: str) -> bool:
-    """Whether the setting of this dotted key changes a result; see `experiment`."""
-    return key not in _FREE_KEYS and not key.startswith(_FREE_SECTIONS)
-
-
-def config_digest(config: Config) -> str:
-    """Eight hex digits that name an experiment."""
-    return hashlib.sha256(json.dumps(experiment(config), sort_keys=True).encode()).hexdigest()[:8]
-
-
-def run_folder(config: Config) -> Path:
-    """The folder of this configuration's run."""
-    model = config.model
-    network = model.label if isinstance(model, PluginConfig) else model.name
-    return config.run.root / (config.run.name or f"{network}-{config_digest(config)}")
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
 def _parse(text: str) -> Override:
     key, _, value = text.partition("=")
     try:
@@ -292,7 +237,7 @@ def _parse(text: str) -> Override:
 
 
 def _choose(parsed: Sequence[Override], groups: Mapping[str, Sequence[str]]) -> DictConfig:
-    """Compose the presets that overrides choose: the user's, the package's, or a network's target.
+    """Compose the presets that overrides choose: the user's, the package's, or another package.
 
     Args:
         parsed: All overrides.
@@ -301,17 +246,17 @@ def _choose(parsed: Sequence[Override], groups: Mapping[str, Sequence[str]]) -> 
     config_dir = next((str(one.value() or "") for one in parsed if one.key_or_group == KEY), "")
     own = own_presets(Path(config_dir) if config_dir else None, list(groups))
     known = {group: sorted({*names, *own.get(group, ())}) for group, names in groups.items()}
-    plugin = plugin_section(parsed, known["model"])
+    plugins = plugin_sections(parsed, known)
     chosen = [
         override
         for override in parsed
-        if override.key_or_group in groups and not (plugin and override.key_or_group == "model")
+        if override.key_or_group in groups and override.key_or_group not in plugins
     ]
     for override in chosen:
         _check_choice(override, known[override.key_or_group])
     composed = _compose(chosen, own)
-    if plugin:
-        composed.model = plugin
+    for group, section in plugins.items():
+        composed[group] = section
     return composed
 
 
@@ -319,8 +264,8 @@ def _check_choice(override: Override, choices: Sequence[str]) -> None:
     """Refuse a preset that neither the package nor the user has."""
     key, choice = override.key_or_group, str(override.value())
     if choice not in choices:
-        if key == "model":
-            choices = [*choices, *entry_points(NETWORKS)]
+        if key in GROUPS:
+            choices = [*choices, *entry_points(GROUPS[key])]
         raise ConfigError(
             f"there is no {key} preset of that name",
             where=key,

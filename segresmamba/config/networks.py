@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from segresmamba.config.section import Section
+from segresmamba.config.section import Section, Target
 
 Size3 = tuple[PositiveInt, PositiveInt, PositiveInt]
 FourStages = tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt]
@@ -272,7 +272,7 @@ class PluginConfig(Section):
 
     name: Literal["plugin"] = "plugin"
     """Name of the network."""
-    target: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    target: Target
     """The class or function that makes it, as package.module:Class. It gets in_channels and
     out_channels and maps (B, C, D, H, W) to logits of that size; in training also to a list of
     them, full resolution first."""

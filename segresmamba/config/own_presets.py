@@ -110,4 +110,5 @@ def compose_own(composed: DictConfig, files: Mapping[str, Path]) -> None:
 @cache  # a sweep composes its presets again for each trial
 def say_preset(group: str, path: str) -> None:
     """Say in the log which file a preset of the user's own came from."""
-    logger.info("%s=%s is %s, not a preset of the package", group, Path(path).stem, path)
+    # A warning, because the launcher shows nothing less.
+    logger.warning("%s=%s is %s, not a preset of the package", group, Path(path).stem, path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     Field,
@@ -21,12 +21,13 @@ from pydantic import (
 )
 
 from segresmamba.config.networks import ModelConfig, SegResMambaConfig, Size3
-from segresmamba.config.section import Section, one_line
+from segresmamba.config.section import Section, Target, one_line
 from segresmamba.config.tracking import TrackingConfig
 from segresmamba.errors import ConfigError
 from segresmamba.secrets import hide_lines, hide_url, hide_variables
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+LowerShare = Annotated[float, Field(gt=0.0, le=1.0)]
 Axes = tuple[Literal["D", "H", "W"], ...]
 
 
@@ -121,7 +122,21 @@ class AugmentConfig(Section):
     rotation_axes: Axes = ("D", "H", "W")
     """Axes about which crops are rotated: [D] rotates within axial slices, as suits thick ones."""
     scale_range: Annotated[float, Field(ge=0, lt=1)] = 0.15
-    """Largest relative change of the size."""
+    """Largest relative change of the size, for affine_probability."""
+    rotation_probability: Fraction = 0.0
+    """Probability of rotating, by rotation_degrees, where affine_probability does not."""
+    scaling_probability: Fraction = 0.0
+    """Probability of scaling by scaling_range, whether or not the crop is rotated too."""
+    scaling_range: tuple[PositiveFloat, PositiveFloat] = (0.7, 1.4)
+    """Smallest and largest size of a voxel, as a multiple of the case's: above 1, structures become
+    smaller."""
+    scaling_axes: Axes = ("D", "H", "W")
+    """Axes along which crops are scaled and their resolution is lowered: [H, W] leaves thick slices
+    as they are."""
+    blur_probability: Fraction = 0.0
+    """Probability of Gaussian smoothing."""
+    blur_sigma: tuple[PositiveFloat, PositiveFloat] = (0.5, 1.0)
+    """Smallest and largest width of the smoothing in voxels, drawn for each axis."""
     intensity_scale_probability: Fraction = 0.5
     """Probability of multiplying a channel by 1 + s."""
     intensity_scale_range: Annotated[float, Field(ge=0)] = 0.1
@@ -130,6 +145,16 @@ class AugmentConfig(Section):
     """Probability of adding an offset to a channel."""
     intensity_shift_range: Annotated[float, Field(ge=0)] = 0.1
     """Largest absolute value of the offset, in standard deviations of the image."""
+    contrast_probability: Fraction = 0.0
+    """Probability of multiplying the distances from a channel's mean, within its range."""
+    contrast_range: tuple[PositiveFloat, PositiveFloat] = (0.75, 1.25)
+    """Smallest and largest factor; half of them are below 1."""
+    low_resolution_probability: Fraction = 0.0
+    """Probability of simulating a scan of lower resolution: fewer voxels, interpolated back."""
+    low_resolution_range: tuple[LowerShare, LowerShare] = (0.5, 1.0)
+    """Smallest and largest share of the voxels that is kept along an axis."""
+    channel_probability: Fraction = 0.5
+    """Probability that a channel of a blurred sample, or of one at a lower resolution, is so."""
     noise_probability: Fraction = 0.15
     """Probability of adding Gaussian noise."""
     noise_std: Annotated[float, Field(ge=0)] = 0.1
@@ -138,6 +163,34 @@ class AugmentConfig(Section):
     """Probability of applying a gamma curve to the intensity range of a channel."""
     gamma_range: tuple[PositiveFloat, PositiveFloat] = (0.7, 1.5)
     """Smallest and largest exponent of the curve."""
+    inverse_gamma_probability: Fraction = 0.0
+    """Probability of applying such a curve to the inverted image, before the other."""
+    gamma_keeps_statistics: bool = False
+    """Give each channel its mean and deviation back after a curve, and draw half of the exponents
+    below 1, as nnU-Net does."""
+    target: Target | None = None
+    """Changes of yours, as package.module:Class, which come after all others. Whoever trains with
+    the configuration runs its code; see docs/settings.md."""
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Keywords of the class in augment.target."""
+
+    @model_validator(mode="after")
+    def _keywords_have_a_target(self) -> AugmentConfig:
+        _check_keywords(self, "augment")
+        return self
+
+    @model_validator(mode="after")
+    def _ranges_ascend(self) -> AugmentConfig:
+        for key in ("scaling_range", "blur_sigma", "contrast_range", "low_resolution_range"):
+            low, high = getattr(self, key)
+            if low > high:
+                raise ConfigError(
+                    "the smallest value of a range is above its largest",
+                    where=f"augment.{key}",
+                    got=[low, high],
+                    remedy=f"give the smaller one first, as in 'augment.{key}=[{high},{low}]'",
+                )
+        return self
 
 
 class LossConfig(Section):
@@ -165,6 +218,26 @@ class LossConfig(Section):
     """tversky: weight of voxels that are predicted and not labelled."""
     tversky_beta: Annotated[float, Field(ge=0)] = 0.7
     """tversky: weight of voxels that are labelled and not predicted."""
+    target: Target | None = None
+    """A loss of yours or of another package, as package.module:Class, in the place of loss.name.
+    Whoever trains with the configuration runs its code; see docs/settings.md."""
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Keywords of the class in loss.target, such as {softmax: true}."""
+
+    @model_validator(mode="after")
+    def _a_target_has_its_own_settings(self) -> LossConfig:
+        _check_keywords(self, "loss")
+        shared = {"target", "kwargs", "deep_supervision"}
+        for key in LossConfig.model_fields.keys() - shared if self.target else ():
+            if getattr(self, key) != LossConfig.model_fields[key].default:
+                raise ConfigError(
+                    "this setting is not one of loss.target",
+                    where=f"loss.{key}",
+                    got=f"{getattr(self, key)}, with loss.target={self.target}",
+                    remedy="give the keywords of the class in loss.kwargs, or leave one of the two "
+                    "out",
+                )
+        return self
 
     @model_validator(mode="after")
     def _every_setting_counts(self) -> LossConfig:
@@ -186,6 +259,16 @@ class LossConfig(Section):
                 remedy="give at least one weight above 0",
             )
         return self
+
+
+def _check_keywords(section: AugmentConfig | LossConfig, name: str) -> None:
+    if section.kwargs and section.target is None:
+        raise ConfigError(
+            "keywords are given for no class",
+            where=f"{name}.kwargs",
+            got=section.kwargs,
+            remedy=f"give {name}.target=package.module:Class too",
+        )
 
 
 class TrainConfig(Section):

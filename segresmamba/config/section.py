@@ -6,10 +6,14 @@ It has a file of its own because the sections of `schema`, `networks` and `track
 from __future__ import annotations
 
 import unicodedata
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from segresmamba.errors import ConfigError
+
+Target = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+"""Code of another package, as package.module:Class."""
 
 
 class Section(BaseModel):

@@ -222,6 +222,12 @@ def _settings(request: Request, cases: Cases, found: Prediction) -> dict[str, tu
             f"voxels of {_times(spacing_3)} mm: "
             + ("about every axis" if len(rotations) > 1 else "thick slices, so only within them"),
         ),
+        "augment.scaling_axes": (
+            rules.scaling_axes(spacing_3),
+            "scaling and coarsening take every axis, too"
+            if len(rotations) > 1
+            else "nor are thick slices scaled or made coarser across themselves",
+        ),
         **_model_settings(config, cases),
         "train.batch_size": (
             train.batch_size,

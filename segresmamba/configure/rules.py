@@ -156,6 +156,12 @@ def rotation_axes(spacing_3: Array) -> tuple[str, ...]:
     return tuple(AXES)
 
 
+def scaling_axes(spacing_3: Array) -> tuple[str, ...]:
+    """Axes along which a crop is scaled or made coarser: with thick slices not across them."""
+    turned = rotation_axes(spacing_3)
+    return turned if len(turned) > 1 else tuple(axis for axis in AXES if axis not in turned)
+
+
 def _size(sides: Iterable[float]) -> Size:
     depth, height, width = (int(side) for side in sides)
     return depth, height, width

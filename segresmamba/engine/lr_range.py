@@ -150,7 +150,7 @@ class _Training:
         train, loaded = task.config.train, list[str]()
         if train.init_from is not None:
             channels = len(task.dataset.channel_names)
-            loaded += load_starting_weights(train.init_from, network, channels).taken
+            loaded += load_starting_weights(train.init_from, network, channels, task).taken
         crops = micro_batch(config, self._ranks.world_size)
         join(self._ranks, train.threads)
         self._engine = ZeroEngine(network, config, self._ranks, loaded)

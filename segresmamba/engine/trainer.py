@@ -37,6 +37,7 @@ from segresmamba.engine.observers import (
     log_memory,
     open_run_tracker,
 )
+from segresmamba.engine.recipe import checked_loss
 from segresmamba.engine.schedule import learning_rate
 from segresmamba.engine.skipped_steps import Crops, SkippedSteps
 from segresmamba.engine.stop import forget_request, stop_requested
@@ -49,6 +50,7 @@ from segresmamba.planner.out_of_memory import out_of_memory, ran_out
 from segresmamba.storage.atomic import write_text
 from segresmamba.storage.patience import patience
 from segresmamba.storage.run_folder import RunFolder
+from segresmamba.task.losses import SegmentationLoss
 from segresmamba.task.ranks import Ranks
 from segresmamba.task.starting_weights import starting_weights
 from segresmamba.task.task import Task, scan_backend
@@ -92,7 +94,7 @@ def train(config: Config) -> dict[str, Any]:
     # All checks come before the run folder is made, so that a mistake leaves nothing behind.
     micro_batch(config, ranks.world_size)
     task = Task.from_config(config)
-    network = task.network()
+    network, loss = task.network(), checked_loss(task)
     backend = scan_backend(config, network, ranks.device)
     folder = RunFolder.from_config(config)
     start = starting_weights(task, network, folder)
@@ -114,7 +116,7 @@ def train(config: Config) -> dict[str, Any]:
                 start.keep(folder.init_from)
         observers.start()
         loaded = from_main(start.taken if start else ())
-        trainer = Trainer(task, network, ranks, folder, tracker, memory, loaded)
+        trainer = Trainer(task, network, loss, ranks, folder, tracker, memory, loaded)
         origin = {"init_from": str(start)} if start else {}
         tracker.tags(trainer.choices | {"scan_backend": backend} | origin)
         ended = trainer.run()
@@ -170,6 +172,7 @@ class Trainer:
     Args:
         task: What is trained.
         network: The task's network, with its initial weights.
+        loss: The task's loss.
         ranks: This process; it has joined the process group.
         folder: The run's folder.
         tracker: Where metrics go; a null tracker on all ranks but the first.
@@ -181,6 +184,7 @@ class Trainer:
         self,
         task: Task,
         network: nn.Module,
+        loss: SegmentationLoss,
         ranks: Ranks,
         folder: RunFolder,
         tracker: Tracker,
@@ -191,7 +195,7 @@ class Trainer:
         self.memory = memory
         self.bad_cases = BadCases(task, ranks, tracker)
         self.config = config = task.config
-        self.loss = task.loss()
+        self.loss = loss
         self.shapes = shapes_of(network)
         self.parameters = sum(p.numel() for p in network.parameters())
         self.engine = ZeroEngine(network, config, ranks, loaded)

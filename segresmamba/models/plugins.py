@@ -5,13 +5,12 @@ Importing the module runs its code. So a configuration that names one is trusted
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from segresmamba.config.plugins import load_target
+from segresmamba.config.plugins import make
 from segresmamba.errors import ConfigError
 from segresmamba.models.padding import Padded
 
@@ -31,26 +30,9 @@ def plugin(
     Raises:
         ConfigError: If it cannot be imported, or does not take these arguments.
     """
-    build = load_target(target, "model.target")
-    if not callable(build):
-        raise ConfigError(
-            "the target is neither a class nor a function",
-            where="model.target",
-            got=f"{target} is {type(build).__name__}",
-            remedy="write package.module:Class",
-        )
     keywords = {"in_channels": in_channels, "out_channels": out_channels, **kwargs}
-    try:
-        inspect.signature(build).bind(**keywords)
-    except TypeError as error:
-        raise ConfigError(
-            "the network does not take these arguments",
-            where="model.target, model.kwargs",
-            got=f"{target}: {error}",
-            remedy="it has to take in_channels and out_channels; give what else it needs in "
-            "model.kwargs, as in 'model.kwargs={spatial_dims:3}'",
-        ) from error
-    network = build(**keywords)
+    needed = "a network has to take in_channels and out_channels; "
+    network = make(target, keywords, "model", needed)
     if not isinstance(network, nn.Module):
         raise ConfigError(
             "the target does not make a network",

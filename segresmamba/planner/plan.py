@@ -33,11 +33,10 @@ class Prediction:
     @property
     def held(self) -> States:
         """What weights, gradients and optimizer take."""
-        return states(
-            self.config.train.zero_stage,
-            self.activations.weights_bytes,
-            self.config.cluster.world_size,
-        )
+        made, config = self.activations, self.config
+        frozen_bytes = made.weights_bytes - made.trained_bytes
+        ranks = config.cluster.world_size
+        return states(config.train.zero_stage, made.trained_bytes, ranks, frozen_bytes)
 
     @property
     def peak_bytes(self) -> int:

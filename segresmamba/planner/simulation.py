@@ -19,7 +19,7 @@ from segresmamba.planner.timeline import Timeline
 from segresmamba.task.classes import Classes
 from segresmamba.task.losses import build_loss
 from segresmamba.task.precision import Autocast
-from segresmamba.task.task import build_network
+from segresmamba.task.task import build_network, freeze
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class Activations:
     """Memory of a forward and backward pass besides weights, gradients and optimizer state."""
 
     weights_bytes: int
+    trained_bytes: int
+    """The part of the weights that `train.freeze` leaves to be trained."""
     saved_bytes: int
     """Kept by the network's forward pass for the backward pass, see `footprint.SavedBytes`."""
     peak_bytes: int
@@ -43,7 +45,7 @@ def simulate(
     """Follow the memory of one forward pass, loss and backward pass.
 
     Args:
-        config: Network, patch, precision and classes.
+        config: Network, its frozen parts, patch, precision and classes.
         channels: Number of channels of the input.
         labels: Name to value of the dataset's labels.
         micro_batch: Number of crops.
@@ -54,7 +56,9 @@ def simulate(
     """
     classes = Classes.from_labels(config, labels)
     network = build_network(config, channels, classes.channels).train()
-    weights_bytes = sum(parameter.nbytes for parameter in network.parameters())
+    freeze(network, config.train.freeze)
+    weights_bytes = sum(weight.nbytes for weight in network.parameters())
+    trained_bytes = sum(weight.nbytes for weight in network.parameters() if weight.requires_grad)
     loss_bytes = _loss_bytes_per_logit(config, labels, classes)
     mode = FakeTensorMode()
     make_fake(network, mode)
@@ -73,7 +77,26 @@ def simulate(
         # `states` counts the gradients.
         timeline.leave_out(p.grad for p in network.parameters() if p.grad is not None)
     del label_BDHW
-    return Activations(weights_bytes, saved.total, timeline.peak_bytes())
+    return Activations(weights_bytes, trained_bytes, saved.total, timeline.peak_bytes())
+
+
+def count_outputs(config: Config, channels: int, classes: int) -> int:
+    """How many outputs the network has in training; more than one with deep supervision.
+
+    Args:
+        config: Network and patch.
+        channels: Number of channels of the input.
+        classes: Number of channels of an output.
+
+    Raises:
+        ConfigError: If the network cannot be built with these settings.
+    """
+    network = build_network(config, channels, classes).train()
+    mode = FakeTensorMode()
+    make_fake(network, mode)
+    with mode, torch.no_grad():
+        outputs = network(torch.empty(1, channels, *config.data.patch))
+    return 1 if isinstance(outputs, Tensor) else len(outputs)
 
 
 def _loss_bytes_per_logit(config: Config, labels: Mapping[str, int], classes: Classes) -> float:

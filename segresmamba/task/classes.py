@@ -72,6 +72,14 @@ class Classes:
         """Channels of the network's output."""
         return len(self.values) if self.exclusive else len(self.members)
 
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """The name of each channel of the output."""
+        if not self.exclusive:
+            return tuple(self.members)
+        # The channels of exclusive labels are in the order of the values.
+        return ("background", *sorted(self.members, key=lambda name: self.members[name]))
+
     def encode(self, label_BDHW: Tensor) -> Tensor:
         """The target that the output is trained on.
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from segresmamba.config import LossConfig
+from segresmamba.task.own_loss import OwnLoss
 
 _TINY = 1e-12
 _SMOOTH = 1e-5
@@ -71,8 +72,21 @@ Term = Callable[[Level, int], Tensor]
 """A level and the step of the training give a scalar."""
 
 
-def terms(config: LossConfig, *, exclusive: bool) -> list[Term]:
-    """The terms of the configured loss."""
+def terms(config: LossConfig, channels: int, *, exclusive: bool, padded: bool) -> list[Term]:
+    """The terms of the configured loss.
+
+    Args:
+        config: The loss.
+        channels: Channels of the logits.
+        exclusive: Whether a voxel belongs to at most one class.
+        padded: Whether there may be voxels that count for nothing.
+
+    Raises:
+        ConfigError: If the loss is that of another package and does not work.
+    """
+    if config.target is not None:
+        own = OwnLoss(config.target, config.kwargs, channels, padded=padded)
+        return [lambda level, _: own(level.logits_BKDHW, level.masks_BKDHW, level.counted_B1DHW)]
     match config.name:
         case "dice_ce":
             return [cross_entropy, dice]

@@ -51,7 +51,7 @@ class SegmentationLoss(nn.Module):
         padded: Whether labels may hold negative values, which mark voxels that count for nothing.
 
     Raises:
-        ConfigError: If a weight is that of an unknown class.
+        ConfigError: If a weight is that of an unknown class, or `loss.target` does not work.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class SegmentationLoss(nn.Module):
         self.step = 0
         """Step of the training, for terms with a warm-up."""
         self._levels = config.deep_supervision
-        self._terms = terms(config, exclusive=classes.exclusive)
+        self._terms = terms(config, classes.channels, exclusive=classes.exclusive, padded=padded)
         self._weights_K = class_weights(classes, config.class_weights)
 
     def forward(self, outputs: Tensor | Sequence[Tensor], label_BDHW: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class SegmentationLoss(nn.Module):
             ConfigError: If there are more weights than outputs.
         """
         levels = [outputs] if isinstance(outputs, Tensor) else outputs
-        weights = self._level_weights(len(levels))
+        weights = self.level_weights(len(levels))
         losses = []
         for weight, logits_BKDHW in zip(weights, levels, strict=True):
             if weight:
@@ -89,7 +89,12 @@ class SegmentationLoss(nn.Module):
                 losses.append(weight * self._level(logits_BKDHW.float(), label))
         return torch.stack(losses).sum() / sum(weights)
 
-    def _level_weights(self, count: int) -> list[float]:
+    def level_weights(self, count: int) -> list[float]:
+        """The weight of each output of the network, full resolution first.
+
+        Raises:
+            ConfigError: If there are more weights than outputs.
+        """
         if self._levels is None:
             return [0.5**level for level in range(count)]  # nnU-Net's
         if len(self._levels) > count:
@@ -117,9 +122,7 @@ def class_weights(classes: Classes, weights: Mapping[str, float] | None) -> Tens
     """
     if weights is None:
         return None
-    names = list(classes.members)
-    if classes.exclusive:  # whose channels are in the order of the values
-        names = ["background", *sorted(names, key=lambda name: classes.members[name])]
+    names = classes.channel_names
     if unknown := sorted(weights.keys() - set(names)):
         raise ConfigError(
             "a weight is that of an unknown class",

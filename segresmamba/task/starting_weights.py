@@ -1,7 +1,8 @@
 """Weights that a new run starts from, `train.init_from`: of a run, of a file, or released ones.
 
 What fits by name and shape is taken. A layer that differs only in the number of input channels is
-adapted, everything else of the network starts fresh, and both are named.
+adapted, everything else of the network starts fresh, and both are named. So does a head of equal
+size for other classes.
 """
 
 from __future__ import annotations
@@ -14,15 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from segresmamba import models
-from segresmamba.errors import ConfigError
+from segresmamba.config import Config, read_config
+from segresmamba.errors import ConfigError, UserError
 from segresmamba.storage.atomic import write_text
 from segresmamba.storage.run_folder import RunFolder, best_weights
 from segresmamba.task import weights_file
-from segresmamba.task.task import Task
+from segresmamba.task.classes import Classes
+from segresmamba.task.task import Task, build_network
 from segresmamba.task.weights import first_not_finite, read_weights, reading_problem
 
 logger = logging.getLogger(__name__)
@@ -86,20 +90,56 @@ def starting_weights(task: Task, network: nn.Module, run: RunFolder) -> Starting
     if resumes:
         logger.info("train.init_from=%s: the run goes on from its own checkpoint", source)
         if run.init_from.exists():
-            return StartingWeights(**json.loads(run.init_from.read_text(encoding="utf-8")))
-    found = load_starting_weights(source, network, len(task.dataset.channel_names))
+            return _recorded(run.init_from, task, network)
+    found = load_starting_weights(source, network, len(task.dataset.channel_names), task)
     if not resumes:
         logger.info("starting from %s", found)
     return found
 
 
-def load_starting_weights(source: Path, network: nn.Module, in_channels: int) -> StartingWeights:
+def _recorded(record: Path, task: Task, network: nn.Module) -> StartingWeights:
+    """The record of a run that goes on. A damaged one is made anew from the source."""
+    try:
+        return _RECORD.validate_json(record.read_bytes())
+    except (OSError, ValueError) as damage:
+        why = type(damage).__name__
+        logger.warning("%s is damaged (%s): it is made anew from the source", record, why)
+        source, channels = task.config.train.init_from, len(task.dataset.channel_names)
+        assert source is not None  # there would be no record
+        try:
+            return load_starting_weights(source, network, channels, task)
+        except UserError as missing:
+            raise ConfigError(
+                "the record of the weights that the run started from is damaged, and so is their "
+                "source",
+                where=record,
+                got=f"{why}; {missing.got}",
+                remedy="bring back one of the two: the record says which weights have the lower "
+                "learning rate",
+            ) from missing
+
+
+_RECORD = TypeAdapter(StartingWeights)
+
+
+def load_starting_weights(
+    source: Path, network: nn.Module, in_channels: int, task: Task | None = None
+) -> StartingWeights:
     """Load what fits into a network, which stays as it is if nothing does.
+
+    Args:
+        source: A run's folder, or a file.
+        network: The network.
+        in_channels: Channels of its input.
+        task: What the network is for. If it and the source's classes are known, a head for other
+            classes is left out.
 
     Raises:
         UserError: If the source cannot be read, or nothing in it fits the network.
     """
-    state, ours = _state_dict(source), network.state_dict()
+    file = _file(source)
+    (state, labels), ours = _read(file), network.state_dict()
+    other_classes = _weights_of_other_classes(file, labels, task) if task and labels else {}
     if isinstance(network, models.SegResMamba):
         state = models.with_our_names(state, ours)
     stems = {  # convolutions that read the image; a transposed one may be the head
@@ -112,6 +152,8 @@ def load_starting_weights(source: Path, network: nn.Module, in_channels: int) ->
         given = state.get(name)
         if given is None:
             fresh.append(f"{name} (not in the file)")
+        elif name in other_classes:
+            fresh.append(f"{name} ({other_classes[name]})")
         elif given.shape == own.shape:
             taken[name] = given
         elif name in stems and _without_channels(given) == _without_channels(own):
@@ -147,13 +189,48 @@ def _for_channels(given: Tensor, channels: int) -> Tensor:
     return mean.expand(-1, channels, *given.shape[2:])
 
 
-def _state_dict(source: Path) -> dict[str, Tensor]:
-    """The tensors of a run's best weights, or of a file.
+def _weights_of_other_classes(file: Path, labels: Mapping[str, int], task: Task) -> dict[str, str]:
+    """The weights of a head that was trained for other classes, each with the reason.
+
+    Classes that differ only in capitals and separators are taken for the same, with a warning.
+    """
+    theirs, ours = _class_names(file, labels, task.config), task.classes.channel_names
+    if theirs == ours or len(theirs) != len(ours):  # another size is seen anyway
+        return {}
+    both = f"classes {', '.join(theirs)} in the file, {', '.join(ours)} here"
+    if _plain(theirs) == _plain(ours):
+        logger.warning("train.init_from: the head is taken, although its names differ: %s", both)
+        return {}
+    channels = len(task.dataset.channel_names)
+    one, more = (
+        build_network(task.config, channels, len(ours) + extra).state_dict() for extra in (0, 1)
+    )
+    return {name: both for name in one if one[name].shape != more[name].shape}
+
+
+def _class_names(file: Path, labels: Mapping[str, int], config: Config) -> tuple[str, ...]:
+    """The classes of a head's channels. Regions are in the configuration of its run or folder."""
+    in_model_folder = file.with_name(file.name.replace("weights-", "config-")).with_suffix(".yaml")
+    beside = RunFolder(file.absolute().parents[1]).config
+    theirs = in_model_folder if in_model_folder.exists() else beside
+    try:
+        regions = read_config(theirs).data.regions if theirs.exists() else None
+    except ConfigError:  # of another version
+        regions = None
+    data = config.data.model_copy(update={"regions": regions})
+    return Classes.from_labels(config.model_copy(update={"data": data}), labels).channel_names
+
+
+def _plain(names: Sequence[str]) -> list[str]:
+    return ["".join(filter(str.isalnum, name.casefold())) for name in names]
+
+
+def _read(file: Path) -> tuple[dict[str, Tensor], Mapping[str, int]]:
+    """The tensors of a run's best weights, or of another file, and the labels if it has them.
 
     Raises:
         UserError: If there are none, they are damaged, or not finite.
     """
-    file = _file(source)
     try:
         if weights_file.is_safetensors(file):
             content: Any = load_file(file)
@@ -164,14 +241,15 @@ def _state_dict(source: Path) -> dict[str, Tensor]:
     except Exception as error:  # the libraries raise whatever the bytes provoke
         raise _unreadable(file, reading_problem(error)) from error
     if is_ours:
-        return read_weights(file)[0]
+        weights, facts = read_weights(file)
+        return weights, facts.labels
     nested = [content.get(key) for key in _NESTED] if isinstance(content, dict) else []
     for candidate in (content, *nested):
         tensors = _tensors(candidate)
         if tensors:
             if broken := first_not_finite(tensors.items()):
                 raise _unreadable(file, f"{broken} has nan or inf")
-            return tensors
+            return tensors, {}
     raise _unreadable(file, "no state dict")
 
 

@@ -55,7 +55,11 @@ class Task:
         return cls(config, dataset, split, classes)
 
     def loss(self) -> SegmentationLoss:
-        """The loss that the configuration trains with. Says so if crops will be padded."""
+        """The loss that the configuration trains with. Says so if crops will be padded.
+
+        Raises:
+            ConfigError: If it is one of another package that does not work.
+        """
         cases, patch = self.split["train"], self.config.data.patch
         smaller = self.dataset.smaller_than(patch, cases)
         if smaller:

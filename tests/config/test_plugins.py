@@ -32,6 +32,29 @@ def test_an_entry_point_is_a_name_for_a_target(monkeypatch: pytest.MonkeyPatch) 
         load_config(["model=mynett"])
 
 
+def test_a_loss_and_an_augmentation_have_entry_points_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    dice = "monai.losses.dice:DiceLoss"
+    points = {
+        plugins.LOSSES: {"mine": dice, "tversky": "elsewhere:Tversky"},
+        plugins.AUGMENTATIONS: {"mine": "monai.transforms:RandFlip"},
+    }
+    for module in (plugins, compose):
+        monkeypatch.setattr(module, "entry_points", lambda group: points.get(group, {}))
+    config = load_config(["loss=mine", "loss.kwargs={softmax: true}", "augment=mine"])
+    assert (config.loss.target, config.loss.kwargs) == (
+        points[plugins.LOSSES]["mine"],
+        {"softmax": True},
+    )
+    # An augmentation that stands for a preset is alone; one that is added to a preset is not.
+    assert config.augment.target == "monai.transforms:RandFlip"
+    assert config.augment.flip_probability == 0
+    added = load_config(["augment.target=monai.transforms:RandFlip"]).augment
+    assert added.flip_probability == 0.5
+    assert load_config(["loss=tversky"]).loss.target is None
+    with pytest.raises(ConfigError, match=r"mine.*did you mean mine\?"):
+        load_config(["augment=mime"])
+
+
 def test_entry_points_are_read_from_the_metadata_of_packages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -57,6 +80,17 @@ def test_entry_points_are_read_from_the_metadata_of_packages(
             "model.kwargs.init_filters=8",
         ),
         (["model.kwargs.x=1"], "model.kwargs", "valid keys here"),
+        (["loss.kwargs.x=1"], "loss.kwargs", "loss.target=package.module:Class"),
+        (["augment.kwargs.x=1"], "augment.kwargs", "augment.target=package.module:Class"),
+        (["loss.target=no_such_package.losses:Dice"], "loss.target", "PYTHONPATH"),
+        (["augment.target=no_such_package:Flip"], "augment.target", "PYTHONPATH"),
+        (["loss.target=monai.losses"], "loss.target", "Whoever trains"),
+        (["loss.target=monai.losses:DiceLoss", "loss.top_k=0.2"], "loss.top_k", "loss.kwargs"),
+        (
+            ["loss.target=monai.losses:DiceLoss", "loss.class_weights={ball: 2}"],
+            "loss.class_weights",
+            "loss.kwargs",
+        ),
     ],
 )
 def test_a_mistake_is_named(words: list[str], where: str, text: str) -> None:

@@ -65,6 +65,7 @@ def test_the_proposal_for_a_ct_of_thick_slices_trains_without_other_words(
     config = load_config([f"data.store={ct_store}"])
     assert config.augment.flip_axes == ("D", "H")
     assert config.augment.rotation_axes == ("D",)
+    assert config.augment.scaling_axes == ("H", "W")
     assert config.data.patch == (8, 48, 48)
     assert isinstance(config.model, SegResMambaConfig)
     assert config.model.dims == (48, 96)

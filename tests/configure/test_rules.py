@@ -125,6 +125,8 @@ def test_thick_slices_are_rotated_within_themselves() -> None:
     assert rules.rotation_axes(np.array([5, 0.8, 0.8])) == ("D",)
     assert rules.rotation_axes(np.array([0.8, 3, 0.8])) == ("H",)
     assert rules.rotation_axes(np.array([2, 0.8, 0.8])) == ("D", "H", "W")
+    assert rules.scaling_axes(np.array([0.8, 3, 0.8])) == ("D", "W")
+    assert rules.scaling_axes(np.array([2, 0.8, 0.8])) == ("D", "H", "W")
 
 
 def test_air_tells_a_ct_from_other_images() -> None:

@@ -12,6 +12,7 @@ from launch.jobs.train_job import TrainJob
 from launch.launcher import start
 from launch.sweeps.sweep import Sweep
 from segresmamba.config import with_own_presets
+from segresmamba.config.own_presets import say_preset
 
 
 @pytest.fixture
@@ -52,13 +53,17 @@ def test_a_sweep_finds_the_presets_again_from_another_folder(
 @pytest.mark.parametrize("command", [["train"], ["sweep", "seed=1"]])
 def test_the_commands_take_the_option(
     command: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
+    say_preset.cache_clear()
     words = [*command, "data=mine", "cluster=ours", "--config-dir", str(folder), "--dry-run"]
     monkeypatch.setattr(sys, "argv", ["launch", *words])
     with pytest.raises(SystemExit) as ended:
         main()
     assert not ended.value.code
+    shown = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    for file in ("data/mine", "cluster/ours"):
+        assert sum(f"is {folder / file}.yaml, not a preset" in line for line in shown) == 1
     assert ("--partition=big" if command == ["train"] else "1 waiting") in capsys.readouterr().out
 
 

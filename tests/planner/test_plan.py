@@ -19,7 +19,7 @@ from segresmamba.planner.simulation import simulate
 from segresmamba.planner.states import states
 from segresmamba.task.precision import Autocast
 from segresmamba.task.ranks import Ranks
-from segresmamba.task.task import Task, build_network
+from segresmamba.task.task import Task, build_network, freeze
 from tests.engine.tiny import tiny_config
 
 LABELS = {"background": 0, "one": 1, "two": 2}
@@ -28,6 +28,7 @@ LABELS = {"background": 0, "one": 1, "two": 2}
 def saved_bytes(config: Config) -> int:
     """What a real forward pass on the CPU keeps."""
     network = build_network(config, 1, len(LABELS)).train()
+    freeze(network, config.train.freeze)
     x_BCDHW = torch.zeros(2, 1, *config.data.patch)
     with SavedBytes([*network.parameters(), *network.buffers(), x_BCDHW]) as saved:
         outputs: Tensor | list[Tensor] = Autocast(network, config.train.precision)(x_BCDHW)
@@ -42,6 +43,8 @@ def saved_bytes(config: Config) -> int:
         ("train.precision=bf16",),
         ("model.checkpoint_stages=1",),
         ("model.deep_supervision=true",),
+        ("train.freeze=[downs]",),
+        ("train.freeze=[blocks.1]", "train.precision=bf16"),
     ],
 )
 def test_saved_memory_is_predicted_within_five_percent(tmp_path: Path, words: list[str]) -> None:
@@ -94,6 +97,18 @@ def test_checkpointing_works_under_the_autocast_lists_of_cuda(tmp_path: Path) ->
     assert lean.peak_bytes <= plain.peak_bytes
 
 
+def test_frozen_parts_keep_nothing_for_the_backward_pass(tmp_path: Path) -> None:
+    """The finest features are made by the first part, which is most of what is kept."""
+    frozen, trained = (
+        simulate(tiny_config(tmp_path, tmp_path, *words), 1, LABELS, 2, "cuda")
+        for words in (["train.freeze=[downs,blocks]"], [])
+    )
+    assert frozen.weights_bytes == trained.weights_bytes == trained.trained_bytes
+    assert frozen.trained_bytes < 0.5 * trained.trained_bytes
+    assert frozen.saved_bytes < 0.5 * trained.saved_bytes
+    assert frozen.peak_bytes < trained.peak_bytes
+
+
 @pytest.mark.parametrize("world_size", [2, 8, 64])
 def test_a_higher_stage_or_more_ranks_hold_less(world_size: int) -> None:
     weights_bytes = 4 << 30  # far above the bucket
@@ -108,21 +123,25 @@ def test_a_higher_stage_or_more_ranks_hold_less(world_size: int) -> None:
         assert more.in_step < fewer.in_step
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    ("stage", "frozen"), [(0, 0), (1, 0), (2, 0), (3, 0), (0, 5), (2, 5), (3, 5)]
+)
 def test_weights_gradients_and_optimizer_take_what_deepspeed_allocates(
-    tmp_path: Path, stage: int
+    tmp_path: Path, stage: int, frozen: int
 ) -> None:
     config = tiny_config(tmp_path, tmp_path, f"train.zero_stage={stage}")
     ranks = Ranks.from_environment()
     join(ranks, threads=1)
     with Timeline() as timeline:
         network = nn.Sequential(*(nn.Linear(1024, 1024) for _ in range(8)))
+        network[:frozen].requires_grad_(False)
         engine = ZeroEngine(network, config, ranks)
         for _ in range(2):
             outputs = engine.forward(torch.ones(1, 1024))
             assert isinstance(outputs, Tensor)
             engine.backward(outputs.sum(), lr=1e-4)
-    expected = states(stage, 4 * 8 * 1024 * 1025, 1)
+    layer_bytes = 4 * 1024 * 1025
+    expected = states(stage, (8 - frozen) * layer_bytes, 1, frozen * layer_bytes)
     # Next to nothing is kept for the backward pass, so either part may be the peak.
     peak = max(expected.in_backward, expected.in_step)
     assert timeline.peak_bytes() == pytest.approx(peak, rel=0.05)
@@ -226,7 +245,7 @@ def test_the_peak_is_that_of_a_real_step(tiny_store: Path) -> None:
              "data.patch=[96,96,96]", "train.batch_size=1")  # fmt: skip
     config = load_config(list(words))
     predicted = simulate(config, 1, LABELS, 1, "cuda")
-    held = states(0, predicted.weights_bytes, 1)
+    held = states(0, predicted.trained_bytes, 1)
     ranks = Ranks.from_environment()
     join(ranks, None)
     engine = ZeroEngine(build_network(config, 1, len(LABELS)), config, ranks)

@@ -8,11 +8,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from segresmamba import models
+from segresmamba import data, models
 from segresmamba.errors import ConfigError
 from segresmamba.models.released import _NAMES
 from segresmamba.models.state_dicts import renamed
-from segresmamba.task.starting_weights import load_starting_weights
+from segresmamba.storage.run_folder import RunFolder, write_config
+from segresmamba.task.starting_weights import load_starting_weights, starting_weights
+from segresmamba.task.task import Task
+from segresmamba.task.weights import WeightsFacts, save_weights
+from tests.engine.tiny import tiny_config
 
 
 def network(in_channels: int = 2, out_channels: int = 3, seed: int = 0) -> models.SegResMamba:
@@ -118,3 +122,73 @@ def test_a_folder_of_several_models_is_refused_with_the_name_of_one(tmp_path: Pa
         load_starting_weights(tmp_path, network(), 2)
     (tmp_path / "weights-1.safetensors").unlink()
     assert load_starting_weights(tmp_path, network(), 2).taken
+
+
+HEAD = ["head.weight", "head.bias"]
+
+
+def run_of(labels: dict[str, int], folder: Path, task: Task) -> RunFolder:
+    """A finished run of the task's network, for other labels."""
+    run = RunFolder(folder)
+    facts = WeightsFacts(4, 0.5, labels, task.dataset.channel_names, data.Preprocessing())
+    save_weights(run.best, task.network().state_dict(), facts)
+    write_config(task.config, run.config)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("labels", "fresh", "warned"),
+    [
+        ({"background": 0, "ball": 1, "box": 2}, [], False),
+        ({"background": 0, "Ball": 1, "BOX ": 2}, [], True),
+        ({"background": 0, "ball": 2, "box": 1}, HEAD, False),  # the same, in another order
+        ({"background": 0, "liver": 1, "lesion": 2}, HEAD, False),
+    ],
+)
+def test_a_head_of_equal_size_is_taken_only_for_the_same_classes(
+    tiny_store: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    labels: dict[str, int],
+    fresh: list[str],
+    warned: bool,
+) -> None:
+    task = Task.from_config(tiny_config(tiny_store, tmp_path))
+    assert list(task.dataset.labels) == ["background", "ball", "box"]
+    run = run_of(labels, tmp_path / "source", task)
+    found = load_starting_weights(run.path, task.network(), 2, task)
+    assert [name.split()[0] for name in found.fresh] == fresh
+    theirs = ", ".join(sorted(labels, key=lambda name: labels[name]))
+    both = f"classes {theirs} in the file, background, ball, box here"
+    assert all(both in reason for reason in found.fresh)
+    assert (both in caplog.text) == warned
+
+
+def test_the_regions_of_a_run_are_its_classes(tiny_store: Path, tmp_path: Path) -> None:
+    words = "data.regions={whole: [1,2], box: [2], ball: [1]}"
+    task = Task.from_config(tiny_config(tiny_store, tmp_path, words))
+    run = run_of(dict(task.dataset.labels), tmp_path / "source", task)
+    assert not load_starting_weights(run.path, task.network(), 2, task).fresh
+    exclusive = Task.from_config(tiny_config(tiny_store, tmp_path))
+    found = load_starting_weights(run.path, exclusive.network(), 2, exclusive)
+    assert [name.split()[0] for name in found.fresh] == HEAD
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"source": 3}', "\xff"])
+def test_a_damaged_record_is_made_anew_while_the_source_is_there(
+    tiny_store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, content: str
+) -> None:
+    source = tmp_path / "source"
+    task = Task.from_config(tiny_config(tiny_store, tmp_path, f"train.init_from={source}"))
+    run_of(dict(task.dataset.labels), source, task)
+    run = RunFolder(tmp_path / "tiny")
+    run.checkpoint(4).mkdir(parents=True)
+    run.init_from.write_text(content, encoding="latin-1")
+    found = starting_weights(task, task.network(), run)
+    assert found is not None
+    assert not [*found.adapted, *found.fresh, *found.unused]
+    assert "is damaged" in caplog.text
+    RunFolder(source).best.unlink()
+    with pytest.raises(ConfigError, match="record of the weights") as caught:
+        starting_weights(task, task.network(), run)
+    assert caught.value.where == str(run.init_from)

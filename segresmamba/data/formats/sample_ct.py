@@ -1,23 +1,25 @@
 """The CT sample: a drawn abdomen of thick slices, for what a brain scan does not show.
 
 Voxels are 0.8 x 0.8 x 5 mm and hold Hounsfield units, with air outside the body. The liver, two
-kidneys (which differ by their side alone), the spine and a small lesion of the liver are labelled.
-Each subject has its own size, shape, places and contrast of the organs, and noise.
+kidneys (which differ by their side alone), the spine and lesions of the liver, one of a few ml and
+two small ones, are labelled. Each subject has its own size, shape, places and contrast of the
+organs, and noise. Every second subject is annotated in every second slice only: the other slices
+have the label `ignore`.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from segresmamba.data.formats.sample_parts import Array, save_volume, smooth_field
 
-DESCRIPTION = {
+DESCRIPTION: dict[str, Any] = {
     "name": "CTPhantom",
-    "description": "Drawn abdomens of thick slices with a lesion in the liver",
+    "description": "Drawn abdomens of thick slices with lesions in the liver",
     "reference": "made by this program; no patient is in it",
     "channel_names": {"0": "CT"},
     "labels": {
@@ -27,12 +29,15 @@ DESCRIPTION = {
         "right kidney": 3,
         "spine": 4,
         "lesion": 5,
+        "ignore": 6,
     },
     "file_ending": ".nii.gz",
 }
 _SPACING_MM = (0.8, 0.8, 5.0)
 _IN_PLANE = (240, 184)
 _SLICES = (20, 28)
+# Smallest and largest of each lesion. A small one still reaches into two slices.
+_LESION_RADII_MM = (((6, 6, 6), (10, 10, 10)), ((3, 3, 5), (4, 4, 6)), ((3, 3, 5), (4, 4, 6)))
 _AIR_HU, _NOISE_HU, _BEND_MM = -1000, 12, 2.5
 
 
@@ -81,10 +86,13 @@ def write_subject(folder: Path, number: int, rng: np.random.Generator) -> None:
         liver_mm = centre_mm if organ is _LIVER else liver_mm
         inside = _inside(places_mm, centre_mm, np.multiply(organ.radii_mm, rng.uniform(0.9, 1, 3)))
         image[inside], label[inside] = organ.hu + rng.normal(0, 8), organ.label
-    # Inside the liver, in front of the kidney.
-    lesion_mm = np.add(liver_mm, rng.uniform((-10, 0, -12), (12, 12, 16)))
-    inside = _inside(places_mm, lesion_mm, rng.uniform(6, 10, 3))
-    image[inside], label[inside] = 45 + rng.normal(0, 5), 5
+    for low_mm, high_mm in _LESION_RADII_MM:
+        # Inside the liver, in front of the kidney.
+        lesion_mm = np.add(liver_mm, rng.uniform((-10, 0, -12), (12, 12, 16)))
+        inside = _inside(places_mm, lesion_mm, rng.uniform(low_mm, high_mm))
+        image[inside], label[inside] = 45 + rng.normal(0, 5), 5
+    if number % 2:
+        label[:, :, 1::2] = DESCRIPTION["labels"]["ignore"]
     image += rng.normal(0, _NOISE_HU, shape).astype(np.float32)
     stored = np.clip(image, -1024, 3071).round().astype(np.int16)
     name = f"ct_{number + 1:02d}"

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor
@@ -24,18 +23,25 @@ from torch.nn import functional as F
 
 from segresmamba.config import AugmentConfig
 from segresmamba.data.stream.batch import Batch
+from segresmamba.data.stream.intensity import (
+    EPSILON,
+    Array,
+    IntensityChanges,
+    change_intensities,
+    like,
+)
+from segresmamba.data.stream.own_augmentation import change_sample, own_augmentation
 
-_AUGMENT = 2  # number of this stream of random numbers; the sampler has 0 and 1
-_EPSILON = 1e-8
-
+_AUGMENT, _OWN = 2, 3  # numbers of these streams of random numbers; the sampler has 0 and 1
 _AXES = np.array(["D", "H", "W"])
-
-Array = npt.NDArray[np.float64]
+# The changes that have a probability for each sample, in the order in which its numbers are drawn.
+_FIRST = ("affine", "intensity_scale", "intensity_shift", "gamma", "noise")
+_LATER = ("rotation", "scaling", "blur", "contrast", "low_resolution", "inverse_gamma")
 
 
 @torch.no_grad()
 def augment(batch: Batch, config: AugmentConfig, seed: int) -> tuple[Tensor, Tensor]:
-    """Normalise a batch and change it at random: first in space, then in intensity.
+    """Normalise a batch and change it at random: in space, in intensity, and by code of the user's.
 
     Args:
         batch: Crops as stored, on the device to compute on.
@@ -55,7 +61,11 @@ def augment(batch: Batch, config: AugmentConfig, seed: int) -> tuple[Tensor, Ten
             x_BCDHW[flipped] = x_BCDHW[flipped].flip(axis + 2)
             label_BDHW[flipped] = label_BDHW[flipped].flip(axis + 1)
     _warp(x_BCDHW, label_BDHW, drawn)
-    _change_intensities(x_BCDHW, drawn)
+    change_intensities(x_BCDHW, drawn)
+    if own := own_augmentation(config):
+        for place, index in enumerate(batch.index_B.tolist()):
+            rng = np.random.default_rng([seed, _OWN, index])
+            change_sample(own, x_BCDHW[place], label_BDHW[place], rng)
     return x_BCDHW, label_BDHW
 
 
@@ -71,56 +81,81 @@ def normalise(image_BCDHW: Tensor, normalisation_BC4: Tensor) -> Tensor:
     """
     low, high, mean, std = normalisation_BC4[:, :, :, None, None, None].unbind(2)
     x_BCDHW = image_BCDHW.clamp(low, high)
-    return x_BCDHW.sub_(mean).div_(std.clamp(min=_EPSILON))
+    return x_BCDHW.sub_(mean).div_(std.clamp(min=EPSILON))
 
 
-@dataclass(frozen=True)
-class _Changes:
-    """The changes of one sample; None where a change is not made."""
+@dataclass(frozen=True, kw_only=True)
+class _Changes(IntensityChanges):
+    """All changes of one sample."""
 
     flipped_axes: list[int]
     matrix_33: Array | None
-    factor_C: Array
-    offset_C: Array
-    gamma_C: Array | None
-    noise_std: float | None
-    noise_seed: int
 
 
 def _draw(config: AugmentConfig, seed: int, index: int, channels: int) -> _Changes:
     """Draw the changes of one sample.
 
-    Every number is drawn, used or not, so that no setting shifts the numbers of another.
+    Every number is drawn, used or not, so that no setting shifts the numbers of another. What a
+    later version draws comes last, so that it does not change the runs of earlier ones.
     """
     rng = np.random.default_rng([seed, _AUGMENT, index])
-    flip_3, chance = rng.random(3), rng.random(5)
+    flip_3, chances = rng.random(3), dict(zip(_FIRST, rng.random(5), strict=True))
     rotation_3 = rng.uniform(-config.rotation_degrees, config.rotation_degrees, 3)
-    rotation_3[~np.isin(_AXES, config.rotation_axes)] = 0
-    flip_3[~np.isin(_AXES, config.flip_axes)] = 1  # above every probability
     scale = 1 + rng.uniform(-config.scale_range, config.scale_range)
     factor_C = 1 + config.intensity_scale_range * rng.uniform(-1, 1, channels)
     offset_C = config.intensity_shift_range * rng.uniform(-1, 1, channels)
     gamma_C = rng.uniform(*config.gamma_range, channels)
     noise_std, noise_seed = rng.uniform(0, config.noise_std), int(rng.integers(2**62))
+    chances |= zip(_LATER, rng.random(6), strict=True)
+    voxel_size = rng.uniform(*config.scaling_range)
+    sigma_C3 = rng.uniform(*config.blur_sigma, (channels, 3))
+    share_C = rng.uniform(*config.low_resolution_range, channels)
+    blurred_C, coarse_C = rng.random((2, channels)) < config.channel_probability
+    contrast_C, balanced_C, inverse_C = rng.random((3, channels))
+    made = {name: value < getattr(config, f"{name}_probability") for name, value in chances.items()}
+    is_mirrored_3 = (flip_3 < config.flip_probability) & np.isin(_AXES, config.flip_axes)
+    rotates_3 = (made["affine"] | made["rotation"]) & np.isin(_AXES, config.rotation_axes)
+    scales_3 = np.isin(_AXES, config.scaling_axes)
+    zoom = (scale if made["affine"] else 1) / (voxel_size if made["scaling"] else 1)
+    matrix_33 = _matrix(np.where(rotates_3, rotation_3, 0), np.where(scales_3, zoom, 1))
+    share_C3 = np.where(scales_3, share_C[:, None], 1)
+    blurred = np.flatnonzero(blurred_C & made["blur"]).tolist()
+    coarse = np.flatnonzero(coarse_C & made["low_resolution"]).tolist()
+    if config.gamma_keeps_statistics:
+        gamma_C = _balanced(balanced_C, config.gamma_range)
     return _Changes(
-        flipped_axes=np.flatnonzero(flip_3 < config.flip_probability).tolist(),
-        matrix_33=_matrix(rotation_3, scale) if chance[0] < config.affine_probability else None,
-        factor_C=factor_C if chance[1] < config.intensity_scale_probability else np.ones(channels),
-        offset_C=offset_C if chance[2] < config.intensity_shift_probability else np.zeros(channels),
-        gamma_C=gamma_C if chance[3] < config.gamma_probability else None,
-        noise_std=noise_std if chance[4] < config.noise_probability else None,
+        flipped_axes=np.flatnonzero(is_mirrored_3).tolist(),
+        matrix_33=matrix_33 if made["affine"] | made["rotation"] | made["scaling"] else None,
+        sigma_3={c: sigma_C3[c] for c in blurred},
+        factor_C=factor_C if made["intensity_scale"] else np.ones(channels),
+        offset_C=offset_C if made["intensity_shift"] else np.zeros(channels),
+        contrast_C=_balanced(contrast_C, config.contrast_range) if made["contrast"] else None,
+        resolution_3={c: share_C3[c] for c in coarse},
+        inverse_gamma_C=_balanced(inverse_C, config.gamma_range) if made["inverse_gamma"] else None,
+        gamma_C=gamma_C if made["gamma"] else None,
+        keeps_statistics=config.gamma_keeps_statistics,
+        noise_std=noise_std if made["noise"] else None,
         noise_seed=noise_seed,
     )
 
 
-def _matrix(rotation_3: Array, scale: float) -> Array:
+def _balanced(uniform_C: Array, between: tuple[float, float]) -> Array:
+    """Numbers of a range from numbers of 0 to 1: half of them below 1, as in nnU-Net."""
+    low, high = between
+    if not low < 1 < high:
+        return low + (high - low) * uniform_C
+    below_C = low + (1 - low) * 2 * uniform_C
+    return np.where(uniform_C < 0.5, below_C, 1 + (high - 1) * (2 * uniform_C - 1))
+
+
+def _matrix(rotation_3: Array, scale_3: Array) -> Array:
     """Map from an output voxel to the voxel that its value comes from.
 
     Both are in voxels (D, H, W) from the crop's centre. The rotation ignores the voxel size, so it
     also shears a little if the spacings differ. nnU-Net's does the same.
     """
     rotation_33: Array = Rotation.from_euler("xyz", rotation_3, degrees=True).as_matrix()
-    return rotation_33 / scale
+    return rotation_33 / scale_3
 
 
 def _warp(x_BCDHW: Tensor, label_BDHW: Tensor, drawn: list[_Changes]) -> None:
@@ -139,37 +174,9 @@ def _warp(x_BCDHW: Tensor, label_BDHW: Tensor, drawn: list[_Changes]) -> None:
         for matrix_33 in matrices.values()
     ]
     size = [len(chosen), 1, *x_BCDHW.shape[2:]]
-    grid_BDHW3 = F.affine_grid(_like(x_BCDHW, theta_B34), size, align_corners=True)
+    grid_BDHW3 = F.affine_grid(like(x_BCDHW, theta_B34), size, align_corners=True)
     # Voxels from outside the crop repeat its border, in image and label alike.
     sample = partial(F.grid_sample, grid=grid_BDHW3, padding_mode="border", align_corners=True)
     label_B1DHW = label_BDHW[chosen, None].float()
     x_BCDHW[chosen] = sample(x_BCDHW[chosen], mode="bilinear")
     label_BDHW[chosen] = sample(label_B1DHW, mode="nearest")[:, 0].long()
-
-
-def _change_intensities(x_BCDHW: Tensor, drawn: list[_Changes]) -> None:
-    x_BCDHW.mul_(_per_channel(x_BCDHW, [changes.factor_C for changes in drawn]))
-    x_BCDHW.add_(_per_channel(x_BCDHW, [changes.offset_C for changes in drawn]))
-    gammas = {
-        place: changes.gamma_C for place, changes in enumerate(drawn) if changes.gamma_C is not None
-    }
-    if gammas:
-        # The curve keeps the least and the greatest intensity of each channel.
-        curved_BCDHW = x_BCDHW[list(gammas)]
-        low = curved_BCDHW.amin((2, 3, 4), keepdim=True)
-        span = (curved_BCDHW.amax((2, 3, 4), keepdim=True) - low).clamp(min=_EPSILON)
-        exponent = _per_channel(x_BCDHW, list(gammas.values()))
-        x_BCDHW[list(gammas)] = ((curved_BCDHW - low) / span) ** exponent * span + low
-    for x_CDHW, changes in zip(x_BCDHW, drawn, strict=True):
-        if changes.noise_std is not None:
-            generator = torch.Generator(x_CDHW.device).manual_seed(changes.noise_seed)
-            noise_CDHW = torch.empty_like(x_CDHW).normal_(generator=generator)
-            x_CDHW.add_(noise_CDHW, alpha=changes.noise_std)
-
-
-def _per_channel(x_BCDHW: Tensor, values_BC: list[Array]) -> Tensor:
-    return _like(x_BCDHW, values_BC)[:, :, None, None, None]
-
-
-def _like(x: Tensor, values: list[Array]) -> Tensor:
-    return torch.as_tensor(np.stack(values), dtype=x.dtype, device=x.device)

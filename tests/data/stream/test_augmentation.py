@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from segresmamba.config import AugmentConfig
+from segresmamba.config import AugmentConfig, load_config
 from segresmamba.data import Batch, augment, normalise
+from segresmamba.errors import ConfigError
 
 OFF: dict[str, Any] = {
     name: 0 for name in AugmentConfig.model_fields if name.endswith("_probability")
@@ -72,7 +73,7 @@ def test_intensities_are_clipped_and_the_batch_is_left_alone() -> None:
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 99), order=st.permutations([3, 14, 15, 92]), cut=st.integers(1, 3))
 def test_a_sample_changes_the_same_in_any_batch(seed: int, order: list[int], cut: int) -> None:
-    config = AugmentConfig(affine_probability=0.5, noise_probability=0.5, gamma_probability=0.5)
+    config = AugmentConfig(**dict.fromkeys(OFF, 0.5))
     x_BCDHW, label_BDHW = augment(batch_of([3, 14, 15, 92]), config, seed)
     place = {index: number for number, index in enumerate([3, 14, 15, 92])}
     for part in (order[:cut], order[cut:]):
@@ -80,6 +81,32 @@ def test_a_sample_changes_the_same_in_any_batch(seed: int, order: list[int], cut
         at = [place[index] for index in part]
         torch.testing.assert_close(x, x_BCDHW[at], rtol=1e-5, atol=1e-5)
         assert torch.equal(label, label_BDHW[at])
+
+
+def test_a_later_version_augments_the_crops_of_a_run_as_before() -> None:
+    """What the default preset made of one voxel of each crop before there were other transforms."""
+    voxel_B = augment(batch_of(list(range(8))), AugmentConfig(), 0)[0][:, 0, 4, 6, 5]
+    expected = [-0.3757, 1.72009, 1.11232, 0.66463, 2.44708, 0.30033, -1.56025, -0.56005]
+    torch.testing.assert_close(voxel_B, torch.tensor(expected), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "key", ["scaling_range", "blur_sigma", "contrast_range", "low_resolution_range"]
+)
+def test_a_range_that_descends_is_refused(key: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config([f"augment.{key}=[0.9,0.8]"])
+    assert caught.value.where == f"augment.{key}"
+    assert "[0.8,0.9]" in caught.value.remedy
+
+
+def test_a_crop_that_is_thinner_than_the_blur_is_blurred() -> None:
+    config = only(blur_probability=1, channel_probability=1, blur_sigma=(2, 2))
+    batch = batch_of([0], (1, 12, 12), channels=1)
+    x_BCDHW, _ = augment(batch, config, 0)
+    plain = normalise(batch.image_BCDHW, batch.normalisation_BC4)
+    assert x_BCDHW.isfinite().all()
+    assert x_BCDHW.std() < 0.5 * plain.std()
 
 
 def test_the_input_is_left_as_it_was() -> None:
