@@ -1,13 +1,12 @@
 """Configuration: Hydra composes the presets under configs/, and pydantic validates the result."""
 
-from segresmamba.config.compose import load_config, presets, read_config
+from segresmamba.config.compose import load_config, presets, read_config, to_yaml
 from segresmamba.config.experiment import (
     changes_result,
     config_digest,
     experiment,
     former_digest,
     run_folder,
-    to_yaml,
 )
 from segresmamba.config.networks import ModelConfig, SegResMambaConfig, SegResNetConfig
 from segresmamba.config.own_presets import with_own_presets
