@@ -144,6 +144,21 @@ class Normalisation(StoreRecord):
                 return -np.inf, np.inf, 0.0, 1.0
 
 
+class NnUNetSteps(StoreRecord):
+    """How nnU-Net treats an image, where stores of this project are made otherwise.
+
+    With it, an image is cropped, normalised and then resampled, each as nnU-Net does it, see
+    `data.volumes.nnunet`; the kinds of `Normalisation` have nnU-Net's meaning.
+    """
+
+    as_stored: bool = True
+    """Whether the network saw the axes as files store them, and not those of RAS."""
+    transpose: tuple[int, int, int] = (0, 1, 2)
+    """Which of the axes (z, y, x) comes first, second and third (`transpose_forward`)."""
+    masked: tuple[bool, ...] = ()
+    """For each channel, whether zscore leaves out what is 0 around the object."""
+
+
 class Preprocessing(StoreRecord):
     """How an image is treated before a network that was trained on a store sees it."""
 
@@ -154,6 +169,8 @@ class Preprocessing(StoreRecord):
     """One for each channel. Stores of earlier versions have none, and all channels use zscore."""
     trained_mm: tuple[Spacing, Spacing] | None = None
     """Smallest and largest voxel size of the stored cases; weights of earlier versions lack it."""
+    nnunet: NnUNetSteps | None = None
+    """For a network that nnU-Net trained, see `segresmamba import`."""
 
     def target_mm(self, spacing_mm: Spacing) -> Spacing | None:
         """The voxel size that an image gets, given its own; None if it keeps its own.
@@ -216,6 +233,8 @@ class Preprocessing(StoreRecord):
             scale: Intensity of a stored 1 in each channel; by default 1.
         """
         kinds = self.normalisation or (Normalisation(),) * len(statistics)
+        if self.nnunet is not None:  # its images are normalised before they are resampled
+            kinds = (Normalisation(kind="stored"),) * len(statistics)
         bounds = [kind.bounds(one) for kind, one in zip(kinds, statistics, strict=True)]
         units = np.array(scale or [1.0] * len(bounds))
         bounds_C4: npt.NDArray[np.float32] = np.array(bounds) / units[:, None]

@@ -20,7 +20,6 @@ from typing import Any
 
 from segresmamba import __version__
 from segresmamba.data.formats.source import read_json
-from segresmamba.data.volumes import geometry
 from segresmamba.errors import DataError
 from segresmamba.inference.cases import InputCase
 from segresmamba.inference.label_map import ENDINGS, LabelMap, cannot_write
@@ -174,7 +173,7 @@ def writing_probabilities_of(
     Raises:
         DataError: If they cannot be written.
     """
-    shape_DHW, affine = geometry.ras_grid(case.original.shape_XYZ, case.original.affine)
+    shape_DHW, affine = case.original.grid
     path = folder / f"{name}.probabilities.zarr"
     has_background = model.classes.exclusive
     try:

@@ -33,6 +33,7 @@ def segment_volume(
     transform: GridTransform | None = None,
     probabilities: ProbabilityPlanes | None = None,
     progress: Progress = lambda done, total: None,
+    interpolate_logits: bool = False,
 ) -> Segmentation:
     """Segment a volume.
 
@@ -47,6 +48,8 @@ def segment_volume(
         transform: How this grid lies in the files' grid; None if it is the same.
         probabilities: What takes the probabilities on the files' grid, plane by plane.
         progress: What is told of each batch of windows.
+        interpolate_logits: Whether logits are brought to the files' grid, as nnU-Net does, and not
+            probabilities.
     """
     shape_DHW = image_CDHW.shape[1:]
     dtype = np.uint8 if max(classes.values) < 256 else np.int16
@@ -56,8 +59,16 @@ def segment_volume(
     if box[0][1] == 0:
         return Segmentation(label_DHW, full_DHW)
     must_interpolate = probabilities is not None or bool(transform and transform.resamples)
-    back = WayBack(transform, shape_DHW, box, classes, full_DHW, probabilities)
-    slabs = Slabs(box, classes)
+    back = WayBack(
+        transform,
+        shape_DHW,
+        box,
+        classes,
+        full_DHW,
+        probabilities,
+        logits=interpolate_logits,
+    )
+    slabs = Slabs(box, (lambda logits: logits) if interpolate_logits else classes.probabilities)
     rows, columns = (slice(*span) for span in box[1:])
     with evaluating(*sliding.networks):
         for brick in sliding.bricks(image_CDHW, normalisation_C4, box, progress):

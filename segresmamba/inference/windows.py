@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import ceil
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -127,8 +128,12 @@ class Window:
         """Its share along each axis; at a voxel it is the product of the three."""
         return [a.shares_NP[i] for a, i in zip(self.grid.axes, self.indices, strict=True)]
 
-    def cut_from(self, image_CDHW: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
-        """What it shows of an image, which is extended by its outermost voxels."""
+    def cut_from(
+        self,
+        image_CDHW: npt.NDArray[np.generic],
+        extend: Literal["edge", "constant"] = "edge",
+    ) -> npt.NDArray[np.float32]:
+        """What it shows of an image, which is extended by its outermost voxels, or by zeros."""
         inside, padding = [slice(None)], [(0, 0)]
         for start, axis, size in zip(
             self.starts, self.grid.axes, image_CDHW.shape[1:], strict=True
@@ -137,4 +142,4 @@ class Window:
             inside.append(slice(max(start, 0), min(end, size)))
             padding.append((max(-start, 0), max(end - size, 0)))
         window_CDHW = image_CDHW[tuple(inside)].astype(np.float32)
-        return np.pad(window_CDHW, padding, "edge") if np.any(padding) else window_CDHW
+        return np.pad(window_CDHW, padding, extend) if np.any(padding) else window_CDHW
