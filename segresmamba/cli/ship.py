@@ -10,17 +10,27 @@ import typer
 
 def export(
     source: Annotated[
-        Path, typer.Argument(metavar="RUN|FOLDS", help="Run folder, or a folder of runs.")
+        Path,
+        typer.Argument(
+            metavar="RUN|FOLDS", help="Run folder, or a folder of runs; with --to a model folder."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
     licence: Annotated[
         str, typer.Option(help="Licence of the weights, such as CC-BY-4.0.")
     ] = "not stated",
+    form: Annotated[
+        str | None,
+        typer.Option("--to", help="onnx, pt2 or bundle: also write what other programs run."),
+    ] = None,
 ) -> None:
     """Write trained weights as a model folder, which needs neither the run nor its dataset."""
     from segresmamba.inference.export import export_model
+    from segresmamba.inference.portable import checked_form
 
-    typer.echo(f"model: {export_model(source, out, licence=licence)}")
+    chosen = None if form is None else checked_form(form)
+    written = export_model(source, out, licence=licence, form=chosen)
+    typer.echo(f"model: {written}")
 
 
 def import_model(

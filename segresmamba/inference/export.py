@@ -6,6 +6,8 @@ OUT/
     config-0.yaml             its settings, without what belongs to a machine
     fingerprint.json          what its dataset was like, if the run recorded it
     README.md                 the model card
+    network-0.onnx            the network for other runtimes, with `--to onnx`; or network-0.pt2
+    configs/                  with `--to bundle`, see `inference.bundle`
 
 No file has a path, a name of a case, or anything of `secrets.json`.
 """
@@ -17,7 +19,7 @@ import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +27,21 @@ from segresmamba import __version__
 from segresmamba.config import Config, RunConfig, TrackingConfig
 from segresmamba.config.schema import ClusterConfig, PlanConfig
 from segresmamba.errors import ConfigError, UserError
+from segresmamba.inference.bundle import write_bundle
 from segresmamba.inference.model_card import model_card
+from segresmamba.inference.portable import Form, write_portable
 from segresmamba.inference.trained import MODEL_FILE, MODEL_VERSION, TrainedModel, open_models
 from segresmamba.storage.atomic import complete_folder
 from segresmamba.storage.digest import file_digest
 from segresmamba.storage.run_folder import RunFolder, write_config
-from segresmamba.task.weights import read_weights, save_weights
+from segresmamba.task.weights import load_network, read_weights, save_weights
 from segresmamba.tracking import TrackingError
 from segresmamba.tracking.history import read_history
 from segresmamba.tracking.journal import read_journal
 
 logger = logging.getLogger(__name__)
 
+NO_LICENCE = "not stated"
 NO_STORE = "none: this model was exported"
 _FINGERPRINT = "fingerprint.json"
 
@@ -55,33 +60,50 @@ class Origin:
     scores: Mapping[str, float] | None = None
     """Dice of each class on the held-out cases, from the last `segresmamba evaluate`."""
 
+    @classmethod
+    def from_member(cls, member: Mapping[str, Any]) -> Origin:
+        """What a model folder says of one of its networks."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{key: value for key, value in member.items() if key in known})
 
-def export_model(source: Path, out: Path, *, licence: str = "not stated") -> Path:
+
+def export_model(
+    source: Path, out: Path, *, licence: str = NO_LICENCE, form: Form | None = None
+) -> Path:
     """Write a model folder.
 
     Args:
-        source: The folder of a run, or a folder of runs, whose networks are averaged.
+        source: The folder of a run, a folder of runs, whose networks are averaged, or, for another
+            form, a model folder.
         out: The folder to write. It must not exist, or be empty.
         licence: Licence of the weights, such as CC-BY-4.0.
+        form: A form that other programs run, to be written into the folder too.
 
     Returns:
         `out`.
 
     Raises:
-        UserError: If there are no trained networks, they do not fit together, or `out` has files
-            or cannot be written.
+        UserError: If there are no trained networks, they do not fit together, or cannot be written
+            in this form; if `out` has files or cannot be written.
     """
-    if (source / MODEL_FILE).exists():
+    models = open_models(source)
+    if not (source / MODEL_FILE).exists():
+        origins = [origin_of(model.weights.parents[1]) for model in models]
+        fingerprint = fingerprint_of(models[0].weights.parents[1])
+        return write_model_folder(out, models, origins, fingerprint, licence, form)
+    if form is None:
         raise ConfigError(
             "this is a model folder already",
             where=source,
             got=MODEL_FILE,
             remedy="copy the folder, or export it in another form with --to",
         )
-    models = open_models(source)
-    origins = [origin_of(model.weights.parents[1]) for model in models]
-    fingerprint = fingerprint_of(models[0].weights.parents[1])
-    return write_model_folder(out, models, origins, fingerprint, licence)
+    before = json.loads((source / MODEL_FILE).read_bytes())
+    origins = [Origin.from_member(member) for member in before["members"]]
+    kept = source / _FINGERPRINT
+    fingerprint = json.loads(kept.read_bytes()) if kept.exists() else {}
+    given = before.get("licence", licence) if licence == NO_LICENCE else licence
+    return write_model_folder(out, models, origins, fingerprint, given, form)
 
 
 def write_model_folder(
@@ -90,11 +112,13 @@ def write_model_folder(
     origins: Sequence[Origin],
     fingerprint: Mapping[str, Any],
     licence: str,
+    form: Form | None = None,
 ) -> Path:
-    """Write the folder of some models, whole or not at all.
+    """Write the folder of some models, whole or not at all; see `export_model`.
 
     Raises:
-        UserError: If a file of a model is damaged, or `out` has files or cannot be written.
+        UserError: If a file of a model is damaged, if a network cannot be written in this form, or
+            if `out` has files or cannot be written.
     """
     refuse_used(out)
     temporary = out.with_name(f".part-{out.name}")
@@ -104,12 +128,20 @@ def write_model_folder(
         for number, model in enumerate(models):
             write_config(without_machine(model.config), temporary / f"config-{number}.yaml")
             save_weights(temporary / f"weights-{number}.safetensors", *read_weights(model.weights))
+            if form is not None and form != "bundle":
+                network = load_network(model.weights, model.config).network
+                channels, patch = len(model.facts.channel_names), model.config.data.patch
+                path = temporary / f"network-{number}.{form}"
+                write_portable(network, channels, patch, path, form)
         if fingerprint:
             _write_json(temporary / _FINGERPRINT, fingerprint)
         record = _record(models, origins, licence)
         card = model_card(record, fingerprint)
         (temporary / "README.md").write_text(card, encoding="utf-8")
-        record["files"] = {path.name: file_digest(path) for path in sorted(temporary.iterdir())}
+        if form == "bundle":
+            write_bundle(temporary, models, record)
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
+        record["files"] = {str(path.relative_to(temporary)): file_digest(path) for path in files}
         _write_json(temporary / MODEL_FILE, record)
         if out.exists():
             out.rmdir()

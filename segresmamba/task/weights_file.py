@@ -7,6 +7,7 @@ The header's `__metadata__` has
     facts            what is known of the weights, as JSON
     facts_digest
     weights_digest   of names, types, shapes and values
+    aliases          as JSON: further names of tensors that a library names twice
 
 Earlier versions wrote a dictionary with `torch.save`: "weights", the facts, and "digests" of both
 (the first versions none). Such files are read with `weights_only`, which makes tensors and plain
@@ -54,8 +55,10 @@ def write_file(path: Path, weights: Mapping[str, Tensor], facts: Mapping[str, An
     Raises:
         OSError: If the file cannot be written.
     """
+    aliases = _aliases(weights)
+    stored = {name: values for name, values in weights.items() if name not in aliases}
     # Large elements first: each tensor is then aligned, as the library's writer has it.
-    ordered = sorted(weights.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    ordered = sorted(stored.items(), key=lambda item: (-item[1].element_size(), item[0]))
     header: dict[str, Any] = {
         "__metadata__": {
             "format": "pt",
@@ -63,6 +66,7 @@ def write_file(path: Path, weights: Mapping[str, Tensor], facts: Mapping[str, An
             "facts": json.dumps(facts),
             "facts_digest": json_digest(facts),
             "weights_digest": _weights_digest(weights),
+            **({"aliases": json.dumps(aliases)} if aliases else {}),
         }
     }
     end = 0
@@ -107,6 +111,8 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return _former(path, mmap=False)
     content = path.read_bytes()
     metadata, weights = _metadata(BytesIO(content)), load(content)
+    aliases: dict[str, str] = json.loads(metadata.get("aliases", "{}"))
+    weights |= {name: weights[kept] for name, kept in aliases.items()}
     _compare("weights", metadata["weights_digest"], _weights_digest(weights))
     return weights, _facts(metadata)
 
@@ -138,6 +144,17 @@ def _weights_digest(weights: Mapping[str, Tensor]) -> str:
             yield _bytes_of(values)
 
     return digest_of(parts())
+
+
+def _aliases(weights: Mapping[str, Tensor]) -> dict[str, str]:
+    """The names of tensors that are the same memory as one before them, and the name of that."""
+    first: dict[tuple[object, ...], str] = {}
+    aliases = {}
+    for name, values in weights.items():
+        place = (values.data_ptr(), values.dtype, values.shape, values.stride())
+        if values.numel() and first.setdefault(place, name) != name:
+            aliases[name] = first[place]
+    return aliases
 
 
 def _bytes_of(values: Tensor) -> Any:

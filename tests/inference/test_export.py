@@ -6,11 +6,17 @@ import json
 import shutil
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
+import onnxruntime
 import pytest
 import torch
+from torch import nn
 
-from segresmamba.errors import CheckpointError, ConfigError, DataError
+from segresmamba.errors import CheckpointError, ConfigError, DataError, UserError
 from segresmamba.inference.export import export_model
+from segresmamba.inference.model import load_model
+from segresmamba.inference.portable import Form, write_portable
 from segresmamba.inference.postprocessing import Postprocessing, Rule, write_postprocessing
 from segresmamba.inference.trained import open_models
 from segresmamba.storage.digest import file_digest
@@ -19,8 +25,9 @@ from segresmamba.task.starting_weights import load_starting_weights
 from segresmamba.task.weights import load_network, read_weights, save_weights
 from segresmamba.tracking.energy.ledger import Ledger
 from segresmamba.tracking.journal import Journal
+from tests.cli.test_main import run as run_command
 from tests.damage import flip
-from tests.inference.conftest import write_run
+from tests.inference.conftest import noise, write_run
 
 PROFILE = {"cases": 17, "median_spacing_mm": [3.0, 0.75, 0.75]}
 
@@ -120,6 +127,88 @@ def test_rules_that_differ_are_left_out(
     out = export_model(folds, tmp_path / "out")
     assert not any(model.postprocessing for model in open_models(out))
     assert "different post-processing rules" in caplog.text
+
+
+@pytest.mark.parametrize("form", ["onnx", "pt2"])
+def test_other_runtimes_compute_the_same_logits(
+    model_run: Path, tmp_path: Path, form: Form
+) -> None:
+    out = export_model(export_model(model_run, tmp_path / "model"), tmp_path / "out", form=form)
+    (model,) = open_models(out)
+    x_BCDHW = torch.randn(1, 1, *model.config.data.patch)
+    with torch.no_grad():
+        expected = load_network(model.weights, model.config).network.eval()(x_BCDHW)
+    if form == "pt2":
+        found = torch.export.load(out / "network-0.pt2").module()(x_BCDHW)
+    else:
+        session = onnxruntime.InferenceSession(out / "network-0.onnx")
+        found = torch.from_numpy(session.run(["logits"], {"image": x_BCDHW.numpy()})[0])
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    assert f"network-0.{form}" in json.loads((out / "model.json").read_text())["files"]
+
+
+@pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")  # that it runs code
+def test_monai_runs_the_folder_as_a_bundle(model_run: Path, tmp_path: Path) -> None:
+    from monai.bundle import ConfigParser
+    from monai.bundle import run as run_bundle
+
+    out, images, labels = (tmp_path / name for name in ("out", "images", "labels"))
+    export_model(model_run, out, form="bundle")
+    images.mkdir()
+    image = nib.Nifti1Image(noise(20, 18, 24), np.diag([1.0, 1, 2, 1]))
+    image.to_filename(images / "case_0000.nii.gz")
+    configs = out / "configs"
+    run_bundle(
+        config_file=str(configs / "inference.json"),
+        meta_file=str(configs / "metadata.json"),
+        bundle_root=str(out),
+        dataset_dir=str(images),
+        output_dir=str(labels),
+        device="cpu",
+    )
+    found = np.asarray(nib.load(labels / "case.nii.gz").dataobj)
+    expected = load_model(model_run, device="cpu").segment(images / "case_0000.nii.gz")
+    np.testing.assert_array_equal(found, expected.array)
+    parser = ConfigParser()
+    parser.read_config(configs / "inference.json")
+    (model,) = open_models(out)
+    parser.get_parsed_content("network_def").load_state_dict(read_weights(model.weights)[0])
+
+
+def test_a_network_with_scans_is_not_written_in_a_form_that_lacks_them(tmp_path: Path) -> None:
+    network = {"name": "segresmamba", "dims": [8, 8], "d_state": 4}
+    run = write_run(tmp_path / "run", model=network)
+    with pytest.raises(ConfigError, match=r"selective scans cannot be written as onnx.*4,096"):
+        export_model(run, tmp_path / "out", form="onnx")
+    assert not (tmp_path / "out").exists()
+    assert export_model(run, tmp_path / "out")
+
+
+def test_a_form_that_computes_something_else_is_refused(tmp_path: Path) -> None:
+    class Unsteady(nn.Module):
+        calls = 0
+
+        def forward(self, x_BCDHW: torch.Tensor) -> torch.Tensor:
+            Unsteady.calls += 1  # exported as the number that it then is
+            return x_BCDHW * Unsteady.calls
+
+    with pytest.raises(UserError, match="computes other logits"):
+        write_portable(Unsteady(), 1, (4, 4, 4), tmp_path / "network.pt2", "pt2")
+
+
+def test_the_command_writes_one_screen_for_a_mistake(
+    model_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    assert run_command(monkeypatch, "export", model_run, "--out", out) == 0
+    assert run_command(monkeypatch, "export", model_run, "--out", out) == 2
+    assert run_command(monkeypatch, "export", model_run, "--out", tmp_path / "b", "--to", "x") == 2
+    text = capsys.readouterr().err
+    assert "the place to export to is in use" in text
+    assert "choose onnx, pt2, bundle" in text
 
 
 def test_a_training_starts_from_a_model_folder(model_run: Path, tmp_path: Path) -> None:
