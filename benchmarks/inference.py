@@ -213,7 +213,8 @@ def run(python: str, tool: str, model: Path, image: Path, label: Path) -> dict[s
         check=True,
         text=True,
         stdout=subprocess.PIPE,
-        env=os.environ | {f"nnUNet_{name}": "/nowhere" for name in ("raw", "results", "preprocessed")},
+        env=os.environ
+        | {f"nnUNet_{name}": "/nowhere" for name in ("raw", "results", "preprocessed")},
     )
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found

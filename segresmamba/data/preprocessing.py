@@ -31,6 +31,8 @@ _BY_NAME: dict[str, Intensity] = {
 }
 _CONSTANT = 1e-3
 """Deviation, as a share of the largest intensity, up to which a channel counts as constant."""
+_LEAST_SHARED = 0.1
+"""Share of the training's range of intensities that a new CT has to have."""
 _REMEDIES = {
     "spacing": "give keep, median, or three sizes in mm along D, H and W, as in --spacing 3,1,1",
     "intensity": "give auto, zscore, ct, rescale01, rgb or stored; or one of them for each "
@@ -199,6 +201,27 @@ class Preprocessing(StoreRecord):
             _mm(high_3),
         )
         return None
+
+    def warn_of_other_intensities(
+        self, statistics: Sequence[ChannelStatistics], names: Sequence[str]
+    ) -> None:
+        """Warn of a CT that is not in the units of the training's, or is in another's channel.
+
+        Other intensities have no units: they are scaled by those of the case itself.
+        """
+        for name, kind, one in zip(names, self.normalisation, statistics, strict=False):
+            if kind.kind != "ct":
+                continue
+            shared = min(kind.high, one.percentile_99_5) - max(kind.low, one.percentile_00_5)
+            # Some of the range that the foreground of the training had is in every such scan.
+            if shared < _LEAST_SHARED * (kind.high - kind.low):
+                logger.warning(
+                    "channel %s has intensities from %.4g to %.4g, and the network was trained on "
+                    "%.4g to %.4g: the result may be wrong; see that the image is in HU, and the "
+                    "channels are in this order: %s",
+                    *(name, one.percentile_00_5, one.percentile_99_5, kind.low, kind.high),
+                    ", ".join(names),
+                )
 
     def for_case(
         self, statistics: Sequence[ChannelStatistics], scale: Sequence[float] = ()

@@ -186,6 +186,7 @@ class SegmentationModel:
         return self._prepared(volume_of(array_CDHW, own_mm, self.preprocessing), None)
 
     def _prepared(self, volume: Volume, source: Path | None) -> PreparedCase:
+        self.preprocessing.warn_of_other_intensities(volume.statistics, self.channel_names)
         normalisation_C4 = self.preprocessing.for_case(volume.statistics)
         return PreparedCase(
             volume.image_CDHW, normalisation_C4, volume.transform, volume.original, source
