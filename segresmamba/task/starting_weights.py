@@ -99,7 +99,7 @@ def load_starting_weights(source: Path, network: nn.Module, in_channels: int) ->
     Raises:
         UserError: If the source cannot be read, or nothing in it fits the network.
     """
-    state, ours = _state_dict(source), network.state_dict()
+    state, ours = read_state_dict(source), network.state_dict()
     if isinstance(network, models.SegResMamba):
         state = models.with_our_names(state, ours)
     stems = {  # convolutions that read the image; a transposed one may be the head
@@ -147,7 +147,7 @@ def _for_channels(given: Tensor, channels: int) -> Tensor:
     return mean.expand(-1, channels, *given.shape[2:])
 
 
-def _state_dict(source: Path) -> dict[str, Tensor]:
+def read_state_dict(source: Path) -> dict[str, Tensor]:
     """The tensors of a run's best weights, or of a file.
 
     Raises:
