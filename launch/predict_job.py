@@ -87,7 +87,7 @@ def run(request: PredictRequest, cluster: ClusterConfig, tasks: int | None) -> N
         UserError: If models, input, output or cluster cannot be used as asked.
         typer.Exit: With code 1 if cases failed here.
     """
-    cases = len(find_cases(request.source, request.trained(), request.split))
+    cases = len(find_cases(request.sources, request.trained(), request.split))
     if cluster.name == "slurm":
         _queue(request, cluster, min(tasks or 8, cases), cases)
         return
@@ -173,7 +173,7 @@ def _queue(request: PredictRequest, cluster: ClusterConfig, shares: int, cases: 
     there = replace(
         request,
         models=tuple(path.absolute() for path in request.models),
-        source=request.source if "://" in request.source else os.path.abspath(request.source),
+        sources=tuple(one if "://" in one else os.path.abspath(one) for one in request.sources),
         out=request.out.absolute(),
     )
     jobs = [PredictJob(replace(there, share=(number, shares))) for number in range(shares)]

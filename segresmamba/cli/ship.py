@@ -35,18 +35,36 @@ def export(
 
 def import_model(
     source: Annotated[
-        Path, typer.Argument(help="Result folder of nnU-Net v2, with plans.json and fold_0.")
+        Path,
+        typer.Argument(
+            help="Result folder of nnU-Net v2 (plans.json, fold_0); or, with settings, a file of "
+            "weights or a MONAI bundle."
+        ),
     ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="For a file of weights: the network and a store with its channels and labels, "
+            "such as model=segresnet data=custom data.store=my.zarr."
+        ),
+    ] = None,
+    *,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
     licence: Annotated[
         str, typer.Option(help="Licence of the weights, such as CC-BY-4.0.")
     ] = "not stated",
     checkpoint: Annotated[
-        str, typer.Option(help="Which weights of each fold.")
+        str, typer.Option(help="Which weights of each fold of nnU-Net.")
     ] = "checkpoint_final.pth",
 ) -> None:
-    """Turn a model that nnU-Net trained into a model folder, which computes the same labels."""
-    from segresmamba.inference.import_nnunet import import_nnunet
+    """Turn a model that others trained into a model folder, which computes the same."""
+    if overrides:
+        from segresmamba.config import load_config
+        from segresmamba.inference.import_weights import import_weights
 
-    written = import_nnunet(source, out, licence=licence, checkpoint=checkpoint)
+        written = import_weights(source, out, load_config(overrides), licence=licence)
+    else:
+        from segresmamba.inference.import_nnunet import import_nnunet
+
+        written = import_nnunet(source, out, licence=licence, checkpoint=checkpoint)
     typer.echo(f"model: {written}")

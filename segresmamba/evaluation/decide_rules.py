@@ -171,6 +171,6 @@ def _reason(
         else f"components of at least {rule.minimum_mm3:g} mm^3"
     )
     return (
-        f"{rule.name}: {what}: Dice {_target(before, rule):.4f} -> {_target(after, rule):.4f} "
+        f"{rule.name}: {what}: Dice from {_target(before, rule):.4f} to {_target(after, rule):.4f} "
         f"({cases} cases)"
     )

@@ -59,6 +59,14 @@ def import_nnunet(
             over exactly, or if `out` has files or cannot be written.
     """
     refuse_used(out)
+    if not source.is_dir():
+        raise DataError(
+            "this is no result folder of nnU-Net",
+            where=source,
+            got="no folder",
+            remedy="name a folder with plans.json and fold_0; for a file of weights give settings "
+            "too, such as model=segresnet data=custom data.store=my.zarr",
+        )
     plans, dataset = (_json(source / name) for name in ("plans.json", "dataset.json"))
     files = sorted(source.glob(f"fold_*/{checkpoint}"))
     if not files:

@@ -74,7 +74,7 @@ def _scores(record: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     for member in record["members"]:
         dice = member["dice"]
-        text = "nothing was held out" if dice is None else f"mean Dice {dice:.4f} in training"
+        text = "no score is known" if dice is None else f"mean Dice {dice:.4f} in training"
         classes = member.get("scores") or {}
         each = ", ".join(f"{name} {value:.4f}" for name, value in classes.items())
         yield f"- {member['name']}: {text}" + (f"; evaluated: {each}" if each else "")

@@ -217,7 +217,10 @@ class _Sums:
             for row in _within(self._rows, height)
         ]
         self._make_room(keys, len(logits_KDHW))
-        share_DHW = torch.from_numpy(window.share_DHW()).to(self._device)
+        share_D, share_H, share_W = (
+            torch.from_numpy(share).to(self._device) for share in window.shares()
+        )
+        share_DHW = share_D[:, None, None] * share_H[:, None] * share_W
         logits_KDHW = logits_KDHW.to(self._device)
         first_W = self._box[2][0]
         for key in keys:

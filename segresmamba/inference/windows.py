@@ -124,13 +124,9 @@ class Window:
             for axis, index, box in zip(grid.axes, self.indices, grid.box, strict=True)
         ]
 
-    def share_DHW(self) -> npt.NDArray[np.float32]:
-        """Its share at each of its voxels."""
-        depth, height, width = (
-            axis.shares_NP[index] for axis, index in zip(self.grid.axes, self.indices, strict=True)
-        )
-        share_DHW: npt.NDArray[np.float32] = depth[:, None, None] * height[:, None] * width
-        return share_DHW
+    def shares(self) -> list[npt.NDArray[np.float32]]:
+        """Its share along each axis; at a voxel it is the product of the three."""
+        return [a.shares_NP[i] for a, i in zip(self.grid.axes, self.indices, strict=True)]
 
     def cut_from(
         self,

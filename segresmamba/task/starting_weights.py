@@ -138,7 +138,7 @@ def load_starting_weights(
         UserError: If the source cannot be read, or nothing in it fits the network.
     """
     file = _file(source)
-    (state, labels), ours = _read(file), network.state_dict()
+    (state, labels), ours = read_state_dict(file), network.state_dict()
     other_classes = _weights_of_other_classes(file, labels, task) if task and labels else {}
     if isinstance(network, models.SegResMamba):
         state = models.with_our_names(state, ours)
@@ -225,7 +225,7 @@ def _plain(names: Sequence[str]) -> list[str]:
     return ["".join(filter(str.isalnum, name.casefold())) for name in names]
 
 
-def _read(file: Path) -> tuple[dict[str, Tensor], Mapping[str, int]]:
+def read_state_dict(file: Path) -> tuple[dict[str, Tensor], Mapping[str, int]]:
     """The tensors of a run's best weights, or of another file, and the labels if it has them.
 
     Raises:

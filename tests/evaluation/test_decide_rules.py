@@ -51,8 +51,8 @@ def test_a_false_component_is_removed_where_the_truth_is_one_piece(tmp_path: Pat
     decision = decide(tmp_path, pairs, BALL)
     assert decision.rules == (Rule(name="ball", values=(1,), keep_largest=True),)
     assert mean_dice(pairs, decision.rules, BALL) == 1
-    assert "only the largest component: Dice 0.9" in decision.reasons[0]
-    assert "-> 1.0000 (2 cases)" in decision.reasons[0]
+    assert "only the largest component: Dice from 0.9" in decision.reasons[0]
+    assert "to 1.0000 (2 cases)" in decision.reasons[0]
 
 
 def test_specks_are_removed_by_size_where_the_truth_has_several_pieces(tmp_path: Path) -> None:
