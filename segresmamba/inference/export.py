@@ -17,8 +17,9 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -147,15 +148,34 @@ def write_model_folder(
             out.rmdir()
         complete_folder(temporary, out)
     except OSError as error:
-        raise UserError(
-            "the model folder cannot be written",
-            where=error.filename or out,
-            got=error.strerror,
-            remedy="free space, or choose a folder that you can write to",
-        ) from error
+        raise _cannot_write(out, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return out
+
+
+@contextmanager
+def scratch_beside(out: Path) -> Iterator[Path]:
+    """A folder on the file system of `out`, which is deleted at the end.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".part-", dir=out.parent) as scratch:
+            yield Path(scratch)
+    except OSError as error:
+        raise _cannot_write(out, error) from error
+
+
+def _cannot_write(out: Path, error: OSError) -> UserError:
+    return UserError(
+        "the model folder cannot be written",
+        where=error.filename or out,
+        got=error.strerror,
+        remedy="free space, or choose a folder that you can write to",
+    )
 
 
 def refuse_used(out: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from segresmamba.errors import CheckpointError, DataError
-from segresmamba.inference.export import Origin, refuse_used, write_model_folder
+from segresmamba.inference.export import Origin, refuse_used, scratch_beside, write_model_folder
 from segresmamba.inference.nnunet_plans import Plans
 from segresmamba.inference.trained import TrainedModel
 from segresmamba.task.weights import WeightsFacts, load_network, reading_problem, save_weights
@@ -76,11 +75,10 @@ def import_nnunet(
             got=f"no fold_*/{checkpoint}",
             remedy="name the folder with plans.json and fold_0, or give --checkpoint",
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".part-", dir=out.parent) as scratch:
+    with scratch_beside(out) as scratch:
         models, origins = [], []
         for number, file in enumerate(files):
-            weights = Path(scratch, f"{number}.safetensors")
+            weights = scratch / f"{number}.safetensors"
             models.append(_model(file, source, plans, dataset, weights))
             origins.append(_origin(file.parent, plans, dataset))
         return write_model_folder(out, models, origins, _fingerprint(source), licence)

@@ -7,7 +7,6 @@ store with the channels, labels and preprocessing that they were trained for.
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,7 +15,13 @@ from torch import Tensor, nn
 from segresmamba import models
 from segresmamba.config import Config
 from segresmamba.errors import CheckpointError, ConfigError
-from segresmamba.inference.export import NO_LICENCE, Origin, refuse_used, write_model_folder
+from segresmamba.inference.export import (
+    NO_LICENCE,
+    Origin,
+    refuse_used,
+    scratch_beside,
+    write_model_folder,
+)
 from segresmamba.inference.trained import TrainedModel
 from segresmamba.models.padding import Padded
 from segresmamba.models.segmamba import SegMamba
@@ -73,9 +78,8 @@ def import_weights(source: Path, out: Path, config: Config, *, licence: str = NO
         channel_names=task.dataset.channel_names,
         preprocessing=task.dataset.preprocessing,
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".part-", dir=out.parent) as scratch:
-        weights = Path(scratch, "0.safetensors")
+    with scratch_beside(out) as scratch:
+        weights = scratch / "0.safetensors"
         save_weights(weights, network.state_dict(), facts)
         model = TrainedModel(weights, config, facts)
         return write_model_folder(out, [model], [Origin(source.name)], {}, licence)

@@ -30,8 +30,8 @@ from segresmamba.task.task import build_network
 logger = logging.getLogger(__name__)
 
 _ANEW = (
-    "delete it: the same training command goes on from the newest checkpoint and validates, which "
-    "writes it anew"
+    "bring it back from a copy or, in a run, delete it: the same training command goes on from the "
+    "newest checkpoint and validates, which writes it anew"
 )
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from segresmamba.errors import CheckpointError, ConfigError, DataError, UserError
-from segresmamba.inference.export import export_model
+from segresmamba.inference.export import export_model, scratch_beside
 from segresmamba.inference.model import load_model
 from segresmamba.inference.portable import Form, write_portable
 from segresmamba.inference.postprocessing import Postprocessing, Rule, write_postprocessing
@@ -226,6 +226,17 @@ def test_a_place_in_use_is_left_alone(model_run: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["used", "mine"]
     (tmp_path / "empty").mkdir()
     assert open_models(export_model(model_run, tmp_path / "empty"))
+
+
+def test_a_place_that_cannot_be_written_is_one_screen(model_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"model folder cannot be written.*Not a directory"):
+        export_model(model_run, tmp_path / "file" / "out")
+    with (
+        pytest.raises(UserError, match="model folder cannot be written"),
+        scratch_beside(tmp_path / "file" / "out"),
+    ):
+        pass
 
 
 def test_what_cannot_be_exported_leaves_nothing_behind(
