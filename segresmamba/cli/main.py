@@ -32,6 +32,7 @@ from segresmamba.cli.conversion import (
     counting,
 )
 from segresmamba.cli.predict import predict
+from segresmamba.cli.view import view
 from segresmamba.errors import OUR_CODE, UserError, sort_error
 from segresmamba.storage.terminal import shield_output, stop_signals
 
@@ -258,6 +259,7 @@ def evaluate(
 
 
 app.command()(predict)
+app.command()(view)
 
 
 @app.command()
