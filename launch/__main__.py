@@ -33,6 +33,18 @@ from segresmamba.cli.conversion import (
     SpacingPolicy,
     Splits,
 )
+from segresmamba.cli.predict import (
+    Device,
+    LabelFormat,
+    NoPostprocessing,
+    Overlap,
+    Places,
+    Precision,
+    Probabilities,
+    SplitOption,
+    Tta,
+    request_of,
+)
 from segresmamba.config import Config, load_config, read_config, with_own_presets
 from segresmamba.errors import OUR_CODE, LaunchError, sort_error
 from segresmamba.storage.run_folder import RunFolder, refuse_changes
@@ -137,6 +149,46 @@ def convert(
         typer.echo(convert_job.describe(request, cluster, tasks), nl=False)
     else:
         convert_job.run(request, cluster, tasks)
+
+
+@app.command()
+def predict(
+    places: Places,
+    tasks: Annotated[
+        int | None,
+        typer.Option(min=1, help="Jobs of the array. Without Slurm, processes: one for each GPU."),
+    ] = None,
+    kind: LabelFormat = None,
+    probabilities: Probabilities = False,
+    split: SplitOption = "all",
+    tta: Tta = False,
+    overlap: Overlap = None,
+    device: Device = "auto",
+    precision: Precision = None,
+    no_postprocessing: NoPostprocessing = False,
+    config_dir: ConfigDir = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would run: on Slurm the sbatch script.")
+    ] = False,
+) -> None:
+    """Segment a folder or store on all GPUs here, or on Slurm as an array (cluster=slurm)."""
+    from launch import predict_job
+    from launch.convert_job import cluster_of
+    from segresmamba.inference.options import InferenceOptions
+
+    overrides = [place for place in places if place.startswith(("cluster=", "cluster."))]
+    cluster = cluster_of(overrides, config_dir, command="predict", gpus=1)
+    request = request_of(
+        [place for place in places if place not in overrides],
+        InferenceOptions(device, precision, tta, overlap, not no_postprocessing),
+        kind=kind,
+        probabilities=probabilities,
+        split=split,
+    )
+    if dry_run:
+        typer.echo(predict_job.describe(request, cluster, tasks), nl=False)
+    else:
+        predict_job.run(request, cluster, tasks)
 
 
 @app.command()

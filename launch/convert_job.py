@@ -28,8 +28,8 @@ from segresmamba.data.conversion.convert import convert_share, finish, prepare
 from segresmamba.data.conversion.plan import ConversionPlan, ConversionRequest
 from segresmamba.errors import ConfigError, LaunchError, UserError, sort_error
 
-# Presets are made for training. A conversion has no ranks and needs no GPU.
-_NO_RANKS = ("cluster.nodes=1", "cluster.tasks_per_node=1", "cluster.gpus_per_node=0")
+# Presets are made for training. Jobs that share cases have no ranks.
+_NO_RANKS = ("cluster.nodes=1", "cluster.tasks_per_node=1")
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,20 @@ class ConvertJob:
         return resubmission(self)
 
 
-def cluster_of(overrides: Sequence[str], config_dir: Path | None = None) -> ClusterConfig:
+def cluster_of(
+    overrides: Sequence[str],
+    config_dir: Path | None = None,
+    *,
+    command: str = "convert",
+    gpus: int = 0,
+) -> ClusterConfig:
     """The cluster that these overrides describe, with one process per job.
 
     Args:
         overrides: Settings of the cluster.
         config_dir: See `with_own_presets`.
+        command: Whose jobs share the cases; errors name it.
+        gpus: GPUs of each job, unless the overrides have another number.
 
     Raises:
         ConfigError: If they are wrong, or describe anything else.
@@ -85,13 +93,14 @@ def cluster_of(overrides: Sequence[str], config_dir: Path | None = None) -> Clus
     ranks = ("cluster.nodes", "cluster.tasks_per_node")
     if others := [o for o in overrides if not o.startswith("cluster") or o.startswith(ranks)]:
         raise ConfigError(
-            "a conversion has no such setting",
+            f"`python -m launch {command}` has no such setting",
             where=others[0].split("=", maxsplit=1)[0],
             got=others[0],
-            remedy="give options (python -m launch convert --help) and cluster.* settings, as in "
-            "cluster=slurm cluster.time_min=60; --tasks says how many jobs share the cases",
+            remedy=f"give options (python -m launch {command} --help) and cluster.* settings, as "
+            "in cluster=slurm cluster.time_min=60; --tasks says how many jobs share the cases",
         )
-    return load_config(with_own_presets([*_NO_RANKS, *overrides], config_dir)).cluster
+    defaults = (*_NO_RANKS, f"cluster.gpus_per_node={gpus}")
+    return load_config(with_own_presets([*defaults, *overrides], config_dir)).cluster
 
 
 def run(request: ConversionRequest, cluster: ClusterConfig, tasks: int) -> None:

@@ -38,7 +38,7 @@ def requirements(*extras: str) -> list[Requirement]:
 
 
 def test_the_extras_are_the_documented_ones() -> None:
-    documented = {"bench", "gpu", "postgresql", "rivals", "sample", "test", "dev", "docs"}
+    documented = {"bench", "export", "gpu", "postgresql", "rivals", "sample", "test", "dev", "docs"}
     assert set(EXTRAS) == documented
     assert PROJECT["requires-python"] == ">=3.11"
 

@@ -238,7 +238,7 @@ def test_a_sweep_of_real_runs_leaves_no_secret_and_can_be_resumed(
     shutil.rmtree(run)
     server.logins.clear()
     launch("resume", str(runs / "sweeps" / "s"))
-    assert (run / "best" / "weights.pt").exists()
+    assert (run / "best" / "weights.safetensors").exists()
     assert server.logins
     dataset = open_dataset(read_config(run / "config.yaml").data.store)
     dataset[dataset.case_ids[0]].crop((0, 0, 0), (8, 8, 8))

@@ -32,6 +32,7 @@ from segresmamba.cli.conversion import (
     counting,
 )
 from segresmamba.cli.predict import predict
+from segresmamba.cli.ship import export, import_model
 from segresmamba.cli.view import view
 from segresmamba.errors import OUR_CODE, UserError, sort_error
 from segresmamba.storage.terminal import shield_output, stop_signals
@@ -42,6 +43,9 @@ app = typer.Typer(
     help="Train, evaluate and apply 3D segmentation networks.",
 )
 console = Console(soft_wrap=True)
+
+app.command()(export)
+app.command("import")(import_model)
 
 Overrides = Annotated[
     list[str] | None,

@@ -29,9 +29,9 @@ Places = Annotated[
     typer.Argument(
         metavar="MODEL... INPUT OUTPUT",
         help="MODEL: a run, a folder of runs or of a sweep, or a model folder; several are "
-        "averaged. INPUT: an image, a folder of <case>_0000.nii.gz files, a DICOM folder, or a "
-        "store. OUTPUT: a folder, or for one image a new file. With --out instead: MODEL IMAGE..., "
-        "one image for each channel of one case.",
+        "averaged. INPUT: an image for each channel of one case, a folder of <case>_0000.nii.gz "
+        "files, a DICOM folder, or a store. OUTPUT: a folder, or for one case a new file. With "
+        "--out instead: MODEL IMAGE..., and the label file is replaced.",
     ),
 ]
 LabelFormat = Annotated[
@@ -131,9 +131,13 @@ def request_of(
             places, "predict MODEL... INPUT OUTPUT, or predict MODEL IMAGE... --out LABEL"
         )
     *models, source, target = places
+    sources = [source]
+    # A model is a folder, so all files before OUTPUT are the channels of one case.
+    while len(models) > 1 and Path(models[-1]).is_file() and Path(source).is_file():
+        sources.insert(0, models.pop())
     return PredictRequest(
         models=tuple(map(Path, models)),
-        source=source,
+        sources=tuple(sources),
         out=Path(target),
         options=options,
         format=kind,

@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from segresmamba.config.section import Section
 
+Size3 = tuple[PositiveInt, PositiveInt, PositiveInt]
 FourStages = tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt]
 ScanBackend = Literal["auto", "reference", "cpu", "triton", "mamba_ssm"]
 
@@ -242,6 +243,30 @@ class ResEncUNetConfig(Section):
     """Also predict at the coarser levels of the decoder while training."""
 
 
+class NnUNetConfig(Section):
+    """nnU-Net's U-Nets with the sizes of each level, as its plans give them.
+
+    It comes from dynamic-network-architectures: pip install 'segresmamba[rivals]'.
+    """
+
+    name: Literal["nnunet"] = "nnunet"
+    """Name of the network."""
+    encoder: Literal["plain", "residual"] = "plain"
+    """plain: convolutions, as in nnU-Net's default plans; residual: as in its ResEnc presets."""
+    features: tuple[PositiveInt, ...] = (32, 64, 128, 256, 320, 320)
+    """Channels of the levels."""
+    kernels: tuple[Size3, ...] = ((3, 3, 3),) * 6
+    """Kernel size (D, H, W) of the convolutions of each level."""
+    strides: tuple[Size3, ...] = ((1, 1, 1), *((2, 2, 2),) * 5)
+    """Stride (D, H, W) at the beginning of each level; a 1 keeps the resolution of an axis."""
+    blocks: tuple[PositiveInt, ...] = (2,) * 6
+    """Convolutions, or residual blocks, of each level of the encoder."""
+    decoder_blocks: tuple[PositiveInt, ...] = (2,) * 5
+    """Convolutions of each level of the decoder."""
+    deep_supervision: bool = False
+    """Also predict at the coarser levels of the decoder while training."""
+
+
 class PluginConfig(Section):
     """A network of yours, or of another package. Whoever reads the configuration runs its code."""
 
@@ -278,6 +303,7 @@ Rival = (
     | DynUNetConfig
     | MedNeXtConfig
     | ResEncUNetConfig
+    | NnUNetConfig
 )
 ModelConfig = Annotated[SegResMambaVariant | Rival | PluginConfig, Field(discriminator="name")]
 NETWORKS: dict[str, type[Section]] = {

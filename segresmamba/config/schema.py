@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from segresmamba.config.networks import ModelConfig, SegResMambaConfig
+from segresmamba.config.networks import ModelConfig, SegResMambaConfig, Size3
 from segresmamba.config.section import Section, one_line
 from segresmamba.config.tracking import TrackingConfig
 from segresmamba.errors import ConfigError
@@ -28,7 +28,6 @@ from segresmamba.secrets import hide_lines, hide_url, hide_variables
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Axes = tuple[Literal["D", "H", "W"], ...]
-Size3 = tuple[PositiveInt, PositiveInt, PositiveInt]
 
 
 class RunConfig(Section):
@@ -209,10 +208,10 @@ class TrainConfig(Section):
     """Number of the fold that is held out for validation; the store holds the split. none: all
     cases train, nothing is validated, and the last weights count as the best."""
     init_from: Path | None = None
-    """Start from these weights: the folder of a run, its best/weights.pt, or another file with a
-    state dict. Weights whose name and shape fit are taken. If the number of input channels differs,
-    the first layer is adapted; what else differs starts fresh, and the log names it. A run that
-    has a checkpoint of its own goes on from that."""
+    """Start from these weights: the folder of a run, a model folder of `segresmamba export`, or a
+    file with a state dict. Weights whose name and shape fit are taken. If the number of input
+    channels differs, the first layer is adapted; what else differs starts fresh, and the log names
+    it. A run that has a checkpoint of its own goes on from that."""
     freeze: tuple[str, ...] = ()
     """Parts of the network that are not trained, such as [downs, blocks.0]: all weights whose name
     begins with one of these."""

@@ -31,6 +31,8 @@ _BY_NAME: dict[str, Intensity] = {
 }
 _CONSTANT = 1e-3
 """Deviation, as a share of the largest intensity, up to which a channel counts as constant."""
+_LEAST_SHARED = 0.1
+"""Share of the training's range of intensities that a new CT has to have."""
 _REMEDIES = {
     "spacing": "give keep, median, or three sizes in mm along D, H and W, as in --spacing 3,1,1",
     "intensity": "give auto, zscore, ct, rescale01, rgb or stored; or one of them for each "
@@ -142,6 +144,21 @@ class Normalisation(StoreRecord):
                 return -np.inf, np.inf, 0.0, 1.0
 
 
+class NnUNetSteps(StoreRecord):
+    """How nnU-Net treats an image, where stores of this project are made otherwise.
+
+    With it, an image is cropped, normalised and then resampled, each as nnU-Net does it, see
+    `data.volumes.nnunet`; the kinds of `Normalisation` have nnU-Net's meaning.
+    """
+
+    as_stored: bool = True
+    """Whether the network saw the axes as files store them, and not those of RAS."""
+    transpose: tuple[int, int, int] = (0, 1, 2)
+    """Which of the axes (z, y, x) comes first, second and third (`transpose_forward`)."""
+    masked: tuple[bool, ...] = ()
+    """For each channel, whether zscore leaves out what is 0 around the object."""
+
+
 class Preprocessing(StoreRecord):
     """How an image is treated before a network that was trained on a store sees it."""
 
@@ -152,6 +169,8 @@ class Preprocessing(StoreRecord):
     """One for each channel. Stores of earlier versions have none, and all channels use zscore."""
     trained_mm: tuple[Spacing, Spacing] | None = None
     """Smallest and largest voxel size of the stored cases; weights of earlier versions lack it."""
+    nnunet: NnUNetSteps | None = None
+    """For a network that nnU-Net trained, see `segresmamba import`."""
 
     def target_mm(self, spacing_mm: Spacing) -> Spacing | None:
         """The voxel size that an image gets, given its own; None if it keeps its own.
@@ -183,6 +202,27 @@ class Preprocessing(StoreRecord):
         )
         return None
 
+    def warn_of_other_intensities(
+        self, statistics: Sequence[ChannelStatistics], names: Sequence[str]
+    ) -> None:
+        """Warn of a CT that is not in the units of the training's, or is in another's channel.
+
+        Other intensities have no units: they are scaled by those of the case itself.
+        """
+        for name, kind, one in zip(names, self.normalisation, statistics, strict=False):
+            if kind.kind != "ct":
+                continue
+            shared = min(kind.high, one.percentile_99_5) - max(kind.low, one.percentile_00_5)
+            # Some of the range that the foreground of the training had is in every such scan.
+            if shared < _LEAST_SHARED * (kind.high - kind.low):
+                logger.warning(
+                    "channel %s has intensities from %.4g to %.4g, and the network was trained on "
+                    "%.4g to %.4g: the result may be wrong; see that the image is in HU, and the "
+                    "channels are in this order: %s",
+                    *(name, one.percentile_00_5, one.percentile_99_5, kind.low, kind.high),
+                    ", ".join(names),
+                )
+
     def for_case(
         self, statistics: Sequence[ChannelStatistics], scale: Sequence[float] = ()
     ) -> npt.NDArray[np.float32]:
@@ -193,6 +233,8 @@ class Preprocessing(StoreRecord):
             scale: Intensity of a stored 1 in each channel; by default 1.
         """
         kinds = self.normalisation or (Normalisation(),) * len(statistics)
+        if self.nnunet is not None:  # its images are normalised before they are resampled
+            kinds = (Normalisation(kind="stored"),) * len(statistics)
         bounds = [kind.bounds(one) for kind, one in zip(kinds, statistics, strict=True)]
         units = np.array(scale or [1.0] * len(bounds))
         bounds_C4: npt.NDArray[np.float32] = np.array(bounds) / units[:, None]

@@ -437,7 +437,8 @@ class Trainer:
             channel_names=dataset.channel_names,
             preprocessing=dataset.preprocessing,
         )
-        save_weights(self.folder.best, weights, facts)
+        save_weights(self.folder.new_best, weights, facts)
+        self.folder.remove_former_best()
 
     def _save(self) -> None:
         with self.memory.during("save"):

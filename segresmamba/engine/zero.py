@@ -141,10 +141,14 @@ class ZeroEngine:
     def weights(self) -> dict[str, Tensor]:
         """All weights in full, on the CPU of every rank (collective)."""
         with self._gathered(list(self.network.parameters()), enabled=self._sharded_weights):
-            return {
-                name: value.detach().cpu().clone()
-                for name, value in self.network.state_dict().items()
-            }
+            clones: dict[object, Tensor] = {}
+            weights = {}
+            for name, value in self.network.state_dict().items():
+                place = (value.data_ptr(), value.shape)  # some libraries name a tensor twice
+                if place not in clones:
+                    clones[place] = value.detach().cpu().clone()
+                weights[name] = clones[place]
+            return weights
 
 
 def import_deepspeed(ranks: Ranks) -> Any:

@@ -59,11 +59,14 @@ class InputCase:
         return ".mha" if name.endswith((".mha", ".mhd")) else ".nii.gz"
 
 
-def find_cases(source: str, models: Sequence[TrainedModel], split: str = "all") -> list[InputCase]:
+def find_cases(
+    sources: Sequence[str], models: Sequence[TrainedModel], split: str = "all"
+) -> list[InputCase]:
     """List the cases of an input, sorted by name. No image is opened.
 
     Args:
-        source: A file, a folder in nnU-Net's naming, a DICOM folder, or a store (also a URL).
+        sources: A file, a folder in nnU-Net's naming, a DICOM folder, or a store (also a URL); or
+            the files of one case, one for each channel.
         models: The models, which say what the channels are.
         split: Which cases of a store.
 
@@ -71,7 +74,10 @@ def find_cases(source: str, models: Sequence[TrainedModel], split: str = "all") 
         UserError: If there is no case, two have one name, there are other channels than the
             networks', or a store was prepared in another way.
     """
-    path, channels = Path(source), tuple(models[0].facts.channel_names)
+    source, channels = sources[0], tuple(models[0].facts.channel_names)
+    path = Path(source)
+    if len(sources) > 1:
+        return [_case_of_channels([Path(one) for one in sources], channels)]
     if "://" in source or path.suffix == ".zip" or "cases" in read_json(path / "dataset.json"):
         return _stored_cases(source, models, split)
     if split != "all":
@@ -94,6 +100,17 @@ def find_cases(source: str, models: Sequence[TrainedModel], split: str = "all") 
             f"{', '.join(VOLUME_ENDINGS[1:])}), or of DICOM files",
         )
     return cases
+
+
+def _case_of_channels(paths: Sequence[Path], channels: Sequence[str]) -> InputCase:
+    if len(paths) != len(channels):
+        raise DataError(
+            f"the network was trained on {len(channels)} channels",
+            where=paths[0],
+            got=f"{len(paths)} images",
+            remedy=f"give one for each channel, in this order: {', '.join(channels)}",
+        )
+    return InputCase(_case_of_file(paths[0], channels[:1]).name, tuple(paths))
 
 
 def _case_of_file(path: Path, channels: Sequence[str]) -> InputCase:

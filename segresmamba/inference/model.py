@@ -36,7 +36,7 @@ from segresmamba.inference.segmentation import segment_volume
 from segresmamba.inference.sliding_window import Member, Progress, SlidingWindow
 from segresmamba.inference.trained import TrainedModel, open_models, require_same_task
 from segresmamba.inference.way_back import ProbabilityPlanes
-from segresmamba.storage.run_folder import RunFolder
+from segresmamba.storage.run_folder import RunFolder, best_weights
 from segresmamba.task.weights import load_network
 
 logger = logging.getLogger(__name__)
@@ -100,6 +100,7 @@ class SegmentationModel:
             device=self.device,
             overlap=validation.overlap if options.overlap is None else options.overlap,
             window_batch=validation.window_batch,
+            zeros_around=self.preprocessing.nnunet is not None,
         )
 
     @property
@@ -130,7 +131,7 @@ class SegmentationModel:
         prepared, is_array = self._prepare(image, spacing_mm), not _are_files(image)
         planes = _KeptPlanes(self, prepared.original) if probabilities else None
         label = self.segment_prepared(prepared, planes)
-        kept = planes.on_axes_of(label, is_array=is_array) if planes else None
+        kept = planes.on_label_axes(is_array=is_array) if planes else None
         return LabelMap(label.image, label.labels, label.source, is_array, kept)
 
     def read(self, paths: Sequence[Path]) -> PreparedCase:
@@ -164,11 +165,12 @@ class SegmentationModel:
             transform=case.transform,
             probabilities=probabilities,
             progress=progress,
+            interpolate_logits=self.preprocessing.nnunet is not None,
         )
-        _, affine = geometry.ras_grid(case.original.shape_XYZ, case.original.affine)
+        _, affine = case.original.grid
         full_DHW = postprocessing.apply(found.full_DHW, self.rules, geometry.spacing_mm(affine))
-        grid = OriginalGrid.from_header(case.original.header, full_DHW.dtype)
-        return LabelMap(grid.restore(full_DHW), self.labels, case.source)
+        restored = case.original.for_labels(full_DHW.dtype).restore(full_DHW)
+        return LabelMap(restored, self.labels, case.source)
 
     def _prepare(self, image: Image, spacing_mm: Spacing | None) -> PreparedCase:
         if _are_files(image):
@@ -184,6 +186,7 @@ class SegmentationModel:
         return self._prepared(volume_of(array_CDHW, own_mm, self.preprocessing), None)
 
     def _prepared(self, volume: Volume, source: Path | None) -> PreparedCase:
+        self.preprocessing.warn_of_other_intensities(volume.statistics, self.channel_names)
         normalisation_C4 = self.preprocessing.for_case(volume.statistics)
         return PreparedCase(
             volume.image_CDHW, normalisation_C4, volume.transform, volume.original, source
@@ -232,7 +235,7 @@ class _KeptPlanes:
     """Probabilities of a whole case, in memory."""
 
     def __init__(self, model: SegmentationModel, original: OriginalGrid) -> None:
-        shape_DHW, self._affine = geometry.ras_grid(original.shape_XYZ, original.affine)
+        shape_DHW, _ = original.grid
         self._all_KDHW = np.zeros((len(model.outputs), *shape_DHW), np.float16)
         if model.classes.exclusive:
             self._all_KDHW[0] = 1  # what is not computed is background
@@ -242,11 +245,11 @@ class _KeptPlanes:
         values = probabilities_KHW.half().cpu().numpy()
         self._all_KDHW[:, depth, rows, columns] = values
 
-    def on_axes_of(self, label: LabelMap, *, is_array: bool) -> npt.NDArray[np.float16]:
-        """The probabilities on the axes of a label's array."""
-        if is_array:
-            return self._all_KDHW
-        return np.stack([geometry.in_file_axes(one, label.affine) for one in self._all_KDHW])
+    def on_label_axes(self, *, is_array: bool) -> npt.NDArray[np.float16]:
+        """The probabilities on the axes of the label's array."""
+        affine = self._original.affine
+        all_KXYZ = np.stack([geometry.in_file_axes(one, affine) for one in self._all_KDHW])
+        return all_KXYZ.transpose(0, 3, 2, 1) if is_array else all_KXYZ
 
 
 class ServedNetwork:
@@ -291,5 +294,5 @@ def _load_pyfunc(path: str) -> ServedNetwork:
     """Load a saved model for MLflow, which passes the folder of the model's data."""
     # It has the run's `best` weights and configuration, under the names that the run gives them.
     folder = RunFolder(Path(path))
-    model = TrainedModel.from_run(folder.path / folder.best.name, folder.config)
+    model = TrainedModel.from_run(best_weights(folder.path), folder.config)
     return ServedNetwork(SegmentationModel([model]))

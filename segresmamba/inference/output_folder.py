@@ -20,7 +20,6 @@ from typing import Any
 
 from segresmamba import __version__
 from segresmamba.data.formats.source import read_json
-from segresmamba.data.volumes import geometry
 from segresmamba.errors import DataError
 from segresmamba.inference.cases import InputCase
 from segresmamba.inference.label_map import ENDINGS, LabelMap, cannot_write
@@ -30,6 +29,7 @@ from segresmamba.inference.options import InferenceOptions
 from segresmamba.inference.sliding_window import Progress
 from segresmamba.inference.trained import TrainedModel
 from segresmamba.storage.atomic import write_text
+from segresmamba.storage.locks import locked
 
 SUMMARY = "predict.json"
 _RECORDS = ".predict"
@@ -128,11 +128,20 @@ class OutputFolder:
         Raises:
             DataError: If it cannot be written.
         """
+        path = self._path / SUMMARY
+        try:
+            # The last of several processes then knows what all have done.
+            with locked(self._path / _RECORDS / "lock"):
+                write_text(path, json.dumps(self._summary(), indent=1) + "\n")
+        except OSError as error:
+            raise cannot_write(path, error) from error
+
+    def _summary(self) -> dict[str, Any]:
         records = {
             path.name.removesuffix(".json"): read_json(path)
             for path in sorted((self._path / _RECORDS).glob("*.json"))
         }
-        content = {
+        return {
             "version": _VERSION,
             "segresmamba": __version__,
             "models": self._models,
@@ -140,11 +149,6 @@ class OutputFolder:
             "made_by": self._made_by,
             "cases": {name: record for name, record in records.items() if record.get("label")},
         }
-        path = self._path / SUMMARY
-        try:
-            write_text(path, json.dumps(content, indent=1) + "\n")
-        except OSError as error:
-            raise cannot_write(path, error) from error
 
     def _remember(self, case: InputCase, record: dict[str, Any]) -> None:
         try:
@@ -169,7 +173,7 @@ def writing_probabilities_of(
     Raises:
         DataError: If they cannot be written.
     """
-    shape_DHW, affine = geometry.ras_grid(case.original.shape_XYZ, case.original.affine)
+    shape_DHW, affine = case.original.grid
     path = folder / f"{name}.probabilities.zarr"
     has_background = model.classes.exclusive
     try:

@@ -59,8 +59,8 @@ class PredictRequest:
     """What is to be segmented, and how."""
 
     models: tuple[Path, ...]
-    source: str
-    """A file, a folder or a store, see `find_cases`."""
+    sources: tuple[str, ...]
+    """A file, a folder, a store, or the channels of one case; see `find_cases`."""
     out: Path
     """A folder, or for a single case a file."""
     options: InferenceOptions = field(default_factory=InferenceOptions)
@@ -138,7 +138,9 @@ def predict_cases(request: PredictRequest, observer: Observer | None = None) -> 
     """
     observer = observer or Unobserved()
     trained = request.trained()
-    cases = find_cases(request.source, trained, request.split)[request.share[0] :: request.share[1]]
+    cases = find_cases(request.sources, trained, request.split)[
+        request.share[0] :: request.share[1]
+    ]
     _check_output(request)
     folder = OutputFolder(
         request.out,
@@ -181,12 +183,12 @@ def predict_file(request: PredictRequest, observer: Observer | None = None) -> N
             " it",
         )
     trained = request.trained()
-    cases = find_cases(request.source, trained, request.split)
+    cases = find_cases(request.sources, trained, request.split)
     if len(cases) != 1:
         raise DataError(
             "one label file cannot hold several cases",
             where=request.out,
-            got=f"{len(cases)} cases in {request.source}",
+            got=f"{len(cases)} cases in {request.sources[0]}",
             remedy="name a folder to write to",
         )
     model = SegmentationModel(trained, request.options)
@@ -255,12 +257,12 @@ def _problem(case: InputCase, error: Exception) -> str:
 
 
 def _check_output(request: PredictRequest) -> None:
-    out, source = request.out.resolve(), Path(request.source).resolve()
+    out, source = request.out.resolve(), Path(request.sources[0]).resolve()
     if source.is_dir() and (out == source or source in out.parents):
         raise DataError(
             "the output folder lies inside the input",
             where=request.out,
-            got=f"inside {request.source}",
+            got=f"inside {request.sources[0]}",
             remedy="write to a folder outside: a later start would take label maps for images",
         )
 

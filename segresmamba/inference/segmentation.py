@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from segresmamba.data.volumes.resampling import GridTransform, nonzero_box
-from segresmamba.inference.sliding_window import Progress, SlidingWindow, evaluating
+from segresmamba.errors import DataError
+from segresmamba.inference.sliding_window import Brick, Progress, SlidingWindow, evaluating
 from segresmamba.inference.way_back import Labels, ProbabilityPlanes, Slabs, WayBack
 from segresmamba.task.classes import Classes
 
@@ -32,6 +33,7 @@ def segment_volume(
     transform: GridTransform | None = None,
     probabilities: ProbabilityPlanes | None = None,
     progress: Progress = lambda done, total: None,
+    interpolate_logits: bool = False,
 ) -> Segmentation:
     """Segment a volume.
 
@@ -46,6 +48,8 @@ def segment_volume(
         transform: How this grid lies in the files' grid; None if it is the same.
         probabilities: What takes the probabilities on the files' grid, plane by plane.
         progress: What is told of each batch of windows.
+        interpolate_logits: Whether logits are brought to the files' grid, as nnU-Net does, and not
+            probabilities.
     """
     shape_DHW = image_CDHW.shape[1:]
     dtype = np.uint8 if max(classes.values) < 256 else np.int16
@@ -55,11 +59,20 @@ def segment_volume(
     if box[0][1] == 0:
         return Segmentation(label_DHW, full_DHW)
     must_interpolate = probabilities is not None or bool(transform and transform.resamples)
-    back = WayBack(transform, shape_DHW, box, classes, full_DHW, probabilities)
-    slabs = Slabs(box, classes)
+    back = WayBack(
+        transform,
+        shape_DHW,
+        box,
+        classes,
+        full_DHW,
+        probabilities,
+        logits=interpolate_logits,
+    )
+    slabs = Slabs(box, (lambda logits: logits) if interpolate_logits else classes.probabilities)
     rows, columns = (slice(*span) for span in box[1:])
     with evaluating(*sliding.networks):
         for brick in sliding.bricks(image_CDHW, normalisation_C4, box, progress):
+            _require_finite(brick)
             values = classes.decode(brick.logits_KDHW).cpu().numpy()
             label_DHW[tuple(slice(*span) for span in brick.box)] = values
             if must_interpolate:
@@ -69,3 +82,14 @@ def segment_volume(
     if transform and not must_interpolate:
         full_DHW = transform.undo(label_DHW)
     return Segmentation(label_DHW, full_DHW)
+
+
+def _require_finite(brick: Brick) -> None:
+    """Refuse an output that no label follows from, most often an overflow of fp16."""
+    if not brick.logits_KDHW.sum().isfinite() and not brick.logits_KDHW.isfinite().all():
+        raise DataError(
+            "the network's output is not finite",
+            where="slices, rows, columns " + ", ".join(f"{a} to {b - 1}" for a, b in brick.box),
+            got="nan or inf among the logits",
+            remedy="compute with --precision fp32; look at the intensities of the image",
+        )

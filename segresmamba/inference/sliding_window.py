@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import combinations, groupby, pairwise
+from typing import Literal
 
 import numpy as np
 import torch
@@ -94,6 +95,8 @@ class SlidingWindow:
         device: Where they compute. The sums lie there too, or on the CPU if it cannot hold them.
         overlap: Least overlap of neighbouring windows, as a share of their size.
         window_batch: Windows computed at once.
+        zeros_around: Whether zeros, and not its outermost voxels, extend a volume that is smaller
+            than a window, as nnU-Net extends its normalised images.
     """
 
     def __init__(
@@ -103,10 +106,12 @@ class SlidingWindow:
         device: torch.device,
         overlap: float,
         window_batch: int,
+        zeros_around: bool = False,
     ) -> None:
         self._members = members
         self.device = device
         self._overlap, self._window_batch = overlap, window_batch
+        self._extend: Literal["constant", "edge"] = "constant" if zeros_around else "edge"
 
     @property
     def networks(self) -> list[nn.Module]:
@@ -142,7 +147,8 @@ class SlidingWindow:
         ]
         total, done = sum(map(len, grids.values())), 0
         for patch, windows in _batches(grids, self._window_batch):
-            cut = torch.from_numpy(np.stack([window.cut_from(image_CDHW) for window in windows]))
+            cuts = [window.cut_from(image_CDHW, self._extend) for window in windows]
+            cut = torch.from_numpy(np.stack(cuts))
             x_BCDHW = data.normalise(cut.to(self.device), bounds_1C4)
             try:
                 logits_BKDHW = self._logits(patch, x_BCDHW)
@@ -211,7 +217,10 @@ class _Sums:
             for row in _within(self._rows, height)
         ]
         self._make_room(keys, len(logits_KDHW))
-        share_DHW = torch.from_numpy(window.share_DHW()).to(self._device)
+        share_D, share_H, share_W = (
+            torch.from_numpy(share).to(self._device) for share in window.shares()
+        )
+        share_DHW = share_D[:, None, None] * share_H[:, None] * share_W
         logits_KDHW = logits_KDHW.to(self._device)
         first_W = self._box[2][0]
         for key in keys:

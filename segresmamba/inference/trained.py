@@ -1,6 +1,6 @@
 """Trained models on the disk: a run, a folder of runs that are averaged, or a model folder.
 
-RUN/config.yaml, RUN/best/weights.pt         a run, with `best/postprocessing.json` if it has rules
+RUN/config.yaml, RUN/best/weights.safetensors  a run; best/postprocessing.json if it has rules
 FOLDER/<run>/...                             every trained run in it, such as the folds of a store
 <root>/sweeps/<name>/manifest.json           the trained runs of a sweep, which lie in <root>
 FOLDER/model.json, config-0.yaml, ...        a model folder, which needs no run
@@ -23,6 +23,7 @@ from segresmamba.data.preprocessing import Normalisation
 from segresmamba.data.untrusted import stays_inside
 from segresmamba.errors import ConfigError, DataError
 from segresmamba.inference.postprocessing import Rule, read_rules
+from segresmamba.storage.digest import file_digest
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.task.weights import WeightsFacts, read_facts
 
@@ -67,6 +68,8 @@ class ModelFolderRecord(BaseModel):
     format_version: int
     members: list[_MemberFiles] = Field(min_length=1)
     postprocessing: tuple[Rule, ...] = ()
+    files: dict[str, str] = {}
+    """Digest of each file. Those of weights are not compared: weights have digests inside."""
 
 
 def open_models(path: Path) -> list[TrainedModel]:
@@ -191,9 +194,16 @@ def _members(folder: Path) -> list[TrainedModel]:
     for member in record.members:
         if not (stays_inside(member.config) and stays_inside(member.weights)):
             raise _unreadable(path, f"files outside the folder: {member}")
-        weights, config = folder / member.weights, read_config(folder / member.config)
-        models.append(TrainedModel(weights, config, read_facts(weights), record.postprocessing))
+        weights, config = folder / member.weights, folder / member.config
+        _require_digest(config, record.files.get(member.config))
+        facts, rules = read_facts(weights), record.postprocessing
+        models.append(TrainedModel(weights, read_config(config), facts, rules))
     return models
+
+
+def _require_digest(path: Path, written: str | None) -> None:
+    if written and path.exists() and (found := file_digest(path)) != written:
+        raise _unreadable(path, f"checksum {found}, written with {written}")
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ structure, which takes a fraction of the time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -42,6 +42,7 @@ class WayBack:
         classes: What the probabilities mean.
         full_DHW: The label to fill, on the files' grid.
         probabilities: What takes probabilities; None computes none.
+        logits: Whether the slabs hold logits, as nnU-Net interpolates them.
     """
 
     def __init__(
@@ -52,8 +53,12 @@ class WayBack:
         classes: Classes,
         full_DHW: Labels,
         probabilities: ProbabilityPlanes | None = None,
+        *,
+        logits: bool = False,
     ) -> None:
         self._classes, self._full_DHW, self._probabilities = classes, full_DHW, probabilities
+        self._decode = classes.decode if logits else classes.decode_probabilities
+        self._logits = logits
         maps = transform.way_back() if transform else [_same(size) for size in shape_DHW]
         firsts = [first for first, _ in transform.box_DHW] if transform else [0, 0, 0]
         self._depth, self._rows, self._columns = (
@@ -98,11 +103,13 @@ class WayBack:
                 _at_points(above[0], mixed, rows, columns),
                 share,
             )
-            labels_N = self._classes.decode_probabilities(values_KN[:, :, None, None])[:, 0, 0]
+            labels_N = self._decode(values_KN[:, :, None, None])[:, 0, 0]
             least_HW[mixed] = labels_N.cpu().numpy()
         self._full_DHW[depth, rows.places, columns.places] = least_HW
         if self._probabilities is not None:
             values_KHW = _lerp(_lerp(torch.lerp(below[0], above[0], share), rows, 1), columns, 2)
+            if self._logits:
+                values_KHW = self._classes.probabilities(values_KHW)
             self._probabilities(depth, rows.places, columns.places, values_KHW)
 
 
@@ -183,15 +190,20 @@ def _lerp(plane_KHW: Tensor, targets: _Targets, axis: int) -> Tensor:
 
 
 class Slabs:
-    """Joins bricks of logits to slabs of probabilities with the height and width of the box."""
+    """Joins bricks of logits to slabs with the height and width of the box.
 
-    def __init__(self, box: Box, classes: Classes) -> None:
-        self._box, self._classes = box, classes
+    Args:
+        box: The part of the volume that is computed.
+        values: What a slab has of each brick: its probabilities, or the logits themselves.
+    """
+
+    def __init__(self, box: Box, values: Callable[[Tensor], Tensor]) -> None:
+        self._box, self._values = box, values
         self._slabs: dict[VoxelRange, Tensor] = {}
         self._missing: dict[VoxelRange, int] = {}
 
     def add(self, brick: Brick) -> Iterator[tuple[VoxelRange, Tensor]]:
-        """Add a brick; yields the planes and probabilities of the slab that it completes."""
+        """Add a brick; yields the planes and values of the slab that it completes."""
         layer, (top, bottom), _ = brick.box
         first_H, end_H = self._box[1]
         if layer not in self._slabs:
@@ -199,8 +211,8 @@ class Slabs:
             shape = channels, depth, end_H - first_H, width
             self._slabs[layer] = brick.logits_KDHW.new_empty(shape)
             self._missing[layer] = end_H - first_H
-        probabilities_KDHW = self._classes.probabilities(brick.logits_KDHW)
-        self._slabs[layer][:, :, top - first_H : bottom - first_H] = probabilities_KDHW
+        values_KDHW = self._values(brick.logits_KDHW)
+        self._slabs[layer][:, :, top - first_H : bottom - first_H] = values_KDHW
         self._missing[layer] -= bottom - top
         if not self._missing[layer]:
             yield layer, self._slabs.pop(layer)

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import ceil
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -123,16 +124,16 @@ class Window:
             for axis, index, box in zip(grid.axes, self.indices, grid.box, strict=True)
         ]
 
-    def share_DHW(self) -> npt.NDArray[np.float32]:
-        """Its share at each of its voxels."""
-        depth, height, width = (
-            axis.shares_NP[index] for axis, index in zip(self.grid.axes, self.indices, strict=True)
-        )
-        share_DHW: npt.NDArray[np.float32] = depth[:, None, None] * height[:, None] * width
-        return share_DHW
+    def shares(self) -> list[npt.NDArray[np.float32]]:
+        """Its share along each axis; at a voxel it is the product of the three."""
+        return [a.shares_NP[i] for a, i in zip(self.grid.axes, self.indices, strict=True)]
 
-    def cut_from(self, image_CDHW: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
-        """What it shows of an image, which is extended by its outermost voxels."""
+    def cut_from(
+        self,
+        image_CDHW: npt.NDArray[np.generic],
+        extend: Literal["edge", "constant"] = "edge",
+    ) -> npt.NDArray[np.float32]:
+        """What it shows of an image, which is extended by its outermost voxels, or by zeros."""
         inside, padding = [slice(None)], [(0, 0)]
         for start, axis, size in zip(
             self.starts, self.grid.axes, image_CDHW.shape[1:], strict=True
@@ -141,4 +142,4 @@ class Window:
             inside.append(slice(max(start, 0), min(end, size)))
             padding.append((max(-start, 0), max(end - size, 0)))
         window_CDHW = image_CDHW[tuple(inside)].astype(np.float32)
-        return np.pad(window_CDHW, padding, "edge") if np.any(padding) else window_CDHW
+        return np.pad(window_CDHW, padding, extend) if np.any(padding) else window_CDHW

@@ -66,19 +66,27 @@ def check_divisible(name: str, count: int, divisor: int, reason: str) -> None:
         raise ArgumentError(name, f"must be divisible by {divisor} ({reason})", count)
 
 
-def check_patch_side(size: Sequence[int], deepest: int) -> None:
+def each_axis(value: int | Sequence[int]) -> tuple[int, ...]:
+    """The three values of something that one number may give for all axes."""
+    return (value,) * 3 if isinstance(value, int) else tuple(value)
+
+
+def check_patch_side(size: Sequence[int], deepest: int | Sequence[int]) -> None:
     """Refuse a patch that the deepest level of a network sees as a single voxel.
 
     Args:
         size: (D, H, W) in voxels.
-        deepest: Side of a voxel of the deepest level, in voxels of the input.
+        deepest: Side of a voxel of the deepest level, in voxels of the input; one number, or one
+            for each axis.
 
     Raises:
         ArgumentError: If no side of the patch is longer than that.
     """
-    if max(size) <= deepest:
+    sides = each_axis(deepest)
+    if all(side <= least for side, least in zip(size, sides, strict=True)):
         rule = (
-            f"needs a side of more than {deepest} voxels: at the deepest level of this network "
+            f"needs a side of more than {deepest if isinstance(deepest, int) else times(sides)} "
+            f"voxels: at the deepest level of this network "
             f"it is a single voxel"
         )
         raise ArgumentError("patch", rule, times(size))

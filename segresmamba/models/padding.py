@@ -7,21 +7,23 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segresmamba.models.arguments import ArgumentError, check_patch_side, times
+from segresmamba.models.arguments import ArgumentError, check_patch_side, each_axis, times
 
 
-def padded_size(size: Sequence[int], multiple: int, deepest: int) -> list[int]:
+def padded_size(
+    size: Sequence[int], multiple: int | Sequence[int], deepest: int | Sequence[int]
+) -> list[int]:
     """The next size that a network takes, with two voxels or more at its deepest level.
 
     Args:
         size: (D, H, W) in voxels.
-        multiple: Each side of the result is a multiple of it.
-        deepest: Side of a voxel of the deepest level, in voxels of the input.
+        multiple: Each side of the result is a multiple of it; one number, or one for each axis.
+        deepest: Side of a voxel of the deepest level, in voxels of the input; as `multiple`.
     """
-    padded = [-(-side // multiple) * multiple for side in size]
+    padded = [-(-side // step) * step for side, step in zip(size, each_axis(multiple), strict=True)]
     # Norms over space need more than one voxel to have a variance. One longer side is enough.
-    if max(padded) <= deepest:
-        padded[-1] = 2 * deepest
+    if all(side <= step for side, step in zip(padded, each_axis(deepest), strict=True)):
+        padded[-1] = 2 * each_axis(deepest)[-1]
     return padded
 
 
@@ -46,12 +48,16 @@ class Padded(nn.Module):
     Args:
         network: Maps (B, C, D, H, W), sides multiples of `stride`, to logits of that size, or to a
             list of logits, full resolution first, each level at its own.
-        stride: Side of a voxel of its deepest level, in voxels of the input.
+        stride: Side of a voxel of its deepest level, in voxels of the input; one number, or one for
+            each axis.
         fixed_size: The only size (D, H, W) that the network takes, if there is one.
     """
 
     def __init__(
-        self, network: nn.Module, stride: int, fixed_size: Sequence[int] | None = None
+        self,
+        network: nn.Module,
+        stride: int | Sequence[int],
+        fixed_size: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.network, self.stride, self.fixed_size = network, stride, fixed_size

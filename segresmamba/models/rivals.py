@@ -9,6 +9,7 @@ would never get a gradient.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 from monai.networks.nets.dynunet import DynUNet
@@ -160,45 +161,84 @@ def resenc_unet(
     Raises:
         BackendMissingError: If the library is not installed.
     """
+    levels = len(features)
+    return nnunet(
+        in_channels,
+        out_channels,
+        encoder="residual",
+        features=features,
+        kernels=[(3, 3, 3)] * levels,
+        strides=[(1, 1, 1)] + [(2, 2, 2)] * (levels - 1),
+        blocks=blocks,
+        decoder_blocks=[1] * (levels - 1),
+        deep_supervision=deep_supervision,
+    )
+
+
+def nnunet(
+    in_channels: int,
+    out_channels: int,
+    *,
+    encoder: str,
+    features: Sequence[int],
+    kernels: Sequence[Sequence[int]],
+    strides: Sequence[Sequence[int]],
+    blocks: Sequence[int],
+    decoder_blocks: Sequence[int],
+    deep_supervision: bool,
+) -> Padded:
+    """One of nnU-Net's U-Nets, with its initial weights.
+
+    Raises:
+        BackendMissingError: If the library is not installed.
+    """
     try:
-        from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
+        import dynamic_network_architectures.architectures.unet as library
     except ImportError as error:
         raise BackendMissingError(
-            "resenc_unet comes from dynamic-network-architectures, which is not installed",
+            "nnU-Net's networks come from dynamic-network-architectures, which is not installed",
             where="model.name",
             got=error,
             remedy="pip install 'segresmamba[rivals]'",
         ) from error
     _check_least_levels(2, features=features)
-    if len(blocks) != len(features):
-        raise ArgumentError(
-            "blocks", f"must be one number for each of the {len(features)} levels", tuple(blocks)
-        )
-    network = ResidualEncoderUNet(
+    levels = len(features)
+    for name, values, count in (
+        ("blocks", blocks, levels),
+        ("kernels", kernels, levels),
+        ("strides", strides, levels),
+        ("decoder_blocks", decoder_blocks, levels - 1),
+    ):
+        if len(values) != count:
+            of = f"the {levels} levels" if count == levels else f"{count} levels of the decoder"
+            raise ArgumentError(name, f"must be one number for each of {of}", tuple(values))
+    is_plain = encoder == "plain"
+    blocks_name = "n_conv_per_stage" if is_plain else "n_blocks_per_stage"
+    network = (library.PlainConvUNet if is_plain else library.ResidualEncoderUNet)(
         input_channels=in_channels,
-        n_stages=len(features),
+        n_stages=levels,
         features_per_stage=tuple(features),
         conv_op=nn.Conv3d,
-        kernel_sizes=3,
-        strides=[1] + [2] * (len(features) - 1),
-        n_blocks_per_stage=tuple(blocks),
+        kernel_sizes=[list(kernel) for kernel in kernels],
+        strides=[list(stride) for stride in strides],
         num_classes=out_channels,
-        n_conv_per_stage_decoder=1,
+        n_conv_per_stage_decoder=tuple(decoder_blocks),
         conv_bias=True,
         norm_op=nn.InstanceNorm3d,
         norm_op_kwargs={"eps": 1e-5, "affine": True},
         nonlin=nn.LeakyReLU,
         nonlin_kwargs={"inplace": True},
         deep_supervision=deep_supervision,
+        **{blocks_name: tuple(blocks)},
     )
     network.apply(network.initialize)
     # The library builds a head for every level, whether its logits are asked for or not.
     if not deep_supervision:
-        for level in range(len(features) - 2):  # all heads but the last, the finest
+        for level in range(levels - 2):  # all heads but the last, the finest
             network.decoder.seg_layers[level] = nn.Identity()
     # A second name for the encoder, which would put it twice into every saved file.
     del network.decoder.encoder
-    return Padded(network, _stride(features))
+    return Padded(network, [prod(axis) for axis in zip(*strides, strict=True)])
 
 
 class _DynUNet(DynUNet):  # type: ignore[misc]

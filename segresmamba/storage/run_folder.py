@@ -10,7 +10,8 @@ Submitting a job and checking a queue read these paths too, so this module does 
         step-00000100/        a complete checkpoint, see engine.checkpoints
         step-00000200.damaged/   was found damaged and is kept aside; never read or deleted
     init_from.json            which weights it started from, see task.starting_weights
-    best/weights.pt           full weights of the best validation, see task.weights
+    best/weights.safetensors  full weights of the best validation, see task.weights. Earlier
+                              versions wrote weights.pt; it is read until a better one replaces it
     best/postprocessing.json  which components their labels keep, see inference
     overlays/                 pictures of the last evaluation
     results.json              metrics of the last evaluation
@@ -41,6 +42,7 @@ from segresmamba.secrets import FILE, secrets_in
 from segresmamba.storage.atomic import atomic_path, remove_leftovers, sync, write_text
 
 _STEP_FOLDER = re.compile(r"step-(\d{8})")
+_BEST, _FORMER_BEST = "weights.safetensors", "weights.pt"
 
 
 class RunFolder:
@@ -56,7 +58,7 @@ class RunFolder:
         self.journal = path / "journal.jsonl"
         self.checkpoints = path / "checkpoints"
         self.init_from = path / "init_from.json"
-        self.best = path / "best" / "weights.pt"
+        self.new_best = path / "best" / _BEST
         self.overlays = path / "overlays"
         self.results = path / "results.json"
         self.emissions = path / "emissions.json"
@@ -68,6 +70,11 @@ class RunFolder:
         self.memory = path / "memory.json"
         self.environment = path / "environment.txt"
         self.logs = path / "logs"
+
+    @property
+    def best(self) -> Path:
+        """The best weights where they are; where they will be, if there are none yet."""
+        return best_weights(self.new_best.parent)
 
     @classmethod
     def from_config(cls, config: Config) -> RunFolder:
@@ -133,8 +140,14 @@ class RunFolder:
         The caller holds the run's lock. mlflow.json and emissions.json have writers of their own.
         """
         remove_leftovers(self.best.parent)
+        self.remove_former_best()
         for path in (self.config, self.environment, self.memory, self.skipped_weights):
             remove_leftovers(self.path, path.name)
+
+    def remove_former_best(self) -> None:
+        """Delete best weights in the form of earlier versions if there are newer ones."""
+        if self.new_best.exists():
+            self.new_best.with_name(_FORMER_BEST).unlink(missing_ok=True)
 
     def enter(self, config: Config) -> None:
         """Create the folder, or enter it again with the same experiment.
@@ -154,6 +167,12 @@ class RunFolder:
                 got=error.strerror,
                 remedy="choose a writable run.root=FOLDER, or free space",
             ) from error
+
+
+def best_weights(folder: Path) -> Path:
+    """The file of the weights in the `best` folder of a run, or in a copy of that."""
+    former = folder / _FORMER_BEST
+    return former if former.exists() and not (folder / _BEST).exists() else folder / _BEST
 
 
 def write_config(config: Config, path: Path) -> None:

@@ -14,14 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from segresmamba import models
 from segresmamba.errors import ConfigError
 from segresmamba.storage.atomic import write_text
-from segresmamba.storage.run_folder import RunFolder
+from segresmamba.storage.run_folder import RunFolder, best_weights
+from segresmamba.task import weights_file
 from segresmamba.task.task import Task
-from segresmamba.task.weights import first_not_finite, read_weights
+from segresmamba.task.weights import first_not_finite, read_weights, reading_problem
 
 logger = logging.getLogger(__name__)
 
@@ -153,10 +155,15 @@ def _state_dict(source: Path) -> dict[str, Tensor]:
     """
     file = _file(source)
     try:
-        content: Any = torch.load(file, "cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever the bytes provoke
-        raise _unreadable(file, (str(error).splitlines() or [type(error).__name__])[0]) from error
-    if isinstance(content, dict) and {"weights", "digests"} <= content.keys():
+        if weights_file.is_safetensors(file):
+            content: Any = load_file(file)
+            is_ours = weights_file.has_facts(file)
+        else:
+            content = torch.load(file, "cpu", weights_only=True)
+            is_ours = isinstance(content, dict) and {"weights", "digests"} <= content.keys()
+    except Exception as error:  # the libraries raise whatever the bytes provoke
+        raise _unreadable(file, reading_problem(error)) from error
+    if is_ours:
         return read_weights(file)[0]
     nested = [content.get(key) for key in _NESTED] if isinstance(content, dict) else []
     for candidate in (content, *nested):
@@ -171,7 +178,10 @@ def _state_dict(source: Path) -> dict[str, Tensor]:
 def _file(source: Path) -> Path:
     if not source.is_dir():
         return source
-    places = (RunFolder(source).best, source / RunFolder(source).best.name)
+    members = sorted(source.glob("weights-*.safetensors"))  # of a model folder
+    if len(members) > 1:
+        raise _unreadable(source, f"{len(members)} models; name one, such as {members[0]}")
+    places = [RunFolder(source).best, best_weights(source), *members]
     found = next((place for place in places if place.exists()), None)
     if found is None:
         raise _unreadable(source, f"a folder without {places[0].relative_to(source)}")
@@ -193,8 +203,8 @@ def _unreadable(where: Path, got: str) -> ConfigError:
         "the weights to start from cannot be read",
         where="train.init_from",
         got=f"{where}: {got}",
-        remedy="name a run that has finished a validation, its best/weights.pt, or a file in which "
-        "torch.save has put a state dict",
+        remedy="name a run that has finished a validation, a model folder, or a file with a state "
+        "dict: safetensors, or what torch.save has written",
     )
 
 

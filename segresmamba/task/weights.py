@@ -1,13 +1,13 @@
 """Full weights in one file, together with what is needed to use them.
 
-The file holds a dictionary: "weights", beside it the fields of `WeightsFacts`, and "digests" of
-both. The weights of a large network take hundreds of MB, so `read_facts` leaves them on the disk
-and checks the facts alone.
+`task.weights_file` says what the file looks like. The weights of a large network take hundreds of
+MB, so `read_facts` leaves them on the disk and checks the facts alone.
 """
 
 from __future__ import annotations
 
 import logging
+import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,15 +22,13 @@ from segresmamba import data
 from segresmamba.config import Config
 from segresmamba.errors import CheckpointError
 from segresmamba.storage.atomic import atomic_path
-from segresmamba.storage.digest import digest_of, json_digest
 from segresmamba.storage.patience import patiently
+from segresmamba.task import weights_file
 from segresmamba.task.classes import Classes
 from segresmamba.task.task import build_network
 
 logger = logging.getLogger(__name__)
 
-# What earlier versions saved, which wrote no digests.
-_WITHOUT_DIGESTS = {"weights", "step", "dice", "labels", "channel_names", "preprocessing"}
 _ANEW = (
     "delete it: the same training command goes on from the newest checkpoint and validates, which "
     "writes it anew"
@@ -62,22 +60,17 @@ class TrainedNetwork:
 def save_weights(path: Path, weights: Mapping[str, Tensor], facts: WeightsFacts) -> None:
     """Write full weights and facts into one file, atomically and patiently."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    content: dict[str, Any] = {  # plain types only, which `weights_only` reads
-        "weights": dict(weights),
+    content = {
         "step": facts.step,
         "dice": facts.dice,
         "labels": dict(facts.labels),
         "channel_names": list(facts.channel_names),
         "preprocessing": facts.preprocessing.model_dump(mode="json"),
     }
-    content["digests"] = {
-        "facts": _facts_digest(content),
-        "weights": _weights_digest(content["weights"]),
-    }
 
     def write() -> None:
         with atomic_path(path) as temporary:
-            save_torch(content, temporary)
+            weights_file.write_file(temporary, weights, content)
 
     patiently(write, path, sum(tensor.nbytes for tensor in weights.values()))
 
@@ -118,9 +111,8 @@ def read_facts(path: Path) -> WeightsFacts:
     Raises:
         CheckpointError: If the file is missing, or damaged where the facts are.
     """
-    # A mapped file is read where a tensor is used, and no tensor is used here.
     with _damage_named(path):
-        return _facts(_read(path, mmap=True))
+        return _facts(weights_file.read_facts(path))
 
 
 def load_network(path: Path, config: Config) -> TrainedNetwork:
@@ -152,14 +144,9 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], WeightsFacts]:
     Raises:
         CheckpointError: If the file is missing or damaged, or if a weight is not finite.
     """
-    # Not mapped: should another computer replace the file meanwhile, access to a mapped page could
-    # kill this process, where reading raises an error.
     with _damage_named(path):
-        content = _read(path, mmap=False)
-        weights: dict[str, Tensor] = content["weights"]
+        weights, content = weights_file.read_file(path)
         facts = _facts(content)
-        if "digests" in content:
-            _compare("weights", content["digests"], _weights_digest(weights))
     if broken := first_not_finite(weights.items()):
         raise CheckpointError(
             "the weights are not all finite numbers",
@@ -208,16 +195,6 @@ def first_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
     return None
 
 
-def _read(path: Path, *, mmap: bool) -> dict[str, Any]:
-    """What the file holds, with its facts checked."""
-    content: dict[str, Any] = torch.load(path, "cpu", weights_only=True, mmap=mmap)
-    if "digests" in content:
-        _compare("facts", content["digests"], _facts_digest(content))
-    elif unknown := content.keys() - _WITHOUT_DIGESTS:
-        raise ValueError(f"unknown entries: {sorted(map(str, unknown))}")
-    return content
-
-
 def _facts(content: Mapping[str, Any]) -> WeightsFacts:
     return WeightsFacts(
         step=content["step"],
@@ -229,25 +206,11 @@ def _facts(content: Mapping[str, Any]) -> WeightsFacts:
     )
 
 
-def _compare(what: str, digests: Mapping[str, str], found: str) -> None:
-    if found != digests[what]:
-        raise ValueError(f"checksum of the {what}: {found}, written with {digests[what]}")
-
-
-def _facts_digest(content: Mapping[str, Any]) -> str:
-    facts = {key: value for key, value in content.items() if key not in {"weights", "digests"}}
-    return json_digest(facts)
-
-
-def _weights_digest(weights: Mapping[str, Tensor]) -> str:
-    """The digest of names, types, shapes and values, however the file stores them."""
-
-    def parts() -> Iterator[Any]:
-        for name, values in sorted(weights.items()):
-            yield f"{name} {values.dtype} {list(values.shape)}\n".encode()
-            yield values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-
-    return digest_of(parts())
+def reading_problem(error: Exception) -> str:
+    """One line on why a file of weights could not be read."""
+    if isinstance(error, pickle.UnpicklingError):  # torch's text says how to load it all the same
+        return "a pickle with other things than tensors, which may run any code; it is not opened"
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager
@@ -255,10 +218,10 @@ def _damage_named(path: Path) -> Iterator[None]:
     """Turn what reading damaged weights raises into an error that names the file."""
     try:
         yield
-    except Exception as error:  # torch raises whatever the damaged bytes provoke
+    except Exception as error:  # the libraries raise whatever the damaged bytes provoke
         raise CheckpointError(
             "the weights cannot be read",
             where=path,
-            got=(str(error).splitlines() or [type(error).__name__])[0],
+            got=reading_problem(error),
             remedy=f"name a run that has finished a validation; if the file is damaged, {_ANEW}",
         ) from error

@@ -28,7 +28,7 @@ def test_damaged_files_are_noticed_or_harmless(
     for row in rows.values():
         assert row.injected == 5
         assert row.noticed >= 2  # cut off, and lost
-    for name in ("rank-00000.pt", "meta.json", "weights.pt", "a store's shard"):
+    for name in ("rank-00000.pt", "meta.json", "weights.safetensors", "a store's shard"):
         assert rows[f"damaged: {name}"].unnoticed == 0
     assert rows["damaged: emissions.json"].unnoticed == 1  # lost: as if nothing had been measured
 

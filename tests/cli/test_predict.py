@@ -59,6 +59,10 @@ def test_one_image_goes_to_a_file_or_a_folder(
     assert run(monkeypatch, "predict", model, image, tmp_path / "label.mha") == 2
     assert run(monkeypatch, "predict", model, image, tmp_path / "out", "--format", "nrrd") == 0
     assert (tmp_path / "out" / "a.nrrd").exists()
+    two = write_run(tmp_path / "two", channels=("t1", "t2"))
+    other, label = images / "b_0000.nii.gz", tmp_path / "two.nii.gz"
+    assert run(monkeypatch, "predict", two, image, other, label) == 0
+    assert run(monkeypatch, "predict", two, image, image, other) == 2  # OUTPUT was forgotten
     for _ in range(2):  # it is replaced
         assert run(monkeypatch, "predict", model, image, "--out", tmp_path / "one.nii.gz") == 0
 

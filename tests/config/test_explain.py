@@ -28,7 +28,7 @@ MISTAKES = [
         "as in model=NAME",
     ),
     # unknown presets and choices
-    ("model=foo", "model", "foo", "choose one of dynunet, mednext, resenc_unet, segmamba"),
+    ("model=foo", "model", "foo", "choose one of dynunet, mednext, nnunet, resenc_unet, segmamba"),
     ("model=segresnets", "model", "segresnets", "did you mean segresnet?"),
     ("train=5", "train", "5", "choose one of default, sample"),
     ("model.name=vnet", "model.name", "vnet", "choose one of segresmamba, segresmamba_released"),

@@ -23,7 +23,8 @@ def test_a_validation_compares_with_the_best_dice_without_reading_the_weights(
     is_kept: bool,
 ) -> None:
     config = tiny_config(tiny_store, tmp_path, "train.max_steps=1", "train.warmup_steps=0")
-    path = RunFolder.from_config(config).best
+    folder = RunFolder.from_config(config)
+    path = folder.best.with_name("weights.pt")
     path.parent.mkdir(parents=True)
     # As an earlier version saved it.
     torch.save({"weights": {"w": torch.zeros(1)}, "step": 9, "dice": before}, path)
@@ -38,5 +39,7 @@ def test_a_validation_compares_with_the_best_dice_without_reading_the_weights(
     train(config)
     assert mapped
     assert all(mapped)
-    assert (read_facts(path).dice == before) == is_kept
-    assert read_facts(path).step == (9 if is_kept else 1)
+    assert folder.best == (path if is_kept else folder.new_best)
+    assert list(path.parent.glob("weights*")) == [folder.best]  # never two
+    assert (read_facts(folder.best).dice == before) == is_kept
+    assert read_facts(folder.best).step == (9 if is_kept else 1)

@@ -158,7 +158,7 @@ def test_steps_trained_again_with_other_settings_become_another_attempt(
     assert [point.step for point in shown] == [1, 2, 3, 4]
     assert [point.value for point in shown[:3]] == [before[step] for step in (1, 2, 3)]
     assert shown[3].value != before[4]  # step 3 had the weights of step 2
-    assert read_facts(finished_run / "earlier-1" / "best" / "weights.pt").step == 4
+    assert read_facts(finished_run / "earlier-1" / "best" / "weights.safetensors").step == 4
     (dice,) = read_history(finished_run).curves["validation/dice/mean"]
     assert read_facts(run.best).dice == dice.value
     assert records(finished_run, "train/loss")[:4] == list(before.values())
@@ -189,7 +189,7 @@ def test_only_the_last_checkpoints_and_the_best_weights_are_kept(
         "step-00000004",
     ]
     assert not list((run / "checkpoints").glob(".writing-*"))
-    assert (run / "best" / "weights.pt").exists()
+    assert (run / "best" / "weights.safetensors").exists()
 
 
 @pytest.mark.parametrize(("precision", "stage"), [("bf16", 0), ("fp16", 0), ("fp16", 2)])
@@ -229,7 +229,7 @@ def test_a_validation_that_was_killed_is_made_up_for_by_the_same_command(
     result = train(tiny_config(tiny_store, tmp_path))
     assert result["status"] == "finished"
     assert result["dice_mean"] is not None
-    assert (tmp_path / "tiny" / "best" / "weights.pt").exists()
+    assert (tmp_path / "tiny" / "best" / "weights.safetensors").exists()
     assert sorted(journal_losses(tmp_path / "tiny")) == [1, 2, 3, 4]
 
 

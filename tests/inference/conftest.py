@@ -33,7 +33,7 @@ def write_run(
     """A run's folder with random best weights."""
     settings: dict[str, Any] = {
         "seed": seed,
-        "model": NETWORK,
+        "model": sections.pop("model", NETWORK),
         "data": {"store": "/gone", "patch": PATCH, **sections.pop("data", {})},
         "run": {"root": str(folder.parent), "name": folder.name},
         **sections,

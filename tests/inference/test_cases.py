@@ -31,7 +31,7 @@ def touch(folder: Path, *names: str) -> Path:
 
 
 def found(source: Path, models: list[TrainedModel]) -> dict[str, list[str]]:
-    return {case.name: [p.name for p in case.files] for case in find_cases(str(source), models)}
+    return {case.name: [p.name for p in case.files] for case in find_cases([str(source)], models)}
 
 
 def test_files_of_a_folder_are_cases_in_nnunets_naming(
@@ -49,7 +49,7 @@ def test_one_channel_needs_no_number(tmp_path: Path, one: list[TrainedModel]) ->
     touch(tmp_path, "a.mha", "b_0000.nii")
     assert found(tmp_path, one) == {"a": ["a.mha"], "b": ["b_0000.nii"]}
     assert found(tmp_path / "a.mha", one) == {"a": ["a.mha"]}
-    endings = {case.name: case.ending for case in find_cases(str(tmp_path), one)}
+    endings = {case.name: case.ending for case in find_cases([str(tmp_path)], one)}
     assert endings == {"a": ".mha", "b": ".nii.gz"}
 
 
@@ -59,7 +59,17 @@ def test_a_file_brings_the_other_channels_of_its_case(
     touch(tmp_path, "a_0000.nii.gz", "c.nii.gz")
     assert found(tmp_path / "a_0000.nii.gz", two) == {"a": ["a_0000.nii.gz", "a_0001.nii.gz"]}
     with pytest.raises(DataError, match=r"trained on 2 channels.*_0000 to <case>_0001.*t1, t2"):
-        find_cases(str(tmp_path / "c.nii.gz"), two)
+        find_cases([str(tmp_path / "c.nii.gz")], two)
+
+
+def test_the_channels_of_one_case_may_have_any_names(
+    tmp_path: Path, two: list[TrainedModel]
+) -> None:
+    files = [str(tmp_path / name) for name in ("first_0000.nii", "second.nrrd")]
+    (case,) = find_cases(files, two)
+    assert (case.name, [str(path) for path in case.files]) == ("first", files)
+    with pytest.raises(DataError, match=r"3 images.*in this order: t1, t2"):
+        find_cases([*files, "third.nii"], two)
 
 
 @pytest.mark.parametrize(
@@ -75,14 +85,14 @@ def test_a_folder_that_cannot_be_meant_is_refused(
     tmp_path: Path, one: list[TrainedModel], names: list[str], match: str
 ) -> None:
     with pytest.raises(DataError, match=match):
-        find_cases(str(touch(tmp_path, *names)), one)
+        find_cases([str(touch(tmp_path, *names))], one)
 
 
 def test_what_is_not_there_is_named(tmp_path: Path, one: list[TrainedModel]) -> None:
     with pytest.raises(DataError, match="no such input"):
-        find_cases(str(tmp_path / "gone"), one)
+        find_cases([str(tmp_path / "gone")], one)
     with pytest.raises(ConfigError, match="only a store has a split"):
-        find_cases(str(tmp_path), one, "val")
+        find_cases([str(tmp_path)], one, "val")
 
 
 def test_dicom_folders_are_cases(
@@ -107,14 +117,14 @@ def test_the_cases_of_a_store_are_all_or_those_of_a_split(
     facts = {"channels": dataset.channel_names, "preprocessing": dataset.preprocessing}
     runs = [write_run(tmp_path / f"run{n}", train={"fold": n}, **facts) for n in (0, 1)]
     models = [model for run in runs for model in open_models(run)]
-    every = find_cases(str(tiny_store), models)
+    every = find_cases([str(tiny_store)], models)
     assert [case.name for case in every] == list(dataset.case_ids)
-    held_out = find_cases(str(tiny_store), models[:1], "val")
+    held_out = find_cases([str(tiny_store)], models[:1], "val")
     assert [case.name for case in held_out] == dataset.splits[0]["val"]
     with pytest.raises(ConfigError, match=r"train\.fold of the models: 0, 1"):
-        find_cases(str(tiny_store), models, "val")
+        find_cases([str(tiny_store)], models, "val")
     with pytest.raises(DataError, match="other channels"):
-        find_cases(str(tiny_store), one)
+        find_cases([str(tiny_store)], one)
 
 
 def test_a_store_of_another_preprocessing_is_refused(tiny_store: Path, tmp_path: Path) -> None:
@@ -122,6 +132,6 @@ def test_a_store_of_another_preprocessing_is_refused(tiny_store: Path, tmp_path:
     write_nifti(tmp_path / "image.nii.gz", np.ones((3, 3, 3), np.int16))
     cropped = open_models(run)[0].facts.preprocessing.model_copy(update={"crop": True})
     other = write_run(tmp_path / "other", channels=("channel0", "channel1"), preprocessing=cropped)
-    assert find_cases(str(tiny_store), open_models(run))
+    assert find_cases([str(tiny_store)], open_models(run))
     with pytest.raises(DataError, match="another policy"):
-        find_cases(str(tiny_store), open_models(other))
+        find_cases([str(tiny_store)], open_models(other))

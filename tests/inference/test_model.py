@@ -14,6 +14,7 @@ import torch
 
 import segresmamba
 from segresmamba.data import Preprocessing
+from segresmamba.data.preprocessing import Normalisation
 from segresmamba.errors import ConfigError, DataError
 from segresmamba.inference.model import SegmentationModel, _load_pyfunc, load_model
 from segresmamba.inference.options import InferenceOptions
@@ -113,6 +114,21 @@ def test_the_rules_of_a_model_are_applied_to_its_label_maps(
     mixed = [*open_models(run), *open_models(model_run)]
     assert not SegmentationModel(mixed).rules
     assert "different post-processing" in caplog.text
+
+
+def test_a_ct_that_is_not_in_hounsfield_units_is_warned_about(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ct = Normalisation(kind="ct", low=-50, high=250, mean=60, std=70)
+    run = write_run(
+        tmp_path / "run", channels=("CT",), preprocessing=Preprocessing(normalisation=(ct,))
+    )
+    model, data_DHW = load_model(run), noise(14, 15, 16)
+    model.segment(10 * data_DHW - 500)
+    assert not caplog.text
+    model.segment(data_DHW / 100)
+    assert "channel CT has intensities from 0.0" in caplog.text
+    assert "trained on -50 to 250" in caplog.text
 
 
 def test_options_that_do_not_exist_are_refused(model_run: Path) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 
 from segresmamba.engine import train
 from segresmamba.errors import CheckpointError, DataError
@@ -16,7 +15,7 @@ from segresmamba.evaluation import evaluate_run
 from segresmamba.inference import predict
 from segresmamba.inference.model import _load_pyfunc
 from segresmamba.storage.run_folder import RunFolder
-from segresmamba.task.weights import read_facts, save_weights
+from segresmamba.task.weights import read_weights, save_weights
 from tests.data.raw import write_nifti
 from tests.engine.tiny import tiny_config
 
@@ -36,7 +35,7 @@ def images_of(store: Path, case: str) -> list[Path]:
 def test_evaluation_leaves_results_pictures_and_metrics_in_the_run(run: Path) -> None:
     evaluation = evaluate_run(run)
     results = json.loads(evaluation.results.read_text())
-    assert results["checkpoint"] == str(run / "best" / "weights.pt")
+    assert results["checkpoint"] == str(run / "best" / "weights.safetensors")
     assert len(list(evaluation.overlays.glob("*.png"))) == 1
     last = json.loads((run / "journal.jsonl").read_text().splitlines()[-1])
     assert last["kind"] == "status"
@@ -85,7 +84,7 @@ def test_a_run_without_weights_cannot_be_evaluated(
 ) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text((run / "config.yaml").read_text())
-    with pytest.raises(CheckpointError, match=r"best/weights\.pt"):
+    with pytest.raises(CheckpointError, match=r"best/weights\.safetensors"):
         evaluate_run(tmp_path / "run")
 
 
@@ -128,10 +127,10 @@ def test_weights_that_are_not_finite_are_used_by_nothing(
 ) -> None:
     folder = RunFolder(Path(shutil.copytree(run, tmp_path / "run")))
     shutil.copy(folder.config, folder.best.parent)  # as a saved MLflow model has it
-    weights = torch.load(folder.best, weights_only=True)["weights"]
+    weights, facts = read_weights(folder.best)
     name = list(weights)[-1]
     weights[name].fill_(float("nan"))
-    save_weights(folder.best, weights, read_facts(folder.best))
+    save_weights(folder.best, weights, facts)
     label = tmp_path / "label.nii.gz"
     uses: list[Callable[[], object]] = [
         lambda: predict(folder.path, images_of(tiny_store, "case0"), label),

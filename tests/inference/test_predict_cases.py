@@ -36,7 +36,7 @@ def images(tmp_path: Path) -> Path:
 
 def request(model: Path, images: Path, **changes: Any) -> PredictRequest:
     changes.setdefault("out", images.parent / "out")
-    return PredictRequest((model,), str(images), **changes)
+    return PredictRequest((model,), (str(images),), **changes)
 
 
 def test_each_case_gets_the_label_map_that_the_model_makes_of_it(
@@ -149,7 +149,7 @@ def test_models_of_different_tasks_are_refused_before_anything_is_written(
 ) -> None:
     other = write_run(tmp_path / "run", labels={"background": 0, "liver": 1, "box": 5})
     with pytest.raises(DataError, match="different labels"):
-        predict_cases(PredictRequest((model_run, other), str(images), tmp_path / "out"))
+        predict_cases(PredictRequest((model_run, other), (str(images),), tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -185,7 +185,7 @@ def test_the_cases_of_a_store_are_segmented_in_the_geometry_of_their_files(
     dataset = open_dataset(tiny_store)
     facts = {"channels": dataset.channel_names, "preprocessing": dataset.preprocessing}
     run = write_run(tmp_path / "run", train={"fold": 0}, **facts)
-    found = predict_cases(PredictRequest((run,), str(tiny_store), tmp_path / "out", split="val"))
+    found = predict_cases(PredictRequest((run,), (str(tiny_store),), tmp_path / "out", split="val"))
     (case,) = dataset.splits[0]["val"]
     assert found.written == (case,)
     raw = tiny_store.parent / "raw" / "imagesTr"

@@ -18,6 +18,8 @@ from segresmamba.evaluation.metrics import score
 from segresmamba.evaluation.score_cases import evaluate_cases
 from segresmamba.inference import predict
 from segresmamba.inference.model import PreparedCase, load_model
+from segresmamba.storage.run_folder import RunFolder
+from segresmamba.task.weights import read_facts
 from tests.data.raw import describe, image_path, label_path, write_nifti, write_raw
 from tests.engine.tiny import tiny_config
 
@@ -89,9 +91,8 @@ def test_a_new_image_is_treated_as_those_of_the_store(
     assert label.shape == image.shape
     np.testing.assert_array_equal(label.affine, image.affine)
 
-    weights = torch.load(run / "best" / "weights.pt", weights_only=True)
     dataset = data.open_dataset(store)
-    assert data.Preprocessing.model_validate(weights["preprocessing"]) == dataset.preprocessing
+    assert read_facts(RunFolder(run).best).preprocessing == dataset.preprocessing
     expected = load_model(run).segment_prepared(PreparedCase.of_stored(dataset[CASE]))
     np.testing.assert_array_equal(np.asarray(label.dataobj), expected.array)
 
@@ -105,7 +106,7 @@ def test_a_store_that_was_converted_anew_under_another_policy_is_not_evaluated(
     (folder / "best").mkdir(parents=True)
     config = (run / "config.yaml").read_text().replace(str(store), str(other))
     (folder / "config.yaml").write_text(config)
-    (folder / "best" / "weights.pt").hardlink_to(run / "best" / "weights.pt")
+    RunFolder(folder).best.hardlink_to(RunFolder(run).best)
     with pytest.raises(DataError, match="another policy") as caught:
         evaluate_run(folder)
     assert caught.value.where == str(other)

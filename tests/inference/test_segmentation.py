@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from segresmamba.data.volumes.resampling import GridTransform, grid_transform
+from segresmamba.errors import DataError
 from segresmamba.inference.segmentation import segment_volume
 from segresmamba.inference.sliding_window import Member, SlidingWindow
 from segresmamba.task.classes import Classes
@@ -171,3 +172,16 @@ def test_a_volume_of_zeros_is_background_and_nothing_is_computed() -> None:
     found = segment_volume(sliding, LABELS, np.zeros((2, 5, 6, 7), np.int16), BOUNDS_C4)
     assert found.full_DHW.shape == (5, 6, 7)
     assert not found.full_DHW.any()
+
+
+def test_an_output_that_is_not_finite_is_refused() -> None:
+    class Overflows(nn.Module):
+        def forward(self, x_BCDHW: torch.Tensor) -> torch.Tensor:
+            return (1e30 * x_BCDHW[:, :1]).repeat(1, 3, 1, 1, 1).square()
+
+    sliding = SlidingWindow(
+        [Member(Overflows(), (4, 4, 4), "fp32")], device=CPU, overlap=0.5, window_batch=1
+    )
+    image = np.random.default_rng(0).uniform(1, 100, (2, 5, 6, 7)).astype(np.float32)
+    with pytest.raises(DataError, match=r"not finite.*slices, rows, columns 0 to .*fp32"):
+        segment_volume(sliding, LABELS, image, BOUNDS_C4)

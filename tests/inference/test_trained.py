@@ -58,14 +58,18 @@ def test_the_runs_of_a_sweep_are_found_where_they_lie(fold_runs: Path, tmp_path:
 def test_a_model_folder_needs_no_run(model_run: Path, tmp_path: Path) -> None:
     run = RunFolder(model_run)
     shutil.copy(run.config, tmp_path / "config-0.yaml")
-    shutil.copy(run.best, tmp_path / "weights-0.pt")
-    member = {"config": "config-0.yaml", "weights": "weights-0.pt", "digest": "kept for others"}
+    shutil.copy(run.best, tmp_path / "weights-0.safetensors")
+    member = {
+        "config": "config-0.yaml",
+        "weights": "weights-0.safetensors",
+        "digest": "kept for others",
+    }
     rule = Rule(name="ball", values=(1,), minimum_mm3=3)
     rules = [rule.model_dump(mode="json")]
     record = {"format_version": 1, "members": [member], "postprocessing": rules}
     (tmp_path / "model.json").write_text(json.dumps(record))
     (model,) = open_models(tmp_path)
-    assert model.weights == tmp_path / "weights-0.pt"
+    assert model.weights == tmp_path / "weights-0.safetensors"
     assert model.postprocessing == (rule,)
 
 

@@ -24,6 +24,11 @@ def test_a_crop_undoes_a_pad_and_every_side_fits(
     assert bigger_BCDHW[0, 0, -1, -1, -1] == x_BCDHW[0, 0, -1, -1, -1]
 
 
+def test_each_axis_may_have_a_multiple_of_its_own() -> None:
+    assert padded_size((5, 5, 5), (1, 4, 8), (1, 4, 8)) == [5, 8, 8]
+    assert padded_size((1, 3, 7), (1, 4, 8), (1, 4, 8)) == [1, 4, 16]
+
+
 class Levels(nn.Module):
     """Its input, and every second and fourth voxel of it."""
 

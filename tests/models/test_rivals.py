@@ -27,12 +27,23 @@ SMALL: dict[str, tuple[dict[str, Any], int]] = {
     "dynunet": ({"filters": (4, 8, 8, 8)}, 31_192_035),
     "mednext": ({}, 5_551_043),
     "resenc_unet": ({"features": (4, 8, 8), "blocks": (1, 2, 1)}, 102_350_851),
+    "nnunet": (
+        {
+            "features": (4, 8, 8),
+            "kernels": ((1, 3, 3), (3, 3, 3), (3, 3, 3)),
+            "strides": ((1, 1, 1), (1, 2, 2), (2, 2, 2)),
+            "blocks": (2, 2, 1),
+            "decoder_blocks": (1, 2),
+        },
+        31_196_675,
+    ),
 }
 PAPER_MILLIONS = {"segmamba": 67.36, "swinunetr": 62.19, "unetr": 93.01, "dynunet": 31.19}
 DEEPLY_SUPERVISED = {
     "dynunet": [PATCH, (24, 16, 20)],
     "mednext": [PATCH, (24, 16, 20), (12, 8, 10), (6, 4, 5), (3, 2, 3)],
     "resenc_unet": [PATCH, (24, 16, 20)],
+    "nnunet": [PATCH, (48, 16, 20)],
 }
 
 
@@ -94,6 +105,7 @@ def test_logits_have_the_input_size_whatever_it_is(name: str, size: tuple[int, i
         *((name, {"deep_supervision": True}) for name in DEEPLY_SUPERVISED),
         ("swinunetr", {"use_checkpoint": True}),
         ("dynunet", {"res_block": True}),
+        ("nnunet", {"encoder": "residual"}),
         ("unet", {"num_res_units": 0}),
     ],
 )
@@ -124,8 +136,9 @@ def test_swinunetr_computes_the_same_with_checkpointing() -> None:
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_patch_of_one_voxel_at_the_deepest_level_is_refused(name: str) -> None:
-    with pytest.raises(ArgumentError, match=r"patch needs a side of more than .* got 4 x 4 x 4"):
-        build(name, in_channels=2, out_channels=3, patch=(4, 4, 4), **SMALL[name][0])
+    patch = (2, 4, 4)  # the deepest voxel of the small nnunet; others have larger ones
+    with pytest.raises(ArgumentError, match=r"patch needs a side of more than .* got 2 x 4 x 4"):
+        build(name, in_channels=2, out_channels=3, patch=patch, **SMALL[name][0])
 
 
 def test_unetr_is_made_for_the_patch_and_refuses_more() -> None:
@@ -150,6 +163,7 @@ def test_unetr_is_made_for_the_patch_and_refuses_more() -> None:
             "filters must name 4 levels or more",
         ),
         ("resenc_unet", {"blocks": (1, 1)}, "blocks must be one number for each of the 6"),
+        ("nnunet", {"decoder_blocks": (1, 1)}, "for each of 5 levels of the decoder"),
         ("segmamba", {"dims": (8, 8)}, "dims must name 4 stages"),
         ("segmamba", {"depths": (1, 1, 1, 0)}, "depths must be at least 1"),
         ("segmamba", {"num_slices": (64, 32, 16, 8), "patch": (48, 48, 48)}, "num_slices .*216"),

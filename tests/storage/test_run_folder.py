@@ -34,6 +34,22 @@ def test_a_second_start_leaves_what_a_running_one_is_writing(tmp_path: Path) -> 
     assert folder.best.read_text() == "the weights"
 
 
+def test_best_weights_of_an_earlier_version_count_until_there_are_newer_ones(
+    tmp_path: Path,
+) -> None:
+    run = RunFolder(tmp_path)
+    assert run.best == run.new_best
+    former = tmp_path / "best" / "weights.pt"
+    former.parent.mkdir()
+    former.touch()
+    run.remove_leftovers()
+    assert run.best == former
+    run.new_best.touch()
+    assert run.best == run.new_best
+    run.remove_leftovers()  # of a job that was killed between the two
+    assert not former.exists()
+
+
 def test_checkpoints_that_are_set_aside_are_kept_and_do_not_count(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     for content in ("first", "second"):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -88,3 +89,12 @@ def test_a_region_of_undeclared_values_is_refused_with_the_declared_ones() -> No
 def test_a_dataset_without_foreground_is_refused() -> None:
     with pytest.raises(DataError, match="nothing to segment"):
         Classes.from_labels(config(), {"background": 0})
+
+
+def test_of_equal_channels_the_first_is_the_label() -> None:
+    labels = {"background": 0, "one": 1, "two": 2, "nine": 9}
+    classes = Classes.from_labels(config(), labels)
+    logits = torch.randint(0, 3, (4, 5, 6, 7), generator=torch.Generator().manual_seed(0)).float()
+    expected = np.array([0, 1, 2, 9])[logits.numpy().argmax(0)]  # NumPy takes the first
+    assert np.array_equal(classes.decode(logits).numpy(), expected)
+    assert np.array_equal(classes.decode_probabilities(logits.softmax(0)).numpy(), expected)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from segresmamba import models
 from segresmamba.errors import ConfigError
@@ -96,5 +97,24 @@ def test_a_file_without_fitting_weights_is_refused(
 def test_a_missing_file_and_a_folder_without_weights_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         load_starting_weights(tmp_path / "absent.pt", network(), 2)
-    with pytest.raises(ConfigError, match=r"a folder without best/weights\.pt"):
+    with pytest.raises(ConfigError, match=r"a folder without best/weights\.safetensors"):
         load_starting_weights(tmp_path, network(), 2)
+
+
+def test_safetensors_of_others_are_read(tmp_path: Path) -> None:
+    source, target = network(seed=1).state_dict(), network()
+    save_file(source, tmp_path / "model.safetensors")
+    found = load_starting_weights(tmp_path / "model.safetensors", target, 2)
+    assert len(found.taken) == len(source)
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:-4])
+    with pytest.raises(ConfigError, match=r"cut\.safetensors"):
+        load_starting_weights(tmp_path / "cut.safetensors", target, 2)
+
+
+def test_a_folder_of_several_models_is_refused_with_the_name_of_one(tmp_path: Path) -> None:
+    for number in range(2):
+        save_file(network(seed=number).state_dict(), tmp_path / f"weights-{number}.safetensors")
+    with pytest.raises(ConfigError, match=r"2 models; name one, such as .*weights-0\.safetensors"):
+        load_starting_weights(tmp_path, network(), 2)
+    (tmp_path / "weights-1.safetensors").unlink()
+    assert load_starting_weights(tmp_path, network(), 2).taken

@@ -7,7 +7,7 @@ right. Reorientation only flips and transposes axes, so it loses nothing and can
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from io import BytesIO
 from typing import Any
@@ -24,10 +24,15 @@ Affine = npt.NDArray[np.float64]
 _RAS = np.array([[0, 1], [1, 1], [2, 1]])
 
 
+def axis_sizes(affine: Affine) -> tuple[float, float, float]:
+    """Voxel size along the axes of a file, (x, y, z)."""
+    x, y, z = (float(size) for size in voxel_sizes(affine))
+    return x, y, z
+
+
 def spacing_mm(affine: Affine) -> tuple[float, float, float]:
     """Voxel size along (D, H, W), from the affine of the (x, y, z) order."""
-    x, y, z = (float(size) for size in voxel_sizes(affine))
-    return z, y, x
+    return axis_sizes(affine)[::-1]
 
 
 def is_usable(affine: Affine) -> bool:
@@ -74,6 +79,8 @@ class OriginalGrid:
     """The grid of a case's source files: a NIfTI header, which holds shape, affine and dtype."""
 
     header_bytes: bytes
+    seen: tuple[tuple[float, ...], ...] | None = None
+    """The affine by which a network sees the axes, if it is not that of the header."""
 
     @classmethod
     def from_header(cls, header: Any, dtype: npt.DTypeLike) -> OriginalGrid:
@@ -102,9 +109,25 @@ class OriginalGrid:
 
     @property
     def affine(self) -> Affine:
-        """Affine of the original grid."""
-        affine: Affine = self.header.get_best_affine()
+        """The affine that decides how the axes are turned; that of the file, unless `seen` is."""
+        affine: Affine = self.header.get_best_affine() if self.seen is None else np.array(self.seen)
         return affine
+
+    def seen_by(self, affine: Affine) -> OriginalGrid:
+        """The same grid, whose axes are turned by another affine."""
+        return replace(self, seen=tuple(tuple(row) for row in affine.tolist()))
+
+    @property
+    def grid(self) -> tuple[tuple[int, ...], Affine]:
+        """Shape (D, H, W) of the grid that a network sees, and its affine in (x, y, z) order."""
+        turn = orientations.io_orientation(self.affine)
+        shape_DHW, _ = ras_grid(self.shape_XYZ, self.affine)
+        to_file = orientations.inv_ornt_aff(turn, self.shape_XYZ)
+        return shape_DHW, self.header.get_best_affine() @ to_file
+
+    def for_labels(self, dtype: npt.DTypeLike) -> OriginalGrid:
+        """The same grid for labels of this dtype."""
+        return replace(OriginalGrid.from_header(self.header, dtype), seen=self.seen)
 
     @property
     def shape_XYZ(self) -> tuple[int, int, int]:
@@ -126,7 +149,7 @@ class OriginalGrid:
         kind = nib.Nifti2Image if is_nifti2(self.header_bytes) else nib.Nifti1Image
         data_XYZ = data_XYZ.astype(self.header.get_data_dtype())
         # Given the header's own affine, nibabel leaves qform, sform and their codes alone.
-        return kind(data_XYZ, self.affine, self.header)
+        return kind(data_XYZ, self.header.get_best_affine(), self.header)
 
 
 def is_nifti2(start: bytes) -> bool:

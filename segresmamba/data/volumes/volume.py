@@ -20,7 +20,7 @@ from scipy.ndimage import affine_transform
 
 from segresmamba.data.preprocessing import Preprocessing
 from segresmamba.data.records import ChannelStatistics, Spacing
-from segresmamba.data.volumes import geometry
+from segresmamba.data.volumes import geometry, nnunet
 from segresmamba.data.volumes.geometry import Affine, OriginalGrid
 from segresmamba.data.volumes.mapped_arrays import mapped_zeros
 from segresmamba.data.volumes.resampling import GridTransform, grid_transform
@@ -60,7 +60,7 @@ class Volume:
     def restore_label(self, label_DHW: npt.NDArray[Any], dtype: npt.DTypeLike) -> Any:
         """Turn a label on this grid into a nibabel image in the geometry of the first file."""
         full_DHW = self.transform.undo(label_DHW) if self.transform else label_DHW
-        return OriginalGrid.from_header(self.original.header, dtype).restore(full_DHW)
+        return self.original.for_labels(dtype).restore(full_DHW)
 
 
 def read_volume(
@@ -88,15 +88,21 @@ def read_volume(
     first = open_voxels(images[0], stacked_channels)
     original = OriginalGrid.from_header(first.header, np.uint8)
     others = (open_voxels(path) for path in images[1:])
+    preprocessing = preprocessing or Preprocessing()
+    steps = preprocessing.nnunet
     channels: list[npt.NDArray[Any]] = []
     for file in chain([first], others):
         there = _on_grid(file, original, resample=resample_mismatched, order=1)
+        if steps is not None:
+            there = replace(there, affine=nnunet.seen_affine(there.affine, steps))
         planes = there.planes()
         channels += [_read_channel(there, planes) for _ in range(*there.shape[3:] or (1,))]
         next(planes, None)  # there is none left, but only now is the end of the file checked
-    _, affine = geometry.ras_grid(first.shape_XYZ, first.affine)
+    if steps is not None:
+        original = original.seen_by(nnunet.seen_affine(first.affine, steps))
+    _, affine = original.grid
     names = [str(images[min(number, len(images) - 1)]) for number in range(len(channels))]
-    return _prepared(channels, names, affine, original, preprocessing or Preprocessing())
+    return _prepared(channels, names, affine, original, preprocessing)
 
 
 def volume_of(
@@ -132,6 +138,10 @@ def volume_of(
             raise _no_voxel(name)
     fits = image_CDHW.dtype.kind in "iu" and np.can_cast(image_CDHW.dtype, np.int16)
     channels = list(image_CDHW.astype(np.int16 if fits else np.float32, copy=False))
+    if (steps := preprocessing.nnunet) is not None:
+        original = original.seen_by(nnunet.seen_affine(affine, steps))
+        channels = [channel_DHW.transpose(steps.transpose) for channel_DHW in channels]
+        _, affine = original.grid
     return _prepared(channels, names, affine, original, preprocessing)
 
 
@@ -144,6 +154,10 @@ def _prepared(
 ) -> Volume:
     """Crop and resample channels of a RAS grid, whose names errors give."""
     spacing_mm = geometry.spacing_mm(affine)
+    if preprocessing.nnunet is not None:
+        statistics = tuple(channel_statistics(channel_DHW) for channel_DHW in channels)
+        channels, there = nnunet.prepare(channels, spacing_mm, preprocessing)
+        return Volume(_stack(channels), there.affine(affine), original, statistics, there)
     target_mm = preprocessing.target_mm(spacing_mm)
     transform = grid_transform(channels, spacing_mm, target_mm, crop=preprocessing.crop)
     if transform is not None:
