@@ -71,9 +71,8 @@ def test_a_run_shows_image_reference_and_the_prediction_that_was_scored(
         np.testing.assert_allclose(read().affine, original.affine)
     label = nib.load(raw / "labelsTr" / f"{case.name}.nii.gz")
     np.testing.assert_array_equal(voxels(case.labels["reference"]()), voxels(label))
-    predict_cases(
-        PredictRequest((viewed_run,), str(viewed_run.parent / "store"), tmp_path, split="val")
-    )
+    store = str(viewed_run.parent / "store")
+    predict_cases(PredictRequest((viewed_run,), (store,), tmp_path, split="val"))
     written = nib.load(tmp_path / f"{case.name}.nii.gz")
     found = case.labels["prediction"]()
     np.testing.assert_array_equal(voxels(found), voxels(written))
