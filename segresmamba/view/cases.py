@@ -157,7 +157,7 @@ def _dice_of_cases(results: Path) -> dict[str, float]:
     try:
         cases = json.loads(results.read_text(encoding="utf-8"))["cases"]
         values = {
-            name: [one["dice"] for one in classes.values() if one["dice"] is not None]
+            name: [one["dice"] for one in classes.values() if one.get("dice") is not None]
             for name, classes in cases.items()
         }
         return {name: fmean(found) for name, found in values.items() if found}

@@ -121,6 +121,14 @@ def test_a_class_can_be_hidden_and_shown(opened: Page) -> None:
     assert coloured(drawing(opened)) == pytest.approx(both, rel=0.05)
 
 
+def test_all_classes_can_be_hidden_at_once(opened: Page) -> None:
+    opened.keyboard.press("0")
+    assert not opened.get_by_label("ball").is_checked()
+    assert not opened.get_by_label("box").is_checked()
+    opened.keyboard.press("0")
+    assert opened.get_by_label("ball").is_checked()
+
+
 def test_layers_can_be_switched_and_errors_have_their_own_colours(opened: Page) -> None:
     opened.keyboard.press("p")
     assert coloured(drawing(opened)) < 500
@@ -199,4 +207,11 @@ def test_a_prediction_that_cannot_be_read_leaves_the_rest_of_the_case(
         wait_for_case(page, 0)
         expect(page.locator("#notice")).to_contain_text("a file is truncated or damaged")
         expect(page.get_by_label("reference")).to_be_visible()
+        # Of an image that cannot be read nothing is left, whatever was on the screen before.
+        image.unlink()
+        page.locator("#cases button").click()
+        expect(page.locator("#notice")).to_contain_text("a file is missing")
+        wait_for_case(page, 0)
+        assert coloured(drawing(page)) == 0
+        assert page.locator("#layers li").count() == 0
         server.shutdown()

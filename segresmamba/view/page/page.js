@@ -59,12 +59,23 @@ async function openCase(number) {
     setWindow();
     await Promise.all(labels.map((kind) => addLabels(number, kind, outdated)));
   } catch (error) {
+    if (outdated()) return;
     notify(error.message);
+    clearScreen();
   }
   if (outdated()) return;
   element("status").textContent = "";
-  if (shown?.number === number) afterLabels();
+  if (shown) afterLabels();
   document.body.dataset.shown = String(number);
+}
+
+/** Nothing of the case before may stand under the name of one that cannot be read. */
+function clearScreen() {
+  shown = null;
+  viewer.volumes = [];
+  viewer.updateGLVolume();
+  for (const list of [element("layers"), element("classes").tBodies[0]]) list.replaceChildren();
+  element("legend").hidden = true;
 }
 
 async function addLabels(number, kind, outdated) {
@@ -173,6 +184,7 @@ function listClasses() {
 // ---- window and view
 
 function setWindow() {
+  if (!shown) return;
   const [image] = viewer.volumes;
   [image.cal_min, image.cal_max] = fixedWindow ?? [image.robust_min, image.robust_max];
   element("presets").hidden = image.global_min > -500;  // not in Hounsfield units
@@ -242,8 +254,16 @@ function listCases() {
 element("opacity").addEventListener("input", () => shown && refresh());
 element("outline").addEventListener("change", (event) => viewer.setAtlasOutline(event.target.checked ? 1 : 0));
 element("view").addEventListener("change", (event) => setView(event.target.value));
-element("channel").addEventListener("change", () => openCase(shown.number));
+element("channel").addEventListener("change", () => openCase(opened));
 element("automatic").addEventListener("click", () => { fixedWindow = null; setWindow(); });
+element("all").addEventListener("click", () => {
+  if (!shown) return;
+  const hide = !hidden.size;
+  hidden.clear();
+  if (hide) shown.values.forEach((value) => hidden.add(value));
+  listClasses();
+  refresh();
+});
 element("preset").addEventListener("change", ({ target }) => {
   fixedWindow = target.value ? target.value.split(",").map(Number) : null;
   setWindow();
@@ -261,6 +281,7 @@ const KEYS = {
   b: () => openCase(Math.max(opened - 1, 0)),
   o: () => click("outline"),
   w: () => click("automatic"),
+  0: () => click("all"),
   v: () => setView(["3", "0", "1", "2", "4"][(["3", "0", "1", "2", "4"].indexOf(element("view").value) + 1) % 5]),
   ...Object.fromEntries(LAYERS.map(({ name, key }) => [key, () => click(`layer-${name}`)])),
 };
