@@ -24,7 +24,7 @@ let fixedWindow = null;  // [low, high] that the user has chosen
 const viewer = new niivue.Niivue({
   logLevel: "error", dragAndDropEnabled: false, isRadiologicalConvention: true, show3Dcrosshair: true,
   multiplanarShowRender: niivue.SHOW_RENDER.ALWAYS, crosshairColor: [1, 1, 1, 0.6],
-  crosshairWidth: 0.4, crosshairWidthUnit: "mm", crosshairGap: 6,
+  crosshairWidthUnit: "mm", crosshairGap: 6,
   backColor: [0, 0, 0, 1], showLegend: false, viewModeHotKey: "", cycleClipPlaneHotKey: "", loadingText: "",
 });
 await viewer.attachToCanvas(element("canvas"));
@@ -54,6 +54,9 @@ async function openCase(number) {
     if (outdated()) return;
     shown = { number, labels: {}, volumes: {}, values: [], comparable: true };
     viewer.volumes = [];
+    const { dims, pixDims } = volume.hdr;
+    const sides_mm = [1, 2, 3].map((axis) => dims[axis] * pixDims[axis]);
+    viewer.opts.crosshairWidth = 0.0035 * Math.max(...sides_mm);  // thinner lines vanish between pixels
     viewer.addVolume(volume);
     listChannels(channels, channel);
     setWindow();
