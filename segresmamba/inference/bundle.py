@@ -47,7 +47,7 @@ def segment(bundle_root: str, dataset_dir: str, output_dir: str, device: str) ->
         DataError: If cases have failed; the others are done.
     """
     options = InferenceOptions(device=device)
-    request = PredictRequest((Path(bundle_root),), dataset_dir, Path(output_dir), options)
+    request = PredictRequest((Path(bundle_root),), (dataset_dir,), Path(output_dir), options)
     found = predict_cases(request)
     if found.failed:
         raise DataError(

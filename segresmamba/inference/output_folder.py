@@ -66,6 +66,7 @@ class OutputFolder:
         ]
         made_by = {
             "models": [model["sha256"] for model in self._models],
+            "applied": [_applied(model) for model in models],
             "settings": self._settings,
         }
         text = json.dumps(made_by, sort_keys=True)
@@ -188,3 +189,16 @@ def writing_probabilities_of(
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _applied(model: TrainedModel) -> dict[str, Any]:
+    """What else than its weights decides what a model makes of an image."""
+    kept: dict[str, Any] = {
+        "model": True,
+        "data": {"patch", "regions"},
+        "validation": {"overlap"},
+        "train": {"precision"},
+        "augment": {"flip_axes", "flip_probability"},
+    }
+    rules = [rule.model_dump(mode="json") for rule in model.postprocessing]
+    return model.config.model_dump(mode="json", include=kept) | {"rules": rules}

@@ -115,3 +115,12 @@ def check_slices(slices: int, sides: Sequence[int], place: str) -> None:
 def times(size: Sequence[int]) -> str:
     """A size as people write it: 128 x 128 x 64."""
     return " x ".join(map(str, size))
+
+
+def check_least_levels(least: int, **widths: Sequence[int]) -> None:
+    """Refuse settings that do not name a width for so many levels, or name one below 1."""
+    # Keywords, so that the error names the setting as the configuration does.
+    for name, values in widths.items():
+        if len(values) < least:
+            raise ArgumentError(name, f"must name {least} levels or more", tuple(values))
+        check_counts(1, **{name: min(values)})

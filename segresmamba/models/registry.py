@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib import import_module
 from typing import Any, get_args
 
 import torch
@@ -25,6 +26,7 @@ _BUILDERS: dict[str, Callable[..., SegResMamba | SegMamba | Padded]] = {
     "segmamba": SegMamba,
     "plugin": plugin,
 }
+_OF_NNUNET = {"nnunet", "resenc_unet"}
 # The only network whose weights depend on the size of its input: its position embedding has an
 # entry for each token. The default is the paper's patch.
 _FIXED_SIZE, _DEFAULT_PATCH = "unetr", (128, 128, 128)
@@ -74,10 +76,9 @@ def build(
 
 
 def _rival(name: str) -> Callable[..., Padded]:
-    # Their library takes two seconds to import, which a training of another network would pay.
-    from segresmamba.models import rivals
-
-    builder: Callable[..., Padded] = getattr(rivals, name)
+    # MONAI takes two seconds to import, which a training of another network would pay.
+    module = "nnunet" if name in _OF_NNUNET else "rivals"
+    builder: Callable[..., Padded] = getattr(import_module(f"segresmamba.models.{module}"), name)
     return builder
 
 

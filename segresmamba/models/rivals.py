@@ -1,15 +1,14 @@
-"""The networks of other people, from the libraries that own them.
+"""The networks of MONAI.
 
 Each function builds one with the arguments of its section in `segresmamba.config.networks`, and
 wraps it so that it takes any input size and returns deep supervision as SegResMamba does. Modules
 that a library builds and never uses are taken out: they would cost memory and optimizer state, and
-would never get a gradient.
+would never get a gradient. nnU-Net's networks are in `models.nnunet`, which does without MONAI.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 from typing import Any
 
 from monai.networks.nets.dynunet import DynUNet
@@ -20,8 +19,7 @@ from monai.networks.nets.unet import UNet
 from monai.networks.nets.unetr import UNETR
 from torch import Tensor, nn
 
-from segresmamba.errors import BackendMissingError
-from segresmamba.models.arguments import ArgumentError, check_counts, check_divisible
+from segresmamba.models.arguments import ArgumentError, check_divisible, check_least_levels
 from segresmamba.models.padding import Padded, padded_size
 
 _NORM_GROUPS = 8  # MONAI's default in SegResNet
@@ -40,7 +38,7 @@ def segresnet(
 ) -> Padded:
     """MONAI's SegResNet."""
     check_divisible("init_filters", init_filters, _NORM_GROUPS, "group norm")
-    _check_least_levels(2, blocks_down=blocks_down)
+    check_least_levels(2, blocks_down=blocks_down)
     if len(blocks_up) != len(blocks_down) - 1:
         rule = f"must be {len(blocks_down) - 1} numbers, one fewer than blocks_down"
         raise ArgumentError("blocks_up", rule, tuple(blocks_up))
@@ -99,7 +97,7 @@ def unet(
     in_channels: int, out_channels: int, *, channels: Sequence[int], num_res_units: int
 ) -> Padded:
     """MONAI's UNet, which halves the resolution at each level."""
-    _check_least_levels(2, channels=channels)
+    check_least_levels(2, channels=channels)
     strides = [2] * (len(channels) - 1)
     network = UNet(
         3, in_channels, out_channels, tuple(channels), strides, num_res_units=num_res_units
@@ -116,7 +114,7 @@ def dynunet(
     deep_supervision: bool,
 ) -> Padded:
     """MONAI's DynUNet, the U-Net of nnU-Net's first version."""
-    _check_least_levels(4 if deep_supervision else 3, filters=filters)
+    check_least_levels(4 if deep_supervision else 3, filters=filters)
     strides = [1] + [2] * (len(filters) - 1)  # the first level keeps the resolution
     network = _DynUNet(
         3,
@@ -148,99 +146,6 @@ def mednext(
     return Padded(network, _MEDNEXT_STRIDE)
 
 
-def resenc_unet(
-    in_channels: int,
-    out_channels: int,
-    *,
-    features: Sequence[int],
-    blocks: Sequence[int],
-    deep_supervision: bool,
-) -> Padded:
-    """nnU-Net's residual-encoder U-Net, with its initial weights.
-
-    Raises:
-        BackendMissingError: If the library is not installed.
-    """
-    levels = len(features)
-    return nnunet(
-        in_channels,
-        out_channels,
-        encoder="residual",
-        features=features,
-        kernels=[(3, 3, 3)] * levels,
-        strides=[(1, 1, 1)] + [(2, 2, 2)] * (levels - 1),
-        blocks=blocks,
-        decoder_blocks=[1] * (levels - 1),
-        deep_supervision=deep_supervision,
-    )
-
-
-def nnunet(
-    in_channels: int,
-    out_channels: int,
-    *,
-    encoder: str,
-    features: Sequence[int],
-    kernels: Sequence[Sequence[int]],
-    strides: Sequence[Sequence[int]],
-    blocks: Sequence[int],
-    decoder_blocks: Sequence[int],
-    deep_supervision: bool,
-) -> Padded:
-    """One of nnU-Net's U-Nets, with its initial weights.
-
-    Raises:
-        BackendMissingError: If the library is not installed.
-    """
-    try:
-        import dynamic_network_architectures.architectures.unet as library
-    except ImportError as error:
-        raise BackendMissingError(
-            "nnU-Net's networks come from dynamic-network-architectures, which is not installed",
-            where="model.name",
-            got=error,
-            remedy="pip install 'segresmamba[rivals]'",
-        ) from error
-    _check_least_levels(2, features=features)
-    levels = len(features)
-    for name, values, count in (
-        ("blocks", blocks, levels),
-        ("kernels", kernels, levels),
-        ("strides", strides, levels),
-        ("decoder_blocks", decoder_blocks, levels - 1),
-    ):
-        if len(values) != count:
-            of = f"the {levels} levels" if count == levels else f"{count} levels of the decoder"
-            raise ArgumentError(name, f"must be one number for each of {of}", tuple(values))
-    is_plain = encoder == "plain"
-    blocks_name = "n_conv_per_stage" if is_plain else "n_blocks_per_stage"
-    network = (library.PlainConvUNet if is_plain else library.ResidualEncoderUNet)(
-        input_channels=in_channels,
-        n_stages=levels,
-        features_per_stage=tuple(features),
-        conv_op=nn.Conv3d,
-        kernel_sizes=[list(kernel) for kernel in kernels],
-        strides=[list(stride) for stride in strides],
-        num_classes=out_channels,
-        n_conv_per_stage_decoder=tuple(decoder_blocks),
-        conv_bias=True,
-        norm_op=nn.InstanceNorm3d,
-        norm_op_kwargs={"eps": 1e-5, "affine": True},
-        nonlin=nn.LeakyReLU,
-        nonlin_kwargs={"inplace": True},
-        deep_supervision=deep_supervision,
-        **{blocks_name: tuple(blocks)},
-    )
-    network.apply(network.initialize)
-    # The library builds a head for every level, whether its logits are asked for or not.
-    if not deep_supervision:
-        for level in range(levels - 2):  # all heads but the last, the finest
-            network.decoder.seg_layers[level] = nn.Identity()
-    # A second name for the encoder, which would put it twice into every saved file.
-    del network.decoder.encoder
-    return Padded(network, [prod(axis) for axis in zip(*strides, strict=True)])
-
-
 class _DynUNet(DynUNet):  # type: ignore[misc]
     """Returns the levels of deep supervision at their own sizes.
 
@@ -255,11 +160,3 @@ class _DynUNet(DynUNet):  # type: ignore[misc]
 def _stride(levels: Sequence[int]) -> int:
     """Side of a voxel of the last level in voxels of the input, where every level halves."""
     return 1 << len(levels) - 1
-
-
-def _check_least_levels(least: int, **widths: Sequence[int]) -> None:
-    # Keywords, so that the error names the setting as the configuration does.
-    for name, values in widths.items():
-        if len(values) < least:
-            raise ArgumentError(name, f"must name {least} levels or more", tuple(values))
-        check_counts(1, **{name: min(values)})

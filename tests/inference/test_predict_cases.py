@@ -17,7 +17,9 @@ from segresmamba.errors import DataError, is_passing
 from segresmamba.inference.label_map import LabelMap
 from segresmamba.inference.model import load_model
 from segresmamba.inference.options import InferenceOptions
+from segresmamba.inference.postprocessing import Postprocessing, Rule, write_postprocessing
 from segresmamba.inference.predict import PredictRequest, predict_cases, predict_file
+from segresmamba.storage.run_folder import RunFolder
 from tests.data.raw import AFFINE, write_nifti
 from tests.inference.conftest import noise, write_run
 
@@ -76,6 +78,17 @@ def test_a_second_start_segments_only_what_is_missing_or_has_changed(
     denser = request(model_run, images, options=InferenceOptions(overlap=0.75))
     assert len(predict_cases(denser).written) == 3
     assert len(predict_cases(request(fold_runs, images)).written) == 3
+
+
+def test_other_rules_of_the_same_weights_are_another_model(
+    model_run: Path, images: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(model_run, tmp_path / "run"))
+    predict_cases(request(run, images))
+    assert len(predict_cases(request(model_run, images)).skipped) == 2  # a copy is the same model
+    rule = Rule(name="ball", values=(1,), keep_largest=True)
+    write_postprocessing(RunFolder(run).best, Postprocessing(step=7, rules=(rule,)))
+    assert len(predict_cases(request(run, images)).written) == 2
 
 
 def test_a_bad_case_is_named_and_the_others_are_done(

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from segresmamba import data
 from segresmamba.config import load_config
-from segresmamba.inference.sliding_window import Member, SlidingWindow, evaluating
+from segresmamba.inference.sliding_window import Member, SlidingWindow, _Sums, evaluating
+from segresmamba.inference.windows import WindowGrid
 
 CPU = torch.device("cpu")
 BOUNDS_C4 = np.array([[-np.inf, np.inf, 50, 20], [2, 4, 3, 0.5]], np.float32)
@@ -116,6 +117,24 @@ def test_finished_slices_are_handed_on_while_windows_are_left() -> None:
     assert windows_at[0, 4] == 1
     # No more than the depth of one window is ever held.
     assert all(end <= 4 * (number - 1) + 8 for (_, end), number in windows_at.items())
+
+
+def test_the_sums_that_are_held_do_not_grow_with_the_number_of_slices() -> None:
+    patch, (height, width), classes = (16, 16, 16), (48, 64), 5
+    most = {}
+    for depth in (32, 160):
+        box = ((0, depth), (0, height), (0, width))
+        grid = WindowGrid.over(box, (depth, height, width), patch, 0.5)
+        sums = _Sums([grid], CPU)
+        held = [
+            brick.logits_KDHW.numel() + sum(other.numel() for other in sums._sums.values())
+            for window in grid
+            for brick in sums.add(window, torch.zeros(classes, *patch))
+        ]
+        assert not sums._sums
+        most[depth] = max(held)
+    # As docs/inference.md has it: half a patch of all slices, and the rows of a window.
+    assert most[160] == most[32] <= classes * (8 * height * width + 16 * 16 * width)
 
 
 def test_the_network_runs_in_evaluation_mode_without_gradients_and_gets_its_mode_back() -> None:
