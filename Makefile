@@ -100,6 +100,8 @@ $(VENV)/.train $(VENV)/.test: $(VENV)/.tools pyproject.toml
 	@echo "==> install segresmamba[$(EXTRAS)] and what it needs into $(VENV)"
 	@$(PIP) --no-build-isolation --use-pep517 --editable '.[$(EXTRAS)]'
 	@touch $@
+	@# What draws volumes for `segresmamba view`. Without npm the command says how to get it.
+	@if command -v npm >/dev/null; then $(BIN)/segresmamba view --install-niivue npm || true; fi
 
 $(VENV)/.tools: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \

@@ -17,7 +17,7 @@ SOURCES = sorted([*REPOSITORY.glob("segresmamba/**/*.py"), *REPOSITORY.glob("lau
 ROOMS = (
     "redaction", "errors", "secrets", "config", "storage", "ops", "models", "tracking", "data",
     "task", "planner", "configure", "inference", "evaluation", "engine", "bench", "report",
-    "cli", "launch",
+    "view", "cli", "launch",
 )  # fmt: skip
 # Rooms that know nothing of each other, and rooms that know few.
 APART = {

@@ -16,6 +16,7 @@ from packaging.version import Version
 
 import segresmamba
 from segresmamba.config import presets
+from segresmamba.view import niivue
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
@@ -94,6 +95,10 @@ def test_a_wheel_carries_the_presets_and_the_commands(tmp_path: Path) -> None:
         assert f"segresmamba/configs/{preset}.yaml" in names
     assert {"launch/__main__.py", "segresmamba/cli/main.py"} <= names
     assert "segresmamba/report/templates/page.html.j2" in names
+    page = {"page.html", "page.css", "page.js", "labels.js", "niivue-LICENSE.txt"}
+    if niivue.SCRIPT.exists():  # a package carries it, with its licence, where it was built with it
+        page.add(niivue.SCRIPT.name)
+    assert {f"segresmamba/view/page/{name}" for name in page} <= names
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {
         "launch",
         "segresmamba",

@@ -35,6 +35,7 @@ from segresmamba.cli.evaluate import evaluate
 from segresmamba.cli.predict import predict
 from segresmamba.cli.select import select
 from segresmamba.cli.ship import export, import_model
+from segresmamba.cli.view import view
 from segresmamba.errors import OUR_CODE, UserError, sort_error
 from segresmamba.storage.terminal import shield_output, stop_signals
 
@@ -252,6 +253,7 @@ def debug_batch(
 app.command()(evaluate)
 app.command()(select)
 app.command()(predict)
+app.command()(view)
 
 
 @app.command()

@@ -23,6 +23,8 @@ def headless(program: str) -> Iterator[Browser]:
     with sync_playwright() as playwright:
         # Root, as in a container, has no sandbox; /dev/shm is small there.
         options = ["--no-sandbox", "--disable-dev-shm-usage"]
+        # WebGL without a graphics card.
+        options += ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
         browser = playwright.chromium.launch(executable_path=program, args=options)
         yield browser
         browser.close()

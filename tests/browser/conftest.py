@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
@@ -26,7 +27,7 @@ EXPERIMENT, GROUP = "comparison", "networks-and-seeds"
 TRIALS = [f"{model}-{seed}" for model in MODELS for seed in SEEDS]
 PATIENCE_MS = 60_000  # the machine may be busy
 expect.set_options(timeout=PATIENCE_MS)
-_SKIPPED = pytest.StashKey[str]()
+_SKIPPED = pytest.StashKey[set[str]]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,6 +35,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.browser)
+
+
+def skip_loudly(config: pytest.Config, reason: str) -> NoReturn:
+    """Skip, and say so at the end of the output."""
+    config.stash.setdefault(_SKIPPED, set()).add(reason)
+    pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")
@@ -44,9 +51,9 @@ def browser(request: pytest.FixtureRequest) -> Iterator[Browser]:
         debian.install(chromium.PACKAGE)
     program = chromium.found()
     if program is None:
-        reason = f"no {', '.join(chromium.NAMES)} (apt-get install {chromium.PACKAGE})"
-        request.config.stash[_SKIPPED] = reason
-        pytest.skip(f"no Chromium: {reason}")
+        skip_loudly(
+            request.config, f"no {', '.join(chromium.NAMES)} (apt-get install {chromium.PACKAGE})"
+        )
     with chromium.headless(program) as browser:
         yield browser
 
@@ -101,8 +108,9 @@ def page(browser: Browser) -> Iterator[Page]:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    reason = config.stash.get(_SKIPPED, None)
-    if reason:
-        terminalreporter.section("THE BROWSER TESTS DID NOT RUN", sep="!", yellow=True, bold=True)
-        terminalreporter.line(f"Nobody looked at MLflow's pages and the report: {reason}")
+    reasons = config.stash.get(_SKIPPED, set())
+    if reasons:
+        terminalreporter.section("BROWSER TESTS DID NOT RUN", sep="!", yellow=True, bold=True)
+        for reason in sorted(reasons):
+            terminalreporter.line(f"Nobody looked at some of the pages: {reason}")
         terminalreporter.line("SEGRESMAMBA_BROWSER=install installs it where root may use apt-get.")

@@ -100,6 +100,25 @@ class GridTransform(StoreRecord):
         full_DHW[self._box] = label_DHW
         return full_DHW
 
+    def undo_image(self, channel_DHW: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """One channel of the stored grid on the files' RAS grid, for looking at.
+
+        Outside the box it is 0. Where voxels have changed their size it has been interpolated
+        twice, so it is smoother than the files.
+        """
+        if self.resamples:
+            depth, height, width = self.way_back()
+            planes = zip(*depth, strict=True)
+            channel_DHW = np.stack(
+                [
+                    _plane(channel_DHW[below], channel_DHW[above], share, height, width)
+                    for below, above, share in planes
+                ]
+            )
+        full_DHW = np.zeros(self.full_DHW, channel_DHW.dtype)
+        full_DHW[self._box] = channel_DHW
+        return full_DHW
+
 
 def grid_transform(
     channels: Sequence[npt.NDArray[Any]],
