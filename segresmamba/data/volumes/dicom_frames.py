@@ -45,6 +45,16 @@ def read_header(path: Path) -> Dataset:
         return dcmread(path, stop_before_pixels=True)
 
 
+def frame_count(header: Dataset) -> int:
+    """How many frames a file holds: 1 if it does not say.
+
+    Raises:
+        ValueError: If it says no number.
+    """
+    with _value_errors():
+        return int(header.get("NumberOfFrames") or 1)
+
+
 def read_frames(header: Dataset, path: Path) -> list[Frame]:
     """The frames of a file, in its order.
 
@@ -63,8 +73,8 @@ def read_frames(header: Dataset, path: Path) -> list[Frame]:
                 remedy="they may be points in time or colours; export volumes as single slices or "
                 "as enhanced multi-frame, or give NIfTI files",
             )
-        if len(groups) != int(header.NumberOfFrames):
-            raise ValueError(f"{len(groups)} functional groups of {header.NumberOfFrames} frames")
+        if len(groups) != (count := frame_count(header)):
+            raise ValueError(f"{len(groups)} functional groups of {count} frames")
         return [_frame(header, path, number, group) for number, group in enumerate(groups)]
 
 
