@@ -1,4 +1,4 @@
-"""What libraries find in the headers of files that are not NIfTI, and the errors that they raise."""
+"""What libraries find in headers of files that are not NIfTI, and the errors that they raise."""
 
 from __future__ import annotations
 
