@@ -359,6 +359,19 @@ def test_bounds_of_clipped_ct_stay_when_cases_are_added(ct_raw: Path, tmp_path: 
     assert second["case_2"].read()[0].max() <= before.high + 1
 
 
+def test_a_store_of_another_policy_is_refused_before_the_cases_are_read(
+    ct_raw: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    convert(ct_raw, tmp_path / "store")
+    with pytest.raises(DataError, match="under another policy"):
+        convert(ct_raw, tmp_path / "store", policy=policy(intensity="ct-clipped"))
+    assert "reading all cases once" not in caplog.text
+    words = {"policy": policy(intensity="ct-clipped"), "overwrite": True}
+    assert len(convert(ct_raw, tmp_path / "store", **words).converted) == 3
+    assert open_dataset(tmp_path / "store").manifest.storage.clip
+
+
 def test_an_array_of_jobs_cannot_begin_a_conversion_that_clips(
     ct_raw: Path, tmp_path: Path
 ) -> None:

@@ -34,6 +34,7 @@ from segresmamba.tracking.energy.ledger import SUMMED, Ledger
 from segresmamba.tracking.history import read_history
 from segresmamba.tracking.journal import Journal
 from segresmamba.tracking.mlflow.state import UploadState
+from tests.data.dicom import FrameSpec, write_frames
 from tests.data.raw import describe, write_raw, write_series
 
 ABSURD = (
@@ -328,13 +329,14 @@ def shard(store: Path) -> Target:
 
 
 def headers(folder: Path) -> Target:
-    """Headers of NIfTI-1, NIfTI-2, NRRD and MetaImage files, and of DICOM slices."""
+    """Headers of NIfTI-1, NIfTI-2, NRRD, MetaImage, TIFF and DICOM files, and of DICOM slices."""
     folder.mkdir()
     voxels = np.arange(1, 65, dtype=np.int16).reshape(4, 4, 4)
     nib.Nifti1Image(voxels, np.eye(4)).to_filename(folder / "a.nii")
     nib.Nifti2Image(voxels, np.eye(4)).to_filename(folder / "b.nii")
-    for name in ("c.nrrd", "d.mha"):
+    for name in ("c.nrrd", "d.mha", "e.tif"):
         sitk.WriteImage(sitk.GetImageFromArray(voxels), str(folder / name))
+    write_frames(folder / "f.dcm", [FrameSpec(voxels[..., z], 2.0 * z) for z in range(4)])
     write_series(folder / "series", voxels)
     slices = sorted((folder / "series").glob("*.dcm"))
     files = {path.name: path for path in [*folder.glob("*.*"), slices[0]] if path.is_file()}
@@ -345,7 +347,7 @@ def headers(folder: Path) -> Target:
         [0, 1, -1, 2, 7, 255, 256, 32767, -32768, 2**31 - 1, 10**5]
     ) | st.integers(-(2**31), 2**31 - 1)
     patches = st.lists(
-        st.tuples(st.integers(0, 560), st.sampled_from(["<h", "<i", "<f", "<q", "<d"]), numbers),
+        st.tuples(st.integers(0, 1200), st.sampled_from(["<h", "<i", "<f", "<q", "<d"]), numbers),
         max_size=4,
     )
     texts = st.lists(
@@ -364,7 +366,7 @@ def headers(folder: Path) -> Target:
             if place < len(lines):
                 key, mark, _ = lines[place].partition(b" ")
                 lines[place] = key + mark + word.encode(errors="replace")
-        series = name.endswith(".dcm")
+        series = name == slices[0].name
         path = folder / "series" / name if series else folder / f"{name}.d" / name
         path.unlink(missing_ok=True)  # an earlier volume may be mapped
         path.write_bytes(damaged(b"\n".join(lines), flips))

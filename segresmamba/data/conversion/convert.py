@@ -100,7 +100,7 @@ def finish(
 ) -> Conversion:
     """Convert the cases that are missing, and write the manifest; see `convert`."""
     plan = ConversionPlan.from_request(request)
-    if lacks_ct_bounds(plan):
+    if lacks_ct_bounds(plan, overwrite=request.overwrite):
         plan = with_ct_bounds(plan, workers)
     folder = plan.folder(overwrite=request.overwrite)
     with folder.locked():
@@ -132,7 +132,7 @@ def prepare(request: ConversionRequest) -> int:
         DataError: As `convert`, except for faults of cases, which are not read yet.
     """
     plan = ConversionPlan.from_request(request)
-    if lacks_ct_bounds(plan):
+    if lacks_ct_bounds(plan, overwrite=request.overwrite):
         raise DataError(
             "a conversion that clips CT cannot be begun by an array of jobs",
             where="--intensity",

@@ -12,15 +12,17 @@ from dataclasses import replace
 from segresmamba.data.conversion.case import case_foreground
 from segresmamba.data.conversion.case_pool import outcomes
 from segresmamba.data.conversion.plan import ConversionPlan
+from segresmamba.data.conversion.store_folder import StoreFolder
 from segresmamba.data.preprocessing import ct_normalisation
 from segresmamba.errors import DataError
 
 logger = logging.getLogger(__name__)
 
 
-def lacks_ct_bounds(plan: ConversionPlan) -> bool:
+def lacks_ct_bounds(plan: ConversionPlan, *, overwrite: bool) -> bool:
     """Whether the policy clips CT and the store's conversion has not begun, which fixes bounds."""
-    return "ct-clipped" in plan.storage.policy.intensity and not plan.storage.clip
+    begun = not overwrite and StoreFolder.read_header(plan.out) is not None
+    return "ct-clipped" in plan.storage.policy.intensity and not begun
 
 
 def with_ct_bounds(plan: ConversionPlan, workers: int) -> ConversionPlan:

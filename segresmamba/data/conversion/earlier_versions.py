@@ -54,14 +54,14 @@ def fault_of_earlier_version(record: CaseRecord, folders: list[Path]) -> str:
 
 def _rescale_varies(folder: Path) -> bool:
     """Whether ITK's type for all slices was not that of each, or frames had their own rescale."""
-    from segresmamba.data.volumes.dicom_frames import read_frames, read_header
+    from segresmamba.data.volumes.dicom_frames import frame_count, read_frames, read_header
     from segresmamba.data.volumes.dicom_series import only_dicom_file, read_slices
 
     file = only_dicom_file(folder)
     if file is None:
         return len({header.pixel_type for header in read_slices(folder)}) > 1
     header = read_header(file)
-    if header.get("NumberOfFrames", 1) == 1:
+    if frame_count(header) == 1:
         return False
     return len({(frame.slope, frame.intercept) for frame in read_frames(header, file)}) > 1
 

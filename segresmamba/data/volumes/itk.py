@@ -1,4 +1,4 @@
-"""DICOM series, NRRD, MetaImage and TIFF stacks through SimpleITK.
+"""DICOM series, NRRD and MetaImage through SimpleITK.
 
 A series is read a few slices at a time, so that its voxels are in memory once only. SimpleITK reads
 the other formats as a whole.
@@ -7,8 +7,7 @@ the other formats as a whole.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,12 @@ import numpy.typing as npt
 import SimpleITK as sitk  # noqa: N813
 
 from segresmamba.data.untrusted import require_voxels
-from segresmamba.data.volumes.dicom_frames import frame_pixels, read_frames, read_header
+from segresmamba.data.volumes.dicom_frames import (
+    frame_count,
+    frame_pixels,
+    read_frames,
+    read_header,
+)
 from segresmamba.data.volumes.dicom_series import (
     SliceHeader,
     common_pixel_type,
@@ -26,7 +30,7 @@ from segresmamba.data.volumes.dicom_series import (
     read_slices,
 )
 from segresmamba.data.volumes.geometry import LPS_TO_RAS
-from segresmamba.data.volumes.tiff import TIFF_SUFFIXES, spacing_mm
+from segresmamba.data.volumes.opened_file import OpenedFile
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -41,19 +45,7 @@ _VOXELS_ELSEWHERE = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class ItkFile:
-    """An image file or a DICOM series whose header has been read."""
-
-    affine: npt.NDArray[np.float64]
-    shape: tuple[int, ...]
-    """(X, Y, Z); a file may have other dimensions."""
-    dtype: np.dtype[Any]
-    planes: Callable[[], Iterator[npt.NDArray[Any]]]
-    """One (X, Y) plane after the other. Iterating raises the errors of `open_itk`."""
-
-
-def open_itk(path: Path) -> ItkFile:
+def open_itk(path: Path) -> OpenedFile:
     """Open a folder with one DICOM series, or an image file.
 
     Raises:
@@ -69,15 +61,11 @@ def open_itk(path: Path) -> ItkFile:
     sitk.ProcessObject.GlobalWarningDisplayOff()
     if path.is_dir() or path.suffix.lower() == ".dcm":
         file = only_dicom_file(path)
-        if file is not None and (header := read_header(file)).get("NumberOfFrames", 1) > 1:
+        if file is not None and frame_count(header := read_header(file)) > 1:
             return _multi_frame(file, header)
     if not path.is_dir():
         _require_voxels(path)
-        image = sitk.ReadImage(str(path))
-        if path.suffix.lower() in TIFF_SUFFIXES and image.GetDimension() == 3:
-            # Its own tags give the size of pixels on paper, and none of slices.
-            image.SetSpacing(spacing_mm(path)[::-1])
-        return _whole(image)
+        return _whole(sitk.ReadImage(str(path)))
     slices = read_slices(path)
     if slices[0].shape_XYZ[2] > 1:  # beside files without an image
         return _multi_frame(slices[0].path, read_header(slices[0].path))
@@ -86,14 +74,14 @@ def open_itk(path: Path) -> ItkFile:
     return _series(slices)
 
 
-def _whole(image: Any) -> ItkFile:
+def _whole(image: Any) -> OpenedFile:
     data = sitk.GetArrayFromImage(image).T
 
     def planes() -> Iterator[npt.NDArray[Any]]:
         for index in np.ndindex(data.shape[2:][::-1]):
             yield data[(..., *index[::-1])]
 
-    return ItkFile(_affine(image), data.shape, data.dtype, planes)
+    return OpenedFile(_affine(image), data.shape, data.dtype, planes)
 
 
 def _require_voxels(path: Path) -> None:
@@ -121,7 +109,7 @@ def _require_nrrd_header(header: bytes) -> None:
         raise ValueError("its header is not plain text")
 
 
-def _series(slices: Sequence[SliceHeader]) -> ItkFile:
+def _series(slices: Sequence[SliceHeader]) -> OpenedFile:
     """A series of several files."""
     pixel_type = common_pixel_type(slices)
 
@@ -135,10 +123,10 @@ def _series(slices: Sequence[SliceHeader]) -> ItkFile:
 
     dtype = sitk.GetArrayFromImage(sitk.Image([1, 1], pixel_type)).dtype
     shape = (*slices[0].shape_XYZ[:2], len(slices))
-    return ItkFile(_series_affine(slices), shape, dtype, planes)
+    return OpenedFile(_series_affine(slices), shape, dtype, planes)
 
 
-def _multi_frame(path: Path, header: Dataset) -> ItkFile:
+def _multi_frame(path: Path, header: Dataset) -> OpenedFile:
     """One file with many frames, in spatial order and each with its own rescale."""
     frames = read_frames(header, path)
     in_order = in_spatial_order([frame.header for frame in frames], path)
@@ -153,7 +141,7 @@ def _multi_frame(path: Path, header: Dataset) -> ItkFile:
             yield (pixels_XY * frame.slope + frame.intercept).astype(dtype)
 
     shape = (*in_order[0].shape_XYZ[:2], len(ordered))
-    return ItkFile(_series_affine(in_order), shape, dtype, planes)
+    return OpenedFile(_series_affine(in_order), shape, dtype, planes)
 
 
 def _series_affine(slices: Sequence[SliceHeader]) -> npt.NDArray[np.float64]:

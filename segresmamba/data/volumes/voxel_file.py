@@ -27,7 +27,8 @@ from nibabel.wrapstruct import WrapStructError
 from segresmamba.data.untrusted import require_voxels
 from segresmamba.data.volumes import geometry
 from segresmamba.data.volumes.geometry import Affine, OriginalGrid
-from segresmamba.data.volumes.tiff import TIFF_SUFFIXES
+from segresmamba.data.volumes.opened_file import OpenedFile
+from segresmamba.data.volumes.tiff import TIFF_SUFFIXES, open_tiff
 from segresmamba.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ _UNREADABLE = (
     OSError, EOFError, zlib.error, ValueError, OverflowError, RuntimeError,
     ImageFileError, HeaderDataError, WrapStructError,
 )  # fmt: skip
-_ITK_SUFFIXES = {".nrrd", ".nhdr", ".mha", ".mhd", ".dcm"} | TIFF_SUFFIXES
+_ITK_SUFFIXES = {".nrrd", ".nhdr", ".mha", ".mhd", ".dcm"}
 
 FOR_2D = "for single images use a tool for 2D, such as nnU-Net with -c 2d"
 """The end of the remedy for images that are not volumes."""
@@ -88,8 +89,15 @@ def open_voxels(path: Path, channels: int = 0) -> VoxelFile:
             usable affine.
     """
     with _data_errors(path):
-        by_itk = path.is_dir() or path.suffix.lower() in _ITK_SUFFIXES
-        file = _open_itk(path) if by_itk else _open_nifti(path)
+        kind = path.suffix.lower()
+        if kind in TIFF_SUFFIXES:
+            file = _from_library(path, open_tiff(path))
+        elif path.is_dir() or kind in _ITK_SUFFIXES:
+            from segresmamba.data.volumes.itk import open_itk  # most datasets need no SimpleITK
+
+            file = _from_library(path, open_itk(path))
+        else:
+            file = _open_nifti(path)
     if channels and file.shape[3:] != (channels,):
         raise DataError(
             "an image must hold all channels along a fourth axis",
@@ -202,10 +210,7 @@ def _scaled(
         return (plane_XY.astype(np.float64) * slope + inter).astype(dtype)
 
 
-def _open_itk(path: Path) -> VoxelFile:
-    from segresmamba.data.volumes.itk import open_itk  # most datasets do without SimpleITK
-
-    file = open_itk(path)
+def _from_library(path: Path, file: OpenedFile) -> VoxelFile:
     _require_numbers(file.dtype, path)
     whole = file.dtype.kind in "iu"
     dtype = file.dtype if whole else np.dtype(np.float32)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
+import tifffile
 
 from segresmamba.config import DataConfig, load_config
-from segresmamba.data import convert, make_loader, open_dataset, verify
+from segresmamba.data import convert, make_loader, open_dataset, read_volume, verify
 from segresmamba.data.formats.nnunet import read_nnunet
 from segresmamba.data.stream.batch import PADDING
 from segresmamba.errors import DataError
@@ -221,6 +223,51 @@ def test_a_voxel_size_that_cannot_be_is_named(raw: Path, tmp_path: Path, words: 
     with pytest.raises(DataError, match="how large its voxels") as caught:
         convert(raw, tmp_path / "store")
     assert caught.value.where.endswith("imagesTr/case_0.json")
+
+
+@pytest.mark.parametrize("compressor", ["Deflate", "PackBits", "LZW"])
+def test_a_compressed_stack_is_read_or_names_what_is_missing(
+    tmp_path: Path, compressor: str
+) -> None:
+    expected_DHW = np.arange(5 * 6 * 7, dtype=np.uint16).reshape(5, 6, 7)
+    image = sitk.GetImageFromArray(expected_DHW)
+    path = tmp_path / "a.tif"
+    sitk.WriteImage(image, str(path), useCompression=True, compressor=compressor)
+    if compressor == "LZW" and importlib.util.find_spec("imagecodecs") is None:
+        with pytest.raises(DataError) as caught:
+            read_volume([path])
+        assert "pip install imagecodecs" in caught.value.remedy
+        return
+    found_DHW = read_volume([path]).image_CDHW[0][:, ::-1, ::-1]  # from RAS to LPS
+    np.testing.assert_array_equal(found_DHW, expected_DHW)
+
+
+@pytest.mark.parametrize("big", [False, True])
+def test_a_list_of_pages_without_an_end_is_refused(tmp_path: Path, big: bool) -> None:
+    path = tmp_path / "a.tif"
+    pages = np.arange(1, 5 * 6 * 7 + 1, dtype=np.uint16).reshape(5, 6, 7)
+    with tifffile.TiffWriter(path, bigtiff=big) as writer:
+        for page in pages:
+            writer.write(page, contiguous=False, metadata=None)
+    assert read_volume([path]).image_CDHW.shape == (1, *pages.shape)
+    with tifffile.TiffFile(path) as file:
+        first, second, last = (file.pages[number].offset for number in (0, 1, 4))
+        entries = len(file.pages[4].tags)
+    content = bytearray(path.read_bytes())
+    at = last + (8 + 20 * entries if big else 2 + 12 * entries)
+    content[at : at + (8 if big else 4)] = second.to_bytes(8 if big else 4, "little")
+    assert first < second < last < at < len(content)
+    path.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        read_volume([path])
+    assert "leads back to itself" in caught.value.got
+
+
+def test_a_stack_in_colour_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.ones((8, 9, 3), np.uint8), photometric="rgb")
+    with pytest.raises(DataError, match="one number for each voxel"):
+        read_volume([path])
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".tif"])

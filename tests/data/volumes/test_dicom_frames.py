@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from pydicom.uid import RLELossless
 
-from segresmamba.data.volumes.itk import ItkFile, open_itk
+from segresmamba.data.volumes.itk import open_itk
+from segresmamba.data.volumes.opened_file import OpenedFile
 from segresmamba.errors import DataError
 from tests.data.dicom import FrameSpec, write_frames, write_report
 from tests.data.raw import write_series
@@ -19,12 +20,12 @@ VOXELS_XYZ = np.random.default_rng(0).integers(0, 60_000, (8, 7, 5)).astype(np.u
 FRAMES = [FrameSpec(VOXELS_XYZ[..., z], 2.0 * z) for z in range(5)]
 
 
-def opened(folder: Path, frames: list[FrameSpec] = FRAMES, **words: Any) -> ItkFile:
+def opened(folder: Path, frames: list[FrameSpec] = FRAMES, **words: Any) -> OpenedFile:
     write_frames(folder / "CT" / "all.dcm", frames, **words)
     return open_itk(folder / "CT")
 
 
-def voxels_XYZ(file: ItkFile) -> np.ndarray:
+def voxels_XYZ(file: OpenedFile) -> np.ndarray:
     return np.stack(list(file.planes()), axis=-1)
 
 

@@ -13,7 +13,8 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 from pydicom.uid import RLELossless
 
-from segresmamba.data.volumes.itk import ItkFile, open_itk
+from segresmamba.data.volumes.itk import open_itk
+from segresmamba.data.volumes.opened_file import OpenedFile
 from segresmamba.errors import DataError
 from tests.data.dicom import write_report
 from tests.data.raw import write_series
@@ -25,12 +26,12 @@ POSITION, ORIENTATION, PIXEL_MM = "0020|0032", "0020|0037", "0028|0030"
 SLOPE, INTERCEPT, SERIES = "0028|1053", "0028|1052", "0020|000e"
 
 
-def series(folder: Path, changed: Callable[[int], Mapping[str, str]] = lambda _: {}) -> ItkFile:
+def series(folder: Path, changed: Callable[[int], Mapping[str, str]] = lambda _: {}) -> OpenedFile:
     write_series(folder / "CT", VOXELS_XYZ, changed)
     return open_itk(folder / "CT")
 
 
-def voxels_XYZ(file: ItkFile) -> np.ndarray:
+def voxels_XYZ(file: OpenedFile) -> np.ndarray:
     return np.stack(list(file.planes()), axis=-1)
 
 
