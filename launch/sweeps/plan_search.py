@@ -15,7 +15,7 @@ from launch.sweeps.grammar import hide_secrets
 from launch.sweeps.search_space import SearchPoint, Space
 from launch.sweeps.sweep import Search, Sweep, title_of
 from launch.sweeps.trial import Trial
-from segresmamba.config import config_digest, load_config
+from segresmamba.config import config_digest, experiment, load_config
 from segresmamba.errors import ConfigError, LaunchError
 from segresmamba.redaction import HIDDEN, without_login
 
@@ -81,6 +81,7 @@ def plan_search(
     trials = [Trial(n, [], "", str(root / f"{title}-{n:03d}")) for n in range(count)]
     search = Search(list(overrides), storage, title_of(None, "search", content), corners[0])
     sweep = Sweep(root / "sweeps" / title, trials, search)
+    sweep.composed = experiment(load_config(sweep.overrides(trials[0], search.sample)))
     sweep.remember()
     return sweep
 

@@ -1,7 +1,8 @@
 """A sweep: its trials, what became of each, and their manifest.
 
     <root>/sweeps/<name>/
-        manifest.json     every trial: overrides, digest of its settings, run, job, last state
+        manifest.json     every trial: overrides, digest of its settings, run, job, last state;
+                          and the composed settings of the first
         secrets.json      the secrets of the overrides if they have any, for their owner alone
         trial-003.json    in a search: what was chosen for trial 3, and where it was pruned
         trial-003.lock    held by the process that runs trial 3 on this machine
@@ -22,7 +23,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,14 @@ from launch.slurm import squeue
 from launch.sweeps.grammar import hide_secrets, trials_of
 from launch.sweeps.search_space import SearchPoint, Space
 from launch.sweeps.trial import Trial
-from segresmamba.config import Config, config_digest, load_config, run_folder
+from segresmamba.config import (
+    Config,
+    config_digest,
+    experiment,
+    former_digest,
+    load_config,
+    run_folder,
+)
 from segresmamba.errors import LaunchError
 from segresmamba.secrets import recall
 from segresmamba.storage.atomic import write_text
@@ -70,6 +78,9 @@ class Sweep:
     folder: Path
     trials: list[Trial]
     search: Search | None = None
+    composed: dict[str, Any] = field(default_factory=dict)
+    """Settings of the first trial, or of a search's sample, as the sweep began; see `experiment`.
+    Empty in a sweep of an earlier version."""
 
     @property
     def name(self) -> str:
@@ -118,7 +129,7 @@ class Sweep:
                     remedy="give no run.name in a sweep (--name names the sweep), and no value "
                     "twice",
                 )
-        sweep = cls(configs[0].run.root / "sweeps" / title, trials)
+        sweep = cls(configs[0].run.root / "sweeps" / title, trials, None, experiment(configs[0]))
         sweep.remember()
         return sweep
 
@@ -135,7 +146,7 @@ class Sweep:
             search = values.get("search")
             trials = [_TRIAL.validate_python(_from_manifest(trial)) for trial in values["trials"]]
             found = _SEARCH.validate_python(_from_manifest(search)) if search else None
-            sweep = cls(folder, trials, found)
+            sweep = cls(folder, trials, found, dict(values.get("composed", {})))
         except _DAMAGE as error:
             raise LaunchError(
                 "this is not a sweep, or its manifest is damaged",
@@ -154,6 +165,36 @@ class Sweep:
         assert self.search is not None  # a grid's trials have their overrides from the beginning
         return load_config(self.overrides(trial, self.search.sample))
 
+    def refuse_changed_presets(self, trial: Trial, config: Config) -> None:
+        """Refuse a trial that starts with other presets than the sweep began with.
+
+        Args:
+            trial: The trial.
+            config: What its overrides make with the presets of now.
+
+        Raises:
+            LaunchError: Names the settings. The trial would not be comparable with those before.
+        """
+        is_known = trial.digest in (config_digest(config), former_digest(config))
+        if self.search is None and is_known:
+            return
+        first = self.trials[0]
+        words = self.overrides(first, self.search.sample) if self.search else first.overrides
+        now = experiment(load_config(words))
+        changes = [
+            f"{key}: {value} -> {now.get(key)}"
+            for key, value in self.composed.items()
+            if now.get(key) != value
+        ]
+        if changes or not is_known:
+            raise LaunchError(
+                "a preset has changed since the sweep began",
+                where=f"trial {trial.number} of {self.folder}",
+                got="; ".join(changes) or f"settings of another digest than {trial.digest}",
+                remedy="bring the preset back, or begin another sweep with --name; the runs of "
+                "trials that have the same settings are found again",
+            )
+
     def overrides(self, trial: Trial, values: SearchPoint) -> list[str]:
         """The overrides of a search's trial for which `values` were chosen."""
         assert self.search is not None
@@ -171,7 +212,8 @@ class Sweep:
         """Write the manifest, whole or not at all."""
         search = _to_manifest(self.search) if self.search else None
         trials = [_to_manifest(trial) for trial in self.trials]
-        self._put(MANIFEST, {"name": self.name, "search": search, "trials": trials})
+        content = {"name": self.name, "search": search, "composed": self.composed}
+        self._put(MANIFEST, content | {"trials": trials})
 
     def record(self, trial: Trial) -> None:
         """Write down what was chosen for a trial, and where it was pruned."""
@@ -259,7 +301,7 @@ class Sweep:
         if not (self.folder / MANIFEST).exists():
             return
         before = Sweep.read(self.folder)
-        if before.identity != self.identity or len(before.trials) > len(self.trials):
+        if not self._goes_on(before) or len(before.trials) > len(self.trials):
             raise LaunchError(
                 "the folder holds another sweep",
                 where=self.folder,
@@ -267,10 +309,17 @@ class Sweep:
                 remedy="give another --name, or the same settings to go on (a search may get "
                 "more trials: --trials is how many there are in all)",
             )
+        self.composed = before.composed or self.composed
         # Not strict, because a search may have more trials now.
         for trial, old in zip(self.trials, before.trials, strict=False):
             trial.state, trial.job = old.state, old.job
         self.recall()
+
+    def _goes_on(self, before: Sweep) -> bool:
+        """Whether this is the sweep of that manifest, which a former version may have written."""
+        if before.identity == self.identity or self.search or before.search:
+            return before.identity == self.identity
+        return before.identity == [former_digest(self.config(trial)) for trial in self.trials]
 
     def _put(self, name: str, content: dict[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -72,8 +72,9 @@ class TrialJob:
         return resubmission(self)
 
     def _train(self, engine: Any, config: Config) -> RunResult:
-        is_main = os.environ["RANK"] == "0"
         sweep = Sweep.read(self.sweep)
+        sweep.refuse_changed_presets(sweep.trials[self.number], config)
+        is_main = os.environ["RANK"] == "0"
         watched = is_main and sweep.search is not None
         with Watch(sweep, self.number, config, engine.request_stop) if watched else nullcontext():
             result = RunResult.from_engine(engine.train(config))

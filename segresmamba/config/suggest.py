@@ -69,6 +69,9 @@ _SYNONYMS: dict[str, tuple[str, ...]] = {
     "queue": ("cluster.partition",),
     "mirroring": ("augment.flip_probability",),
     "mirror": ("augment.flip_probability",),
+    "lowres": ("augment.low_resolution_probability",),
+    "simulatelowresolution": ("augment.low_resolution_probability",),
+    "brightness": ("augment.intensity_scale_probability",),
 }
 
 

@@ -12,6 +12,7 @@ from segresmamba.errors import ConfigError
 from tests.engine.tiny import journal_losses, tiny_config
 
 OWN = (
+    "augment=nnunet",
     "loss.target=monai.losses.dice:DiceCELoss",
     "loss.kwargs={softmax: true}",
     "augment.target=tests.data.stream.test_own_augmentation:Shift",

@@ -12,6 +12,7 @@ against 1.0 s for two crops of 4 channels and 128^3).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -114,18 +115,14 @@ def _draw(config: AugmentConfig, seed: int, index: int, channels: int) -> _Chang
     contrast_C, balanced_C, inverse_C = rng.random((3, channels))
     made = {name: value < getattr(config, f"{name}_probability") for name, value in chances.items()}
     is_mirrored_3 = (flip_3 < config.flip_probability) & np.isin(_AXES, config.flip_axes)
-    rotates_3 = (made["affine"] | made["rotation"]) & np.isin(_AXES, config.rotation_axes)
-    scales_3 = np.isin(_AXES, config.scaling_axes)
-    zoom = (scale if made["affine"] else 1) / (voxel_size if made["scaling"] else 1)
-    matrix_33 = _matrix(np.where(rotates_3, rotation_3, 0), np.where(scales_3, zoom, 1))
-    share_C3 = np.where(scales_3, share_C[:, None], 1)
+    share_C3 = np.where(np.isin(_AXES, config.scaling_axes), share_C[:, None], 1)
     blurred = np.flatnonzero(blurred_C & made["blur"]).tolist()
     coarse = np.flatnonzero(coarse_C & made["low_resolution"]).tolist()
     if config.gamma_keeps_statistics:
         gamma_C = _balanced(balanced_C, config.gamma_range)
     return _Changes(
         flipped_axes=np.flatnonzero(is_mirrored_3).tolist(),
-        matrix_33=matrix_33 if made["affine"] | made["rotation"] | made["scaling"] else None,
+        matrix_33=_spatial_change(config, made, rotation_3, scale, voxel_size),
         sigma_3={c: sigma_C3[c] for c in blurred},
         factor_C=factor_C if made["intensity_scale"] else np.ones(channels),
         offset_C=offset_C if made["intensity_shift"] else np.zeros(channels),
@@ -137,6 +134,22 @@ def _draw(config: AugmentConfig, seed: int, index: int, channels: int) -> _Chang
         noise_std=noise_std if made["noise"] else None,
         noise_seed=noise_seed,
     )
+
+
+def _spatial_change(
+    config: AugmentConfig,
+    made: Mapping[str, bool],
+    rotation_3: Array,
+    scale: float,
+    voxel_size: float,
+) -> Array | None:
+    """The map of `_matrix` for the changes that are made; None if there are none."""
+    if not (made["affine"] or made["rotation"] or made["scaling"]):
+        return None
+    rotates_3 = (made["affine"] or made["rotation"]) & np.isin(_AXES, config.rotation_axes)
+    zoom = (scale if made["affine"] else 1) / (voxel_size if made["scaling"] else 1)
+    scales_3 = np.isin(_AXES, config.scaling_axes)
+    return _matrix(np.where(rotates_3, rotation_3, 0), np.where(scales_3, zoom, 1))
 
 
 def _balanced(uniform_C: Array, between: tuple[float, float]) -> Array:

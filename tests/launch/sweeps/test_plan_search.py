@@ -187,6 +187,23 @@ def test_a_trial_that_cannot_be_compared_fails_and_one_that_can_is_summed_up(
     assert [trial.value for trial in catch_up(sweep)._study.trials] == [0.25]
 
 
+def test_a_trial_whose_preset_has_changed_trains_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    preset = tmp_path / "presets/train/mine.yaml"
+    preset.parent.mkdir(parents=True)
+    preset.write_text("weight_decay: 0.1\n")
+    words = (LR, "tracking=none", "train=mine", f"run.config_dir={tmp_path / 'presets'}")
+    sweep = planned(tmp_path, *words, trials=1)
+    sweep.write()
+    preset.write_text("weight_decay: 0.2\n")
+    job = TrialJob(sweep.folder, 0)
+    with pytest.raises(LaunchError, match="a preset has changed"):
+        job._train(Engine(sweep, 0.25), job.resolved_config())
+    assert not (tmp_path / "s-000").exists()
+
+
 def test_a_pruned_trial_that_slurm_starts_again_ends_at_once(tmp_path: Path) -> None:
     sweep = planned(tmp_path, LR)
     sweep.write()

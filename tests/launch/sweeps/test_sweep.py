@@ -20,7 +20,9 @@ from launch.run_state import FAILED, FINISHED, QUEUED, RUNNING, STOPPED, WAITING
 from launch.sweeps import run
 from launch.sweeps.folds import ALL, all_folds, fold_sweep_name
 from launch.sweeps.grammar import trials_of
+from launch.sweeps.plan_search import plan_search
 from launch.sweeps.sweep import Sweep
+from segresmamba.config import config_digest, former_digest
 from segresmamba.errors import ConfigError, LaunchError
 from segresmamba.tracking.journal import Journal
 
@@ -98,6 +100,60 @@ def test_a_bad_trial_is_refused_before_anything_is_written(tmp_path: Path) -> No
     with pytest.raises(LaunchError, match="cannot be a folder's name"):
         Sweep.from_overrides(["seed=0,1"], "../up")
     assert list(tmp_path.iterdir()) == []
+
+
+def with_preset(folder: Path, lr: float) -> None:
+    (folder / "train").mkdir(parents=True, exist_ok=True)
+    (folder / "train/mine.yaml").write_text(f"lr: {lr}\nlog_every: {int(lr * 1e4)}\n")
+
+
+def test_a_trial_does_not_start_with_other_presets_than_the_sweep_began_with(
+    tmp_path: Path,
+) -> None:
+    presets = tmp_path / "presets"
+    with_preset(presets, 1e-3)
+    words = ["train=mine", "seed=0,1", f"run.config_dir={presets}"]
+    planned(tmp_path, *words).write()
+    sweep = Sweep.read(tmp_path / "sweeps/s")
+    trial = sweep.trials[1]
+    sweep.refuse_changed_presets(trial, sweep.config(trial))
+    with_preset(presets, 2e-3)
+    with pytest.raises(LaunchError, match="a preset has changed") as caught:
+        sweep.refuse_changed_presets(trial, sweep.config(trial))
+    # What changes no result, here how often a run records, may be changed.
+    assert caught.value.got == "train.lr: 0.001 -> 0.002"
+    with pytest.raises(LaunchError, match="another sweep"):
+        planned(tmp_path, *words)
+
+
+def test_a_search_keeps_the_presets_that_it_began_with(tmp_path: Path) -> None:
+    presets = tmp_path / "presets"
+    with_preset(presets, 1e-3)
+    words = ["data=custom", "data.store=x", f"run.root={tmp_path}", "train=mine"]
+    words += [f"run.config_dir={presets}", "train.weight_decay=interval(0.1,0.2)"]
+    plan_search(words, 2, "s").write()
+    sweep = Sweep.read(tmp_path / "sweeps/s")
+    trial = sweep.trials[1]
+    trial.overrides = sweep.overrides(trial, {"train.weight_decay": 0.15})
+    trial.digest = config_digest(sweep.config(trial))
+    sweep.refuse_changed_presets(trial, sweep.config(trial))
+    with_preset(presets, 2e-3)
+    trial.digest = config_digest(sweep.config(trial))  # chosen only now
+    with pytest.raises(LaunchError, match="a preset has changed") as caught:
+        sweep.refuse_changed_presets(trial, sweep.config(trial))
+    assert caught.value.got == "train.lr: 0.001 -> 0.002"
+
+
+def test_a_sweep_of_the_version_that_counted_all_defaults_goes_on(tmp_path: Path) -> None:
+    sweep = planned(tmp_path, "seed=0,1")
+    sweep.composed = {}
+    for trial in sweep.trials:
+        trial.digest, trial.state = former_digest(sweep.config(trial)), STOPPED
+    sweep.write()
+    again = planned(tmp_path, "seed=0,1")
+    assert [trial.state for trial in again.trials] == [STOPPED, STOPPED]
+    old = Sweep.read(sweep.folder)
+    old.refuse_changed_presets(old.trials[1], old.config(old.trials[1]))
 
 
 def test_what_finished_is_known_from_the_run_without_a_manifest(tmp_path: Path) -> None:
