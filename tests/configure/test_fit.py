@@ -24,7 +24,7 @@ def predict(config: Config) -> Prediction:
     crops = config.train.batch_size // config.cluster.world_size // config.train.accumulation
     per_voxel = 200 if model.checkpoint_stages else 600
     peak = crops * per_voxel * math.prod(config.data.patch)
-    return Prediction(config, crops, Activations(2**20, peak, peak))
+    return Prediction(config, crops, Activations(2**20, 2**20, peak, peak))
 
 
 def found(
