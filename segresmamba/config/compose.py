@@ -178,8 +178,8 @@ def read_config(path: Path) -> Config:
     """Read a run's resolved config.yaml back, and the secrets that lie beside it.
 
     Raises:
-        ConfigError: If the file is missing, or does not fit its checksum or this version's schema.
-            Files of earlier versions have no checksum.
+        ConfigError: If the file is missing or does not fit this version's schema. If it does not
+            fit its checksum, which earlier versions did not write, a warning says so.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -193,12 +193,11 @@ def read_config(path: Path) -> Config:
         ) from error
     first, _, rest = text.partition("\n")
     if first.startswith(_CHECKSUM) and first != _CHECKSUM + _checksum(rest):
-        raise ConfigError(
-            "the run's configuration is not what the run wrote",
-            where=path,
-            got=f"checksum {_checksum(rest)}, written with {first.removeprefix(_CHECKSUM)[:20]}",
-            remedy="take it from config.yaml among the artifacts of the run in MLflow; if you "
-            "changed the file on purpose, delete its first line",
+        # Not an error: people edit this file, for instance when they have moved the dataset.
+        logger.warning(
+            "%s is not what the run wrote (checksum %s, written with %s): somebody has edited it, "
+            "or it is damaged; MLflow has the original among the artifacts of the run",
+            *(path, _checksum(rest), first.removeprefix(_CHECKSUM)[:20]),
         )
     recall(path.parent)
     return _validated(values, file=path)
