@@ -7,7 +7,6 @@ own, so their headers are read here, and are checked like those of a series of s
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from segresmamba.data.volumes.dicom_series import SliceHeader
+from segresmamba.data.volumes.opened_file import value_errors
 from segresmamba.errors import DataError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def read_header(path: Path) -> Dataset:
     """
     from pydicom import dcmread
 
-    with _value_errors():
+    with value_errors():
         return dcmread(path, stop_before_pixels=True)
 
 
@@ -51,7 +51,7 @@ def frame_count(header: Dataset) -> int:
     Raises:
         ValueError: If it says no number.
     """
-    with _value_errors():
+    with value_errors():
         return int(header.get("NumberOfFrames") or 1)
 
 
@@ -62,7 +62,7 @@ def read_frames(header: Dataset, path: Path) -> list[Frame]:
         DataError: If nothing says where the frames lie.
         ValueError: If an element is missing or absurd.
     """
-    with _value_errors():
+    with value_errors():
         groups = header.get("PerFrameFunctionalGroupsSequence", [])
         if not groups:
             raise DataError(
@@ -86,7 +86,7 @@ def frame_pixels(path: Path, frames: Sequence[Frame]) -> Iterator[npt.NDArray[An
     """
     from pydicom.pixels.utils import iter_pixels
 
-    with _value_errors():
+    with value_errors():
         for pixels_YX in iter_pixels(path, indices=[frame.header.frame or 0 for frame in frames]):
             if pixels_YX.ndim != 2:
                 raise ValueError(f"frames of shape {pixels_YX.shape}: are they in colour?")
@@ -119,14 +119,3 @@ def _frame(header: Dataset, path: Path, number: int, own: Dataset) -> Frame:
         intercept=float(rescale.RescaleIntercept) if rescale else 0.0,
         segment=int(segment.ReferencedSegmentNumber) if segment else 0,
     )
-
-
-@contextmanager
-def _value_errors() -> Iterator[None]:
-    """Errors of pydicom, of any type, as one that says the file cannot be read."""
-    try:
-        yield
-    except (DataError, OSError):
-        raise
-    except Exception as error:  # damaged elements lead to errors of any type
-        raise ValueError(f"{type(error).__name__}: {error}") from error

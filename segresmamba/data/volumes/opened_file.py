@@ -1,13 +1,16 @@
-"""What a library has found in the header of a file that is not NIfTI."""
+"""What libraries find in headers of files that are not NIfTI, and the errors that they raise."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from segresmamba.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -21,3 +24,14 @@ class OpenedFile:
     dtype: np.dtype[Any]
     planes: Callable[[], Iterator[npt.NDArray[Any]]]
     """One (X, Y) plane after the other. Iterating raises the errors of opening."""
+
+
+@contextmanager
+def value_errors() -> Iterator[None]:
+    """Errors of a library, which may be of any type, as one that says the file cannot be read."""
+    try:
+        yield
+    except (DataError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from segresmamba.data.records import Spacing
 from segresmamba.data.untrusted import require_voxels
 from segresmamba.data.volumes.geometry import LPS_TO_RAS
-from segresmamba.data.volumes.opened_file import OpenedFile
+from segresmamba.data.volumes.opened_file import OpenedFile, value_errors
 from segresmamba.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def open_tiff(path: Path) -> OpenedFile:
     """
     from tifffile import TiffFile, imread
 
-    with TiffFile(path) as file:
+    with value_errors(), TiffFile(path) as file:
         (series, *_) = file.series
         shape, axes, dtype = series.shape, series.axes, series.dtype
         compression = file.pages[0].compression
@@ -67,7 +67,8 @@ def open_tiff(path: Path) -> OpenedFile:
 
     def planes() -> Iterator[npt.NDArray[Any]]:
         try:
-            data_DHW = imread(path)
+            with value_errors():
+                data_DHW = imread(path)
         except ValueError as error:
             if "imagecodecs" not in str(error):
                 raise
