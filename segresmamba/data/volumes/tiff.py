@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from segresmamba.errors import DataError
 logger = logging.getLogger(__name__)
 
 TIFF_SUFFIXES = {".tif", ".tiff"}
+_BIG_TIFF = 43
 
 
 class _SpacingJson(BaseModel):
@@ -52,6 +54,8 @@ def open_tiff(path: Path) -> OpenedFile:
     """
     from tifffile import TiffFile, imread
 
+    with value_errors():
+        _require_end_of_pages(path)
     with value_errors(), TiffFile(path) as file:
         (series, *_) = file.series
         shape, axes, dtype = series.shape, series.axes, series.dtype
@@ -86,6 +90,27 @@ def open_tiff(path: Path) -> OpenedFile:
     if len(shape) == 3:
         affine = LPS_TO_RAS @ np.diag([*_spacing_mm(path)[::-1], 1.0])
     return OpenedFile(affine, shape[::-1], dtype, planes)
+
+
+def _require_end_of_pages(path: Path) -> None:
+    """Refuse a list of pages that leads back to itself, which tifffile follows for minutes."""
+    with path.open("rb") as file:
+        head = file.read(16)
+        order = "<" if head[:2] == b"II" else ">"
+        big = struct.unpack_from(f"{order}H", head, 2)[0] == _BIG_TIFF
+        count_kind, entry_bytes, offset_kind = ("Q", 20, "Q") if big else ("H", 12, "I")
+        (at,) = struct.unpack_from(order + offset_kind, head, 8 if big else 4)
+        seen: set[int] = set()
+        while at:
+            if at in seen:
+                raise ValueError("its list of pages leads back to itself")
+            seen.add(at)
+            file.seek(at)
+            size = struct.calcsize(f"<{count_kind}")
+            (entries,) = struct.unpack(order + count_kind, file.read(size))
+            file.seek(at + size + entries * entry_bytes)
+            size = struct.calcsize(f"<{offset_kind}")
+            (at,) = struct.unpack(order + offset_kind, file.read(size))
 
 
 def _spacing_mm(stack: Path) -> Spacing:

@@ -242,6 +242,27 @@ def test_a_compressed_stack_is_read_or_names_what_is_missing(
     np.testing.assert_array_equal(found_DHW, expected_DHW)
 
 
+@pytest.mark.parametrize("big", [False, True])
+def test_a_list_of_pages_without_an_end_is_refused(tmp_path: Path, big: bool) -> None:
+    path = tmp_path / "a.tif"
+    pages = np.arange(1, 5 * 6 * 7 + 1, dtype=np.uint16).reshape(5, 6, 7)
+    with tifffile.TiffWriter(path, bigtiff=big) as writer:
+        for page in pages:
+            writer.write(page, contiguous=False, metadata=None)
+    assert read_volume([path]).image_CDHW.shape == (1, *pages.shape)
+    with tifffile.TiffFile(path) as file:
+        first, second, last = (file.pages[number].offset for number in (0, 1, 4))
+        entries = len(file.pages[4].tags)
+    content = bytearray(path.read_bytes())
+    at = last + (8 + 20 * entries if big else 2 + 12 * entries)
+    content[at : at + (8 if big else 4)] = second.to_bytes(8 if big else 4, "little")
+    assert first < second < last < at < len(content)
+    path.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        read_volume([path])
+    assert "leads back to itself" in caught.value.got
+
+
 def test_a_stack_in_colour_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, np.ones((8, 9, 3), np.uint8), photometric="rgb")
