@@ -71,12 +71,16 @@ class Results:
         }
 
     def flat(self) -> dict[str, float]:
-        """The means under names for a tracker, `dice/mean`, `dice/<class>` ...; none is nan."""
+        """Means under names for a tracker, `dice/mean`, `dice/<class>` ...; none is nan.
+
+        Of a class only those that training knows, too: with many classes a tracker would show
+        nothing but numbers. The files of the results have all.
+        """
         return {
             f"{metric}/{name}": one.mean
             for name, row in self.statistics.items()
             for metric, one in row.items()
-            if math.isfinite(one.mean)
+            if math.isfinite(one.mean) and (name == MEAN or metric in ("dice", "hd95_mm"))
         }
 
     def content(self) -> dict[str, Any]:

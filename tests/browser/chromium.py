@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from playwright.sync_api import Browser, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PACKAGE = "chromium"
+# WebGL without a graphics card, which takes the processor instead.
+WEBGL = ("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
 
 
 def found() -> str | None:
@@ -18,13 +20,13 @@ def found() -> str | None:
 
 
 @contextmanager
-def headless(program: str) -> Iterator[Browser]:
-    """A browser without a window."""
+def launcher(program: str) -> Iterator[Callable[..., Browser]]:
+    """Starts browsers without a window, each with further options; all end with the block."""
     with sync_playwright() as playwright:
-        # Root, as in a container, has no sandbox; /dev/shm is small there.
-        options = ["--no-sandbox", "--disable-dev-shm-usage"]
-        # WebGL without a graphics card.
-        options += ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
-        browser = playwright.chromium.launch(executable_path=program, args=options)
-        yield browser
-        browser.close()
+
+        def launch(*options: str) -> Browser:
+            # Root, as in a container, has no sandbox; /dev/shm is small there.
+            common = ["--no-sandbox", "--disable-dev-shm-usage"]
+            return playwright.chromium.launch(executable_path=program, args=[*common, *options])
+
+        yield launch

@@ -7,7 +7,7 @@ and the summary says so.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -44,8 +44,8 @@ def skip_loudly(config: pytest.Config, reason: str) -> NoReturn:
 
 
 @pytest.fixture(scope="session")
-def browser(request: pytest.FixtureRequest) -> Iterator[Browser]:
-    """The browser, for the session."""
+def launch(request: pytest.FixtureRequest) -> Iterator[Callable[..., Browser]]:
+    """Starts browsers."""
     asked = os.environ.get("SEGRESMAMBA_BROWSER") == "install"
     if asked and not chromium.found() and debian.may_install():
         debian.install(chromium.PACKAGE)
@@ -54,8 +54,16 @@ def browser(request: pytest.FixtureRequest) -> Iterator[Browser]:
         skip_loudly(
             request.config, f"no {', '.join(chromium.NAMES)} (apt-get install {chromium.PACKAGE})"
         )
-    with chromium.headless(program) as browser:
-        yield browser
+    with chromium.launcher(program) as launch:
+        yield launch
+
+
+@pytest.fixture(scope="session")
+def browser(launch: Callable[..., Browser]) -> Iterator[Browser]:
+    """The browser, for the session."""
+    browser = launch()
+    yield browser
+    browser.close()
 
 
 @pytest.fixture(scope="session")

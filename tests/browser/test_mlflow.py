@@ -51,12 +51,13 @@ def metric_row(page: Page, key: str) -> list[float]:
     page.get_by_text("Metrics", exact=True).last.scroll_into_view_if_needed()
     grid = page.locator(".ReactVirtualized__Grid").last
     grid.hover()
-    for notch in (-10_000, *[90] * 30):
-        page.mouse.wheel(0, notch)
+    page.mouse.wheel(0, -10_000)
+    for _ in range(100):  # as many as the longest list needs
         page.wait_for_timeout(100)
         row = page.evaluate(_ROW, key)
         if len(row) > 1:
             return [float(text) for text in row]
+        page.mouse.wheel(0, 90)
     raise AssertionError(f"{key} is not shown")
 
 

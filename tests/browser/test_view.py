@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from threading import Thread
@@ -18,11 +18,20 @@ from playwright.sync_api import Browser, Page, expect
 from segresmamba.view import niivue
 from segresmamba.view.cases import ViewRequest
 from segresmamba.view.server import ViewServer
+from tests.browser.chromium import WEBGL
 from tests.browser.conftest import skip_loudly
 from tests.view.runs import evaluated_run
 from tests.view.test_cases import write_volume
 
 Picture = np.ndarray[tuple[int, int, int], np.dtype[np.int16]]
+
+
+@pytest.fixture(scope="module")
+def browser(launch: Callable[..., Browser]) -> Iterator[Browser]:
+    """A browser with WebGL."""
+    browser = launch(*WEBGL)
+    yield browser
+    browser.close()
 
 
 @pytest.fixture(scope="module")
