@@ -114,14 +114,7 @@ def run(request: ConversionRequest, cluster: ClusterConfig, tasks: int) -> None:
             typer.echo(str(finish(request, workers=tasks, progress=progress)))
         return
     name, logs = _names(request)
-    if queued := squeue.named(name) + squeue.named(f"{name}-end"):
-        raise LaunchError(
-            "this conversion is in the queue already",
-            where=request.out,
-            got=", ".join(queued),
-            remedy=f"wait for it, or end it: scancel {' '.join(queued)}; then the same command "
-            "goes on",
-        )
+    squeue.refuse_queued("conversion", request.out, name, f"{name}-end")
     # The jobs may start in another folder.
     splits = request.splits.absolute() if isinstance(request.splits, Path) else request.splits
     request = replace(

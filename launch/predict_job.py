@@ -161,14 +161,7 @@ def _divided_cores(processes: int) -> Iterator[None]:
 def _queue(request: PredictRequest, cluster: ClusterConfig, shares: int, cases: int) -> None:
     executor = _executor(request, cluster)
     name = _name(request)
-    if queued := squeue.named(name):
-        raise LaunchError(
-            "this prediction is in the queue already",
-            where=request.out,
-            got=", ".join(queued),
-            remedy=f"wait for it, or end it: scancel {' '.join(queued)}; then the same command "
-            "goes on",
-        )
+    squeue.refuse_queued("prediction", request.out, name)
     # The jobs may start in another folder.
     there = replace(
         request,

@@ -10,8 +10,10 @@ import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from launch.failures import INTERRUPTED_CODE
+from segresmamba.errors import LaunchError
 
 # A job that is cancelled gets Slurm's KillWait, usually 30 s, to save.
 CANCEL_PATIENCE_S = 120.0
@@ -150,6 +152,27 @@ def named(name: str) -> list[str]:
     """The user's jobs of a name that are queued or run."""
     user = f"--user={getpass.getuser()}"
     return _ask("squeue", "--noheader", user, f"--name={name}", "--format=%i").split()
+
+
+def refuse_queued(what: str, where: Path, *names: str) -> None:
+    """Refuse to queue something a second time.
+
+    Args:
+        what: What the jobs do, such as "conversion".
+        where: What they make.
+        names: The names of its jobs.
+
+    Raises:
+        LaunchError: Names the jobs that are queued or run.
+    """
+    if queued := [job_id for name in names for job_id in named(name)]:
+        raise LaunchError(
+            f"this {what} is in the queue already",
+            where=where,
+            got=", ".join(queued),
+            remedy=f"wait for it, or end it: scancel {' '.join(queued)}; then the same command "
+            "goes on",
+        )
 
 
 def cancel(job_id: str) -> None:

@@ -73,9 +73,10 @@ class Meta:
 class Checkpoints:
     """Saves the checkpoints of a run while it trains on, one checkpoint after the other.
 
-    `save` copies what a rank holds, and a thread writes the copy. When all ranks have agreed that
-    they have written, the thread of the main rank completes the checkpoint. Collective calls are
-    made by the training's own thread alone, so it has to call `go_on` now and then. A checkpoint
+    What a rank holds is copied beside the next forward pass (`sharding`), and a thread writes it.
+    When all ranks have agreed that they have written, the thread of the main rank completes the
+    checkpoint. Collective calls are made by the training's own thread alone, so it has to
+    call `go_on` now and then. A checkpoint
     counts once it is renamed: a kill before that loses this checkpoint alone.
 
     Both methods are collective. An error in the thread of one rank is raised on all ranks, by the
