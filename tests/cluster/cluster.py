@@ -168,9 +168,16 @@ def start_controller() -> None:
     _run("slurmctld", "-f", str(CONF))
 
 
-def kill_controller() -> None:
-    """End slurmctld as a crash does."""
-    os.kill(int((ROOT / "slurmctld.pid").read_text()), signal.SIGKILL)
+def stop_controller() -> None:
+    """End slurmctld, as for an upgrade: it saves its state.
+
+    After a crash it would know of the last seconds only what it had saved by then. It would take a
+    job that had just begun for one that waits.
+    """
+    pid = int((ROOT / "slurmctld.pid").read_text())
+    os.kill(pid, signal.SIGTERM)
+    if not _wait(lambda: _state(pid) == "Z", START_S):
+        raise RuntimeError(f"slurmctld has not ended after {START_S:.0f} s\n{_log_ends()}")
 
 
 def _edit_hosts(change: Callable[[str], str]) -> None:

@@ -160,7 +160,7 @@ def test_a_rank_that_dies_while_slurmctld_is_away_is_queued_again_when_it_is_bac
     for rank in range(2):
         wait_until((job.run / f"ready-{rank}").exists, f"rank {rank}", lambda: job.log)
     ranks = job.ranks()
-    cluster.kill_controller()
+    cluster.stop_controller()
     try:
         os.kill(ranks[1], signal.SIGKILL)
         wait_until(lambda: "Killed" in job.log, "srun's message", lambda: job.log)
