@@ -183,34 +183,49 @@ def _base(request: Request, shape_3: Array) -> Config:
 
 def _settings(request: Request, cases: Cases, found: Prediction) -> dict[str, tuple[Any, str]]:
     """Value and reason by dotted key."""
-    config, manifest = found.config, cases.manifest
-    train, patch = config.train, config.data.patch
-    voxels = math.prod(patch)
-    per_pass = cases.training * max(1.0, float(np.prod(cases.shape_3)) / voxels)
-    per_rank = voxels * train.batch_size / config.cluster.world_size
-    steps, hours = rules.steps_for(per_pass, train.batch_size, per_rank, request.training_h)
-    spacing_3 = np.median(cases.spacing_N3, axis=0)
-    crop_bytes = voxels * 4 * len(manifest.channel_names)
-    flips, rotations = rules.flip_axes(manifest.labels), rules.rotation_axes(spacing_3)
-    budget = "" if request.budget_h is None else f", within {request.budget_h:g} h"
-    whole = patch == rules.whole_case(cases.shape_3, stride(config))
-    needed = f"{found.needed_gib:.1f} of {request.gpu_memory_gib:g} GiB"
+    return {
+        **_data_settings(request, cases, found),
+        **_augmentation_settings(cases),
+        **_model_settings(found.config, cases),
+        **_training_settings(request, cases, found),
+        "plan.gpu_memory_gib": (
+            request.gpu_memory_gib,
+            "`python -m launch train` warns if later changes do not fit",
+        ),
+        "cluster.tasks_per_node": (
+            request.gpus,
+            "a process for each GPU; repeat it after cluster=slurm, which replaces this section",
+        ),
+    }
+
+
+def _data_settings(request: Request, cases: Cases, found: Prediction) -> dict[str, tuple[Any, str]]:
+    patch, multiple = found.config.data.patch, stride(found.config)
+    if patch == rules.whole_case(cases.shape_3, multiple):
+        size = "the median case"
+    else:
+        size = "as large as memory and a limit of time allow, in the proportions of the median case"
+    crop_bytes = math.prod(patch) * 4 * len(cases.manifest.channel_names)
     return {
         "data.store": (hide_url(request.store), "the store that all values follow from"),
         "data.patch": (
             patch,
-            (
-                "the median case"
-                if whole
-                else "as large as memory and a limit of time allow, in the proportions of the "
-                "median case"
-            )
-            + f", in multiples of {stride(config)}; a step takes {needed}",
+            f"{size}, in multiples of {multiple}; a step takes {found.needed_gib:.1f} of "
+            f"{request.gpu_memory_gib:g} GiB",
         ),
         "data.workers": (
             rules.workers_for(request.store, crop_bytes),
             f"a crop is {crop_bytes / 2**20:.0f} MiB; a store at a URL gets 4",
         ),
+    }
+
+
+def _augmentation_settings(cases: Cases) -> dict[str, tuple[Any, str]]:
+    spacing_3 = np.median(cases.spacing_N3, axis=0)
+    flips = rules.flip_axes(cases.manifest.labels)
+    rotations = rules.rotation_axes(spacing_3)
+    thick = len(rotations) == 1
+    return {
         "augment.flip_axes": (
             flips,
             "no label names a side of the body"
@@ -220,15 +235,27 @@ def _settings(request: Request, cases: Cases, found: Prediction) -> dict[str, tu
         "augment.rotation_axes": (
             rotations,
             f"voxels of {_times(spacing_3)} mm: "
-            + ("about every axis" if len(rotations) > 1 else "thick slices, so only within them"),
+            + ("thick slices, so only within them" if thick else "about every axis"),
         ),
         "augment.scaling_axes": (
             rules.scaling_axes(spacing_3),
-            "scaling and coarsening take every axis, too"
-            if len(rotations) > 1
-            else "nor are thick slices scaled or made coarser across themselves",
+            "nor are thick slices scaled or made coarser across themselves"
+            if thick
+            else "scaling and coarsening take every axis, too",
         ),
-        **_model_settings(config, cases),
+    }
+
+
+def _training_settings(
+    request: Request, cases: Cases, found: Prediction
+) -> dict[str, tuple[Any, str]]:
+    train = found.config.train
+    voxels = math.prod(found.config.data.patch)
+    per_pass = cases.training * max(1.0, float(np.prod(cases.shape_3)) / voxels)
+    per_rank = voxels * train.batch_size / found.config.cluster.world_size
+    steps, hours = rules.steps_for(per_pass, train.batch_size, per_rank, request.training_h)
+    budget = "" if request.budget_h is None else f", within {request.budget_h:g} h"
+    return {
         "train.batch_size": (
             train.batch_size,
             "two crops, or one for each GPU; more if a patch holds a whole case, up to "
@@ -251,14 +278,6 @@ def _settings(request: Request, cases: Cases, found: Prediction) -> dict[str, tu
         ),
         "train.warmup_steps": (min(200, steps // 10), "as the preset; a tenth of a short run"),
         "train.validate_every": (max(1, steps // 10), "ten validations in the run"),
-        "plan.gpu_memory_gib": (
-            request.gpu_memory_gib,
-            "`python -m launch train` warns if later changes do not fit",
-        ),
-        "cluster.tasks_per_node": (
-            request.gpus,
-            "a process for each GPU; repeat it after cluster=slurm, which replaces this section",
-        ),
     }
 
 

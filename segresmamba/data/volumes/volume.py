@@ -212,14 +212,34 @@ def read_label(
         if plane_XY.dtype.kind == "f":
             fractions += plane_XY[plane_XY != np.rint(plane_XY)].tolist()
         values_XY = _renumber(plane_XY, renumbered or {}, path)
-        if values_XY.min() < 0 or values_XY.max() > highest:
-            found = np.unique(values_XY)
-            undeclared |= set(found[(found < 0) | (found > highest)].tolist())
+        undeclared |= _undeclared(values_XY, declared)
         with np.errstate(invalid="ignore"):  # values that the dtype cannot hold are refused below
             label_XYZ[..., index] = values_XY
-        if not declared.all():
-            found = np.unique(np.clip(values_XY, 0, highest).astype(np.intp))
-            undeclared |= set(found[~declared[found]].tolist())
+    _refuse_values(path, fractions, undeclared, labels)
+    return label_DHW, OriginalGrid.from_header(label.header, label.header.get_data_dtype())
+
+
+def _undeclared(values_XY: npt.NDArray[Any], declared: npt.NDArray[np.bool_]) -> set[float]:
+    """The values of a plane that are not declared.
+
+    Args:
+        values_XY: The plane.
+        declared: Whether each value from 0 to the highest declared one is declared.
+    """
+    highest = len(declared) - 1
+    undeclared: set[float] = set()
+    if values_XY.min() < 0 or values_XY.max() > highest:
+        found = np.unique(values_XY)
+        undeclared |= set(found[(found < 0) | (found > highest)].tolist())
+    if not declared.all():
+        found = np.unique(np.clip(values_XY, 0, highest).astype(np.intp))
+        undeclared |= set(found[~declared[found]].tolist())
+    return undeclared
+
+
+def _refuse_values(
+    path: Path, fractions: list[float], undeclared: set[float], labels: dict[str, int]
+) -> None:
     if fractions:
         raise DataError(
             "a label has values that are not integers",
@@ -236,7 +256,6 @@ def read_label(
             + ", ".join(f"{value} ({name})" for name, value in list(labels.items())[:10])
             + (f" and {len(labels) - 10} others" if len(labels) > 10 else ""),
         )
-    return label_DHW, OriginalGrid.from_header(label.header, label.header.get_data_dtype())
 
 
 def _read_channel(file: VoxelFile, planes: Planes) -> npt.NDArray[Any]:
