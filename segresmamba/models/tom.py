@@ -91,7 +91,7 @@ class TriOrientedMamba(nn.Module):
             tokens_BLC, tokens_BLC.shape[-1:], self.norm_weight, self.norm_bias
         )
         # Weight times tokens, not tokens times weight: the scan wants each channel contiguous.
-        x_BEL, z_BEL = (self.in_proj_weight @ normed_BLC.transpose(1, 2)).chunk(2, dim=1)
+        x_BEL, z_BEL = _times(self.in_proj_weight, normed_BLC.transpose(1, 2)).chunk(2, dim=1)
         directions = (
             self.conv_weight_KEW,
             self.conv_bias_KE,
@@ -108,7 +108,16 @@ class TriOrientedMamba(nn.Module):
             num_slices=self.num_slices or x_BCDHW.shape[2],
             backend=self.backend,
         )
-        return (self.out_proj_weight @ y_BEL).view_as(x_BCDHW)
+        return _times(self.out_proj_weight, y_BEL).view_as(x_BCDHW)
+
+
+def _times(weight: Tensor, x_BCL: Tensor) -> Tensor:
+    """weight @ x for each batch item.
+
+    torch.matmul would multiply all batch items at once, transposed, then copy the product, and its
+    gradient would reach the scan with channels in a row.
+    """
+    return torch.bmm(weight.expand(len(x_BCL), -1, -1), x_BCL)
 
 
 def _uniform(*shape: int, bound: float) -> nn.Parameter:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+from typing import NamedTuple
 
 import torch
 
+from segresmamba.build_tools import INSTALL_BUILD_TOOLS, missing_build_tool
 from segresmamba.errors import BackendMissingError
 
 logger = logging.getLogger(__name__)
@@ -21,12 +23,14 @@ INSTALL_COMMANDS = {
     "triton": "pip install 'triton>=3.6'",
     # Without isolation, so that the kernels are built for the torch that is installed. The forced
     # reinstall without cache replaces a build that lacks the kernels. The last step adds the
-    # other dependencies.
+    # other dependencies. mamba-ssm's main branch leaves the kernels of Mamba-1 out of a build
+    # unless MAMBA_KEEP_CUDA_BUILD asks for them; its releases ignore the variable.
     "mamba_ssm": (
         "pip install ninja packaging setuptools wheel && "
         "CAUSAL_CONV1D_FORCE_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE MAMBA_KEEP_CUDA_BUILD=TRUE "
         "pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps "
-        "causal-conv1d mamba-ssm && pip install mamba-ssm"
+        "causal-conv1d mamba-ssm && pip install mamba-ssm  "
+        "# needs nvcc of the CUDA release that torch was built for"
     ),
 }
 _MODULES = {
@@ -37,22 +41,28 @@ _MODULES = {
     "mamba_ssm": ("mamba_ssm", "causal_conv1d", "selective_scan_cuda", "causal_conv1d_cuda"),
 }
 BACKENDS = tuple(_MODULES)
+# What auto tries, in this order. On meta tensors an operator only works out shapes, which every
+# kernel backend can do.
+_PREFERRED = {"cuda": ("triton", "mamba_ssm"), "cpu": ("cpu",), "meta": ("cpu",)}
 
 _logged: set[str] = set()
 
 
 def available_backends() -> dict[str, str]:
-    """Every backend with "ok", or with the command that installs it."""
-    return {name: INSTALL_COMMANDS[name] if _missing(name) else "ok" for name in BACKENDS}
+    """Every backend with "ok", or with the command that installs what it lacks."""
+    found = {name: _missing(name) for name in BACKENDS}
+    return {name: missing.remedy if missing else "ok" for name, missing in found.items()}
 
 
+# torch.compile calls it while it traces: it could not trace how a compiler is looked for.
+@torch.compiler.assume_constant_result  # type: ignore[no-untyped-call, untyped-decorator]
 def resolve_backend(name: str, device: torch.device, *, float64: bool = False) -> str:
     """The backend that a call on this device uses.
 
     Args:
-        name: One of BACKENDS, or "auto". That is triton on CUDA, cpu on the CPU, and the reference
-            on other devices or where the kernels are not installed. What auto chose and why is
-            logged once.
+        name: One of BACKENDS, or "auto". That is the first that is usable of triton and mamba_ssm
+            on CUDA, cpu on the CPU, and the reference on other devices or where nothing else is
+            usable. What auto chose and why is logged once; as a warning if it is not the first.
         device: Where the tensors are.
         float64: Whether the tensors are in double precision, which only the reference computes.
 
@@ -70,10 +80,10 @@ def resolve_backend(name: str, device: torch.device, *, float64: bool = False) -
         raise ValueError(f"unknown scan backend {name!r}; choose auto, {', '.join(BACKENDS)}")
     if missing := _missing(name):
         raise BackendMissingError(
-            f"the scan backend {name} needs {missing}, which is not installed",
+            f"the scan backend {name} needs {missing.what}, which is not installed",
             where="backend",
             got=name,
-            remedy=f"install it: {INSTALL_COMMANDS[name]}",
+            remedy=f"install it: {missing.remedy}",
         )
     if not _runs_on(name, device):
         raise ValueError(
@@ -88,37 +98,48 @@ def resolve_backend(name: str, device: torch.device, *, float64: bool = False) -
 
 
 def _choose(device: torch.device, float64: bool) -> str:
-    # On meta tensors an operator only works out shapes, which every kernel backend can do.
-    preferred = {"cuda": "triton", "cpu": "cpu", "meta": "cpu"}.get(device.type)
+    candidates = _PREFERRED.get(device.type, ())
+    choice = next((name for name in candidates if not _missing(name)), "reference")
     level = logging.WARNING
     if float64:
         choice, reason = "reference", "kernels compute in float32 and the tensors are float64"
-    elif preferred is None:
-        choice, reason = "reference", f"no kernel runs on {device.type}; it is slow"
-    elif missing := _missing(preferred):
-        choice = "reference"
-        reason = f"{missing} is not installed ({INSTALL_COMMANDS[preferred]}); it is slow"
+    elif not candidates:
+        reason = f"no kernel runs on {device.type}; it is slow"
+    elif missing := _missing(candidates[0]):
+        reason = f"{candidates[0]} needs {missing.what}, which is not installed ({missing.remedy})"
+        reason += "; it is slow" if choice == "reference" else ""
     else:
-        choice, reason, level = preferred, f"the tensors are on {device.type}", logging.INFO
+        reason, level = f"the tensors are on {device.type}", logging.INFO
     message = f"selective scan: backend {choice}, because {reason}"
-    # While torch.compile traces, a call of the logger would break the graph.
-    if not torch.compiler.is_compiling() and message not in _logged:
+    if message not in _logged:
         _logged.add(message)
         logger.log(level, message)
     return choice
 
 
-def _missing(name: str) -> str | None:
-    """The first module that a backend needs and that is not installed."""
+class _Missing(NamedTuple):
+    """Something that a backend needs and that is not installed."""
+
+    what: str
+    remedy: str
+
+
+def _missing(name: str) -> _Missing | None:
+    """The first thing that a backend needs and that is not installed."""
     for module in _MODULES[name]:
         if importlib.util.find_spec(module) is None:
-            return module
+            return _Missing(module, INSTALL_COMMANDS[name])
+    if name == "triton" and not _interpreted() and (tool := missing_build_tool()):
+        return _Missing(tool, INSTALL_BUILD_TOOLS)
     return None
 
 
+def _interpreted() -> bool:
+    """Whether Triton interprets its kernels, which works on any device and compiles nothing."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
 def _runs_on(name: str, device: torch.device) -> bool:
-    if name == "reference":
-        return True
-    if name == "triton" and os.environ.get("TRITON_INTERPRET") == "1":
+    if name == "reference" or (name == "triton" and _interpreted()):
         return True
     return device.type == ("cpu" if name == "cpu" else "cuda")

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from segresmamba.config import Config
+from segresmamba.ops.workspace import workspace_bytes
 from segresmamba.planner.cuda_autocast import CudaAutocastLists, backward
 from segresmamba.planner.footprint import SavedBytes, make_fake
 from segresmamba.planner.timeline import Timeline
@@ -49,7 +50,8 @@ def simulate(
         channels: Number of channels of the input.
         labels: Name to value of the dataset's labels.
         micro_batch: Number of crops.
-        device_type: The device whose autocast list applies.
+        device_type: The device whose autocast list applies. For "cuda" the scans take what the
+            triton backend takes (`segresmamba.ops.workspace`); the CPU's temporaries are not seen.
 
     Raises:
         ConfigError: If the network cannot be built with these settings.
@@ -62,9 +64,10 @@ def simulate(
     loss_bytes = _loss_bytes_per_logit(config, labels, classes)
     mode = FakeTensorMode()
     make_fake(network, mode)
-    lists = CudaAutocastLists() if device_type == "cuda" else nullcontext()
+    on_cuda = device_type == "cuda"
+    lists = CudaAutocastLists() if on_cuda else nullcontext()
     size = config.data.patch
-    with mode, lists, Timeline() as timeline:
+    with mode, lists, Timeline(workspace_bytes if on_cuda else None) as timeline:
         x_BCDHW = torch.empty(micro_batch, channels, *size)
         label_BDHW = torch.empty(micro_batch, *size, dtype=torch.uint8)
         weights = [*network.parameters(), *network.buffers()]

@@ -2,14 +2,14 @@
 
 This works with real and with fake tensors. Fake ones allocate nothing, so a training step can be
 followed at any size and without a GPU. Memory that a kernel takes and frees within one operator is
-not seen.
+not seen, but for operators with a formula that tells it.
 """
 
 from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -25,10 +25,18 @@ class _Event(NamedTuple):
 
 
 class Timeline(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records what the code inside it allocates and releases. Older tensors do not count."""
+    """Records what the code inside it allocates and releases. Older tensors do not count.
 
-    def __init__(self) -> None:
+    Args:
+        workspace_bytes: The most memory that a call of an operator has in use beside its arguments,
+            its results included, from the operator and its arguments; 0 where that is not known.
+    """
+
+    def __init__(
+        self, workspace_bytes: Callable[[object, Sequence[Any]], int] | None = None
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._workspace_bytes = workspace_bytes
         self._events = list[_Event]()
         self._numbers = dict[int, int]()  # of living storages, by storage_key
         self._left_out = frozenset[int]()
@@ -41,6 +49,8 @@ class Timeline(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Run an operator and note what it allocated."""
+        if self._workspace_bytes is not None and (size := self._workspace_bytes(func, args)):
+            self.add_transient(size)
         result = func(*args, **(kwargs or {}))
         there_before = {storage_key(tensor) for tensor in _tensors((args, kwargs))}
         for tensor in _tensors(result):

@@ -73,6 +73,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the triton backend cut small operands into several chunks and blocks of rows."""
     for name, size in {
-        "scan.CHUNK": 8, "scan.ROWS": 2, "scan.LANES": 4, "tri.TOKENS": 8, "tri.ROWS": 2,
+        "chunking.CHUNK": 8, "chunking.LANES": 4, "chunking.CONV_TOKENS": 8,
+        "triton.scan.ROWS": 2, "triton.tri.ROWS": 2, "triton.scan.PASS_BLOCK": 4,
     }.items():  # fmt: skip
-        monkeypatch.setattr(f"segresmamba.ops.triton.{name}", size)
+        monkeypatch.setattr(f"segresmamba.ops.{name}", size)

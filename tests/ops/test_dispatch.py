@@ -44,14 +44,30 @@ def test_auto_takes_triton_on_cuda(monkeypatch):
 
 def test_auto_falls_back_to_the_reference_and_says_what_to_install(without, monkeypatch, caplog):
     monkeypatch.setattr(dispatch, "_logged", set())
-    without("numba", "triton")
+    without("numba", "triton", "mamba_ssm")
     with caplog.at_level(logging.INFO, "segresmamba.ops"):
         assert resolve_backend("auto", CPU) == "reference"
         assert resolve_backend("auto", CUDA) == "reference"
         assert resolve_backend("auto", torch.device("mps")) == "reference"
-    assert "numba is not installed (pip install numba)" in caplog.messages[0]
-    assert "triton is not installed (pip install 'triton>=3.6')" in caplog.messages[1]
+    assert "cpu needs numba, which is not installed (pip install numba)" in caplog.messages[0]
+    assert "needs triton, which is not installed (pip install 'triton>=3.6')" in caplog.messages[1]
     assert "no kernel runs on mps" in caplog.messages[2]
+
+
+def test_auto_without_a_compiler_names_it_and_takes_the_next_backend(monkeypatch, caplog, tmp_path):
+    monkeypatch.setattr(dispatch, "_logged", set())
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = importlib.util.find_spec("triton")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda *_: found)  # all packages are there
+    assert resolve_backend("auto", CUDA) == "mamba_ssm"
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "backend mamba_ssm, because triton needs a C compiler (no gcc" in caplog.text
+    with pytest.raises(BackendMissingError, match="triton needs a C compiler") as caught:
+        resolve_backend("triton", CUDA)
+    assert "apt-get install gcc" in caught.value.screen()
+    assert "apt-get install gcc" in available_backends()["triton"]
 
 
 def test_missing_backends_name_their_install_command(without):

@@ -11,7 +11,10 @@ from segresmamba.ops import (
     selective_scan_ref,
     tri_scan,
     tri_scan_ref,
+    workspace,
 )
+from segresmamba.ops.kernels import TriOperands
+from segresmamba.ops.triton import tri_backward, tri_forward
 from tests.ops.operands import assert_same, gradients, scan_operands, tri_operands
 
 pytestmark = pytest.mark.gpu
@@ -21,9 +24,10 @@ pytestmark = pytest.mark.gpu
 def full_tiles(small_tiles, monkeypatch):
     """The sizes that users get."""
     for name, size in {
-        "scan.CHUNK": 128, "scan.ROWS": 4, "scan.LANES": 32, "tri.TOKENS": 256, "tri.ROWS": 4,
+        "chunking.CHUNK": 128, "chunking.LANES": 32, "chunking.CONV_TOKENS": 256,
+        "triton.scan.ROWS": 4, "triton.tri.ROWS": 4, "triton.scan.PASS_BLOCK": 256,
     }.items():  # fmt: skip
-        monkeypatch.setattr(f"segresmamba.ops.triton.{name}", size)
+        monkeypatch.setattr(f"segresmamba.ops.{name}", size)
 
 
 def on_gpu(operands, dtype=None, halved=()):
@@ -86,6 +90,24 @@ def test_compiles_with_inductor():
     o = on_gpu(tri_operands(1, 32, 512, 16))
     compiled = torch.compile(tri_scan, fullgraph=True)
     torch.testing.assert_close(compiled(**o, num_slices=8), tri_scan(**o, num_slices=8))
+
+
+def test_operators_take_the_memory_that_the_planner_counts():
+    o = {name: t.detach() for name, t in on_gpu(tri_operands(1, 96, 32**3, 16)).items()}
+    operands = TriOperands(**o | {name: o[name].bfloat16() for name in ("x_BDL", "z_BDL")})
+    dy_BDL = torch.ones_like(operands.x_BDL)
+    for run, expected in (
+        (lambda: tri_forward(operands, 32), workspace.tri_forward(*operands)),
+        (
+            lambda: tri_backward(dy_BDL, operands, 32),
+            workspace.tri_backward(dy_BDL, list(operands)),
+        ),
+    ):
+        run()  # cuBLAS takes a workspace once, and keeps it
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        assert torch.cuda.max_memory_allocated() - before == pytest.approx(expected, rel=0.1)
 
 
 @pytest.mark.skipif(available_backends()["mamba_ssm"] != "ok", reason="needs mamba-ssm")

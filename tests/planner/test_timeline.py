@@ -6,8 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from segresmamba.ops import tri_scan, workspace
+from segresmamba.ops.workspace import workspace_bytes
 from segresmamba.planner import Timeline
 from segresmamba.planner.footprint import make_fake
+from tests.ops.operands import tri_operands
 
 
 def test_a_peak_counted_by_hand() -> None:
@@ -49,3 +52,18 @@ def test_gradients_can_be_left_out() -> None:
     without = step(network, torch.randn(1, 1000), leave_gradients_out=True).peak_bytes()
     assert without < 20_000
     assert 4_000_000 <= with_them < 4_020_000
+
+
+def test_operators_with_a_formula_count_with_what_they_take_inside() -> None:
+    mode = FakeTensorMode()
+    o = tri_operands(1, 32, 4096, 16)
+    with mode:
+        fakes = {name: torch.empty(t.shape).requires_grad_() for name, t in o.items()}
+    with mode, Timeline() as blind:
+        tri_scan(**fakes, num_slices=16).backward(torch.empty(1, 32, 4096))
+    with mode, Timeline(workspace_bytes) as seeing:
+        y = tri_scan(**fakes, num_slices=16)
+        y.backward(dy := torch.empty(1, 32, 4096))
+    inside = workspace.tri_backward(dy, list(fakes.values()))
+    assert seeing.peak_bytes() == y.nbytes + dy.nbytes + inside
+    assert blind.peak_bytes() < 0.5 * seeing.peak_bytes()

@@ -8,5 +8,13 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 from segresmamba.ops.triton.scan import checkpoint_shape, scan_backward, scan_forward
 from segresmamba.ops.triton.tri import tri_backward, tri_forward
+from segresmamba.ops.triton.warm_up import warm_up
 
-__all__ = ["checkpoint_shape", "scan_backward", "scan_forward", "tri_backward", "tri_forward"]
+__all__ = [
+    "checkpoint_shape",
+    "scan_backward",
+    "scan_forward",
+    "tri_backward",
+    "tri_forward",
+    "warm_up",
+]

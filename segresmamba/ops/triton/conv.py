@@ -13,7 +13,7 @@ from segresmamba.ops.triton.elementary import sigmoid, token_of
 @triton.jit
 def _convolve(
     x_ptr, weight_ptr, bias, channel, exists, position, length,
-    slices, REVERSE: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+    slices, IN_A_ROW: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
     WIDTH: tl.constexpr,
 ):  # fmt: skip
     """The bias + sum_w weight[w] * x at the WIDTH positions up to each of a tile."""
@@ -21,18 +21,18 @@ def _convolve(
     for w in tl.static_range(WIDTH):
         source = position - (WIDTH - 1) + w
         there = exists[:, None] & ((source >= 0) & (source < length))[None, :]
-        token = token_of(source, length, slices, REVERSE)
+        token = token_of(source, length, slices, IN_A_ROW)
         x = tl.load(x_ptr + channel.to(tl.int64)[:, None] * length + token[None, :], there, 0.0)
         weight = tl.load(weight_ptr + channel * WIDTH + w, exists, 0.0).to(tl.float32)
         out += weight[:, None] * x.to(tl.float32)
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slices"])
 def convolve(
     x_ptr, weight_ptr, bias_ptr, u_ptr, length, channels,
     slices, x_batch,
-    REVERSE: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, WIDTH: tl.constexpr,
+    IN_A_ROW: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Write u = SiLU(convolution of x). Grid (chunks, blocks of rows, batch).
 
@@ -46,18 +46,18 @@ def convolve(
     bias = tl.load(bias_ptr + channel, exists, 0.0).to(tl.float32)
     out = _convolve(
         x_ptr + item * x_batch, weight_ptr, bias, channel, exists, position, length, slices,
-        REVERSE, ROWS, CHUNK, WIDTH,
+        IN_A_ROW, ROWS, CHUNK, WIDTH,
     )  # fmt: skip
     u = out * sigmoid(out)
     place = (item * channels + channel[:, None]) * length + position[None, :]
     tl.store(u_ptr + place, u, exists[:, None] & (position < length)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slices"])
 def convolve_gradients(
     d_u_ptr, x_ptr, weight_ptr, bias_ptr, d_x_ptr, d_weight_ptr,
     d_bias_ptr, length, channels, slices, x_batch,
-    REVERSE: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, WIDTH: tl.constexpr,
+    IN_A_ROW: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Gradients of `convolve`, that of x added to d_x. Grid (chunks, blocks of rows, batch).
 
@@ -82,7 +82,7 @@ def convolve_gradients(
         target = position + later
         there = exists[:, None] & (target < length)[None, :]
         out = _convolve(
-            x_ptr, weight_ptr, bias, channel, exists, target, length, slices, REVERSE, ROWS, CHUNK,
+            x_ptr, weight_ptr, bias, channel, exists, target, length, slices, IN_A_ROW, ROWS, CHUNK,
             WIDTH,
         )  # fmt: skip
         s = sigmoid(out)
@@ -96,10 +96,10 @@ def convolve_gradients(
             for w in tl.static_range(WIDTH):
                 source = position - (WIDTH - 1) + w
                 known = inside & (source >= 0)[None, :]
-                token = token_of(source, length, slices, REVERSE)
+                token = token_of(source, length, slices, IN_A_ROW)
                 x = tl.load(x_ptr + row + token[None, :], known, 0.0).to(tl.float32)
                 tl.store(d_weight_ptr + part * WIDTH + w, tl.sum(d_out * x, 1), exists)
 
-    place = dense + token_of(position, length, slices, REVERSE)[None, :]
+    place = dense + token_of(position, length, slices, IN_A_ROW)[None, :]
     before = tl.load(d_x_ptr + place, inside, 0.0)
     tl.store(d_x_ptr + place, before + d_x, inside)

@@ -39,12 +39,18 @@ def softplus(x):
 
 
 @triton.jit
-def token_of(position, length, slices, REVERSE: tl.constexpr):
-    """Token that stands at a position of the sequence; see segresmamba.ops.orders."""
-    if REVERSE:
-        token = length - 1 - position
-    else:
-        token = (position % slices) * (length // slices) + position // slices
+def token_of(position, length, slices, IN_A_ROW: tl.constexpr):
+    """Token that stands at a position of the sequence; see segresmamba.ops.orders.
+
+    slices are known at run time only, so that one kernel serves all orders; 0 reads from the end.
+    IN_A_ROW lets the compiler see that neighbours lie side by side, and read them at once.
+    """
+    token = position
+    if not IN_A_ROW:
+        if slices == 0:
+            token = length - 1 - position
+        else:
+            token = (position % slices) * (length // slices) + position // slices
     return token
 
 

@@ -52,27 +52,29 @@ def _states_and_adjoints(
     return h, g
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slices", "add", "last"])
 def chunk_gradients(  # noqa: PLR0915 - one kernel, see above
-    dy_ptr, u_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, skip_ptr,
+    dy_ptr, u_ptr, delta_ptr, next_ptr, A_ptr, B_ptr, C_ptr, skip_ptr,
     bias_ptr, start_ptr, carried_ptr, gate_ptr, sum_ptr,
     d_u_ptr, d_delta_ptr, d_A_ptr, d_B_ptr, d_C_ptr, d_skip_ptr,
-    d_bias_ptr, d_gate_ptr, length, channels, groups, states,
-    slices, dy_batch, u_batch, delta_batch, gate_batch, B_batch,
+    d_bias_ptr, length, channels, groups, states,
+    slices, add, last, dy_batch, u_batch, delta_batch, gate_batch, B_batch,
     B_group, B_state, B_token, C_batch, C_group, C_state,
     C_token,
-    GATED: tl.constexpr, ADD: tl.constexpr, LAST: tl.constexpr, SOFTPLUS: tl.constexpr,
-    REVERSE: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+    GATED: tl.constexpr, SOFTPLUS: tl.constexpr, IN_A_ROW: tl.constexpr,
+    ROWS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one scan whose output y, summed over several scans, is gated by SiLU(gate).
 
-    Grid (chunks, blocks of rows, batch). dy, gate, d_gate and sum are in storage order, all others
-    in the order of the scan.
+    Grid (chunks, blocks of rows, batch). dy, gate and sum are in storage order, all others in the
+    order of the scan.
 
-    start, carried: (batch, channels, states, chunks), the state before each chunk and the adjoint
-    that comes from the chunk after. sum: dense (batch, channels, length) float32, the y of earlier
-    scans if ADD; this scan's y is added to it, unless it is the LAST, which computes d_gate.
-    d_u, d_delta: dense. d_A: (batch, channels, states, chunks). d_B, d_C: dense
+    next: (batch, channels, chunks), the first delta of each chunk. start, carried: (batch,
+    channels, states, chunks), the state before each chunk and the adjoint that comes from the chunk
+    after. sum: dense (batch, channels, length), the y of earlier scans if add. This scan's y is
+    added to it; the last scan then turns the sum into the gradient of the gate.
+    d_u, d_delta: dense; they may be u and delta, of which a program reads its own chunk alone, and
+    before it writes. d_A: (batch, channels, states, chunks). d_B, d_C: dense
     (batch, groups, states, length) float32, added to. d_skip, d_bias: (batch, channels, chunks).
     """
     chunk, item = tl.program_id(0), tl.program_id(2).to(tl.int64)
@@ -91,11 +93,16 @@ def chunk_gradients(  # noqa: PLR0915 - one kernel, see above
     raw = tl.load(delta_ptr + row + position[None, :], inside, 0.0).to(tl.float32)
     delta = step_sizes(raw + bias[:, None], inside, SOFTPLUS)
     follows = exists[:, None] & (position + 1 < length)[None, :]
-    later = tl.load(delta_ptr + row + position[None, :] + 1, follows, 0.0).to(tl.float32)
+    same = follows & (offset < CHUNK - 1)[None, :]
+    later = tl.load(delta_ptr + row + position[None, :] + 1, same, 0.0).to(tl.float32)
+    per_channel = item * channels + channel
+    following = exists & ((chunk + 1) * CHUNK < length)
+    first = tl.load(next_ptr + per_channel * chunks + chunk + 1, following, 0.0).to(tl.float32)
+    later = tl.where((offset == CHUNK - 1)[None, :], first[:, None], later)
     later = step_sizes(later + bias[:, None], follows, SOFTPLUS)
     u = tl.load(u_ptr + item * u_batch + row + position[None, :], inside, 0.0).to(tl.float32)
 
-    token = token_of(position, length, slices, REVERSE)[None, :]
+    token = token_of(position, length, slices, IN_A_ROW)[None, :]
     d_out = tl.load(dy_ptr + item * dy_batch + row + token, inside, 0.0).to(tl.float32)
     dy = d_out
     if GATED:
@@ -112,7 +119,6 @@ def chunk_gradients(  # noqa: PLR0915 - one kernel, see above
     B_ptr += item * B_batch + group.to(tl.int64) * B_group
     C_ptr += item * C_batch + group.to(tl.int64) * C_group
     d_matrix = (item * groups + group) * states * length + position
-    per_channel = item * channels + channel
     for n in range(states):
         a = tl.load(A_ptr + channel * states + n, exists, 0.0).to(tl.float32) * LOG2E
         per_state = (per_channel * states + n) * chunks + chunk
@@ -144,10 +150,7 @@ def chunk_gradients(  # noqa: PLR0915 - one kernel, see above
     tl.store(d_skip_ptr + per_channel * chunks + chunk, tl.sum(dy * u, 1), exists)
     tl.store(d_bias_ptr + per_channel * chunks + chunk, tl.sum(d_delta, 1), exists)
     if GATED:
-        if ADD:
-            y += tl.load(sum_ptr + dense + token, inside, 0.0)
-        if LAST:
-            slope = open_ * (1.0 + gate * (1.0 - open_))
-            tl.store(d_gate_ptr + dense + token, d_out * y * slope, inside)
-        else:
-            tl.store(sum_ptr + dense + token, y, inside)
+        y += tl.load(sum_ptr + dense + token, inside & (add != 0), 0.0)
+        slope = open_ * (1.0 + gate * (1.0 - open_))
+        y = tl.where(last != 0, d_out * y * slope, y)
+        tl.store(sum_ptr + dense + token, y, inside)

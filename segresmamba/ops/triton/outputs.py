@@ -11,20 +11,20 @@ from segresmamba.ops.triton.elementary import LOG2E, sigmoid, step_sizes, token_
 from segresmamba.ops.triton.walk import lanes_of_program, pick, places
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slices", "steps", "add"])
 def chunk_outputs(
     u_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, skip_ptr, bias_ptr,
-    start_ptr, gate_ptr, sum_ptr, y_ptr, length, channels, groups, states, slices,
+    start_ptr, gate_ptr, sum_ptr, y_ptr, length, channels, groups, states, slices, steps, add,
     u_batch, u_channel, u_token, delta_batch, delta_channel, delta_token,
     gate_batch, gate_channel, gate_token, sum_batch, sum_channel, sum_token,
     y_batch, y_channel, y_token, B_batch, B_group, B_token, C_batch, C_group, C_token,
-    ADD: tl.constexpr, GATED: tl.constexpr, SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr,
-    LANES: tl.constexpr, STATES: tl.constexpr, CHUNK: tl.constexpr, STEP: tl.constexpr,
+    GATED: tl.constexpr, SOFTPLUS: tl.constexpr, IN_A_ROW: tl.constexpr,
+    LANES: tl.constexpr, STATES: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """Write y = skip * u + C . h, plus `sum` if ADD, times SiLU(gate) if GATED.
+    """Write y = skip * u + C . h, plus `sum` if add, times SiLU(gate) if GATED.
 
-    Grid (chunks, blocks of channels, batch). u, delta, B and C are in the order of the scan; gate,
-    sum and y in storage order, to which slices and REVERSE map. y may be sum.
+    Grid (chunks, blocks of channels, batch). A chunk has steps * STEP tokens. u, delta, B and C are
+    in the order of the scan; gate, sum and y in storage order, to which slices map. y may be sum.
 
     B, C: rows of STATES float32 to the end of the last chunk, zero outside the sequence.
     start: (batch, channels, states, chunks).
@@ -48,8 +48,8 @@ def chunk_outputs(
     C_ptr += item * C_batch + group.to(tl.int64) * C_group
 
     row = tl.arange(0, STEP)
-    for step in range(CHUNK // STEP):
-        first = chunk * CHUNK + step * STEP
+    for step in range(steps):
+        first = (chunk * steps + step) * STEP
         position = first + row
         inside = (position < length)[:, None] & exists[None, :]
         place = places(position, delta_token, channel, delta_channel)
@@ -69,9 +69,9 @@ def chunk_outputs(
         y += skip[None, :] * u
 
         # From here on in storage order: the three scans of a volume add up where its tokens lie.
-        token = token_of(position, length, slices, REVERSE)
-        if ADD:
-            y += tl.load(sum_ptr + places(token, sum_token, channel, sum_channel), inside, 0.0)
+        token = token_of(position, length, slices, IN_A_ROW)
+        earlier = inside & (add != 0)
+        y += tl.load(sum_ptr + places(token, sum_token, channel, sum_channel), earlier, 0.0)
         if GATED:
             place = places(token, gate_token, channel, gate_channel)
             gate = tl.load(gate_ptr + place, inside, 0.0).to(tl.float32)

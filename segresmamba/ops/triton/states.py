@@ -14,21 +14,21 @@ from segresmamba.ops.triton.elementary import LOG2E, combine, sigmoid, step_size
 from segresmamba.ops.triton.walk import lanes_of_program, pick, places
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slices", "steps"])
 def chunk_ends(
     x_ptr, delta_ptr, gate_ptr, A_ptr, matrix_ptr, bias_ptr,
-    end_ptr, sum_ptr, length, channels, groups, states, slices,
+    end_ptr, sum_ptr, length, channels, groups, states, slices, steps,
     x_batch, x_channel, x_token, delta_batch, delta_channel, delta_token,
     gate_batch, gate_channel, gate_token, matrix_batch, matrix_group, matrix_token,
-    ADJOINT: tl.constexpr, GATED: tl.constexpr, SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr,
-    LANES: tl.constexpr, STATES: tl.constexpr, CHUNK: tl.constexpr, STEP: tl.constexpr,
+    ADJOINT: tl.constexpr, GATED: tl.constexpr, SOFTPLUS: tl.constexpr, IN_A_ROW: tl.constexpr,
+    LANES: tl.constexpr, STATES: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """The part of a chunk's tokens in the state after it, or with ADJOINT in the adjoint before it.
 
-    Grid (chunks, blocks of channels, batch).
+    Grid (chunks, blocks of channels, batch). A chunk has steps * STEP tokens.
 
-    x: u, or with ADJOINT the gradient of the output (in storage order: slices and REVERSE map its
-    positions to tokens), which is multiplied by SiLU(gate) if GATED. matrix: B, or C with ADJOINT,
+    x: u, or with ADJOINT the gradient of the output (in storage order: slices map its positions to
+    tokens), which is multiplied by SiLU(gate) if GATED. matrix: B, or C with ADJOINT,
     rows of STATES float32 to the end of the last chunk, zero outside the sequence.
     end: (batch, channels, states, chunks). sum: (batch, channels, chunks), the sum of delta.
     """
@@ -49,8 +49,8 @@ def chunk_ends(
     row = tl.arange(0, STEP)
     state = tl.zeros([STATES, LANES], tl.float32)
     delta_sum = tl.zeros([LANES], tl.float32)
-    for step in range(CHUNK // STEP):
-        first = chunk * CHUNK + (CHUNK // STEP - 1 - step if ADJOINT else step) * STEP
+    for step in range(steps):
+        first = (chunk * steps + (steps - 1 - step if ADJOINT else step)) * STEP
         position = first + row
         inside = (position < length)[:, None] & exists[None, :]
         place = places(position, delta_token, channel, delta_channel)
@@ -58,7 +58,7 @@ def chunk_ends(
         delta = step_sizes(raw + bias[None, :], inside, SOFTPLUS)
         delta_sum += tl.sum(delta, 0)
         if ADJOINT:
-            token = token_of(position, length, slices, REVERSE)
+            token = token_of(position, length, slices, IN_A_ROW)
             place = places(token, x_token, channel, x_channel)
             x = tl.load(x_ptr + place, inside, 0.0).to(tl.float32)
             if GATED:
@@ -83,18 +83,20 @@ def chunk_ends(
     tl.store(end_ptr + place * chunks + chunk, state, real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunks", "backwards"])
 def pass_states(
-    end_ptr, sum_ptr, A_ptr, initial_ptr, start_ptr, last_ptr,
-    channels, states, chunks,
-    BACKWARDS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    state_ptr, sum_ptr, A_ptr, initial_ptr, last_ptr,
+    channels, states, chunks, backwards,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The state from which each chunk starts, and the one after the last chunk.
+    """Put the state from which each chunk starts in the place of what the chunk leaves behind.
 
     Grid (blocks of channels * states rows, batch). Chunks are walked from the last to the first if
-    BACKWARDS.
+    backwards.
 
-    end, start: (batch, channels, states, chunks). initial, last: (batch, channels, states).
+    state: (batch, channels, states, chunks). sum: (batch, channels, chunks), the sum of delta.
+    initial, last: (batch, channels, states), the states before the first chunk of the walk and
+    after its last.
     """
     item = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -102,25 +104,25 @@ def pass_states(
     a = tl.load(A_ptr + row, exists, 0.0).to(tl.float32) * LOG2E
     state = tl.load(initial_ptr + item * channels * states + row, exists, 0.0)
     sum_ptr += (item * channels + row // states) * chunks
-    end_ptr += (item * channels * states + row) * chunks
-    start_ptr += (item * channels * states + row) * chunks
-    tl.store(start_ptr + (chunks - 1 if BACKWARDS else 0), state, exists)
+    state_ptr += (item * channels * states + row) * chunks
 
     offset = tl.arange(0, BLOCK)
-    blocks = tl.cdiv(chunks, BLOCK)
-    for block in range(blocks):
-        chunk = (blocks - 1 - block if BACKWARDS else block) * BLOCK + offset
-        there = exists[:, None] & (chunk < chunks)[None, :]
+    for first in range(0, chunks, BLOCK):
+        walked = first + offset
+        chunk = walked if backwards == 0 else chunks - 1 - walked
+        there = exists[:, None] & (walked < chunks)[None, :]
         delta_sum = tl.load(sum_ptr[:, None] + chunk[None, :], there, 0.0)
-        end = tl.load(end_ptr[:, None] + chunk[None, :], there, 0.0)
+        end = tl.load(state_ptr[:, None] + chunk[None, :], there, 0.0)
         decay = tl.exp2(a[:, None] * delta_sum)
-        entry = offset[None, :] == (BLOCK - 1 if BACKWARDS else 0)
         # What the previous block of chunks left enters through the first chunk of this one.
-        end = tl.where(entry, end + decay * state[:, None], end)
-        _, after = tl.associative_scan((decay, end), 1, combine, reverse=BACKWARDS)
-        following = chunk + (-1 if BACKWARDS else 1)
-        known = exists[:, None] & ((following >= 0) & (following < chunks))[None, :]
-        tl.store(start_ptr[:, None] + following[None, :], after, known)
-        leaving = offset[None, :] == (0 if BACKWARDS else BLOCK - 1)
-        state = tl.sum(tl.where(leaving, after, 0.0), 1)
+        end = tl.where(offset[None, :] == 0, end + decay * state[:, None], end)
+        _, after = tl.associative_scan((decay, end), 1, combine)
+        # Every thread has read what the others now overwrite.
+        tl.debug_barrier()
+        tl.store(state_ptr + (first if backwards == 0 else chunks - 1 - first), state, exists)
+        following = walked + 1
+        known = exists[:, None] & ((offset < BLOCK - 1) & (following < chunks))[None, :]
+        place = following if backwards == 0 else chunks - 1 - following
+        tl.store(state_ptr[:, None] + place[None, :], after, known)
+        state = tl.sum(tl.where(offset[None, :] == BLOCK - 1, after, 0.0), 1)
     tl.store(last_ptr + item * channels * states + row, state, exists)

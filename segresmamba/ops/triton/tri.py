@@ -4,6 +4,8 @@ For each order the convolution reads x through the order map and writes its resu
 the scan. The projections (matrix products, for which the order does not matter) and the scan then
 read memory in sequence, and the scan adds its output to y through the map. No permuted copy of x,
 z or y is made. The backward pass recomputes everything from the operands.
+At most 16 bytes per element of a bfloat16 x are in use beside the operands (`ops.workspace`), so
+buffers are freed or written over as soon as their content has been read.
 """
 
 from __future__ import annotations
@@ -11,24 +13,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from segresmamba.ops import chunking
+from segresmamba.ops.chunking import cdiv
 from segresmamba.ops.kernels import Direction, ScanOperands, TriOperands
 from segresmamba.ops.orders import ORDERS
 from segresmamba.ops.triton.conv import convolve, convolve_gradients
+from segresmamba.ops.triton.launch import launch
 from segresmamba.ops.triton.scan import (
     Scan,
-    cdiv,
     chunk_starts,
     dense,
     gradients,
-    on_device,
+    kernel_slices,
     outputs,
     prepare,
     start_states,
-    tile_size,
 )
 
-# Most tokens and channels per program of a convolution.
-TOKENS, ROWS = 256, 4
+# Channels per program of a convolution.
+ROWS = 4
 
 
 def directions(operands: TriOperands, num_slices: int) -> list[Direction]:
@@ -45,54 +48,85 @@ def tri_forward(operands: TriOperands, num_slices: int) -> Tensor:
     batch, channels, length = x_BDL.shape
     # Channel-last: a walk writes the channels of a token together, wherever the order puts it.
     total_BDL = x_BDL.new_empty((batch, length, channels), dtype=torch.float32).mT
+    first, second, third = directions(operands, num_slices)
+    _add_outputs(x_BDL, first, None, total_BDL, None)
+    _add_outputs(x_BDL, second, None, total_BDL, total_BDL)
     y_BDL = torch.empty_like(operands.x_BDL)
-    for k, direction in enumerate(directions(operands, num_slices)):
-        scan, _ = _project(_convolve(x_BDL, direction), direction)
-        last = k == len(ORDERS) - 1
-        start, _ = start_states(scan)
-        outputs(
-            scan,
-            start,
-            z_BDL if last else None,
-            y_BDL if last else total_BDL,
-            total_BDL if k else None,
-        )
+    _add_outputs(x_BDL, third, z_BDL, y_BDL, total_BDL)
     return y_BDL
+
+
+def _add_outputs(
+    x_BDL: Tensor, direction: Direction, gate_BDL: Tensor | None, y_BDL: Tensor,
+    earlier_BDL: Tensor | None,
+) -> None:  # fmt: skip
+    """Write the outputs of one order to y, see `outputs`."""
+    scan, _ = _project(_convolve(x_BDL, direction), direction)
+    B_rows = scan.rows(scan.B_BGNL)
+    start, _ = start_states(scan, B_rows)
+    outputs(scan, start, B_rows, gate_BDL, y_BDL, earlier_BDL)
 
 
 def tri_backward(dy_BDL: Tensor, operands: TriOperands, num_slices: int) -> list[Tensor]:
     """See `segresmamba.ops.kernels.Kernels`."""
     x_BDL, z_BDL, dy_BDL = dense(operands.x_BDL), dense(operands.z_BDL), dense(dy_BDL)
     dx_BDL = torch.zeros(x_BDL.shape, device=x_BDL.device)
-    total_BDL = torch.empty_like(dx_BDL)
-    dz_BDL = z_BDL.new_empty(z_BDL.shape)
-    found = []
-    for k, direction in enumerate(directions(operands, num_slices)):
-        last = k == len(ORDERS) - 1
-        u_BDL = _convolve(x_BDL, direction)
-        scan, projected_BPL = _project(u_BDL, direction)
-        start, last_state = start_states(scan)
-        grads = gradients(
-            scan, chunk_starts(scan, start), torch.zeros_like(last_state), dy_BDL, z_BDL,
-            total_BDL, k > 0, dz_BDL if last else None,
-        )  # fmt: skip
-        found.append(_parameter_gradients(direction, grads, x_BDL, u_BDL, projected_BPL, dx_BDL))
-    parameters = zip(operands[2:], zip(*found, strict=True), strict=True)
-    return [
-        torch.empty_like(operands.x_BDL).copy_(dx_BDL),
-        torch.empty_like(operands.z_BDL).copy_(dz_BDL),
-        *(torch.empty_like(p).copy_(torch.stack(parts)) for p, parts in parameters),
+    sum_BDL = torch.empty_like(dx_BDL)  # of the orders' outputs; in the end the gradient of z
+    found = [
+        _gradients(direction, (x_BDL, z_BDL, dy_BDL), dx_BDL, sum_BDL, k)
+        for k, direction in enumerate(directions(operands, num_slices))
     ]
+    del x_BDL, z_BDL, dy_BDL
+    d_x_BDL = torch.empty_like(operands.x_BDL).copy_(dx_BDL)
+    del dx_BDL
+    d_z_BDL = torch.empty_like(operands.z_BDL).copy_(sum_BDL)
+    parameters = zip(operands[2:], zip(*found, strict=True), strict=True)
+    stacked = (torch.empty_like(p).copy_(torch.stack(parts)) for p, parts in parameters)
+    return [d_x_BDL, d_z_BDL, *stacked]
+
+
+def _gradients(
+    direction: Direction, tensors: tuple[Tensor, Tensor, Tensor], dx_BDL: Tensor, sum_BDL: Tensor,
+    k: int,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Gradients of the k-th order's parameters in their order.
+
+    Adds this order's share to dx and its output to the sum; the last order makes the sum the
+    gradient of z.
+    """
+    x_BDL, z_BDL, dy_BDL = tensors
+    rank, states = direction.dt_proj_DR.shape[1], direction.A_DN.shape[1]
+    scan, projected_BPL = _project(_convolve(x_BDL, direction), direction)
+    starts = chunk_starts(scan, start_states(scan, scan.rows(scan.B_BGNL))[0])
+    d_u_BDL, d_delta_BDL, d_A_DN, d_B_BGNL, d_C_BGNL, d_D_D, _, d_dt_bias_D = gradients(
+        scan, starts, torch.zeros_like(starts[..., 0]), dy_BDL, z_BDL, sum_BDL, add=k > 0,
+        last=k == len(ORDERS) - 1, d_u_BDL=scan.u_BDL, d_delta_BDL=scan.delta_BDL,
+    )  # fmt: skip
+    # u and delta exist no more, and the gradient of the projection takes its place as well.
+    del scan, starts
+    step_BRL, B_BNL, C_BNL = torch.split(projected_BPL, [rank, states, states], dim=1)
+    d_dt_proj_DR = (d_delta_BDL @ step_BRL.mT).sum(0)
+    step_BRL.copy_(_times(direction.dt_proj_DR.mT, d_delta_BDL))
+    B_BNL.copy_(d_B_BGNL[:, 0])
+    C_BNL.copy_(d_C_BGNL[:, 0])
+    del d_delta_BDL, d_B_BGNL, d_C_BGNL
+    d_x_proj_PD = (projected_BPL @ _convolve(x_BDL, direction).mT).sum(0)
+    x_proj_BDP = direction.x_proj_PD.mT.expand(len(x_BDL), -1, -1)
+    d_u_BDL.baddbmm_(x_proj_BDP, projected_BPL)
+    d_weight_DW, d_bias_D = _convolve_gradients(x_BDL, direction, d_u_BDL, dx_BDL)
+    found = (d_weight_DW, d_bias_D, d_x_proj_PD, d_dt_proj_DR, d_dt_bias_D, d_A_DN, d_D_D)
+    assert all(gradient is not None for gradient in found)
+    return found  # type: ignore[return-value]
 
 
 def _project(u_BDL: Tensor, direction: Direction) -> tuple[Scan, Tensor]:
     """The scan of one order, and the projection of its input."""
     rank, states = direction.dt_proj_DR.shape[1], direction.A_DN.shape[1]
-    projected_BPL = direction.x_proj_PD @ u_BDL
+    projected_BPL = _times(direction.x_proj_PD, u_BDL)
     step_BRL, B_BNL, C_BNL = torch.split(projected_BPL, [rank, states, states], dim=1)
     operands = ScanOperands(
         u_BDL,
-        direction.dt_proj_DR @ step_BRL,
+        _times(direction.dt_proj_DR, step_BRL),
         direction.A_DN,
         B_BNL[:, None],
         C_BNL[:, None],
@@ -103,39 +137,23 @@ def _project(u_BDL: Tensor, direction: Direction) -> tuple[Scan, Tensor]:
     return prepare(operands, softplus=True, order=direction.order), projected_BPL
 
 
-def _parameter_gradients(
-    direction: Direction, grads: ScanOperands, x_BDL: Tensor, u_BDL: Tensor,
-    projected_BPL: Tensor, dx_BDL: Tensor,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients of one order's parameters in their order; adds this order's share to dx."""
-    rank, dtype = direction.dt_proj_DR.shape[1], x_BDL.dtype
-    d_projected_BPL = torch.cat(
-        [
-            direction.dt_proj_DR.mT @ grads.delta,
-            grads.B[:, 0].to(dtype),
-            grads.C[:, 0].to(dtype),
-        ],
-        dim=1,
-    )
-    d_dt_proj_DR = (grads.delta @ projected_BPL[:, :rank].mT).sum(0)
-    d_x_proj_PD = (d_projected_BPL @ u_BDL.mT).sum(0)
-    d_u_BDL = grads.u + direction.x_proj_PD.mT @ d_projected_BPL
-    d_weight_DW, d_bias_D = _convolve_gradients(x_BDL, direction, d_u_BDL, dx_BDL)
-    found = (d_weight_DW, d_bias_D, d_x_proj_PD, d_dt_proj_DR, grads.delta_bias, grads.A, grads.D)
-    assert all(gradient is not None for gradient in found)
-    return found  # type: ignore[return-value]
+def _times(matrix: Tensor, x_BDL: Tensor) -> Tensor:
+    """matrix @ x for each batch item.
+
+    torch.matmul would multiply all batch items at once, transposed, and copy the product.
+    """
+    return torch.bmm(matrix.expand(len(x_BDL), -1, -1), x_BDL)
 
 
 def _convolve(x_BDL: Tensor, direction: Direction) -> Tensor:
     """SiLU of the causal convolution, in the order of the scan."""
     _, channels, length = x_BDL.shape
     u_BDL = x_BDL.new_empty(x_BDL.shape)
-    with on_device(x_BDL):
-        convolve[_grid(x_BDL)](
-            x_BDL, direction.conv_weight_DW, direction.conv_bias_D, u_BDL, length, channels,
-            direction.order.slices, x_BDL.stride(0), REVERSE=direction.order.reverse, ROWS=ROWS,
-            CHUNK=tile_size(length, TOKENS), WIDTH=direction.conv_weight_DW.shape[1],
-        )  # fmt: skip
+    launch(
+        convolve, _grid(x_BDL), x_BDL,
+        x_BDL, direction.conv_weight_DW, direction.conv_bias_D, u_BDL, length, channels,
+        kernel_slices(direction.order), x_BDL.stride(0), **_constants(direction),
+    )  # fmt: skip
     return u_BDL
 
 
@@ -147,17 +165,26 @@ def _convolve_gradients(
     grid, width = _grid(x_BDL), direction.conv_weight_DW.shape[1]
     d_weight = dx_BDL.new_empty(batch, grid[0], channels, width)
     d_bias = dx_BDL.new_empty(batch, grid[0], channels)
-    with on_device(x_BDL):
-        convolve_gradients[grid](
-            d_u_BDL, x_BDL, direction.conv_weight_DW, direction.conv_bias_D, dx_BDL, d_weight,
-            d_bias, length, channels, direction.order.slices, x_BDL.stride(0),
-            REVERSE=direction.order.reverse, ROWS=ROWS, CHUNK=tile_size(length, TOKENS),
-            WIDTH=width,
-        )  # fmt: skip
+    launch(
+        convolve_gradients, grid, x_BDL,
+        d_u_BDL, x_BDL, direction.conv_weight_DW, direction.conv_bias_D, dx_BDL, d_weight,
+        d_bias, length, channels, kernel_slices(direction.order), x_BDL.stride(0),
+        **_constants(direction),
+    )  # fmt: skip
     return d_weight.sum((0, 1)), d_bias.sum((0, 1))
 
 
 def _grid(x_BDL: Tensor) -> tuple[int, int, int]:
-    """Programs: chunks, blocks of rows, batch items."""
+    """Programs of a convolution: chunks, blocks of rows, batch items."""
     batch, channels, length = x_BDL.shape
-    return cdiv(length, tile_size(length, TOKENS)), cdiv(channels, ROWS), batch
+    return cdiv(length, chunking.CONV_TOKENS), cdiv(channels, ROWS), batch
+
+
+def _constants(direction: Direction) -> dict[str, int]:
+    """Compile-time sizes of a convolution."""
+    return {
+        "IN_A_ROW": kernel_slices(direction.order) == 1,
+        "ROWS": ROWS,
+        "CHUNK": chunking.CONV_TOKENS,
+        "WIDTH": direction.conv_weight_DW.shape[1],
+    }

@@ -1,50 +1,17 @@
-"""Kernels compile for a Hopper GPU, which needs no GPU; the interpreter accepts more than that."""
+"""Kernels compile for a GPU without having one, and few of them serve a whole network."""
 
 from __future__ import annotations
 
 import multiprocessing
+from collections import Counter
 
 import pytest
+import torch
 
-HALF = ("x_ptr", "u_ptr", "delta_ptr", "gate_ptr", "dy_ptr", "y_ptr")
-UNIT = ("x_token", "u_token", "delta_token", "gate_token", "y_token", "B_token", "C_token")
-ROWS = {"ROWS": 4, "CHUNK": 128, "num_warps": 1}
-CONV = {"ROWS": 4, "CHUNK": 256}
-WALK = {"LANES": 32, "STATES": 16, "CHUNK": 128, "STEP": 8, "num_warps": 1}
-SCAN = {"GATED": True, "SOFTPLUS": True, "REVERSE": False}
-KERNELS = [
-    ("states", "chunk_ends", WALK | SCAN | {"ADJOINT": False}),
-    ("states", "chunk_ends", WALK | SCAN | {"ADJOINT": True}),
-    ("states", "pass_states", {"BACKWARDS": True, "ROWS": 4, "BLOCK": 256}),
-    ("outputs", "chunk_outputs", WALK | SCAN | {"ADD": True}),
-    ("gradients", "chunk_gradients", ROWS | SCAN | {"ADD": True, "LAST": False}),
-    ("conv", "convolve", CONV | {"REVERSE": True, "WIDTH": 4}),
-    ("conv", "convolve_gradients", CONV | {"REVERSE": False, "WIDTH": 4}),
-]
-
-
-def _compile(module: str, name: str, constants: dict[str, object]) -> int:
-    """Size of the GPU code of a kernel for bfloat16 operands."""
-    from importlib import import_module
-
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    kernel = getattr(import_module(f"segresmamba.ops.triton.{module}"), name)
-    signature, known = {}, {}
-    for index, argument in enumerate(kernel.arg_names):
-        if argument in constants or argument in UNIT:
-            signature[argument] = "constexpr"
-            known[(index,)] = constants.get(argument, 1)
-        elif argument.endswith("_ptr"):
-            signature[argument] = "*bf16" if argument in HALF else "*fp32"
-        else:
-            signature[argument] = "i32"
-    source = ASTSource(kernel, signature, known)
-    options = {"num_warps": constants.get("num_warps", 4)}
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    return len(compiled.asm["cubin"])
+# (channels, side of the feature map) of the Mamba layers of the default network at 128^3.
+LAYERS = [
+    (48, 64), (48, 32), (96, 32), (96, 16), (192, 16), (192, 8), (384, 8), (384, 4),
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +26,53 @@ def compiler(tmp_path_factory):
         yield pool
 
 
-@pytest.mark.parametrize(("module", "name", "constants"), KERNELS)
-def test_kernel_compiles_for_hopper(compiler, module, name, constants):
-    assert compiler.apply(_compile, (module, name, constants)) > 0
+def _specialisations(batch: int, warmed: bool) -> set[tuple[str, str]]:
+    """Names and keys of the kernels that Triton would compile for a training step, or warms up."""
+    from triton import knobs
+
+    from segresmamba.ops.triton import tri_backward, tri_forward, warm_up
+    from segresmamba.ops.triton.warm_up import _compiling_for
+    from tests.ops.layers import layer_operands
+
+    found = set()
+
+    def note(*, key, fn, **_):
+        found.add((fn.name, key))
+        return True  # and do not compile
+
+    knobs.runtime.jit_cache_hook = note
+    if warmed:
+        warm_up(torch.bfloat16, 16, 4, torch.device("meta"), 90)
+    else:
+        with _compiling_for(90):
+            for channels, side in LAYERS:
+                operands, dy_BDL = layer_operands(channels, batch, side, torch.bfloat16)
+                tri_forward(operands, side)
+                tri_backward(dy_BDL, operands, side)
+    knobs.runtime.jit_cache_hook = None
+    return found
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_twelve_kernels_serve_all_layers_and_are_those_of_the_warm_up(compiler, batch):
+    needed = compiler.apply(_specialisations, (batch, False))
+    assert len(needed) <= 12, Counter(name for name, _ in needed)
+    assert compiler.apply(_specialisations, (batch, True)) == needed
+
+
+def _compile(dtype: torch.dtype, states: int, capability: int) -> set[str]:
+    """The kernels for which there is GPU code after a warm-up."""
+    import os
+    from pathlib import Path
+
+    from segresmamba.ops.triton import warm_up
+
+    warm_up(dtype, states, 4, torch.device("meta"), capability)
+    return {path.stem for path in Path(os.environ["TRITON_CACHE_DIR"]).rglob("*.cubin")}
+
+
+def test_kernels_compile_for_hopper(compiler):
+    assert compiler.apply(_compile, (torch.bfloat16, 16, 90)) == {
+        "chunk_ends", "pass_states", "chunk_outputs", "chunk_gradients", "convolve",
+        "convolve_gradients",
+    }  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from segresmamba.ops import selective_scan, selective_scan_ref
+from segresmamba.ops import chunking, selective_scan, selective_scan_ref
 from segresmamba.ops.kernels import ScanOperands
 from segresmamba.ops.triton import scan as launcher
 from tests.ops.operands import assert_same, gradients, scan_operands
@@ -13,8 +13,9 @@ from tests.ops.operands import assert_same, gradients, scan_operands
 
 @pytest.fixture
 def user_sizes(monkeypatch):
-    for name, size in {"CHUNK": 128, "ROWS": 4, "LANES": 32}.items():
-        monkeypatch.setattr(launcher, name, size)
+    for name, size in {"CHUNK": 128, "LANES": 32}.items():
+        monkeypatch.setattr(chunking, name, size)
+    monkeypatch.setattr(launcher, "ROWS", 4)
 
 
 @pytest.mark.parametrize(
@@ -27,14 +28,14 @@ def test_short_sequences_are_cut_into_more_pieces(user_sizes, size, pieces):
     operands = ScanOperands(u_BDL, u_BDL, A_DN, B_BGNL, B_BGNL, None, None, None)
     scan = launcher.prepare(operands, softplus=True)
     assert scan.pieces == pieces
-    walked = scan.walk_grid[0] * scan.walk_sizes["CHUNK"]
-    assert walked == scan.chunks * scan.chunk >= size[2]
+    walked = scan.walk_grid[0] * scan.steps * chunking.STEP
+    assert walked == scan.chunks * chunking.CHUNK >= size[2]
 
 
 @pytest.mark.parametrize("walks", [1, 10, 10**6])
 def test_scans_agree_however_chunks_are_cut(monkeypatch, walks):
-    monkeypatch.setattr(launcher, "CHUNK", 32)
-    monkeypatch.setattr(launcher, "WALKS", walks)
+    monkeypatch.setattr(chunking, "CHUNK", 32)
+    monkeypatch.setattr(chunking, "WALKS", walks)
     o = scan_operands(1, 3, 70, 2)
     y, last = selective_scan(**o, delta_softplus=True, return_last_state=True, backend="triton")
     expected, expected_last = selective_scan_ref(**o, delta_softplus=True, return_last_state=True)
