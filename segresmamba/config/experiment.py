@@ -34,6 +34,7 @@ _FREE_KEYS = {
     "train.max_skipped_in_a_row",
     "train.max_skipped_share",
     "train.threads",
+    "train.device",
     # These compute the same sums in another order, which depends on the machines.
     "train.accumulation",
     "train.compile",

@@ -311,6 +311,9 @@ class TrainConfig(Section):
     at max_steps."""
     clip_norm: PositiveFloat = 12.0
     """Largest norm of the gradient; a longer one is scaled down to it."""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """What each rank computes on. auto: its GPU, or the CPU where there is none. A job that was
+    granted GPUs, or asks for them, is refused where torch sees none, unless this says cpu."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Number format of autocast. The parameters are fp32 with each of them."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
