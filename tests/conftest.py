@@ -19,8 +19,8 @@ from hypothesis import HealthCheck, settings
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-os.environ.setdefault("DS_ACCELERATOR", "cpu")
 if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # Triton's kernels run in its interpreter. It has to know before anything imports it, and
     # DeepSpeed does.
     os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -28,8 +28,12 @@ from segresmamba.errors import LaunchError, sort_error
 CLOCK_TOLERANCE_S = 10.0
 # Measured: a rank takes 0.6 GiB before it has a network, a reader process 0.2 GiB.
 RANK_GIB, READER_GIB = 0.6, 0.2
-# Variables of the batch job that would give srun other numbers of tasks than one per node.
-_TASK_VARIABLES = ("SLURM_NTASKS", "SLURM_NPROCS", "SLURM_NTASKS_PER_NODE", "SLURM_DISTRIBUTION")
+# Variables of the batch job that would give srun other numbers of tasks than one per node, or show
+# that task the GPUs of one rank and not all of the node.
+_TASK_VARIABLES = (
+    *("SLURM_NTASKS", "SLURM_NPROCS", "SLURM_NTASKS_PER_NODE", "SLURM_DISTRIBUTION"),
+    *("SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_NTASKS_PER_GPU", "SLURM_GPU_BIND"),
+)
 
 
 def check(config: Config, logs: Path) -> None:
@@ -63,6 +67,7 @@ def _ask_nodes(config: Config, nonce: Path, content: str) -> list[NodeReport]:
     folder = "" if "://" in store else str(Path(store).resolve())
     # By its path, so that a node that cannot read this package can still answer.
     program = [sys.executable, "-I", probe.__file__, str(nonce.resolve()), content, folder]
+    program += [] if config.train.device == "cpu" else ["torch"]
     one_each = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--cpus-per-task=1"]
     environment = {name: value for name, value in os.environ.items() if name not in _TASK_VARIABLES}
     done = subprocess.run(
@@ -169,13 +174,22 @@ def _resource_problems(config: Config, report: NodeReport) -> Iterator[LaunchErr
             got=report.gpu_error,
             remedy=_avoid(report.host),
         )
-    if cluster.gpus_per_node and report.gpus < cluster.tasks_per_node:
+    on_gpus = cluster.gpus_per_node and config.train.device != "cpu"
+    if on_gpus and report.gpus < cluster.tasks_per_node:
         yield LaunchError(
             "there are more ranks than GPUs on a node",
             where=report.host,
             got=f"{cluster.tasks_per_node} ranks, {report.gpus} GPUs",
             remedy="ask for one GPU per rank: cluster.gpus_per_node=N cluster.tasks_per_node=N "
             "(sbatch --gpus-per-node=N --ntasks-per-node=N)",
+        )
+    if report.torch_error:
+        yield LaunchError(
+            "torch cannot use the GPUs of a node, and its ranks would train on the CPU",
+            where=report.host,
+            got=report.torch_error,
+            remedy="install a build of torch that fits the driver of the nodes (nvidia-smi shows "
+            f"it; https://pytorch.org/get-started), {_avoid(report.host)}, or give train.device=cpu",
         )
     if report.memory_gib < memory_gib:
         yield LaunchError(

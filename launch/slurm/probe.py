@@ -19,6 +19,15 @@ from pathlib import Path
 # A network file system may show a new file on other nodes with a delay.
 SHARED_PATIENCE_S = 10.0
 GPU_PATIENCE_S = 60.0
+# On a file system that many nodes read at once, torch alone may take a minute to import.
+TORCH_PATIENCE_S = 180.0
+_USE_EACH_GPU = """
+import torch
+count = torch.cuda.device_count()
+for number in range(count):
+    torch.zeros(1, device=f"cuda:{number}").add_(1).item()
+print(count, f"{torch.__version__}, built for CUDA {torch.version.cuda}")
+"""
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,8 @@ class NodeReport:
     """GPUs that Slurm shows to a rank."""
     gpu_error: str
     """The error of nvidia-smi; empty if there is none, or no nvidia-smi."""
+    torch_error: str
+    """Why torch cannot use these GPUs; empty if it can, or was not asked."""
     gpu_memory_gib: float
     """Memory of the smallest GPU; 0 if it is unknown."""
     memory_gib: float
@@ -46,15 +57,18 @@ class NodeReport:
     """Why the store cannot be read; empty if it can."""
 
 
-def probe(nonce: Path, content: str, store: str) -> NodeReport:
+def probe(nonce: Path, content: str, store: str, *, ask_torch: bool = False) -> NodeReport:
     """Examine this node.
 
     Args:
         nonce: A file in the run folder, which the first node has just written.
         content: The content of that file.
         store: The dataset's folder or zip file; empty if it lies behind a URL.
+        ask_torch: Whether to let torch use each GPU that Slurm shows, which takes seconds.
     """
-    gpus = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
+    # Slurm sets the first for GPUs of NVIDIA, and the second for those of AMD.
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES") or os.environ.get("ROCR_VISIBLE_DEVICES") or ""
+    gpus = [gpu for gpu in shown.split(",") if gpu]
     gpu_error, gpu_memory_gib = _ask_gpus() if gpus else ("", 0.0)
     # For a slice of a GPU (MIG), nvidia-smi gives the size of the whole GPU.
     is_sliced = any(gpu.startswith("MIG-") for gpu in gpus)
@@ -63,6 +77,7 @@ def probe(nonce: Path, content: str, store: str) -> NodeReport:
         time_s=time.time(),
         gpus=len(gpus),
         gpu_error=gpu_error,
+        torch_error=_ask_torch(len(gpus)) if gpus and ask_torch else "",
         gpu_memory_gib=0.0 if is_sliced else gpu_memory_gib,
         memory_gib=_memory_gib(),
         shm_gib=shutil.disk_usage("/dev/shm").free / 2**30 if Path("/dev/shm").is_dir() else 0.0,
@@ -91,6 +106,24 @@ def _ask_gpus() -> tuple[str, float]:
     # Where GPU and host share their memory, it prints "[N/A]".
     sizes_mib = [int(line) for line in done.stdout.split("\n") if line.strip().isdecimal()]
     return "", min(sizes_mib, default=0) / 2**10
+
+
+def _ask_torch(gpus: int) -> str:
+    """Why torch cannot use each of the GPUs; empty if it can."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _USE_EACH_GPU],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=TORCH_PATIENCE_S,
+        )
+    except subprocess.TimeoutExpired:
+        return f"torch had not used them after {TORCH_PATIENCE_S:.0f} s"
+    if done.returncode:
+        return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:300]
+    found, _, build = done.stdout.strip().partition(" ")
+    return "" if int(found) >= gpus else f"torch sees {found} of {gpus} GPUs: it is {build}"
 
 
 def _memory_gib() -> float:
@@ -140,4 +173,5 @@ def _store_error(store: str) -> str:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(probe(Path(sys.argv[1]), sys.argv[2], sys.argv[3]))))
+    path, text, folder, *options = sys.argv[1:]
+    print(json.dumps(asdict(probe(Path(path), text, folder, ask_torch="torch" in options))))

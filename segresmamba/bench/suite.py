@@ -86,7 +86,8 @@ def bench(
         UserError: Before anything runs, for settings or a store that cannot be used.
         KeyboardInterrupt: On Ctrl-C, when the files are written.
     """
-    device = "cuda" if torch.cuda.device_count() else "cpu"
+    on_cpu = "train.device=cpu" in overrides or not torch.cuda.device_count()
+    device = "cpu" if on_cpu else "cuda"
     configs = _configurations(models, overrides, device)
     config = configs[models[0]]  # what differs between networks does not matter here
     data, with_store = _data(config, overrides)

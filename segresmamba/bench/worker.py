@@ -81,7 +81,7 @@ def main() -> None:
 
 def measure(config: Config, measurement: Measurement, folder: RunFolder, result: Result) -> None:
     """Fill in a result, stage by stage; the first stage is cheap and cannot run out of memory."""
-    ranks = Ranks.from_environment()
+    ranks = Ranks.from_environment(config.train.device)
     join(ranks, config.train.threads)
     path = folder.path / RESULT_NAME
     _count(config, ranks.device, result)

@@ -34,10 +34,12 @@ _FREE_KEYS = {
     "train.max_skipped_in_a_row",
     "train.max_skipped_share",
     "train.threads",
+    "train.device",
     # These compute the same sums in another order, which depends on the machines.
     "train.accumulation",
     "train.compile",
     "train.zero_stage",
+    "train.overlap_comm",
 }
 # The settings of the first version that named runs, which are in every digest, and so are all of a
 # network. Nothing is ever added here.
@@ -67,6 +69,8 @@ _COUNTED_ONCE = frozenset(
 def experiment(config: Config) -> dict[str, Any]:
     """The settings that change a result, by dotted key; a resumed run may change all others."""
     values = config.model_dump(mode="json")
+    # Unset, the layout is a choice of the machine. It was false before it could be left unset.
+    values["train"]["channels_last"] = bool(values["train"]["channels_last"])
     return {key: value for key, value in flat(values) if changes_result(key)}
 
 

@@ -311,14 +311,27 @@ class TrainConfig(Section):
     at max_steps."""
     clip_norm: PositiveFloat = 12.0
     """Largest norm of the gradient; a longer one is scaled down to it."""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """What each rank computes on. auto: its GPU, or the CPU where there is none. A job that was
+    granted GPUs, or asks for them, is refused where torch sees none, unless this says cpu."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Number format of autocast. The parameters are fp32 with each of them."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
     """DeepSpeed ZeRO stage: what the ranks divide among them. 0: nothing; 1: optimizer states; 2:
     also gradients; 3: also parameters."""
-    channels_last: bool = False
+    overlap_comm: bool = True
+    """From train.zero_stage=1 on, reduce the gradients of several ranks while the backward pass still
+    runs. It takes another 128 MiB of the device."""
+    reduce_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Number format in which ranks add up their gradients. bf16 halves what they send, and rounds
+    each gradient to 8 bits."""
+    tf32: bool = True
+    """On a GPU, multiply fp32 numbers in TF32, which is several times faster and rounds them to 11
+    bits. Only layers that compute in fp32 are affected: all of them with train.precision=fp32."""
+    channels_last: bool | None = None
     """Keep the channels of a voxel together in memory for convolutions (channels_last_3d). The
-    results are the same up to rounding; it is faster on some devices and slower on others."""
+    results are the same up to rounding; it is faster on some devices and slower on others. Unset, a
+    run on a GPU measures both before its first step, and a run on a CPU does not."""
     compile: bool = False
     """Compile the network with torch.compile for training. It takes a minute or more at the first
     step, and needs a C++ compiler and a train.zero_stage below 3."""

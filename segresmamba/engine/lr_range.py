@@ -145,7 +145,8 @@ class _Training:
     def __init__(self, config: Config) -> None:
         if config.data.workers:
             data.prepare_readers()
-        self._ranks, task = Ranks.from_environment(), Task.from_config(config)
+        self._ranks = Ranks.from_environment(config.train.device)
+        task = Task.from_config(config)
         network, self._config = task.network(), task.config
         train, loaded = task.config.train, list[str]()
         if train.init_from is not None:

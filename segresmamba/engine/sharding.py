@@ -125,7 +125,9 @@ class ShardedState:
         )
         for tensor in flat_groups:
             moments = {key: torch.zeros_like(tensor, requires_grad=False) for key in MOMENTS}
-            self._adamw.state[tensor] = {"step": torch.tensor(float(step)), **moments}
+            # Where the fused AdamW wants it: beside the weights.
+            count = torch.full((), float(step), device=tensor.device)
+            self._adamw.state[tensor] = {"step": count, **moments}
 
     def _held(self, parameter: Any) -> tuple[int, list[Tensor]]:
         """Where this rank's piece begins, and its rows: views of the engine's own tensors."""

@@ -86,7 +86,7 @@ def train(config: Config) -> dict[str, Any]:
     Raises:
         UserError: For settings, data or checkpoints that the user has to correct.
     """
-    ranks = Ranks.from_environment()
+    ranks = Ranks.from_environment(config.train.device, config.cluster.gpus_per_node)
     log_as(config.tracking.logs, ranks.rank)
     memory = PhaseMemory()
     if config.data.workers:

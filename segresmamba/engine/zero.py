@@ -2,7 +2,9 @@
 
 A step whose loss or gradient is not finite on any rank changes neither weights nor optimizer state.
 No exchange between the ranks is added for that: a broken loss makes its whole gradient nan, the
-reduction of the gradients carries the nan to every rank, and so all of them see the same norm.
+reduction of the gradients carries the nan to every rank, and so all of them see the same norm. The
+host does not wait for that norm: at stage 0 AdamW's kernel skips by itself, and the other stages of
+DeepSpeed read one number a step.
 
 Which of DeepSpeed's undocumented attributes this package uses is listed, and tested, in
 tests/engine/test_deepspeed.py.
@@ -11,13 +13,15 @@ tests/engine/test_deepspeed.py.
 from __future__ import annotations
 
 import logging
-import math
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from importlib import import_module
 from operator import itemgetter
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from segresmamba.config import Config, TrainConfig
@@ -45,16 +49,29 @@ def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
         "train_batch_size": train.batch_size,
         "train_micro_batch_size_per_gpu": micro_batch(config, world_size),
         "gradient_accumulation_steps": train.accumulation,
-        # At stage 0 the engine here clips, because it has to look at the norm before the step.
+        # At stage 0 the engine here clips, in the same kernel that skips.
         "gradient_clipping": train.clip_norm if train.zero_stage else 0.0,
         # DeepSpeed's default bucket takes 2 GB of the device, several times the network's weights.
-        "zero_optimization": {"stage": train.zero_stage, "reduce_bucket_size": 1 << 25},
-        # PyTorch's AdamW: DeepSpeed would have to compile its own.
+        "zero_optimization": {
+            "stage": train.zero_stage,
+            "reduce_bucket_size": 1 << 25,
+            # It takes a second bucket, and stage 0 reduces after the backward pass in any case.
+            "overlap_comm": train.overlap_comm and train.zero_stage > 0 and world_size > 1,
+        },
+        "communication_data_type": train.reduce_dtype,
+        # PyTorch's AdamW: DeepSpeed would have to compile its own. All weights in one kernel.
         "optimizer": {
             "type": "AdamW",
-            "params": {"lr": train.lr, "weight_decay": train.weight_decay, "torch_adam": True},
+            "params": {
+                "lr": train.lr,
+                "weight_decay": train.weight_decay,
+                "torch_adam": True,
+                "fused": True,
+            },
         },
         "steps_per_print": 2**62,  # metrics go through the tracker
+        # This timer, on by default, waits for the device twice in every backward pass.
+        "timers": {"throughput": {"enabled": False}},
     }
 
 
@@ -76,11 +93,12 @@ class ZeroEngine:
         loaded: Collection[str] = (),
     ) -> None:
         deepspeed = import_deepspeed(ranks)
+        self._ranks = ranks
         self.network = network.to(ranks.device)
         self.sizes = {name: weight.numel() for name, weight in network.named_parameters()}
         """Elements of each whole parameter. Under stage 3 `numel` is 0 later on."""
-        self.gradient_norm = 0.0
-        """Norm of the last step's gradient before clipping."""
+        self.gradient_norm = torch.zeros((), device=ranks.device)
+        """Norm of the last step's gradient before clipping, float32 (), on the device."""
         fp16 = config.train.precision == "fp16"
         self.scaler = LossScaler(network, ranks.device) if fp16 else None
         """This rank's loss scale; None unless the precision is fp16."""
@@ -90,18 +108,20 @@ class ZeroEngine:
         self._gathered = deepspeed.zero.GatheredParameters
         if config.train.compile:
             network.compile()
-        self._engine, *_ = deepspeed.initialize(
-            model=Autocast(network, config.train.precision),
-            model_parameters=_parameter_groups(network, config.train, loaded),
-            config=deepspeed_config(config, ranks.world_size),
-        )
+        with _environment_for_deepspeed(ranks):
+            self._engine, *_ = deepspeed.initialize(
+                model=Autocast(network, config.train.precision),
+                model_parameters=_parameter_groups(network, config.train, loaded),
+                config=deepspeed_config(config, ranks.world_size),
+            )
         self.state = ShardedState(network, self._engine, config.train.zero_stage, ranks)
         """Weights and optimizer state, as this rank holds them."""
 
     def forward(self, x_BCDHW: Tensor) -> Tensor | list[Tensor]:
         """The network's logits in training mode, under the configured autocast."""
         self._engine.train()
-        logits: Tensor | list[Tensor] = self._engine(x_BCDHW)
+        with _environment_for_deepspeed(self._ranks):  # stage 3 compares what the ranks run
+            logits: Tensor | list[Tensor] = self._engine(x_BCDHW)
         return logits
 
     def backward(self, loss: Tensor, lr: float) -> None:
@@ -117,19 +137,19 @@ class ZeroEngine:
         if boundary and self._whole_gradient:
             # Stage 0 does not keep the norm, but here each rank has the whole gradient.
             gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
-            norm = nn.utils.get_total_norm(gradients)
-            nn.utils.clip_grads_with_norm_(self.network.parameters(), self._clip_norm, norm)
-            self.gradient_norm = float(norm)
-            if not math.isfinite(self.gradient_norm):
-                # AdamW leaves alone what has no gradient. The other stages skip by themselves.
-                self.network.zero_grad()
+            self.gradient_norm = nn.utils.get_total_norm(gradients)
+            # The fused kernel divides the gradient by the one, and does nothing if the other is 1.
+            adamw = self._engine.optimizer
+            adamw.grad_scale = ((self.gradient_norm + 1e-6) / self._clip_norm).clamp(min=1)
+            adamw.found_inf = (~self.gradient_norm.isfinite()).float()
         self.state.wait_for_copy()
         self._engine.step()
         if boundary:
             if not self._whole_gradient:
-                self.gradient_norm = float(self._engine.get_global_grad_norm())
+                norm = self._engine.get_global_grad_norm()
+                self.gradient_norm = torch.as_tensor(norm, device=self.gradient_norm.device)
             if self.scaler:
-                self.scaler.update(skipped=not math.isfinite(self.gradient_norm))
+                self.scaler.update(made=self.gradient_norm.isfinite())
 
     def buffers(self) -> dict[str, Tensor]:
         """A copy of the network's buffers, on the CPU."""
@@ -155,12 +175,6 @@ class ZeroEngine:
 
 def import_deepspeed(ranks: Ranks) -> Any:
     """Import DeepSpeed for this device, without its log messages and builds of extensions."""
-    if ranks.device.type == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        os.environ.setdefault("LOCAL_RANK", str(ranks.local_rank))
-    else:
-        # DeepSpeed reads the device's number from it, and a rank may see only its own GPU.
-        os.environ["LOCAL_RANK"] = str(ranks.device.index)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # Its autotuner, which we do not use, imports mlflow if there is one. That takes every rank over
     # a second of processor time at each start. None makes the import fail as if there were none.
@@ -168,7 +182,8 @@ def import_deepspeed(ranks: Ranks) -> Any:
     if hide:
         sys.modules["mlflow"] = None  # type: ignore[assignment]
     try:
-        import deepspeed
+        with _environment_for_deepspeed(ranks):
+            import deepspeed
     finally:
         if hide:
             del sys.modules["mlflow"]
@@ -178,8 +193,36 @@ def import_deepspeed(ranks: Ranks) -> Any:
         # Otherwise it looks for compilers and builds a shared-memory all-reduce at first use. That
         # takes over a minute, and tools that the machine may not have. Gloo does the same.
         deepspeed.ops.__compatible_ops__ = {}
-    deepspeed.init_distributed(dist_backend=ranks.backend, auto_mpi_discovery=False, verbose=False)
+    kind = ranks.device.type
+    if deepspeed.accelerator.get_accelerator().device_name() != kind:  # imported earlier
+        module = import_module(f"deepspeed.accelerator.{kind}_accelerator")
+        deepspeed.accelerator.set_accelerator(getattr(module, f"{kind.upper()}_Accelerator")())
+    with _environment_for_deepspeed(ranks):
+        deepspeed.init_distributed(
+            dist_backend=ranks.backend, auto_mpi_discovery=False, verbose=False
+        )
     return deepspeed
+
+
+@contextmanager
+def _environment_for_deepspeed(ranks: Ranks) -> Iterator[None]:
+    """The variables from which DeepSpeed learns its device; afterwards they are as they were.
+
+    A rank that sees only its own GPU computes on number 0, whatever LOCAL_RANK is, and a
+    DS_ACCELERATOR of the user's shell must not move a network to another device.
+    """
+    number = ranks.local_rank if ranks.device.index is None else ranks.device.index
+    values = {"DS_ACCELERATOR": ranks.device.type, "LOCAL_RANK": str(number)}
+    before = {name: os.environ.get(name) for name in values}
+    os.environ |= values
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _parameter_groups(

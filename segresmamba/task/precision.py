@@ -56,8 +56,9 @@ class LossScaler:
     _GROWTH_INTERVAL = 2000  # this and the first scale are the defaults of torch.amp.GradScaler
 
     def __init__(self, network: nn.Module, device: torch.device) -> None:
-        self.scale = 2.0**16
-        self._clean_steps = 0
+        # All of it lies on the device, so that the host need not wait to know whether it overflowed.
+        self.scale = torch.full((), 2.0**16, device=device)
+        self._clean_steps = torch.zeros((), device=device)
         self._overflowed = torch.zeros((), dtype=torch.bool, device=device)
         self._fill = torch.zeros((), device=device)
         for parameter in network.parameters():
@@ -69,26 +70,28 @@ class LossScaler:
         self._fill = poison(loss) - 1
         return loss * self.scale
 
-    def update(self, *, skipped: bool) -> None:
-        """Adapt the scale, once per optimizer step; a step that was skipped says nothing of it."""
-        if skipped:
-            self._overflowed.zero_()
-            return
-        if bool(self._overflowed):
-            self.scale, self._clean_steps = self.scale / 2, 0
-            self._overflowed.zero_()
-            return
-        self._clean_steps += 1
-        if self._clean_steps == self._GROWTH_INTERVAL:
-            self.scale, self._clean_steps = self.scale * 2, 0
+    def update(self, *, made: Tensor) -> None:
+        """Adapt the scale, once per optimizer step.
+
+        Args:
+            made: bool (), whether the step was made. One that was skipped says nothing of the scale.
+        """
+        overflowed, clean = made & self._overflowed, made & ~self._overflowed
+        steps = torch.where(overflowed, 0, self._clean_steps + clean)
+        grows = steps == self._GROWTH_INTERVAL
+        self.scale = self.scale * torch.where(overflowed, 0.5, torch.where(grows, 2.0, 1.0))
+        self._clean_steps = torch.where(grows, 0, steps)
+        self._overflowed.zero_()
 
     def state(self) -> tuple[float, int]:
         """Scale and number of steps without overflow, for `restore`."""
-        return self.scale, self._clean_steps
+        return float(self.scale), int(self._clean_steps)
 
     def restore(self, state: tuple[float, int]) -> None:
         """Continue where a checkpoint left off."""
-        self.scale, self._clean_steps = state
+        scale, clean_steps = state
+        self.scale.fill_(scale)
+        self._clean_steps.fill_(clean_steps)
 
     def _unscaled(self, gradient: Tensor) -> Tensor:
         gradient = gradient / self.scale

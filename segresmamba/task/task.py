@@ -149,8 +149,10 @@ def build_network(config: Config, in_channels: int, out_channels: int) -> nn.Mod
         ConfigError: If the model's settings do not fit together or with the patch; names the key.
         BackendMissingError: If the network's library is not installed.
     """
-    with torch.random.fork_rng():  # the caller's random state stays as it is
-        torch.manual_seed(config.seed)
+    # The caller's random state stays as it is. A network is built on the CPU, and the generators of
+    # GPUs, which `torch.manual_seed` would seed too, are left alone.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed)
         try:
             network = models.build(
                 config.model.name,

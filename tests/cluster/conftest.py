@@ -87,6 +87,7 @@ def words(tiny_store: Path) -> tuple[str, ...]:
         "data.workers=0",
         "model.dims=[8,8]",
         "model.d_state=4",
+        "train.device=cpu",  # torch cannot use what stands in for the GPUs of this cluster
         f"train.max_steps={STEPS}",
         f"train.checkpoint_every={CHECKPOINT_EVERY}",
         "train.warmup_steps=1",

@@ -17,18 +17,31 @@ SECONDS = 120  # ranks that wait for each other in vain do so for an hour
 
 
 @pytest.mark.parametrize(
-    ("override", "said", "where"),
+    ("overrides", "said", "where"),
     [
-        ("cluster.tasks_per_node=2", "there are more ranks than GPUs on a node", "n1"),
-        ("data.store=/nowhere", "the store cannot be read", "data.store on n1"),
-        ("data.workers=999", "a node has too little memory for its ranks and their readers", "n1"),
+        (
+            ("train.device=auto", "cluster.tasks_per_node=2"),
+            "there are more ranks than GPUs on a node",
+            "n1",
+        ),
+        (
+            ("train.device=auto",),
+            "torch cannot use the GPUs of a node, and its ranks would train on the CPU",
+            "n1",
+        ),
+        (("data.store=/nowhere",), "the store cannot be read", "data.store on n1"),
+        (
+            ("data.workers=999",),
+            "a node has too little memory for its ranks and their readers",
+            "n1",
+        ),
     ],
 )
 def test_a_node_that_will_not_do_ends_the_job_in_seconds(
-    queue_run: Queue, override: str, said: str, where: str
+    queue_run: Queue, overrides: tuple[str, ...], said: str, where: str
 ) -> None:
     started = time.monotonic()
-    job = queue_run("refused", override)
+    job = queue_run("refused", *overrides)
     assert job.end().exit_code == 2, job.log
     assert time.monotonic() - started < SECONDS
     assert f"error: {said}\n  where:  {where}" in job.log

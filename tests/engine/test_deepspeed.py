@@ -20,7 +20,13 @@ from segresmamba.models import SegResMamba
 from segresmamba.task.ranks import Ranks
 from tests.engine.tiny import tiny_config
 
-OF_THE_MODULE = {"ops.__compatible_ops__", "utils.logger"}
+OF_THE_MODULE = {
+    "ops.__compatible_ops__",
+    "utils.logger",
+    "accelerator.get_accelerator",
+    "accelerator.set_accelerator",
+    "accelerator.cpu_accelerator.CPU_Accelerator",
+}
 OF_EVERY_ENGINE = {
     "is_gradient_accumulation_boundary",
     "get_global_grad_norm",
@@ -79,7 +85,12 @@ def test_an_engine_and_its_parameters_have_what_we_use(tmp_path: Path, stage: in
 
 def test_the_lists_name_only_what_is_used() -> None:
     sources = "".join(Path(str(module.__file__)).read_text() for module in (zero, sharding))
+    assert '"deepspeed.accelerator.{kind}_accelerator"' in sources
+    assert '"{kind.upper()}_Accelerator"' in sources
     listed = set().union(
-        OF_THE_MODULE, OF_EVERY_ENGINE, *OF_AN_ENGINE.values(), *OF_A_PARAMETER.values()
+        OF_THE_MODULE - {"accelerator.cpu_accelerator.CPU_Accelerator"},
+        OF_EVERY_ENGINE,
+        *OF_AN_ENGINE.values(),
+        *OF_A_PARAMETER.values(),
     )
     assert not {name for name in listed if name.rpartition(".")[2] not in sources}

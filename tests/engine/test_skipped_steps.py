@@ -45,7 +45,7 @@ def take_steps(root: Path, *overrides: str, broken: dict[int, str], only_rank: s
             loss = loss * spoil if math.isnan(spoil) else loss + spoil
         engine.backward(loss, 1e-2)
         total = sum(float(weight.double().abs().sum()) for weight in engine.weights().values())
-        taken.append((engine.gradient_norm, total))
+        taken.append((float(engine.gradient_norm), total))
     return taken
 
 

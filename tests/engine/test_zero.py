@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -11,11 +13,17 @@ from torch import nn
 from segresmamba.config import Config, TrainConfig
 from segresmamba.engine import zero
 from segresmamba.engine.distributed import join
-from segresmamba.engine.zero import ZeroEngine, _parameter_groups, deepspeed_config
+from segresmamba.engine.zero import (
+    ZeroEngine,
+    _parameter_groups,
+    deepspeed_config,
+    import_deepspeed,
+)
 from segresmamba.errors import ConfigError
 from segresmamba.models import SegResMamba
 from segresmamba.task.ranks import Ranks
 from segresmamba.task.task import freeze
+from tests.engine.ranks import RankPool
 from tests.engine.tiny import tiny_config
 
 
@@ -28,12 +36,14 @@ def test_the_deepspeed_dict_follows_from_the_config_and_world_size(tmp_path: Pat
         "train_micro_batch_size_per_gpu": 2,
         "gradient_accumulation_steps": 2,
         "gradient_clipping": 12.0,
-        "zero_optimization": {"stage": 2, "reduce_bucket_size": 1 << 25},
+        "zero_optimization": {"stage": 2, "reduce_bucket_size": 1 << 25, "overlap_comm": True},
+        "communication_data_type": "fp32",
         "optimizer": {
             "type": "AdamW",
-            "params": {"lr": 1e-3, "weight_decay": 1e-5, "torch_adam": True},
+            "params": {"lr": 1e-3, "weight_decay": 1e-5, "torch_adam": True, "fused": True},
         },
         "steps_per_print": 2**62,
+        "timers": {"throughput": {"enabled": False}},
     }
 
 
@@ -143,3 +153,60 @@ def test_stage_3_computes_the_same_when_it_really_gathers_every_weight(
         return values
 
     assert losses(3, threshold=0) == pytest.approx(losses(0, threshold=0), abs=1e-5)
+
+
+def on_two_ranks(root: Path, *overrides: str) -> list[float]:
+    """All weights after three steps, of which the ranks have different batches."""
+    ranks = Ranks.from_environment()
+    join(ranks, threads=1)
+    torch.manual_seed(0)
+    config = tiny_config(root, root, "train.batch_size=4", *overrides)
+    engine = ZeroEngine(SegResMamba(dims=(8, 8), d_state=4), config, ranks)
+    images = torch.Generator().manual_seed(ranks.rank)
+    for _ in range(3):
+        logits = engine.forward(torch.randn(2, 1, 16, 16, 16, generator=images))
+        assert isinstance(logits, torch.Tensor)
+        engine.backward(logits.square().mean(), 1e-3)
+    return torch.cat([weight.flatten() for weight in engine.weights().values()]).tolist()
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_the_way_in_which_ranks_add_up_gradients_changes_rounding_at_most(
+    two_ranks: RankPool, tmp_path: Path, stage: int
+) -> None:
+    def weights(word: str) -> list[float]:
+        words = (f"train.zero_stage={stage}", "train.overlap_comm=false", word)
+        first, second = two_ranks.run(on_two_ranks, tmp_path, *words)
+        assert first == second
+        return first
+
+    plain = weights("train.reduce_dtype=fp32")
+    if stage:
+        assert weights("train.overlap_comm=true") == plain
+    # Three steps of AdamW move a weight by at most 3e-3, in the direction of its gradient.
+    moved = np.abs(np.subtract(weights("train.reduce_dtype=bf16"), plain))
+    assert 0 < moved.mean() < 1e-4
+    assert moved.max() < 6.1e-3
+
+
+@pytest.mark.parametrize(("index", "local_rank"), [(0, 3), (3, 3)])
+def test_deepspeed_gets_the_device_of_the_rank_and_the_process_keeps_its_environment(
+    monkeypatch: pytest.MonkeyPatch, index: int, local_rank: int
+) -> None:
+    """A shell, or the tests, may say DS_ACCELERATOR=cpu, and the launcher shows a rank one GPU."""
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator, set_accelerator
+
+    seen = dict[str, str]()
+    monkeypatch.setattr(deepspeed, "init_distributed", lambda **_: seen.update(os.environ))
+    monkeypatch.setattr(deepspeed.ops, "__compatible_ops__", {})
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+    before, accelerator = dict(os.environ), get_accelerator()
+    try:
+        import_deepspeed(Ranks(3, 4, local_rank, 4, torch.device("cuda", index)))
+        assert get_accelerator().device_name() == "cuda"
+    finally:
+        set_accelerator(accelerator)
+    assert (seen["DS_ACCELERATOR"], seen["LOCAL_RANK"]) == ("cuda", str(index))
+    assert dict(os.environ) == before

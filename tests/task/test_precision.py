@@ -26,7 +26,7 @@ def test_an_overflow_counts_as_zero_and_halves_the_scale() -> None:
     scale = scaler.scale
     # A root has an infinite slope at 0, where it is itself finite.
     scaled_backward(network, scaler, (0 * network.weight).sum().sqrt() + network.bias.sum())
-    scaler.update(skipped=False)
+    scaler.update(made=torch.tensor(True))
     assert not network.weight.grad.any()
     assert network.bias.grad == 1
     assert scaler.scale == scale / 2
@@ -37,7 +37,7 @@ def test_a_loss_that_is_not_finite_makes_the_gradient_nan_and_leaves_the_scale()
     scaler = LossScaler(network, torch.device("cpu"))
     before = scaler.state()
     scaled_backward(network, scaler, network(torch.full((1, 3), torch.inf)).sum())
-    scaler.update(skipped=True)
+    scaler.update(made=torch.tensor(False))
     assert network.weight.grad.isnan().all()
     assert scaler.state() == before
     scaled_backward(network, scaler, network(torch.ones(1, 3)).sum())
@@ -47,9 +47,9 @@ def test_a_loss_that_is_not_finite_makes_the_gradient_nan_and_leaves_the_scale()
 def test_the_scale_doubles_after_many_clean_steps_and_survives_a_restore() -> None:
     scaler = LossScaler(nn.Linear(1, 1), torch.device("cpu"))
     for _ in range(LossScaler._GROWTH_INTERVAL - 1):
-        scaler.update(skipped=False)
+        scaler.update(made=torch.tensor(True))
     restored = LossScaler(nn.Linear(1, 1), torch.device("cpu"))
     restored.restore(scaler.state())
     before = restored.scale
-    restored.update(skipped=False)
+    restored.update(made=torch.tensor(True))
     assert restored.scale == 2 * before

@@ -61,6 +61,27 @@ def test_what_cannot_be_trained_is_refused_by_key_before_a_folder_is_written(
     assert not list(tmp_path.iterdir())
 
 
+def test_building_a_network_leaves_the_random_state_of_gpus_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch would read the state of every GPU, warn that there are several, and seed them all."""
+    config = tiny_config(tmp_path, tmp_path)
+
+    def touched(*_: object) -> None:
+        raise AssertionError("a GPU was touched")
+
+    monkeypatch.setattr(torch.random, "_fork_rng_warned_already", False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name in ("get_rng_state", "set_rng_state", "manual_seed", "manual_seed_all"):
+        monkeypatch.setattr(torch.cuda, name, touched)
+    before = torch.random.get_rng_state()
+    network = build_network(config, 1, 2)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    again = build_network(config, 1, 2)
+    for weight, same in zip(network.parameters(), again.parameters(), strict=True):
+        assert torch.equal(weight, same)
+
+
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_channels_last_computes_the_same_at_every_stage(tmp_path: Path, stage: int) -> None:
     words = [f"train.zero_stage={stage}"]

@@ -81,32 +81,63 @@ class GpuReader:
     """
 
     def __init__(self, uuids: Sequence[str]) -> None:
-        self._handles: list[Any] = []
+        self._handles: dict[int, Any] = {}
+        self._questions = {"utilisation": _utilisation, "memory": _memory, "power": _power}
+        self._silent: set[tuple[int, str]] = set()
+        """What a GPU has failed to answer, and the log has said."""
         if not uuids:
             return
         try:
             import pynvml
 
             pynvml.nvmlInit()
-            self._handles = [pynvml.nvmlDeviceGetHandleByUUID(uuid) for uuid in uuids]
-        except Exception as error:  # no driver, no library, or a MIG slice
+        except Exception as error:  # no driver, or no library
             logger.warning("GPUs are not sampled: %s", error)
+            return
+        for index, uuid in enumerate(uuids):
+            try:
+                self._handles[index] = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+            except pynvml.NVMLError as error:  # a MIG slice
+                logger.warning("GPU %d, %s, is not sampled: %s", index, uuid, error)
 
     def read(self) -> dict[str, float]:
-        """Values of each GPU, in the names of MLflow's own monitor such as gpu_0_..._percentage."""
+        """Values of each GPU, in the names of MLflow's own monitor such as gpu_0_..._percentage.
+
+        What a GPU does not measure is left out: a virtual GPU or a MIG slice has no power meter.
+        """
         if not self._handles:
             return {}
         import pynvml
 
         values: dict[str, float] = {}
-        for index, handle in enumerate(self._handles):
-            memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-            values |= {
-                f"gpu_{index}_utilization_percentage": float(
-                    pynvml.nvmlDeviceGetUtilizationRates(handle).gpu
-                ),
-                f"gpu_{index}_memory_usage_megabytes": memory.used / BYTES_PER_MB,
-                f"gpu_{index}_memory_usage_percentage": 100 * memory.used / memory.total,
-                f"gpu_{index}_power_usage_watts": pynvml.nvmlDeviceGetPowerUsage(handle) / 1000,
-            }
+        for index, handle in self._handles.items():
+            for name, ask in self._questions.items():
+                try:
+                    values |= {f"gpu_{index}_{key}": value for key, value in ask(handle).items()}
+                except pynvml.NVMLError as error:
+                    if (index, name) not in self._silent:
+                        self._silent.add((index, name))
+                        logger.warning("GPU %d does not report its %s: %s", index, name, error)
         return values
+
+
+def _utilisation(handle: Any) -> dict[str, float]:
+    import pynvml
+
+    return {"utilization_percentage": float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)}
+
+
+def _memory(handle: Any) -> dict[str, float]:
+    import pynvml
+
+    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+    return {
+        "memory_usage_megabytes": memory.used / BYTES_PER_MB,
+        "memory_usage_percentage": 100 * memory.used / memory.total,
+    }
+
+
+def _power(handle: Any) -> dict[str, float]:
+    import pynvml
+
+    return {"power_usage_watts": pynvml.nvmlDeviceGetPowerUsage(handle) / 1000}

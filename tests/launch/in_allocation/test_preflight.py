@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from launch.in_allocation import preflight
 from launch.in_allocation.preflight import problems
@@ -24,6 +25,7 @@ GOOD = NodeReport(
     time_s=1000.0,
     gpus=2,
     gpu_error="",
+    torch_error="",
     gpu_memory_gib=40.0,
     memory_gib=64.0,
     shm_gib=32.0,
@@ -49,6 +51,7 @@ def test_a_good_node_has_no_problems(config: Config) -> None:
         ({"write_error": "Disk quota exceeded"}, "cannot be written", "quota", "writable"),
         ({"store_error": "No such file"}, "store cannot be read", "No such file", "full path"),
         ({"gpu_error": "GPU is lost"}, "do not answer", "lost", "cluster.exclude=gpu07"),
+        ({"torch_error": "torch sees 0 of 2 GPUs"}, "train on the CPU", "0 of 2", "driver"),
         ({"gpus": 1}, "more ranks than GPUs", "2 ranks, 1 GPUs", "gpus_per_node"),
         ({"memory_gib": 2.0}, "too little memory", "2.0 GiB", "cluster.memory_gib"),
         ({"shm_gib": 0.06}, "/dev/shm is too small", "0.12 GiB are needed", "--shm-size"),
@@ -65,6 +68,30 @@ def test_each_problem_names_the_node_and_the_remedy(
     assert got in found.got
     assert remedy in found.remedy
     assert "gpu07" in found.screen()
+
+
+def test_a_job_on_the_cpu_may_have_more_ranks_than_gpus(config: Config) -> None:
+    on_cpu = config.model_copy(update={"train": config.train.model_copy(update={"device": "cpu"})})
+    assert not list(problems(on_cpu, [dataclasses.replace(GOOD, gpus=1)], 999.0, 1001.0))
+
+
+def test_the_probe_sees_all_gpus_of_a_node_and_not_those_of_one_rank(
+    config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fake_command: Callable[[str, str], None],
+) -> None:
+    monkeypatch.setenv("SLURM_GPUS_PER_TASK", "1")
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "2")
+    monkeypatch.setenv("SLURM_JOB_GPUS", "0,1")
+    fake_command("srun", f'env > {tmp_path}/env; echo "$@" > {tmp_path}/words; exit 1')
+    with pytest.raises(LaunchError, match="cannot start a process"):
+        preflight._ask_nodes(config, tmp_path / "nonce", "4711")
+    kept = (tmp_path / "env").read_text()
+    assert "SLURM_JOB_GPUS" in kept
+    assert "PER_TASK" not in kept
+    assert "SLURM_NTASKS_PER_NODE" not in kept
+    assert (tmp_path / "words").read_text().endswith("torch\n")
 
 
 @pytest.fixture
@@ -175,6 +202,20 @@ def test_a_gpu_that_fell_off_the_bus_is_reported(
     monkeypatch.setattr(probe, "SHARED_PATIENCE_S", 0.0)
     report = probe.probe(tmp_path / "nonce", "", "")
     assert (report.gpus, report.gpu_error) == (2, "Unable to determine the device handle")
+
+
+def test_gpus_of_amd_count_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("ROCR_VISIBLE_DEVICES", "0,1,2")
+    monkeypatch.setattr(probe, "SHARED_PATIENCE_S", 0.0)
+    assert probe.probe(tmp_path / "nonce", "", "").gpus == 3
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch sees GPUs here")
+def test_gpus_that_torch_does_not_see_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert probe._ask_torch(2).startswith(f"torch sees 0 of 2 GPUs: it is {torch.__version__}")
+    monkeypatch.setattr(probe, "_USE_EACH_GPU", "raise RuntimeError('no kernel image')")
+    assert probe._ask_torch(2) == "RuntimeError: no kernel image"
 
 
 @pytest.mark.parametrize(

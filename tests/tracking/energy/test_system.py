@@ -6,11 +6,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.tracking import read_journal, sync
+from segresmamba.tracking.energy.gpus import GpuReader
 from segresmamba.tracking.energy.system import SystemSampler, node_journal
 from segresmamba.tracking.journal import Journal
 from segresmamba.tracking.mlflow.state import UploadState
@@ -120,6 +122,44 @@ def test_without_nvml_gpus_are_left_out(tmp_path: Path, caplog: pytest.LogCaptur
     wait_for(lambda: node_journal(tmp_path, NODE).exists() and bool(steps(tmp_path)))
     sampler.stop()
     assert "GPUs are not sampled" in caplog.text
+
+
+def test_a_value_that_a_gpu_does_not_measure_is_left_out_and_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A vGPU has no power meter, a MIG slice no utilisation, unified memory no size."""
+    error = type("NVMLError", (Exception,), {})
+
+    def unsupported(handle: str) -> None:
+        raise error("Not Supported")
+
+    def power(handle: str) -> int:
+        if handle == "GPU-b":
+            unsupported(handle)
+        return 250_000
+
+    nvml = SimpleNamespace(
+        NVMLError=error,
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByUUID=lambda uuid: unsupported(uuid) if "MIG" in uuid else uuid,
+        nvmlDeviceGetUtilizationRates=unsupported,
+        nvmlDeviceGetMemoryInfo=lambda _: SimpleNamespace(used=2e9, total=8e9),
+        nvmlDeviceGetPowerUsage=power,
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    reader = GpuReader(["GPU-a", "GPU-b", "MIG-c"])
+    expected = {
+        f"gpu_{index}_memory_usage_{unit}": value
+        for index in (0, 1)
+        for unit, value in (("megabytes", 2000.0), ("percentage", 25.0))
+    } | {"gpu_0_power_usage_watts": 250.0}
+    assert reader.read() == reader.read() == expected
+    assert [record.getMessage() for record in caplog.records] == [
+        "GPU 2, MIG-c, is not sampled: Not Supported",
+        "GPU 0 does not report its utilisation: Not Supported",
+        "GPU 1 does not report its utilisation: Not Supported",
+        "GPU 1 does not report its power: Not Supported",
+    ]
 
 
 def history(run: Path, key: str) -> list[int]:
