@@ -11,7 +11,7 @@ import typer
 
 from launch.jobs.slurm import submitted_jobs
 from launch.run_state import FAILED, METRIC, STOPPED, find_state, read_failure, read_run
-from launch.slurm import squeue
+from launch.slurm import limits, squeue
 from launch.slurm.squeue import JobState
 from launch.sweeps.sweep import Sweep
 from segresmamba.storage.locks import is_locked
@@ -88,6 +88,9 @@ def show_runs(folders: Sequence[Path]) -> None:
     for run in runs:
         if run.failure:
             typer.echo(f"\n{run.folder} failed: {run.failure}")
+    for run in runs:
+        if run.job and (verdict := limits.verdict_of(run.job.reason)):
+            typer.echo(f"\n{run.folder} will not start: {verdict.got}; {verdict.remedy}")
     for run in runs:
         if run.state in {FAILED, STOPPED}:
             typer.echo(f"python -m launch resume {run.folder}  goes on with it", err=True)

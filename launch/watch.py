@@ -16,6 +16,8 @@ from pathlib import Path
 from types import FrameType
 
 from launch.failures import INTERRUPTED_CODE
+from launch.jobs import succession
+from launch.slurm import limits
 from launch.slurm.squeue import job_state
 from segresmamba.storage.terminal import stop_signals
 
@@ -45,7 +47,8 @@ def wait(controller: subprocess.Popen[bytes], log: Path) -> int:
 def follow(job_id: str, log: Path) -> int:
     """Show `log` while it grows, and a job's state on Slurm whenever that changes.
 
-    A job that is queued again is followed on. Ctrl-C ends the watching, not the job.
+    A job that is queued again is followed on, and so is the one after it. Ctrl-C ends the watching,
+    not the job.
 
     Returns:
         0 if the job ended well, 130 if it was cancelled or the watching was ended, else the job's
@@ -59,10 +62,15 @@ def follow(job_id: str, log: Path) -> int:
             if str(state) != shown:
                 shown = str(state)
                 _print_state(job_id, shown)
+                if state and (verdict := limits.verdict_of(state.reason)):
+                    _print_state(job_id, f"will not start: {verdict.got}; {verdict.remedy}")
             if state is None or state.ended:
                 time.sleep(LOG_DELAY_S)
                 show(log, position)
-                return state.exit_code if state else 1
+                following = succession.successor(log.parent, job_id)
+                if following is None:
+                    return state.exit_code if state else 1
+                job_id, log, position = following, succession.log_of(log.parent, following), 0
             time.sleep(QUEUE_POLL_S)
     except KeyboardInterrupt:
         _print_state(job_id, f"goes on; `scancel {job_id}` ends it, `tail -f {log}` shows it")

@@ -22,4 +22,4 @@ set -euo pipefail
 
 bin=$([[ -x .venv/bin/segresmamba ]] && echo .venv/bin/ || true)
 cores=${SLURM_CPUS_PER_TASK:-1}
-exec srun --cpus-per-task="$cores" "${bin}segresmamba" convert --workers="$cores" "$@"
+exec srun --export=ALL --cpus-per-task="$cores" "${bin}segresmamba" convert --workers="$cores" "$@"

@@ -20,4 +20,4 @@
 set -euo pipefail
 
 bin=$([[ -x .venv/bin/segresmamba ]] && echo .venv/bin/ || true)
-exec srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "${bin}segresmamba" evaluate "$@"
+exec srun --export=ALL --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "${bin}segresmamba" evaluate "$@"

@@ -22,4 +22,4 @@
 set -euo pipefail
 
 bin=$([[ -x .venv/bin/segresmamba ]] && echo .venv/bin/ || true)
-exec srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "${bin}segresmamba" predict "$@"
+exec srun --export=ALL --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "${bin}segresmamba" predict "$@"

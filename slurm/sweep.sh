@@ -21,8 +21,4 @@ python=python
 if [[ -x .venv/bin/python ]]; then
     python=.venv/bin/python
 fi
-# sbatch reads these variables as options, and the trials must not get the size of this small job.
-for name in ${!SLURM_@} ${!SBATCH_@}; do
-    [[ $name == SLURM_CONF ]] || unset "$name"
-done
 exec "$python" -m launch sweep cluster=slurm "$@"

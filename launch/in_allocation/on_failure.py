@@ -21,15 +21,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from launch.failures import (
+    INTERRUPTED_CODE,
     Failure,
     failure_path,
     first_failure,
     forget_failures,
     report_failure,
 )
+from launch.jobs import succession
 from launch.jobs.rank import batch_log, load_job
 from launch.slurm import allocation, squeue
-from segresmamba.config import Config
+from segresmamba.config import ClusterConfig, Config
 from segresmamba.errors import USER_CODE, LaunchError
 from segresmamba.storage.run_folder import RunFolder
 
@@ -58,6 +60,8 @@ class FailedStart:
 def on_failure(config: Config, logs: Path, code: int) -> int:
     """Deal with the failure of this job; return the batch script's exit code."""
     job_id = allocation.job_id()
+    if succession.is_settled(logs, job_id):  # srun may have ended ranks that had nothing left to do
+        return 0 if succession.successor(logs, job_id) else INTERRUPTED_CODE
     if not squeue.is_running(job_id):
         return code
     failure, lines = _find_failure(logs, job_id), list[str]()
@@ -68,16 +72,17 @@ def on_failure(config: Config, logs: Path, code: int) -> int:
         log = f"{logs}/{job_id}_{failure.rank}_log.out"
         lines.append(f"rank {failure.rank} failed first; its log: {log}")
     forget_failures(logs, job_id)
-    again = failure.exit_code != USER_CODE
-    if again:
-        history = _remember(RunFolder.from_config(config), job_id, failure)
-        again = len(history) <= config.cluster.retries
-        lines.append(_verdict(history, config.cluster.retries))
+    is_requeued = False
+    if failure.exit_code != USER_CODE:
+        line_of_jobs = succession.line_of(logs, job_id)
+        history = _remember(RunFolder.from_config(config), job_id, line_of_jobs, failure)
+        is_requeued, line = _go_on(config.cluster, logs, job_id, history)
+        lines.append(line)
     report_failure(config, failure)
     # The cause last, where a reader of the log looks first.
     sys.stderr.write("\n".join(["", *lines, failure.text, ""]))
     sys.stderr.flush()
-    if again:
+    if is_requeued:
         refusal = squeue.requeue(job_id)
         if not refusal:
             time.sleep(_END_S)
@@ -101,8 +106,10 @@ def _find_failure(logs: Path, job_id: str) -> Failure | None:
     return Failure.without_words(int(ended[2]), f" on {ended[1]}", f": {ended[3]}")
 
 
-def _remember(folder: RunFolder, job_id: str, failure: Failure) -> list[FailedStart]:
-    """Add the failure to failures.jsonl; return the job's failures at its newest checkpoint."""
+def _remember(
+    folder: RunFolder, job_id: str, line_of_jobs: set[str], failure: Failure
+) -> list[FailedStart]:
+    """Add the failure to failures.jsonl; return those of these jobs at the newest checkpoint."""
     # The last line of a journal may be cut, so it is searched as text.
     journal = folder.journal
     text = journal.read_text(errors="replace") if journal.exists() else ""
@@ -122,24 +129,38 @@ def _remember(folder: RunFolder, job_id: str, failure: Failure) -> list[FailedSt
         return [failed] * (1 + int(os.environ.get("SLURM_RESTART_COUNT", "0")))
     lines = folder.failures.read_text(encoding="utf-8").splitlines()
     history = [FailedStart(**json.loads(line)) for line in lines]
-    return [one for one in history if (one.job, one.checkpoint) == (job_id, failed.checkpoint)]
+    return [
+        one for one in history if one.job in line_of_jobs and one.checkpoint == failed.checkpoint
+    ]
 
 
-def _verdict(history: list[FailedStart], retries: int) -> str:
-    """Whether the job is queued again, as a line of its log."""
+def _go_on(
+    cluster: ClusterConfig, logs: Path, job_id: str, history: list[FailedStart]
+) -> tuple[bool, str]:
+    """Queue another job where that is the way to go on.
+
+    Returns:
+        Whether Slurm is to queue this job again; and what becomes of it, as a line of its log.
+    """
     last, times = history[-1], len(history)
     reached = f"step {last.step}, with step {last.checkpoint} as the newest checkpoint"
-    if times <= retries:
-        return (
-            f"queued again, failure {times} of at most {retries + 1} without a new checkpoint: "
-            f"{reached}"
+    if times > cluster.retries:
+        steps = {failed.step for failed in history}
+        where = "at the same step" if len(steps) == 1 else "without a new checkpoint"
+        return False, (
+            f"not queued again: failed {times} times in a row {where} ({reached}); remove the "
+            "cause, then the same command goes on from there"
         )
-    steps = {failed.step for failed in history}
-    where = "at the same step" if len(steps) == 1 else "without a new checkpoint"
-    return (
-        f"not queued again: failed {times} times in a row {where} ({reached}); remove the "
-        "cause, then the same command goes on from there"
-    )
+    count = f"failure {times} of at most {cluster.retries + 1} without a new checkpoint: {reached}"
+    if succession.will_be_requeued(job_id, cluster.requeue):
+        return True, f"queued again, {count}"
+    if cluster.requeue == "never":
+        return False, f"not queued again, cluster.requeue=never: {reached}"
+    try:
+        following = succession.queue_successor(logs, job_id)
+    except LaunchError as error:
+        return False, f"not queued again, this cluster does not requeue: {error}; {count}"
+    return False, f"this cluster does not requeue: job {following} goes on after this one, {count}"
 
 
 def main() -> None:

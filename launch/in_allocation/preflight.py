@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from launch.jobs import succession
 from launch.jobs.memory_check import require_fit
 from launch.jobs.rank import load_job
 from launch.ports import free_port
@@ -71,7 +72,8 @@ def _ask_nodes(config: Config, nonce: Path, content: str) -> list[NodeReport]:
     one_each = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--cpus-per-task=1"]
     environment = {name: value for name, value in os.environ.items() if name not in _TASK_VARIABLES}
     done = subprocess.run(
-        ["srun", *one_each, *program],
+        # Where sbatch was told --export=NONE, srun would start a bare environment.
+        ["srun", "--export=ALL", *one_each, *program],
         env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -221,6 +223,7 @@ def main() -> None:
     start = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     when, nodes = time.strftime("%Y-%m-%d %H:%M:%S"), os.environ.get("SLURM_JOB_NODELIST")
     sys.stderr.write(f"job {job_id}, start {start + 1}, {when}, on {nodes}\n")
+    succession.forget(logs, job_id)
     try:
         check(load_job(logs, job_id).resolved_config(), logs)
     except Exception as error:

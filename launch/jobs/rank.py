@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 import submitit
 from submitit.core.utils import DelayedSubmission, JobPaths
 
+from launch.jobs import succession
 from launch.ports import free_port
 from launch.slurm import allocation, squeue
 from segresmamba.errors import LaunchError
@@ -99,7 +100,7 @@ def refuse_foreign(pickle: Path) -> None:
 
 def batch_log(logs: Path) -> Path:
     """The log of this job's batch script and first rank."""
-    return JobPaths(logs, job_id=allocation.job_id()).stdout
+    return succession.log_of(logs, allocation.job_id())
 
 
 def resubmission(job: Callable[[], Any]) -> DelayedSubmission:
@@ -107,13 +108,24 @@ def resubmission(job: Callable[[], Any]) -> DelayedSubmission:
     return DelayedSubmission(job)
 
 
-def requeue() -> NoReturn:
-    """End this rank and queue the job again. Every rank calls this, once all ranks have saved.
+def requeue(saved: str) -> NoReturn:
+    """End this rank so that the job goes on later. Every rank calls this, once all have saved.
 
-    Submitit's signal handler requeues, on rank 0 only, after it has written the job's pickle anew.
+    Args:
+        saved: What they have saved, as the beginning of a line of the log.
     """
-    signal.raise_signal(REQUEUE_SIGNAL)
+    here = place()
+    if here.cluster == "slurm" and here.global_rank == 0:
+        succession.leave(here.paths.folder, here.job_id, how_to_go_on(), saved)
+    if here.cluster != "slurm":
+        # Submitit's handler writes the pickle anew and asks the local controller, on rank 0 only.
+        signal.raise_signal(REQUEUE_SIGNAL)
     sys.exit(0)
+
+
+def how_to_go_on() -> str:
+    """`cluster.requeue` of this process's job, from its command line."""
+    return sys.argv[2] if len(sys.argv) > 2 else "auto"
 
 
 def goes_back_to_queue(received: set[int]) -> bool:

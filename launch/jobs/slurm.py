@@ -20,7 +20,7 @@ from launch import watch
 from launch.jobs.memory_check import require_fit
 from launch.jobs.start import rank_command
 from launch.jobs.train_job import RankJob
-from launch.slurm import allocation, script, squeue
+from launch.slurm import allocation, environment, limits, script, squeue
 from segresmamba.config import ClusterConfig, Config
 from segresmamba.config.section import one_line
 from segresmamba.errors import LaunchError
@@ -29,7 +29,6 @@ from segresmamba.storage.run_folder import RunFolder, keep_secrets, refuse_chang
 # How often a run may be preempted or reach its time limit. Submitit's default is 3, and a long run
 # on a busy cluster needs more.
 MAX_REQUEUES = 1000
-SINFO = "`sinfo -o '%P %l %D %G %f'` lists partitions, limits, nodes, GPUs, features"
 _PICKLE = "_submitted.pkl"
 
 SubmittedJob = submitit.Job[Any]
@@ -68,8 +67,13 @@ class Slurm:
         return watch.follow(queued.job_id, queued.paths.stdout) if follow else 0
 
     def describe(self, job: RankJob) -> str:
-        """The sbatch script that `start` would submit, to the letter. Changes nothing."""
-        return _executor(job.resolved_config()).script()
+        """The sbatch script that `start` would submit, to the letter. Changes nothing.
+
+        Comments at its end name what the user's shell would add to it or change.
+        """
+        text = _executor(job.resolved_config()).script()
+        notes = environment.variables_of(text).notes
+        return "\n".join([text, *(f"# {note}" for note in notes), *([""] if notes else [])])
 
     def run_in_allocation(self, job: RankJob) -> NoReturn:
         """Become the script that `start` would have queued, inside the job that sbatch made.
@@ -96,11 +100,19 @@ class Slurm:
         os.execvp("bash", ["bash", str(paths.submission_file)])
 
 
+class TooManyJobsError(LaunchError):
+    """Slurm has refused the number of jobs, by a limit of the user or the size of an array."""
+
+
 class SlurmExecutor(submitit.SlurmExecutor):
     """Submitit's executor. This one also writes its script where there is no Slurm.
 
-    Its ranks look at who has written a job before they read it.
+    Its ranks look at who has written a job before they read it. They run in the background of the
+    script, see `launch.slurm.script`.
     """
+
+    requeue = "auto"
+    """See `cluster.requeue`."""
 
     @classmethod
     def affinity(cls) -> int:
@@ -109,7 +121,7 @@ class SlurmExecutor(submitit.SlurmExecutor):
 
     @property
     def _submitit_command_str(self) -> str:
-        return rank_command(super()._submitit_command_str)
+        return f"{rank_command(super()._submitit_command_str)} {self.requeue} &"
 
     def script(self, jobs: int = 1) -> str:
         """The sbatch script of this many jobs, to the letter. The executor stays as it is."""
@@ -145,7 +157,13 @@ def rank_executor(
 
 
 def share_executor(
-    cluster: ClusterConfig, name: str, logs: Path, *, after: str | None = None
+    cluster: ClusterConfig,
+    name: str,
+    logs: Path,
+    *,
+    after: str | None = None,
+    comment: str | None = None,
+    hold: bool = False,
 ) -> SlurmExecutor:
     """The executor of processes that do not depend on each other, alone or as an array.
 
@@ -154,10 +172,21 @@ def share_executor(
         name: The job's name in squeue.
         logs: As in `rank_executor`.
         after: Wait until the job of this id has ended, well or not.
+        comment: As in `rank_executor`.
+        hold: Do not start it before it is released.
     """
     dependency = f"afterany:{after}" if after else None
-    setup = script.environment(cluster, logs)
-    return _configured(cluster, name, logs, setup=setup, srun=cluster.srun, dependency=dependency)
+    return _configured(
+        cluster,
+        name,
+        logs,
+        setup=script.environment(cluster, logs),
+        srun=cluster.srun,
+        teardown=script.after_share(),
+        dependency=dependency,
+        comment=comment,
+        hold=hold,
+    )
 
 
 def _configured(
@@ -167,6 +196,7 @@ def _configured(
     *,
     setup: list[str],
     srun: tuple[str, ...],
+    hold: bool = False,
     **parameters: Any,
 ) -> SlurmExecutor:
     """What both kinds of executor share. `parameters` have submitit's names.
@@ -179,6 +209,7 @@ def _configured(
     one_line(name, "the job's name")
     one_line(str(executor.folder), "the folder of the job's logs")
     one_line(parameters.get("comment") or "", "the job's comment")
+    requeues = cluster.requeue in ("auto", "slurm")
     executor.update_parameters(
         job_name=name,
         nodes=cluster.nodes,
@@ -193,15 +224,18 @@ def _configured(
         qos=cluster.qos,
         wckey=None,  # submitit would put its own name there
         exclude=cluster.exclude,
-        setup=setup or None,
+        setup=setup,
         signal_delay_s=cluster.signal_delay_s,
         stderr_to_stdout=True,
         # So that Slurm itself queues a job again whose node has failed.
-        additional_parameters={"requeue": True},
-        # Since Slurm 22.05 srun forgets the batch job's --cpus-per-task.
-        srun_args=[f"--cpus-per-task={cluster.cpus_per_task}", *srun],
+        additional_parameters={"requeue" if requeues else "no-requeue": True}
+        | ({"hold": True} if hold else {}),
+        # Since Slurm 22.05 srun forgets the batch job's --cpus-per-task. Where sbatch was told
+        # --export=NONE, srun would keep the script's environment from the ranks too.
+        srun_args=["--export=ALL", f"--cpus-per-task={cluster.cpus_per_task}", *srun],
         **parameters,
     )
+    executor.requeue = cluster.requeue
     return executor
 
 
@@ -218,6 +252,7 @@ def submit_array(
         note: Called with the submitted jobs as soon as Slurm has them.
 
     Raises:
+        TooManyJobsError: If the cluster may take fewer jobs at once.
         LaunchError: If there is no sbatch, or it refuses the jobs. Nothing is then left of them.
     """
     if shutil.which("sbatch") is None:
@@ -231,34 +266,38 @@ def submit_array(
     make_logs(logs)
     before = set(logs.iterdir())
     keep_secrets(logs, f"{executor.script()}{jobs}")
+    variables = environment.variables_of(executor.script(len(jobs)))
+    for line in variables.notes:
+        typer.echo(line, err=True)
     try:
         # Submitit prints what the error says too.
-        with contextlib.redirect_stderr(io.StringIO()), executor.batch():
+        with (
+            contextlib.redirect_stderr(io.StringIO()),
+            environment.without(variables.left_out),
+            executor.batch(),
+        ):
             submitted = [executor.submit(job) for job in jobs]
     except FailedJobError as error:
         _remove_new(logs, before)
-        remedy = f"{SINFO}; --dry-run shows the script"
-        if "Invalid job array specification" in str(error):
-            remedy = (
-                f"an array of this cluster takes fewer than {len(jobs)} jobs (`scontrol show "
-                "config | grep MaxArraySize`): split the sweep into several, for example by seed, "
-                "and give each a --name"
-            )
-        raise LaunchError(
-            "Slurm refused the job",
+        message = str(error).strip()
+        is_number = limits.are_too_many(message)
+        raise (TooManyJobsError if is_number else LaunchError)(
+            f"Slurm takes fewer than {len(jobs)} of these jobs now"
+            if is_number
+            else "Slurm refused the job",
             where="cluster.*",
-            got=str(error).strip() or "no message",
-            remedy=remedy,
+            got=message or "no message",
+            remedy=f"{limits.refusal_remedy(message)}; --dry-run shows the script",
         ) from error
     note(submitted)
-    if reason := squeue.hopeless(submitted[0].job_id):
+    if verdict := limits.hopeless(submitted[0].job_id):
         squeue.cancel(submitted[0].job_id.partition("_")[0])
         _remove_new(logs, before)
         raise LaunchError(
             "the job would have waited for ever, so it was cancelled",
             where="cluster.*",
-            got=reason,
-            remedy=f"{SINFO}; --dry-run shows the script",
+            got=verdict.got,
+            remedy=f"{verdict.remedy}; --dry-run shows the script",
         )
     return submitted
 

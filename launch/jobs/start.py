@@ -1,4 +1,4 @@
-"""The process of a rank: `python -m launch.jobs.start LOGS`.
+"""The process of a rank: `python -m launch.jobs.start LOGS [REQUEUE]`, see `cluster.requeue`.
 
 This is submitit's own start, after a look at who has written the job's pickle. Scripts that an
 earlier version queued call submitit directly.
@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 
 from submitit.core.submission import process_job
+from submitit.slurm.slurm import SlurmJobEnvironment
 
 from launch.failures import Failure, write_failure
-from launch.jobs import rank
+from launch.jobs import rank, succession
 from segresmamba.errors import USER_CODE, LaunchError
 from segresmamba.storage.terminal import shield_output
 
@@ -45,7 +46,14 @@ def main() -> None:
         write_failure(failure, place.paths.folder, place.job_id)
         sys.stderr.write(failure.text + "\n")
         sys.exit(USER_CODE)
+    # What submitit does at SIGUSR2 in a process that works alone, such as a conversion.
+    SlurmJobEnvironment._requeue = _leave  # type: ignore[assignment,method-assign]
     process_job(logs)
+
+
+def _leave(place: SlurmJobEnvironment, countdown: int) -> None:
+    saved = "what is finished stays"
+    succession.leave(place.paths.folder, place.job_id, rank.how_to_go_on(), saved)
 
 
 if __name__ == "__main__":

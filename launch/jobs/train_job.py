@@ -3,7 +3,7 @@
 All ranks have to save a preempted run together, because a DeepSpeed checkpoint is a collective.
 Submitit would checkpoint in the signal handler of whichever process the signal reaches. So the
 handler here only asks the engine to stop. The ranks agree at a step boundary, save, and come back
-from `train`. Only then does submitit's own handler run, and requeues.
+from `train`. Only then is the job queued again, see `launch.jobs.succession`.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class TrainJob:
             sys.stderr.write(failure.text + "\n")
             sys.exit(failure.exit_code)
         if result.status == "preempted" and rank.goes_back_to_queue(signals.received):
-            rank.requeue()  # which leaves with an exit code of its own
+            rank.requeue(f"saved at step {result.step}")  # with an exit code of its own
         quick_exit.is_well = True
         return result
 

@@ -15,6 +15,11 @@ def job_id() -> str:
     return os.environ["SLURM_JOB_ID"]
 
 
+def own_id() -> set[str]:
+    """The number of the Slurm job that this process runs in, if it runs in one."""
+    return {os.environ["SLURM_JOB_ID"]} if "SLURM_JOB_ID" in os.environ else set()
+
+
 def overrides() -> list[str]:
     """What sbatch granted the job that this process runs in, as overrides of the configuration.
 

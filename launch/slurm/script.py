@@ -2,6 +2,9 @@
 
 They call programs by their module names. A queued script runs them in the version that is installed
 when the job starts, so former module names stay importable.
+
+The ranks run in the background, because a shell obeys a trap only between two commands. So they
+also get a signal for this script alone (`sbatch --signal=B:USR1@300`, `scancel --batch`).
 """
 
 from __future__ import annotations
@@ -13,6 +16,36 @@ from pathlib import Path
 from segresmamba.config import ClusterConfig
 from segresmamba.errors import USER_CODE
 from segresmamba.secrets import is_hidden
+
+# Ranks that have just been started, when a signal came before them, get this long to heed it.
+_START_S = 5
+_HAND_ON = (
+    "ranks= stop=",
+    # srun passes a signal on to all ranks. SIGUSR2 asks them to save, SIGUSR1 belongs to NCCL.
+    "trap 'stop=USR2; [ -z \"$ranks\" ] || kill -USR2 $ranks' USR1 USR2 HUP INT",
+    "trap 'stop=TERM; [ -z \"$ranks\" ] || kill -TERM $ranks' TERM",
+)
+# What a file that is sourced says may be secret, so only its name and line are shown. A command
+# substitution fails in the line that it is part of.
+_SETUP_FAILED = (
+    "setup_failed() {",
+    "  [ $BASH_SUBSHELL = 0 ] || return",
+    '  case "${BASH_SOURCE[1]}" in "" | "$0") what=$2;; *) what="${BASH_SOURCE[1]}, line $3"; esac',
+    '  printf "%s\\n" "error: a line of cluster.setup failed" "  where:  cluster.setup" \\',
+    '    "  got:    ${hidden:-$what}: exit code $1" \\',
+    '    "  remedy: see its output above, then correct it; add || true if it may fail" >&2',
+    f"  exit {USER_CODE}",
+    "}",
+    "trap 'setup_failed $? \"$BASH_COMMAND\" $LINENO' ERR",
+    "set -eE",
+)
+_AWAIT = (
+    "ranks=$!",
+    f'[ -z "$stop" ] || {{ sleep {_START_S}; kill -$stop $ranks; }}',
+    # A signal ends `wait`, not what it waits for.
+    "while kill -0 $ranks 2>/dev/null; do wait $ranks; done",
+    "wait $ranks; code=$?",
+)
 
 
 def before_ranks(cluster: ClusterConfig, logs: Path) -> list[str]:
@@ -31,30 +64,47 @@ def before_ranks(cluster: ClusterConfig, logs: Path) -> list[str]:
 
 
 def environment(cluster: ClusterConfig, logs: Path) -> list[str]:
-    """The user's own lines, then the variables of the configuration.
+    """Traps, the user's own lines, then the variables of the configuration.
 
     What is secret is asked for when the job runs: everybody may read a script.
     """
+    return [*_HAND_ON, *_setup(cluster.setup, logs), *_variables(cluster.variables, logs)]
+
+
+def after_ranks(logs: Path) -> list[str]:
+    """What follows srun: the failure handler, unless srun succeeded."""
+    handler = _python("launch.in_allocation.on_failure", logs)
+    return [*_AWAIT, f"[ $code = 0 ] || exec {handler} $code"]
+
+
+def after_share() -> list[str]:
+    """What follows the srun of a process that works alone: its exit code."""
+    return [*_AWAIT, "exit $code"]
+
+
+def _setup(setup: tuple[str, ...], logs: Path) -> list[str]:
+    """The user's lines, the first of which that fails ends the job as the user's mistake."""
+    if not setup:
+        return []
     lines = []
-    for line in cluster.setup:
+    for line in setup:
         if is_hidden(line):
-            lines += [f"line=$({_secret(line, logs)}) || exit", 'eval "$line"']
+            # Neither the command nor its parts may be in the log.
+            lines += [f"hidden={shlex.quote(line)}", f"line=$({_secret(line, logs)})"]
+            lines += ['eval "$line"', "hidden="]
         else:
             lines.append(line)
-    for name, value in cluster.variables.items():
+    return [*_SETUP_FAILED, *lines, "set +eE", "trap - ERR"]
+
+
+def _variables(variables: dict[str, str], logs: Path) -> list[str]:
+    lines = []
+    for name, value in variables.items():
         if is_hidden(value):
             lines += [f"{name}=$({_secret(value, logs)}) || exit", f"export {name}"]
         else:
             lines.append(f"export {name}={shlex.quote(value)}")
     return lines
-
-
-def after_ranks(logs: Path) -> list[str]:
-    """What follows srun: the failure handler, unless srun succeeded."""
-    return [
-        "code=$?",
-        f"[ $code = 0 ] || exec {_python('launch.in_allocation.on_failure', logs)} $code",
-    ]
 
 
 def _secret(marker: str, logs: Path) -> str:

@@ -21,24 +21,12 @@ CANCEL_PATIENCE_S = 120.0
 UNLIMITED_MIN = 365 * 24 * 60
 _LIVE = {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "RESIZING", "SUSPENDED"}
 _LIVE |= {"REQUEUE_FED", "REQUEUE_HOLD", "SIGNALING", "STAGE_OUT", "STOPPED"}
-# Reasons for which a job waits for ever, unless somebody changes the cluster or the job.
-_HOPELESS = {
-    "AccountNotAllowed": "the partition does not take this account: cluster.account",
-    "BadConstraints": "no node is like that: cluster.constraint, cluster.gpus_per_node",
-    "InvalidAccount": "there is no such account: cluster.account",
-    "InvalidQOS": "there is no such quality of service: cluster.qos",
-    "PartitionNodeLimit": "the partition allows fewer nodes: cluster.nodes",
-    "PartitionTimeLimit": "the partition allows less time: cluster.time_min",
-    "QOSNotAllowed": "the partition does not take this quality of service: cluster.qos",
-}
 # How long a job waits for an answer of slurmctld, which may be restarted at any time.
 AWAY_PATIENCE_S = 600.0
 # What Slurm's commands say when it does not answer.
 _AWAY = re.compile(
     "Unable to contact slurm controller|Socket timed out|Zero Bytes were transmitted"
 )
-# What stands there until Slurm has looked at the job.
-_UNDECIDED = {"None", "PartitionConfig"}
 
 
 @dataclass(frozen=True)
@@ -59,8 +47,8 @@ class JobState:
 
     @property
     def has_failed(self) -> bool:
-        """Whether it has ended, neither well nor because somebody cancelled it."""
-        return self.ended and self.name not in {"COMPLETED", "CANCELLED"}
+        """Whether it has ended, neither well nor stopped."""
+        return self.ended and self.exit_code not in {0, INTERRUPTED_CODE}
 
     @property
     def exit_code(self) -> int:
@@ -108,14 +96,14 @@ def job_states(job_ids: Sequence[str]) -> dict[str, JobState]:
         return states
     jobs = f"--jobs={','.join(dict.fromkeys(job_ids))}"
     fields = "--Format=JobArrayID:40,State:40,exit_code:40,Reason:80"
-    for line in _ask("squeue", "--array", "--noheader", "--states=all", jobs, fields).splitlines():
+    for line in ask("squeue", "--array", "--noheader", "--states=all", jobs, fields).splitlines():
         job_id, name, status, *reason = line.split()
         why = "" if reason == ["None"] else " ".join(reason)
         states[job_id] = JobState(name, os.waitstatus_to_exitcode(int(status)), why)
     if missing := [job_id for job_id in job_ids if job_id not in states]:
         jobs, fields = f"--jobs={','.join(dict.fromkeys(missing))}", "--format=JobID,State,ExitCode"
         # For example "4711_3|CANCELLED by 0|0:15". The last line of a job is its last start.
-        for line in _ask("sacct", "-X", "-n", "-P", jobs, fields).splitlines():
+        for line in ask("sacct", "-X", "-n", "-P", jobs, fields).splitlines():
             job_id, name, code = line.split("|")
             states[job_id] = JobState(name.split()[0], int(code.split(":")[0]))
     return states
@@ -126,32 +114,14 @@ def living(job_ids: Sequence[str]) -> LiveJob | None:
     if not job_ids:
         return None
     jobs = f"--jobs={','.join(job_ids)}"
-    lines = _ask("squeue", "--noheader", jobs, "--format=%i %T %r").splitlines()
+    lines = ask("squeue", "--noheader", jobs, "--format=%i %T %r").splitlines()
     return LiveJob(*lines[0].split(maxsplit=2)) if lines else None
-
-
-def hopeless(job_id: str) -> str | None:
-    """Why a job that was just queued will never start, and which setting says so; else None.
-
-    Slurm says so when it first looks at the job, usually within a second.
-    """
-    for _ in range(10):  # two seconds
-        shown = _ask("squeue", "--noheader", f"--jobs={job_id}", "--Format=State:40,Reason:80")
-        # An array has one line per job, and all its jobs wait for the same reason.
-        state, _, reason = shown.partition("\n")[0].partition(" ")
-        reason = reason.strip()
-        if reason in _HOPELESS:
-            return f"{reason}: {_HOPELESS[reason]}"
-        if state != "PENDING" or reason not in _UNDECIDED:
-            return None
-        time.sleep(0.2)
-    return None
 
 
 def named(name: str) -> list[str]:
     """The user's jobs of a name that are queued or run."""
     user = f"--user={getpass.getuser()}"
-    return _ask("squeue", "--noheader", user, f"--name={name}", "--format=%i").split()
+    return ask("squeue", "--noheader", user, f"--name={name}", "--format=%i").split()
 
 
 def refuse_queued(what: str, where: Path, *names: str) -> None:
@@ -185,12 +155,12 @@ def cancel_forgotten(comment: str, known: set[str]) -> None:
 
     Returns once they have ended, because they may have to save.
     """
-    shown = _ask("squeue", "--me", "--noheader", "--format=%F %k").splitlines()
+    shown = ask("squeue", "--me", "--noheader", "--format=%F %k").splitlines()
     marked = {job for job, _, text in (line.partition(" ") for line in shown) if text == comment}
     for job_id in marked - known:
         cancel(job_id)
         deadline = time.monotonic() + CANCEL_PATIENCE_S
-        while _ask("squeue", "--noheader", f"--jobs={job_id}") and time.monotonic() < deadline:
+        while ask("squeue", "--noheader", f"--jobs={job_id}") and time.monotonic() < deadline:
             time.sleep(0.5)
 
 
@@ -212,9 +182,38 @@ def is_running(job_id: str) -> bool:
     return "JobState=RUNNING" in _scontrol("show", "job", job_id).stdout
 
 
+def release_after(job_id: str, other: str) -> None:
+    """Release a held job, to start when another one has ended, well or not.
+
+    Raises:
+        LaunchError: If Slurm refuses. The held job is then cancelled.
+    """
+    for words in (
+        ("update", f"jobid={job_id}", f"dependency=afterany:{other}"),
+        ("release", job_id),
+    ):
+        done = _scontrol(*words)
+        if done.returncode:
+            cancel(job_id)
+            raise LaunchError(
+                "Slurm does not let a job wait for another one",
+                where=f"job {job_id}",
+                got=done.stderr.strip(),
+                remedy=f"job {other} goes on; give the same command when it has ended",
+            )
+
+
+def may_requeue(job_id: str) -> bool:
+    """Whether a job may be queued again; the site or its user may have forbidden it.
+
+    Waits if slurmctld is away.
+    """
+    return "Requeue=0" not in _scontrol("show", "job", job_id).stdout
+
+
 def limit_min(job_id: str) -> int:
     """A job's time limit in minutes, rounded up; a year if it has none."""
-    shown = re.search(r"TimeLimit=(\S+)", _ask("scontrol", "show", "job", job_id))
+    shown = re.search(r"TimeLimit=(\S+)", ask("scontrol", "show", "job", job_id))
     limit = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", shown[1]) if shown else None
     if limit is None:
         return UNLIMITED_MIN
@@ -234,9 +233,15 @@ def _scontrol(*words: str) -> subprocess.CompletedProcess[str]:
         time.sleep(5)
 
 
-def _ask(*command: str) -> str:
+def ask(*command: str) -> str:
     """What a command prints; empty if there is no such command, or it fails."""
     if shutil.which(command[0]) is None:
         return ""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # A user's SQUEUE_STATES would hide jobs.
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("SQUEUE_", "SACCT_", "SCONTROL_"))
+    }
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     return "" if done.returncode else done.stdout

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 
 import typer
 
 from launch.failures import INTERRUPTED_CODE
-from launch.jobs.slurm import SubmittedJob, rank_executor, submit_array
-from launch.run_state import FAILED, OVER, QUEUED, STOPPED, UNDER_WAY
-from launch.slurm import squeue
+from launch.run_state import FAILED, STOPPED
+from launch.sweeps.parts import is_missing, queue
 from launch.sweeps.pool import Pool
 from launch.sweeps.summary import summary_lines, write_summary
 from launch.sweeps.sweep import Sweep
-from launch.sweeps.trial_job import TrialJob, catch_up
+from launch.sweeps.trial_job import catch_up
 from segresmamba.storage.run_folder import refuse_changes
 
 # Trials at once unless --max-parallel says otherwise. On Slurm other users need nodes too.
@@ -44,7 +42,9 @@ def run_sweep(sweep: Sweep, max_parallel: int | None) -> int:
         typer.echo(f"{sweep.folder}: {_counts(sweep)}")
         to_the_end = True
         if sweep.config(sweep.trials[0]).cluster.name == "slurm":
-            if _queue(sweep, max_parallel or ON_SLURM):
+            if missing := [trial for trial in sweep.trials if is_missing(trial)]:
+                queue(missing, sweep, max_parallel or ON_SLURM)
+                typer.echo(f"python -m launch status {sweep.folder}")
                 return 0
         else:
             to_the_end = Pool(sweep, max_parallel or HERE).run()
@@ -73,42 +73,6 @@ def show(sweep: Sweep) -> None:
         typer.echo(line)
     if any(trial.state in {FAILED, STOPPED} for trial in sweep.trials):
         typer.echo(f"python -m launch resume {sweep.folder}  runs what is missing", err=True)
-
-
-def _queue(sweep: Sweep, most: int) -> bool:
-    """Queue what is missing as one array of jobs; return whether anything was missing.
-
-    All jobs have the same resources, because cluster.* changes no result and so is never swept.
-    """
-    missing = [trial for trial in sweep.trials if trial.state not in OVER | UNDER_WAY]
-    if not missing:
-        return False
-    comment = f"segresmamba sweep {sweep.folder.resolve()}"
-    # A controller that was killed between sbatch and the manifest has left jobs that only this
-    # comment leads to. They would run the same trials a second time.
-    squeue.cancel_forgotten(comment, {str(trial.job).partition("_")[0] for trial in sweep.trials})
-    logs, cluster = sweep.folder / "jobs", sweep.config(missing[0]).cluster
-    executor = rank_executor(cluster, sweep.name, logs, comment=comment, most=most)
-
-    def note(jobs: list[SubmittedJob]) -> None:
-        for trial, job in zip(missing, jobs, strict=True):
-            trial.job, trial.state = job.job_id, QUEUED
-            # The run's logs lead to the log of its job, which is about to be written.
-            log, folder = job.paths.stdout, trial.folder.logs
-            folder.mkdir(parents=True, exist_ok=True)
-            trial.folder.failure.unlink(missing_ok=True)
-            link = folder / log.name
-            link.unlink(missing_ok=True)
-            link.symlink_to(os.path.relpath(log.resolve(), folder.resolve()))
-        sweep.write()
-
-    jobs = submit_array(executor, [TrialJob(sweep.folder, t.number) for t in missing], note)
-    typer.echo(
-        f"job {jobs[0].job_id.partition('_')[0]}: {len(jobs)} trials, {min(most, len(jobs))} at "
-        f"once, logs in {logs}"
-    )
-    typer.echo(f"python -m launch status {sweep.folder}")
-    return True
 
 
 def _counts(sweep: Sweep) -> str:

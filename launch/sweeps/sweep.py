@@ -29,6 +29,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from launch.jobs import succession
 from launch.slurm import squeue
 from launch.sweeps.grammar import hide_secrets, trials_of
 from launch.sweeps.search_space import SearchPoint, Space
@@ -243,7 +244,11 @@ class Sweep:
     def refresh(self, *trials: Trial) -> None:
         """Find out where these trials stand; without arguments, all trials."""
         self.recall()
-        asked = trials or self.trials
+        asked, logs = trials or self.trials, self.folder / "jobs"
+        for trial in asked:
+            if trial.job and trial.job != (newest := succession.newest(logs, trial.job)):
+                trial.job = newest
+                trial.link_log(succession.log_of(logs, newest))
         # One question for all trials: Slurm's controller serves the whole cluster.
         jobs = squeue.job_states([trial.job for trial in asked if trial.job])
         for trial in asked:

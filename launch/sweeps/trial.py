@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,6 +38,13 @@ class Trial:
     def folder(self) -> RunFolder:
         """The layout of its run folder."""
         return RunFolder(Path(self.run))
+
+    def link_log(self, log: Path) -> None:
+        """Let the run's logs lead to the log of its job, which may be about to be written."""
+        self.folder.logs.mkdir(parents=True, exist_ok=True)
+        link = self.folder.logs / log.name
+        link.unlink(missing_ok=True)
+        link.symlink_to(os.path.relpath(log.resolve(), self.folder.logs.resolve()))
 
     def read_failure(self) -> str:
         """Why it failed; empty if it did not."""

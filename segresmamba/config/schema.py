@@ -469,6 +469,10 @@ class ClusterConfig(Section):
     """Environment variables of the ranks, such as {NCCL_DEBUG: INFO, NCCL_IB_HCA: mlx5_0}. Values
     of variables that may be secret are kept out of all files but secrets.json, which only you can
     read."""
+    requeue: Literal["auto", "slurm", "chain", "never"] = "auto"
+    """How a Slurm job goes on once it has saved, or a rank has failed. slurm: Slurm queues it
+    again; chain: it queues another job that starts when it has ended; never: it ends; auto: slurm,
+    or chain where the cluster does not requeue."""
     retries: Annotated[int, Field(ge=0)] = 2
     """How often a Slurm job is queued again after a rank failed, if it has written no newer
     checkpoint in between. Preemption and the time limit do not count. A mistake in the settings

@@ -18,6 +18,7 @@ import pytest
 from tests.cluster import cluster
 from tests.cluster.conftest import CHECKPOINT_EVERY, STEPS, Followed
 from tests.cluster.jobs import (
+    REPOSITORY,
     Job,
     Queue,
     launch,
@@ -180,6 +181,29 @@ def test_a_cancelled_job_saves_and_stays_away(words: tuple[str, ...], tmp_path: 
     assert (job.run / "saved-0").exists()
     assert (job.run / "saved-1").exists()
     assert job.state.exit_code == 130
+
+
+def test_a_job_without_environment_that_only_its_script_warns_is_followed_by_another(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SBATCH_EXPORT", "NONE")
+    monkeypatch.setenv("SBATCH_TIMELIMIT", "1")
+    path = f"cluster.setup=['export PYTHONPATH={REPOSITORY}']"
+    job = queue_stand_in("preempted_once", tmp_path, *words, path)
+    for rank in range(2):
+        wait_until((job.run / f"ready-{rank}").exists, f"rank {rank}", lambda: job.log)
+    assert "TimeLimit=01:00:00" in slurm("scontrol", "show", "job", job.id)
+    slurm("scontrol", "update", f"jobid={job.id}", "requeue=0")
+    slurm("scancel", "--batch", "--signal=USR1", job.id)
+    assert job.end().exit_code == 0, job.log
+    said = re.search(
+        r"saved at step 7, this cluster does not requeue: job (\d+) goes on after this one", job.log
+    )
+    assert said, job.log
+    assert "Traceback" not in job.log
+    after = Job(said[1], job.run)
+    assert after.end().exit_code == 0, after.log
+    assert '"resumed": true' in (job.run / "found-1.json").read_text()
 
 
 @pytest.mark.parametrize(

@@ -81,15 +81,18 @@ def test_sbatch_runs_the_same_job_on_what_it_was_granted(
         (["cluster.gpus_per_node=3"], "Requested node configuration is not available"),
         (["cluster.partition=short", "cluster.time_min=31"], "PartitionTimeLimit: the partition"),
         (["cluster.account=nobody"], "Invalid account or account/partition combination"),
+        (["cluster.account=lab"], "AssocMaxWallDurationPerJobLimit: the limit asks for less"),
     ],
 )
 def test_a_job_that_can_never_run_is_refused_at_once(
     words: tuple[str, ...], tmp_path: Path, overrides: list[str], said: str
 ) -> None:
+    slurm("sacctmgr", "-i", "modify", "user", "root", "where", "account=lab", "set", "maxwall=10")
     done = launch("train", *words, f"run.root={tmp_path}", *overrides)
     assert done.returncode == 2
     assert said in done.stderr
-    assert "remedy: `sinfo -o" in done.stderr
+    shows = "sacctmgr show assoc" if "account" in overrides[0] else "sinfo -o"
+    assert f"remedy: `{shows}" in done.stderr
     assert list(tmp_path.iterdir()) == []
     assert slurm("squeue", "--noheader") == ""
 

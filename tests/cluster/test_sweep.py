@@ -149,16 +149,26 @@ def test_a_cross_validation_goes_on_with_the_folds_that_are_missing(
     assert children(tmp_path / "runs", folder.name, 4) == {*runs, f"{folder.name}-summary"}
 
 
-def test_an_array_that_the_cluster_does_not_take_is_refused_with_the_way_out(
+def test_a_sweep_above_the_limits_is_queued_in_parts_that_follow_each_other(
     trial_words: tuple[str, ...], tmp_path: Path
 ) -> None:
-    done = launch("sweep", "--name=s", *trial_words, "seed=range(0,21)")
-    assert done.returncode == 2
-    assert "Invalid job array specification" in done.stderr
-    assert "takes fewer than 21 jobs" in done.stderr
-    assert slurm("squeue", "--noheader") == ""
-    few = launch("sweep", "--name=s-0", *trial_words, "seed=range(0,2)")
-    assert few.returncode == 0, few.stderr
+    account = ("sacctmgr", "-i", "modify", "user", "root", "where", "account=lab", "set")
+    slurm(*account, "maxsubmitjobs=15", "maxwall=-1")
+    small = ("cluster.account=lab", "seed=range(0,21)")  # an array has at most 20 jobs
+    done = launch("sweep", "--name=s", "--max-parallel=1", *trial_words, *small)
+    # The limit leaves room for ten and the small job that queues what follows.
+    assert "10 trials, 1 at once" in done.stdout, done.stderr
+    array, follower = (re.search(f"{what}job (\\d+)", done.stdout) for what in ("^", "then "))
+    assert array
+    assert follower
+    slurm("scancel", array[1])
+    Job(follower[1], tmp_path).wait_for("COMPLETED")
+    trials = Sweep.read(tmp_path / "runs" / "sweeps" / "s").trials
+    parts = Counter(str(trial.job).split("_")[0] for trial in trials)
+    assert sorted(parts.values()) == [1, 10, 10]
+    assert parts[array[1]] == 10
+    (last,) = (trial for trial in trials if trial.job is None)
+    assert last.number == 20
 
 
 def test_a_search_needs_nobody_on_the_login_node(

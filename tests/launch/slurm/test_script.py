@@ -1,13 +1,16 @@
 """The lines of a batch script, run by a real shell with a stand-in for Python."""
 
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from launch.slurm import script
-from segresmamba.config import load_config
+from segresmamba.config import ClusterConfig, load_config
+from segresmamba.errors import USER_CODE
 
 
 def run_script(folder: Path, monkeypatch: pytest.MonkeyPatch, preflight: str) -> tuple[int, str]:
@@ -44,3 +47,69 @@ def test_other_failures_of_the_preflight_go_to_the_handler_that_queues_the_job_a
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     assert run_script(tmp_path, monkeypatch, f"exit {code}") == (75, f"handler: {code}")
+
+
+def run_setup(folder: Path, *setup: str) -> subprocess.CompletedProcess[str]:
+    """Run a script file, as Slurm does, with these lines of the user before its own."""
+    cluster = ClusterConfig(name="slurm", time_min=60, setup=setup)
+    path = folder / "script.sh"
+    path.write_text("\n".join([*script.environment(cluster, folder), "false", "echo went on"]))
+    return subprocess.run(["bash", str(path)], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("line", "got"),
+    [
+        ("module load nope-1.2", "module load nope-1.2: exit code 127"),
+        ("cd /nowhere/at/all", "cd /nowhere/at/all: exit code 1"),
+        (". SOURCED", "SOURCED, line 2: exit code 1"),
+        # It may hold a secret, so its text is in no file but secrets.json.
+        ("TOKEN=$(exit 3)", "***cluster.setup-2***: exit code 3"),
+    ],
+)
+def test_a_line_of_the_user_that_fails_ends_the_job_as_a_mistake(
+    tmp_path: Path, line: str, got: str
+) -> None:
+    (tmp_path / "sourced.sh").write_text("true\ngrep -q secret-word /dev/null\n")
+    names = {"SOURCED": str(tmp_path / "sourced.sh")}
+    for name, path in names.items():
+        line, got = line.replace(name, path), got.replace(name, path)
+    done = run_setup(tmp_path, "ulimit -c 0", line)
+    assert (done.returncode, done.stdout) == (USER_CODE, "")
+    assert f"error: a line of cluster.setup failed\n  where:  cluster.setup\n  got:    {got}\n" in (
+        done.stderr
+    )
+    assert "secret-word" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["cd /nowhere/at/all || true", "export A_PATH=$(false; echo x)", "set +e", "ulimit -c 0"],
+)
+def test_a_line_that_may_fail_and_what_follows_the_users_lines_do_not_end_the_job(
+    tmp_path: Path, line: str
+) -> None:
+    done = run_setup(tmp_path, line)
+    assert (done.returncode, done.stdout) == (0, "went on\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("signum", "passed_on"),
+    [(signal.SIGUSR1, "USR2"), (signal.SIGUSR2, "USR2"), (signal.SIGTERM, "TERM")],
+)
+def test_a_signal_to_the_script_alone_reaches_the_ranks(
+    tmp_path: Path, signum: int, passed_on: str
+) -> None:
+    ranks = (
+        f'bash -c \'trap "echo got USR2; exit 7" USR2; trap "echo got TERM; exit 7" TERM; '
+        f"touch {tmp_path}/ready; while sleep 0.1; do :; done' &"
+    )
+    path = tmp_path / "script.sh"
+    before = script.environment(load_config(["cluster=slurm"]).cluster, tmp_path)
+    path.write_text("\n".join([*before, ranks, *script.after_share()]))
+    with subprocess.Popen(["bash", str(path)], stdout=subprocess.PIPE, text=True) as process:
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.02)
+        process.send_signal(signum)
+        out, _ = process.communicate()
+    assert (process.returncode, out) == (7, f"got {passed_on}\n")

@@ -19,7 +19,22 @@
 #SBATCH --time=600
 
 # setup
+ranks= stop=
+trap 'stop=USR2; [ -z "$ranks" ] || kill -USR2 $ranks' USR1 USR2 HUP INT
+trap 'stop=TERM; [ -z "$ranks" ] || kill -TERM $ranks' TERM
+setup_failed() {
+  [ $BASH_SUBSHELL = 0 ] || return
+  case "${BASH_SOURCE[1]}" in "" | "$0") what=$2;; *) what="${BASH_SOURCE[1]}, line $3"; esac
+  printf "%s\n" "error: a line of cluster.setup failed" "  where:  cluster.setup" \
+    "  got:    ${hidden:-$what}: exit code $1" \
+    "  remedy: see its output above, then correct it; add || true if it may fail" >&2
+  exit 2
+}
+trap 'setup_failed $? "$BASH_COMMAND" $LINENO' ERR
+set -eE
 module load cuda
+set +eE
+trap - ERR
 export NCCL_SOCKET_IFNAME=ib0
 export GLOO_SOCKET_IFNAME=ib0
 export NCCL_DEBUG=WARN
@@ -30,9 +45,12 @@ export MASTER_PORT
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output ROOT/big/logs/%j_%t_log.out --cpus-per-task=8 --kill-on-bad-exit=1 --cpu-bind=verbose,cores --gpu-bind=closest PYTHON -u -m launch.jobs.start ROOT/big/logs
+srun --unbuffered --output ROOT/big/logs/%j_%t_log.out --export=ALL --cpus-per-task=8 --kill-on-bad-exit=1 --cpu-bind=verbose,cores --gpu-bind=closest PYTHON -u -m launch.jobs.start ROOT/big/logs auto &
 
 
 # teardown
-code=$?
+ranks=$!
+[ -z "$stop" ] || { sleep 5; kill -$stop $ranks; }
+while kill -0 $ranks 2>/dev/null; do wait $ranks; done
+wait $ranks; code=$?
 [ $code = 0 ] || exec PYTHON -m launch.in_allocation.on_failure ROOT/big/logs $code
