@@ -14,6 +14,7 @@ import typer
 
 from launch.jobs.backends import backend_for
 from launch.jobs.slurm import Slurm
+from launch.jobs.submission_check import require_trainable
 from launch.jobs.train_job import TrainJob
 from launch.slurm import allocation
 from launch.status import is_single, show_runs, single_runs
@@ -104,6 +105,9 @@ def train(
     job = TrainJob(load_config(overrides))
     if not dry_run:
         _end_if_finished(job.config)
+    # Ranks on this machine would say the same within seconds, and a requeued job has been checked.
+    if dry_run or (job.config.cluster.name == "slurm" and not allocation.is_restart()):
+        require_trainable({"": [job.config]})
     if in_allocation and not dry_run:
         Slurm().run_in_allocation(job)
     backend = backend_for(job.config)
@@ -267,6 +271,8 @@ def resume(
     where = config.run.model_copy(update={"root": folder.parent, "name": folder.resolve().name})
     config = config.model_copy(update={"run": where})
     _end_if_finished(config)
+    if config.cluster.name == "slurm":
+        require_trainable({"": [config]})
     sys.exit(backend_for(config).start(TrainJob(config)))
 
 
@@ -292,6 +298,7 @@ def _end_if_finished(config: Config) -> None:
 
 
 def _run_sweep(planned: Sweep, max_parallel: int | None, *, dry_run: bool) -> NoReturn:
+    require_trainable(planned.configs())
     if dry_run:
         run.show(planned)
         sys.exit(0)

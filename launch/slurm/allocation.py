@@ -15,6 +15,11 @@ def job_id() -> str:
     return os.environ["SLURM_JOB_ID"]
 
 
+def is_restart() -> bool:
+    """Whether Slurm has queued and started the job that this process runs in again."""
+    return os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+
+
 def overrides() -> list[str]:
     """What sbatch granted the job that this process runs in, as overrides of the configuration.
 

@@ -22,7 +22,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ from segresmamba.config import (
     load_config,
     run_folder,
 )
-from segresmamba.errors import LaunchError
+from segresmamba.errors import ConfigError, LaunchError
 from segresmamba.secrets import recall
 from segresmamba.storage.atomic import write_text
 from segresmamba.storage.locks import is_locked, try_lock
@@ -164,6 +164,22 @@ class Sweep:
             return load_config(trial.overrides)
         assert self.search is not None  # a grid's trials have their overrides from the beginning
         return load_config(self.overrides(trial, self.search.sample))
+
+    def configs(self) -> dict[str, list[Config]]:
+        """The settings of each trial, by a name for error messages.
+
+        The trials of a search have none yet: these are the corners of its space, each with two
+        points of which one has to be valid, see `Space.corners`.
+        """
+        if self.search is None:
+            return {f"trial {trial.number}": [self.config(trial)] for trial in self.trials}
+        corners: dict[str, list[Config]] = {}
+        for number, points in enumerate(self.search.space.corners()):
+            found = corners.setdefault(f"corner {number} of the space", [])
+            for point in points:
+                with suppress(ConfigError):  # `plan_search` has refused a corner without any
+                    found.append(load_config(self.overrides(self.trials[0], point)))
+        return corners
 
     def refuse_changed_presets(self, trial: Trial, config: Config) -> None:
         """Refuse a trial that starts with other presets than the sweep began with.
