@@ -16,8 +16,9 @@ from launch.jobs.backends import backend_for
 from launch.jobs.slurm import Slurm
 from launch.jobs.submission_check import require_trainable
 from launch.jobs.train_job import TrainJob
+from launch.selection import Order, Selection
 from launch.slurm import allocation
-from launch.status import is_single, show_runs, single_runs
+from launch.status import RunStatus, as_json, is_single, show_runs, single_runs
 from launch.sweeps import run
 from launch.sweeps.folds import ALL, all_folds, fold_sweep_name
 from launch.sweeps.plan_search import Sampler, plan_search
@@ -240,21 +241,29 @@ def status(
         Path | None, typer.Argument(help="Folder of a sweep or a run. Default: all.")
     ] = None,
     root: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs"),
+    failed: Annotated[bool, typer.Option("--failed", help="Only what has failed.")] = False,
+    running: Annotated[bool, typer.Option("--running", help="Only what runs now.")] = False,
+    sort: Annotated[Order, typer.Option(help="What comes first.")] = Order.NAME,
+    json: Annotated[bool, typer.Option("--json", help="Print a list for scripts.")] = False,
 ) -> None:
-    """Show where sweeps and runs stand, and why some have failed."""
-    if folder is not None and not (folder / MANIFEST).exists() and is_single(folder):
-        show_runs([folder])
+    """Show where sweeps and runs stand, with their Dice and energy, and why some have failed."""
+    selection = Selection.from_options(failed=failed, running=running, order=sort)
+    sweeps, folders = [], [folder] if folder else []
+    if folder is None or (folder / MANIFEST).exists() or not is_single(folder):
+        found = [folder] if folder else sorted(p.parent for p in root.glob(f"sweeps/*/{MANIFEST}"))
+        sweeps = [Sweep.read(path) for path in found]
+        folders = [] if folder else single_runs(root, sweeps)
+    runs = selection.of(RunStatus.read_all(folders))
+    if json:
+        typer.echo(as_json(sweeps, runs, selection))
         return
-    found = [folder] if folder else sorted(p.parent for p in root.glob(f"sweeps/*/{MANIFEST}"))
-    sweeps = [Sweep.read(path) for path in found]
     for sweep in sweeps:
         typer.echo(f"{sweep.folder}:")
-        run.show(sweep)
-    runs = [] if folder else single_runs(root, sweeps)
-    if runs:
+        run.show(sweep, selection)
+    if folders and folder is None:
         typer.echo(f"{root}:")
-        show_runs(runs)
-    if not sweeps and not runs:
+    show_runs(runs)
+    if not sweeps and not folders:
         typer.echo(f"no sweeps and no runs in {root}")
 
 

@@ -1,7 +1,7 @@
-"""Can these runs be trained? Asked before anything is queued or started: `train`, `sweep`, dry runs
-and `sbatch slurm/train.sh` share this check.
+"""Can these runs be trained? Asked before anything is queued or started.
 
-What needs torch is answered by `segresmamba.task.check` in a process of its own.
+`train`, `sweep`, their dry runs and `sbatch slurm/train.sh` share this check. What needs torch is
+answered by `segresmamba.task.check` in a process of its own.
 """
 
 from __future__ import annotations

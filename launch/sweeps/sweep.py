@@ -29,6 +29,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from launch.run_index import summaries
 from launch.slurm import squeue
 from launch.sweeps.grammar import hide_secrets, trials_of
 from launch.sweeps.search_space import SearchPoint, Space
@@ -262,8 +263,10 @@ class Sweep:
         asked = trials or self.trials
         # One question for all trials: Slurm's controller serves the whole cluster.
         jobs = squeue.job_states([trial.job for trial in asked if trial.job])
+        recorded = summaries(trial.folder.path for trial in asked)
         for trial in asked:
             trial.refresh(
+                recorded.get(trial.folder.path),
                 jobs.get(trial.job or ""),
                 is_locked=is_locked(self._lock_file(trial)),
                 must_measure=self.search is not None,

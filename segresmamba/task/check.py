@@ -20,7 +20,7 @@ from pathlib import Path
 from torch import nn
 
 from segresmamba.config import Config
-from segresmamba.errors import ConfigError, LaunchError
+from segresmamba.errors import LaunchError
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.task.starting_weights import find_weights
 from segresmamba.task.task import Task
