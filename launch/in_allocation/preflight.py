@@ -29,7 +29,8 @@ CLOCK_TOLERANCE_S = 10.0
 # Measured: a rank takes 0.6 GiB before it has a network, a reader process 0.2 GiB.
 RANK_GIB, READER_GIB = 0.6, 0.2
 # Variables of the batch job that would give srun other numbers of tasks than one per node.
-_TASK_VARIABLES = ("SLURM_NTASKS", "SLURM_NPROCS", "SLURM_NTASKS_PER_NODE", "SLURM_DISTRIBUTION")
+_TASK_VARIABLES = ("SLURM_NTASKS", "SLURM_NPROCS", "SLURM_NTASKS_PER_NODE", "SLURM_DISTRIBUTION",
+                   "SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK")  # fmt: skip
 
 
 def check(config: Config, logs: Path) -> None:

@@ -42,6 +42,8 @@ def overrides() -> list[str]:
         "account": os.environ.get("SLURM_JOB_ACCOUNT"),
         "time_min": str(limit_min := squeue.limit_min(os.environ["SLURM_JOB_ID"])),
     }
+    # How the GPUs were asked for no longer matters.
+    granted |= dict.fromkeys(("gpus", "gpus_per_task"), "null")
     resources = [f"cluster.{key}={value}" for key, value in granted.items() if value]
     # sbatch --signal decides when the ranks are warned. The configuration refuses a delay that is
     # longer than the limit, as the preset's two minutes may be.

@@ -8,7 +8,7 @@ from collections import Counter
 import typer
 
 from launch.failures import INTERRUPTED_CODE
-from launch.jobs.slurm import SubmittedJob, rank_executor, submit_array
+from launch.jobs.slurm import SubmittedJob, cluster_of, rank_executor, submit_array
 from launch.run_state import FAILED, OVER, QUEUED, STOPPED, UNDER_WAY
 from launch.selection import EVERYTHING, Selection, cell
 from launch.slurm import squeue
@@ -89,7 +89,7 @@ def _queue(sweep: Sweep, most: int) -> bool:
     # A controller that was killed between sbatch and the manifest has left jobs that only this
     # comment leads to. They would run the same trials a second time.
     squeue.cancel_forgotten(comment, {str(trial.job).partition("_")[0] for trial in sweep.trials})
-    logs, cluster = sweep.folder / "jobs", sweep.config(missing[0]).cluster
+    logs, cluster = sweep.folder / "jobs", cluster_of(sweep.config(missing[0]))
     executor = rank_executor(cluster, sweep.name, logs, comment=comment, most=most)
 
     def note(jobs: list[SubmittedJob]) -> None:

@@ -252,6 +252,8 @@ def test_what_was_granted_is_the_configurations(
         "cluster.partition=gpu",
         "cluster.account=a1",
         f"cluster.time_min={minutes}",
+        "cluster.gpus=null",
+        "cluster.gpus_per_task=null",
     ]
     assert load_config([*words, "train.batch_size=8"]).cluster.time_min == minutes
 
