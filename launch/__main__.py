@@ -14,9 +14,11 @@ import typer
 
 from launch.jobs.backends import backend_for
 from launch.jobs.slurm import Slurm
+from launch.jobs.submission_check import require_trainable
 from launch.jobs.train_job import TrainJob
+from launch.selection import Order, Selection
 from launch.slurm import allocation
-from launch.status import is_single, show_runs, single_runs
+from launch.status import RunStatus, as_json, is_single, show_runs, single_runs
 from launch.sweeps import run
 from launch.sweeps.folds import ALL, all_folds, fold_sweep_name
 from launch.sweeps.plan_search import Sampler, plan_search
@@ -104,6 +106,9 @@ def train(
     job = TrainJob(load_config(overrides))
     if not dry_run:
         _end_if_finished(job.config)
+    # Ranks on this machine would say the same within seconds, and a requeued job has been checked.
+    if dry_run or (job.config.cluster.name == "slurm" and not allocation.is_restart()):
+        require_trainable({"": [job.config]})
     if in_allocation and not dry_run:
         Slurm().run_in_allocation(job)
     backend = backend_for(job.config)
@@ -236,21 +241,29 @@ def status(
         Path | None, typer.Argument(help="Folder of a sweep or a run. Default: all.")
     ] = None,
     root: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs"),
+    failed: Annotated[bool, typer.Option("--failed", help="Only what has failed.")] = False,
+    running: Annotated[bool, typer.Option("--running", help="Only what runs now.")] = False,
+    sort: Annotated[Order, typer.Option(help="What comes first.")] = Order.NAME,
+    json: Annotated[bool, typer.Option("--json", help="Print a list for scripts.")] = False,
 ) -> None:
-    """Show where sweeps and runs stand, and why some have failed."""
-    if folder is not None and not (folder / MANIFEST).exists() and is_single(folder):
-        show_runs([folder])
+    """Show where sweeps and runs stand, with their Dice and energy, and why some have failed."""
+    selection = Selection.from_options(failed=failed, running=running, order=sort)
+    sweeps, folders = [], [folder] if folder else []
+    if folder is None or (folder / MANIFEST).exists() or not is_single(folder):
+        found = [folder] if folder else sorted(p.parent for p in root.glob(f"sweeps/*/{MANIFEST}"))
+        sweeps = [Sweep.read(path) for path in found]
+        folders = [] if folder else single_runs(root, sweeps)
+    runs = selection.of(RunStatus.read_all(folders))
+    if json:
+        typer.echo(as_json(sweeps, runs, selection))
         return
-    found = [folder] if folder else sorted(p.parent for p in root.glob(f"sweeps/*/{MANIFEST}"))
-    sweeps = [Sweep.read(path) for path in found]
     for sweep in sweeps:
         typer.echo(f"{sweep.folder}:")
-        run.show(sweep)
-    runs = [] if folder else single_runs(root, sweeps)
-    if runs:
+        run.show(sweep, selection)
+    if folders and folder is None:
         typer.echo(f"{root}:")
-        show_runs(runs)
-    if not sweeps and not runs:
+    show_runs(runs)
+    if not sweeps and not folders:
         typer.echo(f"no sweeps and no runs in {root}")
 
 
@@ -267,6 +280,8 @@ def resume(
     where = config.run.model_copy(update={"root": folder.parent, "name": folder.resolve().name})
     config = config.model_copy(update={"run": where})
     _end_if_finished(config)
+    if config.cluster.name == "slurm":
+        require_trainable({"": [config]})
     sys.exit(backend_for(config).start(TrainJob(config)))
 
 
@@ -292,6 +307,7 @@ def _end_if_finished(config: Config) -> None:
 
 
 def _run_sweep(planned: Sweep, max_parallel: int | None, *, dry_run: bool) -> NoReturn:
+    require_trainable(planned.configs())
     if dry_run:
         run.show(planned)
         sys.exit(0)

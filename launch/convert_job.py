@@ -22,6 +22,7 @@ from rich.console import Console
 from launch.jobs.rank import resubmission
 from launch.jobs.slurm import SlurmExecutor, share_executor, submit_array
 from launch.slurm import squeue
+from launch.slurm.container import with_binds
 from segresmamba.cli.conversion import counting
 from segresmamba.config import ClusterConfig, load_config, with_own_presets
 from segresmamba.data.conversion.convert import convert_share, finish, prepare
@@ -157,7 +158,7 @@ def _array(
 ) -> tuple[SlurmExecutor, list[ConvertJob]]:
     name, logs = _names(request)
     jobs = [ConvertJob(request, shares, share, cluster.cpus_per_task) for share in range(shares)]
-    return share_executor(cluster, name, logs), jobs
+    return share_executor(_seeing(request, cluster), name, logs), jobs
 
 
 def _end(
@@ -165,7 +166,11 @@ def _end(
 ) -> tuple[SlurmExecutor, list[ConvertJob]]:
     name, logs = _names(request)
     job = ConvertJob(request, 1, None, cluster.cpus_per_task)
-    return share_executor(cluster, f"{name}-end", logs, after=after), [job]
+    return share_executor(_seeing(request, cluster), f"{name}-end", logs, after=after), [job]
+
+
+def _seeing(request: ConversionRequest, cluster: ClusterConfig) -> ClusterConfig:
+    return with_binds(cluster, request.source, Path(os.path.abspath(request.out)).parent)
 
 
 def _names(request: ConversionRequest) -> tuple[str, Path]:

@@ -26,6 +26,7 @@ from rich.console import Console
 from launch.jobs.rank import resubmission
 from launch.jobs.slurm import SlurmExecutor, share_executor, submit_array
 from launch.slurm import squeue
+from launch.slurm.container import with_binds
 from segresmamba.cli.predict import finish, showing_progress
 from segresmamba.config import ClusterConfig
 from segresmamba.errors import OUR_CODE, LaunchError, UserError, sort_error
@@ -178,6 +179,7 @@ def _queue(request: PredictRequest, cluster: ClusterConfig, shares: int, cases: 
 
 def _executor(request: PredictRequest, cluster: ClusterConfig) -> SlurmExecutor:
     out = Path(os.path.abspath(request.out))
+    cluster = with_binds(cluster, *request.models, *request.sources, out.parent)
     return share_executor(cluster, _name(request), out.with_name(f"{out.name}.logs"))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from launch.slurm.squeue import JobState
 from segresmamba.errors import UserError
@@ -28,6 +28,17 @@ UNDER_WAY = {RUNNING, QUEUED}
 LOG_LINES = 20
 
 
+class Recorded(Protocol):
+    """What of a run's record says where it stands: a `History` or a `RunSummary`."""
+
+    @property
+    def status(self) -> str:
+        """See `History`."""
+
+    def last(self, key: str) -> float | None:
+        """The latest value of a metric."""
+
+
 def read_run(folder: Path) -> History | None:
     """What a run has recorded; None if it has not begun, or cannot be read."""
     from segresmamba.tracking import is_run, read_history
@@ -38,7 +49,7 @@ def read_run(folder: Path) -> History | None:
 
 
 def find_state(
-    history: History | None,
+    history: Recorded | None,
     job: JobState | None,
     *,
     is_locked: bool,
@@ -84,7 +95,7 @@ def read_failure(folder: RunFolder, job_id: str | None) -> str:
     return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:])
 
 
-def is_measured(history: History) -> bool:
+def is_measured(history: Recorded) -> bool:
     """Whether a run has what a search compares."""
     value = history.last(METRIC)
     return value is not None and math.isfinite(value)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import typer
 
 from launch.jobs.slurm import submitted_jobs
-from launch.run_state import FAILED, METRIC, STOPPED, find_state, read_failure, read_run
+from launch.run_index import summaries
+from launch.run_state import FAILED, METRIC, STOPPED, find_state, read_failure
+from launch.selection import Row, Selection, cell
 from launch.slurm import limits, squeue
 from launch.slurm.squeue import JobState
 from launch.sweeps.sweep import Sweep
@@ -27,12 +32,16 @@ class RunStatus:
     folder: Path
     state: str
     """See `find_state`."""
-    progress: str
-    """The last step of how many, as text; empty before the first."""
+    step: int | None
+    """The last step; None before the first."""
+    max_steps: str
+    """Steps in all, as text."""
     dice: float | None
     """Its last validation."""
-    last_record: str
-    """How long ago it last recorded something; empty if it never did."""
+    energy_wh: float | None
+    """Energy of all its starts."""
+    recorded_s: float | None
+    """When it last recorded something, in seconds since the epoch; None if it never did."""
     job_id: str | None
     """The newest of its jobs on Slurm."""
     job: JobState | None
@@ -46,24 +55,26 @@ class RunStatus:
         # One question for all jobs: Slurm's controller serves the whole cluster.
         newest = {folder: _newest_job(RunFolder(folder)) for folder in folders}
         jobs = squeue.job_states([job_id for job_id in newest.values() if job_id])
+        recorded = summaries(folders)
         found = []
         for path, job_id in newest.items():
-            folder, job, history = RunFolder(path), jobs.get(job_id or ""), read_run(path)
-            state = find_state(history, job, is_locked=is_locked(folder.journal))
+            folder, job, run = RunFolder(path), jobs.get(job_id or ""), recorded.get(path)
+            state = find_state(run, job, is_locked=is_locked(folder.journal))
             failure = read_failure(folder, job_id) if state == FAILED else ""
-            dice = history.last(METRIC) if history else None
-            losses = history.curves.get("train/loss") if history else None
-            steps = history.settings.get("train.max_steps", "?") if history else "?"
-            progress = f"step {losses[-1].step}/{steps}" if losses else ""
-            age = _age(folder.journal)
-            found.append(cls(path, state, progress, dice, age, job_id, job, failure))
+            reached = (
+                (run.step, run.max_steps, run.last(METRIC), run.energy_wh, run.recorded_s)
+                if run
+                else (None, "?", None, None, None)
+            )
+            found.append(cls(path, state, *reached, job_id, job, failure))
         return found
 
     def line(self) -> str:
         """One line for the terminal."""
-        dice = "" if self.dice is None else f"Dice {self.dice:.4f}"
+        progress = "" if self.step is None else f"step {self.step}/{self.max_steps}"
         job = f"job {self.job_id} {self.job or 'unknown to Slurm'}" if self.job_id else ""
-        cells = f"{self.state:8s}  {self.progress:18s}  {dice:11s}  {self.last_record:10s}"
+        cells = f"{self.state:8s}  {progress:18s}  {cell(self.dice, 'Dice {:6.4f}')}  "
+        cells += f"{cell(self.energy_wh, '{:9.2f} Wh')}  {_age(self.recorded_s):10s}"
         return f"{cells}  {self.folder}  {job}".rstrip()
 
 
@@ -80,9 +91,8 @@ def is_single(path: Path) -> bool:
     return folder.config.is_file() or bool(submitted_jobs(folder.logs))
 
 
-def show_runs(folders: Sequence[Path]) -> None:
+def show_runs(runs: Sequence[RunStatus]) -> None:
     """Print one line per run, then why runs have failed, then the command that goes on."""
-    runs = RunStatus.read_all(folders)
     for run in runs:
         typer.echo(run.line())
     for run in runs:
@@ -96,6 +106,35 @@ def show_runs(folders: Sequence[Path]) -> None:
             typer.echo(f"python -m launch resume {run.folder}  goes on with it", err=True)
 
 
+def as_json(sweeps: Sequence[Sweep], runs: Sequence[RunStatus], selection: Selection) -> str:
+    """All trials and runs that are asked for, as a JSON list for scripts."""
+    rows = []
+    for sweep in sweeps:
+        sweep.refresh()
+        rows += [
+            _row(trial.folder.path, trial, trial.job, trial.read_failure())
+            | {"sweep": sweep.name, "trial": trial.number, "settings": sweep.settings(trial)}
+            for trial in selection.of(sweep.trials)
+        ]
+    for run in runs:
+        progress = {"step": run.step, "max_steps": run.max_steps}
+        rows.append(_row(run.folder, run, run.job_id, run.failure) | progress)
+    return json.dumps(rows, indent=1)
+
+
+def _row(folder: Path, row: Row, job_id: str | None, failure: str) -> dict[str, Any]:
+    return {
+        "folder": str(folder),
+        "state": row.state,
+        # JSON has no NaN.
+        "dice": row.dice if row.dice is not None and math.isfinite(row.dice) else None,
+        "energy_wh": row.energy_wh,
+        "recorded_s": row.recorded_s,
+        "job": job_id,
+        "failure": failure,
+    }
+
+
 def _newest_job(folder: RunFolder) -> str | None:
     # The pickle of a trial's job lies with the sweep; the run has only a link to the log.
     links = [path.name.removesuffix(_LOG) for path in folder.logs.glob(f"*{_LOG}")]
@@ -103,11 +142,11 @@ def _newest_job(folder: RunFolder) -> str | None:
     return max(jobs, key=lambda job_id: int(job_id.partition("_")[0]), default=None)
 
 
-def _age(path: Path) -> str:
-    """How long ago a file was last written, roughly; empty if there is no file."""
-    if not path.exists():
+def _age(recorded_s: float | None) -> str:
+    """How long ago something was recorded, roughly; empty if nothing was."""
+    if recorded_s is None:
         return ""
-    minutes = max(time.time() - path.stat().st_mtime, 0) / 60
+    minutes = max(time.time() - recorded_s, 0) / 60
     for size, unit in ((24 * 60, "d"), (60, "h")):
         if minutes >= 2 * size:
             return f"{minutes / size:.0f} {unit} ago"

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -20,7 +21,8 @@ from launch import watch
 from launch.jobs.memory_check import require_fit
 from launch.jobs.start import rank_command
 from launch.jobs.train_job import RankJob
-from launch.slurm import allocation, environment, limits, script, squeue
+from launch.slurm import allocation, container, environment, limits, script, squeue
+from launch.slurm.options import with_site_options
 from segresmamba.config import ClusterConfig, Config
 from segresmamba.config.section import one_line
 from segresmamba.errors import LaunchError
@@ -113,6 +115,8 @@ class SlurmExecutor(submitit.SlurmExecutor):
 
     requeue = "auto"
     """See `cluster.requeue`."""
+    outer_python = shlex.quote(sys.executable)
+    """What runs on the nodes outside of a container."""
 
     @classmethod
     def affinity(cls) -> int:
@@ -122,6 +126,23 @@ class SlurmExecutor(submitit.SlurmExecutor):
     @property
     def _submitit_command_str(self) -> str:
         return f"{rank_command(super()._submitit_command_str)} {self.requeue} &"
+
+    def run_as(self, cluster: ClusterConfig) -> None:
+        """Use the Python and the container of the cluster, if they are not those of this process.
+
+        Raises:
+            LaunchError: See `container.inside`.
+        """
+        if inside := container.inside(cluster):
+            self.python = inside.python
+            self.parameters["srun_args"] += inside.srun
+        elif cluster.python:
+            self.python = self.outer_python = shlex.quote(cluster.python)
+
+    def _make_submission_file_text(self, command: str, uid: str) -> str:
+        text: str = super()._make_submission_file_text(command, uid)
+        # What the script runs before and after the ranks needs a Python of the nodes, too.
+        return text.replace(shlex.quote(sys.executable), self.outer_python)
 
     def script(self, jobs: int = 1) -> str:
         """The sbatch script of this many jobs, to the letter. The executor stays as it is."""
@@ -236,6 +257,8 @@ def _configured(
         **parameters,
     )
     executor.requeue = cluster.requeue
+    executor.parameters = with_site_options(executor.parameters, cluster)
+    executor.run_as(cluster)
     return executor
 
 
@@ -326,7 +349,13 @@ def submitted_jobs(logs: Path) -> list[str]:
 
 def _executor(config: Config) -> SlurmExecutor:
     folder = RunFolder.from_config(config)
-    return rank_executor(config.cluster, folder.path.name, folder.logs)
+    return rank_executor(cluster_of(config), folder.path.name, folder.logs)
+
+
+def cluster_of(config: Config) -> ClusterConfig:
+    """The cluster of a run, with what the container of its ranks has to see."""
+    places = (config.run.root, config.data.store, config.train.init_from)
+    return container.with_binds(config.cluster, *places)
 
 
 def _refuse_second_job(folder: RunFolder, but: str | None = None) -> None:

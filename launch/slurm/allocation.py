@@ -20,6 +20,11 @@ def own_id() -> set[str]:
     return {os.environ["SLURM_JOB_ID"]} if "SLURM_JOB_ID" in os.environ else set()
 
 
+def is_restart() -> bool:
+    """Whether Slurm has queued and started the job that this process runs in again."""
+    return os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+
+
 def overrides() -> list[str]:
     """What sbatch granted the job that this process runs in, as overrides of the configuration.
 
@@ -42,6 +47,8 @@ def overrides() -> list[str]:
         "account": os.environ.get("SLURM_JOB_ACCOUNT"),
         "time_min": str(limit_min := squeue.limit_min(os.environ["SLURM_JOB_ID"])),
     }
+    # How the GPUs were asked for no longer matters.
+    granted |= dict.fromkeys(("gpus", "gpus_per_task"), "null")
     resources = [f"cluster.{key}={value}" for key, value in granted.items() if value]
     # sbatch --signal decides when the ranks are warned. The configuration refuses a delay that is
     # longer than the limit, as the preset's two minutes may be.

@@ -12,6 +12,7 @@ from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 
 from segresmamba.config import presets
+from segresmamba.config.slurm_values import quoted
 from segresmamba.errors import ConfigError
 from segresmamba.secrets import hide_lines, hide_urls, hide_variables
 
@@ -50,7 +51,7 @@ def parse(text: str) -> Override:
         ConfigError: If Hydra cannot parse it.
     """
     try:
-        return OverridesParser.create().parse_override(text)
+        return OverridesParser.create().parse_override(quoted(text))
     except (HydraException, ValueError, RecursionError) as error:
         raise ConfigError(
             "a setting of the sweep does not parse",

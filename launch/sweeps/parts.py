@@ -20,6 +20,7 @@ from launch.jobs.rank import resubmission
 from launch.jobs.slurm import (
     SubmittedJob,
     TooManyJobsError,
+    cluster_of,
     rank_executor,
     share_executor,
     submit_array,
@@ -33,7 +34,18 @@ from segresmamba.config import ClusterConfig
 from segresmamba.errors import UserError, sort_error
 
 # What the small job between two parts takes over from the trials. It needs no GPU.
-_KEPT = {"partition", "account", "qos", "exclude", "setup", "env", "interface", "requeue"}
+_KEPT = {
+    "partition",
+    "account",
+    "qos",
+    "exclude",
+    "setup",
+    "env",
+    "interface",
+    "requeue",
+    "python",
+    "reservation",
+}
 _SMALL_MIN = 30
 # How often it tries again while other jobs of the user fill the queue.
 _RETRY_S = 60.0
@@ -127,7 +139,7 @@ def _queue_part(
     part: Sequence[Trial], rest: Sequence[Trial], sweep: Sweep, most: int, comment: str
 ) -> None:
     """Queue an array, and the small job after it if trials are left."""
-    logs, cluster = sweep.folder / "jobs", sweep.config(part[0]).cluster
+    logs, cluster = sweep.folder / "jobs", cluster_of(sweep.config(part[0]))
     executor = rank_executor(cluster, sweep.name, logs, comment=comment, most=most)
 
     def note(jobs: list[SubmittedJob]) -> None:

@@ -8,6 +8,7 @@ import typer
 
 from launch.failures import INTERRUPTED_CODE
 from launch.run_state import FAILED, STOPPED
+from launch.selection import EVERYTHING, Selection, cell
 from launch.sweeps.parts import is_missing, queue
 from launch.sweeps.pool import Pool
 from launch.sweeps.summary import summary_lines, write_summary
@@ -56,17 +57,18 @@ def run_sweep(sweep: Sweep, max_parallel: int | None) -> int:
     return int(any(trial.state == FAILED for trial in sweep.trials))
 
 
-def show(sweep: Sweep) -> None:
+def show(sweep: Sweep, selection: Selection = EVERYTHING) -> None:
     """Print one line per trial, then why trials have failed, then the command that goes on."""
     sweep.refresh()
-    for trial in sweep.trials:
+    shown = selection.of(sweep.trials)
+    for trial in shown:
         job = f"  job {trial.job}" if trial.job else ""
-        dice = "      " if trial.dice is None else f"{trial.dice:.4f}"
+        reached = f"{cell(trial.dice, '{:6.4f}')}  {cell(trial.energy_wh, '{:9.2f} Wh')}"
         typer.echo(
-            f"{trial.number:4d}  {trial.state:8s}  {dice}  {trial.digest:8s}  {trial.run}{job}  "
+            f"{trial.number:4d}  {trial.state:8s}  {reached}  {trial.digest:8s}  {trial.run}{job}  "
             f"{sweep.settings(trial)}".rstrip()
         )
-    for trial in sweep.trials:
+    for trial in shown:
         if failure := trial.read_failure():
             typer.echo(f"\ntrial {trial.number} failed: {failure}")
     for line in [_counts(sweep), *summary_lines(sweep)]:

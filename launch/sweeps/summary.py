@@ -9,7 +9,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from launch.run_state import FINISHED, METRIC, OVER, read_run
+from launch.run_index import summaries
+from launch.run_state import FINISHED, METRIC, OVER
 from launch.sweeps.sweep import MANIFEST, Sweep
 from segresmamba.storage.atomic import atomic_path, write_text
 
@@ -67,13 +68,13 @@ def summary_lines(sweep: Sweep) -> list[str]:
 
 def _rows(sweep: Sweep) -> dict[int, dict[str, float]]:
     """The last validation of every finished trial, by its number."""
-    rows = {}
-    for trial in sweep.trials:
-        history = read_run(trial.folder.path) if trial.state == FINISHED else None
-        if history is not None:
-            curves = history.curves.items()
-            rows[trial.number] = {n: curve[-1].value for n, curve in curves if n.startswith(PREFIX)}
-    return rows
+    finished = {trial.folder.path: trial for trial in sweep.trials if trial.state == FINISHED}
+    recorded = summaries(finished)
+    return {
+        trial.number: {key: v for key, v in recorded[path].values.items() if key.startswith(PREFIX)}
+        for path, trial in finished.items()
+        if path in recorded
+    }
 
 
 def _best(sweep: Sweep, rows: Rows) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from launch.jobs import succession
+from launch.run_index import summaries
 from launch.slurm import squeue
 from launch.sweeps.grammar import hide_secrets, trials_of
 from launch.sweeps.search_space import SearchPoint, Space
@@ -42,7 +43,7 @@ from segresmamba.config import (
     load_config,
     run_folder,
 )
-from segresmamba.errors import LaunchError
+from segresmamba.errors import ConfigError, LaunchError
 from segresmamba.secrets import recall
 from segresmamba.storage.atomic import write_text
 from segresmamba.storage.locks import is_locked, try_lock
@@ -166,6 +167,22 @@ class Sweep:
         assert self.search is not None  # a grid's trials have their overrides from the beginning
         return load_config(self.overrides(trial, self.search.sample))
 
+    def configs(self) -> dict[str, list[Config]]:
+        """The settings of each trial, by a name for error messages.
+
+        The trials of a search have none yet: these are the corners of its space, each with two
+        points of which one has to be valid, see `Space.corners`.
+        """
+        if self.search is None:
+            return {f"trial {trial.number}": [self.config(trial)] for trial in self.trials}
+        corners: dict[str, list[Config]] = {}
+        for number, points in enumerate(self.search.space.corners()):
+            found = corners.setdefault(f"corner {number} of the space", [])
+            for point in points:
+                with suppress(ConfigError):  # `plan_search` has refused a corner without any
+                    found.append(load_config(self.overrides(self.trials[0], point)))
+        return corners
+
     def refuse_changed_presets(self, trial: Trial, config: Config) -> None:
         """Refuse a trial that starts with other presets than the sweep began with.
 
@@ -251,8 +268,10 @@ class Sweep:
                 trial.link_log(succession.log_of(logs, newest))
         # One question for all trials: Slurm's controller serves the whole cluster.
         jobs = squeue.job_states([trial.job for trial in asked if trial.job])
+        recorded = summaries(trial.folder.path for trial in asked)
         for trial in asked:
             trial.refresh(
+                recorded.get(trial.folder.path),
                 jobs.get(trial.job or ""),
                 is_locked=is_locked(self._lock_file(trial)),
                 must_measure=self.search is not None,

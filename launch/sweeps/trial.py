@@ -6,7 +6,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launch.run_state import FAILED, METRIC, WAITING, find_state, read_failure, read_run
+from launch.run_index import RunSummary
+from launch.run_state import FAILED, METRIC, WAITING, find_state, read_failure
 from launch.slurm.squeue import JobState
 from launch.sweeps.search_space import SearchPoint
 from segresmamba.storage.run_folder import RunFolder
@@ -33,6 +34,10 @@ class Trial:
     """The step at which a search gave it up."""
     dice: float | None = None
     """Its last validation."""
+    energy_wh: float | None = None
+    """Energy of all its starts."""
+    recorded_s: float | None = None
+    """When it last recorded something, in seconds since the epoch."""
 
     @property
     def folder(self) -> RunFolder:
@@ -50,12 +55,20 @@ class Trial:
         """Why it failed; empty if it did not."""
         return read_failure(self.folder, self.job) if self.state == FAILED else ""
 
-    def refresh(self, job: JobState | None, *, is_locked: bool, must_measure: bool) -> None:
-        """Find out its state and Dice; for the arguments see `find_state`."""
-        history = read_run(self.folder.path)
-        self.dice = history.last(METRIC) if history else None
+    def refresh(
+        self,
+        recorded: RunSummary | None,
+        job: JobState | None,
+        *,
+        is_locked: bool,
+        must_measure: bool,
+    ) -> None:
+        """Find out its state and what it has reached; for the arguments see `find_state`."""
+        self.dice = recorded.last(METRIC) if recorded else None
+        self.energy_wh = recorded.energy_wh if recorded else None
+        self.recorded_s = recorded.recorded_s if recorded else None
         self.state = find_state(
-            history,
+            recorded,
             job,
             is_locked=is_locked,
             before=self.state,

@@ -28,6 +28,7 @@ from segresmamba.config.explain import explain, field_help, suggestion
 from segresmamba.config.own_presets import KEY, compose_own, config_folder, own_presets
 from segresmamba.config.plugins import GROUPS, check_installed, entry_points, plugin_sections
 from segresmamba.config.schema import Config
+from segresmamba.config.slurm_values import quoted
 from segresmamba.errors import ConfigError
 from segresmamba.secrets import recall
 
@@ -210,7 +211,7 @@ def _checksum(text: str) -> str:
 def _parse(text: str) -> Override:
     key, _, value = text.partition("=")
     try:
-        override = OverridesParser.create().parse_override(text)
+        override = OverridesParser.create().parse_override(quoted(text))
     except (HydraException, ValueError, RecursionError) as error:
         raise ConfigError(
             "an override does not parse",

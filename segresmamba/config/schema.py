@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    BeforeValidator,
     Field,
     NonNegativeFloat,
     PositiveFloat,
@@ -22,6 +23,7 @@ from pydantic import (
 
 from segresmamba.config.networks import ModelConfig, SegResMambaConfig, Size3
 from segresmamba.config.section import Section, Target, one_line
+from segresmamba.config.slurm_values import minutes, sbatch_options
 from segresmamba.config.tracking import TrackingConfig
 from segresmamba.errors import ConfigError
 from segresmamba.secrets import hide_lines, hide_url, hide_variables
@@ -437,19 +439,28 @@ class ClusterConfig(Section):
     """Number of nodes."""
     tasks_per_node: PositiveInt = 1
     """Processes (ranks) on each node: one for each GPU if there are GPUs."""
-    gpus_per_node: Annotated[int, Field(ge=0)] = 0
+    gpus: str | None = Field(default=None, pattern=r"^([A-Za-z0-9_.-]+:)?[1-9]\d*$")
+    """GPUs for each node by their type, such as a100:2; it is another way to set gpus_per_node."""
+    gpus_per_task: PositiveInt | None = None
+    """GPUs to ask Slurm for, for each rank, in the place of those of a node: the ranks may then lie
+    on any nodes' free GPUs, and each sees its own only."""
+    gpus_per_node: Annotated[int, Field(ge=0, validate_default=True)] = 0
     """GPUs to ask Slurm for on each node. Without Slurm, the ranks see the GPUs of the shell."""
     cpus_per_task: PositiveInt = 2
     """CPU cores to ask Slurm for, for each rank and its reader processes together."""
     memory_gib: PositiveInt | None = None
     """Host memory of each node in GiB; unset takes the default of the partition."""
-    time_min: PositiveInt | None = None
-    """Time limit of a job in minutes; Slurm needs one. A job that reaches it saves a checkpoint and
+    mem_per_gpu: str | None = Field(default=None, pattern=r"^[1-9]\d*[KMGT]?$")
+    """Host memory for each GPU in Slurm's form, such as 60G, in the place of memory_gib."""
+    time_min: Annotated[PositiveInt | None, BeforeValidator(minutes)] = None
+    """Time limit of a job in minutes, or in one of Slurm's forms, such as 24:00:00 or 1-12, which
+    becomes minutes; Slurm needs one. A job that reaches it saves a checkpoint and
     is queued again."""
     signal_delay_s: PositiveInt = 120
     """Seconds before the time limit at which Slurm warns the job, so that it saves a checkpoint."""
     partition: str | None = None
-    """Slurm partition; unset takes the default of the cluster."""
+    """Slurm partition, or a list of several, such as [a100,h100], of which Slurm takes the one that
+    starts the job first; unset takes the default of the cluster."""
     account: str | None = None
     """Slurm account to charge."""
     constraint: str | None = None
@@ -458,11 +469,37 @@ class ClusterConfig(Section):
     """Slurm quality of service."""
     exclude: str | None = None
     """Slurm nodes to avoid, such as gpu[07-08]."""
+    nodelist: str | None = None
+    """Slurm nodes that the job must have, such as gpu[01-02]."""
+    exclusive: bool = False
+    """Share the nodes with no other job."""
+    reservation: str | None = None
+    """Slurm reservation to run in."""
+    licenses: str | None = None
+    """Licenses to ask Slurm for, such as scratch1 or matlab:2."""
+    dependency: str | None = None
+    """What has to end before the job starts, in Slurm's form, such as afterok:4711."""
+    comment: str | None = None
+    """Comment of the job in Slurm. The jobs of a sweep have one of their own instead."""
+    mail_user: str | None = None
+    """Address to which Slurm writes when the job has ended or failed. For other occasions:
+    cluster.sbatch=[--mail-type=ALL]."""
+    sbatch: tuple[str, ...] = ()
+    """Any other options of sbatch, such as [--switches=1, --tmp=100G]."""
     setup: tuple[str, ...] = ()
     """Shell lines that run before a Slurm job, such as `module load cuda`. Lines that may hold a
     secret are kept out of all files but secrets.json, which only you can read."""
     srun: tuple[str, ...] = ("--cpu-bind=cores",)
     """Further options of the srun that starts the ranks, such as --gpu-bind=closest."""
+    python: str | None = Field(default=None, min_length=1)
+    """Python of the nodes, or of cluster.container, if it is not the one that submits. It needs the
+    same version of this package."""
+    container: str | None = Field(default=None, min_length=1)
+    """Container image in which the ranks run: a .sif file for Apptainer, or what Slurm's pyxis
+    takes, where srun has it. Submission, queueing and the checks before the start stay outside."""
+    binds: tuple[str, ...] = ()
+    """Folders that the container sees, as FOLDER or FOLDER:INSIDE, besides the run folder, the
+    store and those that the cluster's container software mounts by itself."""
     interface: str | None = None
     """Network interface between the nodes, such as ib0, for NCCL and gloo."""
     env: dict[str, str | int] = Field(default_factory=dict)
@@ -478,7 +515,37 @@ class ClusterConfig(Section):
     checkpoint in between. Preemption and the time limit do not count. A mistake in the settings
     ends a job at once."""
 
-    @field_validator("partition", "account", "constraint", "qos", "exclude", "interface")
+    @field_validator("gpus", mode="before")
+    @classmethod
+    def _number_of_gpus(cls, gpus: object) -> object:
+        """A number without a type."""
+        return str(gpus) if type(gpus) is int else gpus
+
+    @field_validator("gpus_per_node")
+    @classmethod
+    def _gpus_of_a_node(cls, number: int, info: ValidationInfo) -> int:
+        """One number of GPUs, in whichever way they are asked for."""
+        if info.data.get("gpus_per_task"):
+            return 0
+        gpus = info.data.get("gpus")
+        return int(gpus.rpartition(":")[2]) if gpus else number
+
+    @field_validator("partition", mode="before")
+    @classmethod
+    def _partitions(cls, partition: Any) -> Any:
+        """A list of partitions as Slurm writes it."""
+        return ",".join(partition) if isinstance(partition, list | tuple) else partition
+
+    @field_validator("sbatch")
+    @classmethod
+    def _options_of_sbatch(cls, sbatch: tuple[str, ...]) -> tuple[str, ...]:
+        sbatch_options(sbatch)
+        return tuple(one_line(option, "cluster.sbatch") for option in sbatch)
+
+    @field_validator(
+        *("partition", "account", "constraint", "qos", "exclude", "interface", "nodelist"),
+        *("reservation", "licenses", "dependency", "comment", "mail_user", "python", "container"),
+    )
     @classmethod
     def _stays_on_its_line(cls, value: str | None, info: ValidationInfo) -> str | None:
         return value and one_line(value, f"cluster.{info.field_name}")
@@ -519,6 +586,22 @@ class ClusterConfig(Section):
                 where="cluster.nodes, cluster.tasks_per_node",
                 got=f"{self.nodes}, {self.tasks_per_node}",
                 remedy="local uses one node, debug one process; for more: cluster=slurm on many",
+            )
+        for first, second in (("memory_gib", "mem_per_gpu"), ("gpus", "gpus_per_task")):
+            if getattr(self, first) is not None and getattr(self, second) is not None:
+                raise ConfigError(
+                    "two settings ask for the same thing",
+                    where=f"cluster.{second}",
+                    got=f"{getattr(self, second)}, with cluster.{first}={getattr(self, first)}",
+                    remedy=f"give one of them; cluster.{first}=null takes back that of a preset",
+                )
+        if self.name != "slurm" and (self.container or self.python):
+            raise ConfigError(
+                f"cluster={self.name} runs the ranks as this process runs",
+                where="cluster.container, cluster.python",
+                got=self.container or self.python,
+                remedy="start this command in the container or with the other Python, or give "
+                "cluster=slurm",
             )
         if self.name == "slurm" and self.time_min is None:
             raise ConfigError(

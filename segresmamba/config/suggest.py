@@ -32,7 +32,7 @@ _SYNONYMS: dict[str, tuple[str, ...]] = {
     "steps": ("train.max_steps",),
     "iterations": ("train.max_steps",),
     "numiterations": ("train.max_steps",),
-    "gpus": ("cluster.gpus_per_node",),
+    "gpus": ("cluster.gpus", "cluster.gpus_per_node"),
     "numgpus": ("cluster.gpus_per_node",),
     "ngpus": ("cluster.gpus_per_node",),
     "devices": ("cluster.tasks_per_node",),

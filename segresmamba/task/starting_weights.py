@@ -137,7 +137,7 @@ def load_starting_weights(
     Raises:
         UserError: If the source cannot be read, or nothing in it fits the network.
     """
-    file = _file(source)
+    file = find_weights(source)
     (state, labels), ours = read_state_dict(file), network.state_dict()
     other_classes = _weights_of_other_classes(file, labels, task) if task and labels else {}
     if isinstance(network, models.SegResMamba):
@@ -253,7 +253,14 @@ def read_state_dict(file: Path) -> tuple[dict[str, Tensor], Mapping[str, int]]:
     raise _unreadable(file, "no state dict")
 
 
-def _file(source: Path) -> Path:
+def find_weights(source: Path) -> Path:
+    """The file of the weights in a run, a model folder or an export; a file is taken as it is.
+
+    Raises:
+        ConfigError: If there is none, or the folder has several.
+    """
+    if not source.exists():
+        raise _unreadable(source, "no such file or folder")
     if not source.is_dir():
         return source
     members = sorted(source.glob("weights-*.safetensors"))  # of a model folder

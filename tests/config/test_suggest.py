@@ -14,7 +14,7 @@ MEANT = [
     ("data.pach", "data.patch"),
     ("batchsize", "train.batch_size"),
     ("data.batch_size", "train.batch_size"),
-    ("gpus", "cluster.gpus_per_node"),
+    ("gpus", "cluster.gpus"),
     ("cluster.gpu_per_node", "cluster.gpus_per_node"),
     ("cluster.num-gpus", "cluster.gpus_per_node"),
     ("trian", "train"),

@@ -31,6 +31,12 @@ def make_job(tmp_path: Path) -> Callable[..., TrainJob]:
 
 
 @pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let commands take runs that could not be trained, such as of a store that is not there."""
+    monkeypatch.setattr("launch.__main__.require_trainable", lambda runs: None)
+
+
+@pytest.fixture
 def real_overrides(tmp_path: Path, tiny_store: Path) -> list[str]:
     """Real training, as small as can be."""
     words = ["data=custom", f"data.store={tiny_store}", "data.patch=[32,32,32]", "data.workers=0"]

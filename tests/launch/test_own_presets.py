@@ -50,6 +50,7 @@ def test_a_sweep_finds_the_presets_again_from_another_folder(
     ]
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("command", [["train"], ["sweep", "seed=1"]])
 def test_the_commands_take_the_option(
     command: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch,

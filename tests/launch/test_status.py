@@ -1,6 +1,8 @@
 """What `python -m launch status` says of single runs."""
 
 import fcntl
+import json
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -122,3 +124,52 @@ def test_looking_at_a_run_does_not_keep_it_from_starting(tmp_path: Path) -> None
         fcntl.flock(looking, fcntl.LOCK_SH)
         threading.Timer(0.1, fcntl.flock, (looking.fileno(), fcntl.LOCK_UN)).start()
         Journal(path, name="run").close()
+
+
+@pytest.fixture
+def three_runs(tmp_path: Path) -> None:
+    """One that runs, one that has failed, one that has finished."""
+    runs = [("failed", 0.3, 0.002, 300), ("finished", 0.5, 0.001, 200), ("other", None, None, 100)]
+    for name, dice, energy_kwh, ago_s in runs:
+        journal = begin(tmp_path / name)
+        if dice is not None:
+            reached = {"validation/dice/mean": dice, "energy/energy_kwh": energy_kwh}
+            journal.append("metrics", step=9, epoch=None, values=reached)
+        journal.append("status", status="finished" if name == "other" else name)
+        journal.close()
+        path = tmp_path / name / "journal.jsonl"
+        os.utime(path, (path.stat().st_mtime - ago_s,) * 2)
+
+
+@pytest.mark.usefixtures("three_runs")
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ([], ["failed", "finished", "other"]),
+        (["--sort", "dice"], ["finished", "failed", "other"]),
+        (["--sort", "energy"], ["failed", "finished", "other"]),
+        (["--sort", "recent"], ["other", "finished", "failed"]),
+        (["--failed"], ["failed"]),
+        (["--running"], []),
+        (["--running", "--failed"], ["failed"]),
+    ],
+)
+def test_runs_are_filtered_and_sorted(
+    options: list[str], names: list[str], status: Callable[..., list[str]]
+) -> None:
+    shown = json.loads("\n".join(status("--json", *options)))
+    assert [Path(row["folder"]).name for row in shown] == names
+
+
+@pytest.mark.usefixtures("three_runs")
+def test_a_script_gets_numbers_and_a_reader_columns(
+    tmp_path: Path, status: Callable[..., list[str]]
+) -> None:
+    words = ["data=custom", "data.store=x", f"run.root={tmp_path}", "seed=0"]
+    sweep = Sweep.from_overrides(words, "s")
+    sweep.write()
+    begin(Path(sweep.trials[0].run), step=4).close()
+    trial, failed, *_ = json.loads("\n".join(status("--json")))
+    assert (trial["sweep"], trial["trial"], trial["dice"]) == ("s", 0, 0.75)
+    assert (failed["state"], failed["dice"], failed["energy_wh"]) == ("failed", 0.3, 2.0)
+    assert "failed Dice 0.3000 2.00 Wh 5 min ago" in " ".join(status())

@@ -100,9 +100,12 @@ def test_a_queued_job_is_announced_with_its_log(
     assert (tmp_path / "mine/logs/4711_submitted.pkl").exists()
 
 
-def test_submitting_imports_nothing_heavy(tmp_path: Path, fake_command: FakeCommand) -> None:
+def test_submitting_imports_nothing_heavy(
+    tmp_path: Path, tiny_store: Path, fake_command: FakeCommand
+) -> None:
     fake_command("sbatch", "echo Submitted batch job 4711")
-    words = ["train", "cluster=slurm", f"run.root={tmp_path}"]
+    words = ["train", "cluster=slurm", f"run.root={tmp_path}", "model.dims=[8,8]"]
+    words += ["data=custom", f"data.store={tiny_store}", "data.patch=[36,36,36]"]
     code = f"from launch.__main__ import app; app({words})"
     check = (
         "import atexit, sys; atexit.register(lambda: print(sorted("
@@ -249,6 +252,8 @@ def test_what_was_granted_is_the_configurations(
         "cluster.partition=gpu",
         "cluster.account=a1",
         f"cluster.time_min={minutes}",
+        "cluster.gpus=null",
+        "cluster.gpus_per_task=null",
     ]
     assert load_config([*words, "train.batch_size=8"]).cluster.time_min == minutes
 
@@ -316,6 +321,7 @@ def test_a_run_that_has_finished_is_not_started_again(
     assert "--allow-config-change" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_dry_run_on_this_machine_says_what_would_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
