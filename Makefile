@@ -95,7 +95,7 @@ clean: ## delete .venv and caches; data/ and runs/ stay
 	@find launch segresmamba tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/.train: EXTRAS := sample
-$(VENV)/.test: EXTRAS := sample,test,dev
+$(VENV)/.test: EXTRAS := sample,test,dev,docs
 $(VENV)/.train $(VENV)/.test: $(VENV)/.tools pyproject.toml
 	@echo "==> install segresmamba[$(EXTRAS)] and what it needs into $(VENV)"
 	@$(PIP) --no-build-isolation --use-pep517 --editable '.[$(EXTRAS)]'

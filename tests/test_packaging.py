@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -22,8 +23,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-# Built for the GPU or the documentation at hand, so not pinned with the rest.
-UNPINNED = {"gpu", "docs"}
+# Built for the GPU at hand, so not pinned with the rest.
+UNPINNED = {"gpu"}
 PINS = [
     line
     for line in (REPOSITORY / "constraints.txt").read_text().splitlines()
@@ -81,10 +82,46 @@ def test_the_conda_environment_agrees_with_pyproject() -> None:
     assert set(editable.group(1).split(",")) == set(EXTRAS) - UNPINNED
 
 
-def test_a_wheel_carries_the_presets_and_the_commands(tmp_path: Path) -> None:
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The wheel and the source distribution, by their endings."""
+    folder = tmp_path_factory.mktemp("dist")
+    build = [sys.executable, "-m", "hatchling", "build", "-d", str(folder)]
     subprocess.run(build, cwd=REPOSITORY, check=True, capture_output=True)
-    (path,) = tmp_path.glob("*.whl")
+    return {path.suffix: path for path in folder.iterdir()}
+
+
+def test_the_index_would_take_the_packages(packages: dict[str, Path]) -> None:
+    check = [sys.executable, "-m", "twine", "check", "--strict", *map(str, packages.values())]
+    done = subprocess.run(check, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_sources_have_no_data_and_no_caches(packages: dict[str, Path]) -> None:
+    with tarfile.open(packages[".gz"]) as sources:
+        names = {name.partition("/")[2] for name in sources.getnames()}
+    assert {"pyproject.toml", "LICENSE", "README.md", "CITATION.cff", "constraints.txt"} <= names
+    assert {"segresmamba/__init__.py", "launch/__main__.py", "configs/config.yaml"} <= names
+    top = {name.split("/")[0] for name in names}
+    assert not top & {".venv", "data", "runs", "dist", "build", "site"}
+    assert not {name for name in names if "__pycache__" in name}
+
+
+def test_the_tools_before_a_commit_are_the_pinned_ones() -> None:
+    hooks = yaml.safe_load((REPOSITORY / ".pre-commit-config.yaml").read_text())["repos"]
+    (ruff,) = (repo for repo in hooks if repo["repo"].endswith("/ruff-pre-commit"))
+    assert f"ruff=={ruff['rev'].removeprefix('v')}" in PINS
+
+
+def test_the_citation_and_the_changelog_name_the_version() -> None:
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
+    assert citation["version"] == segresmamba.__version__
+    assert citation["license"] == PROJECT["license"]
+    assert f"## [{segresmamba.__version__}]" in (REPOSITORY / "CHANGELOG.md").read_text()
+
+
+def test_a_wheel_carries_the_presets_and_the_commands(packages: dict[str, Path]) -> None:
+    path = packages[".whl"]
     assert path.name.startswith(f"segresmamba-{segresmamba.__version__}-")
     with zipfile.ZipFile(path) as wheel:
         names = set(wheel.namelist())
@@ -94,6 +131,7 @@ def test_a_wheel_carries_the_presets_and_the_commands(tmp_path: Path) -> None:
     for preset in ("config", *shipped):
         assert f"segresmamba/configs/{preset}.yaml" in names
     assert {"launch/__main__.py", "segresmamba/cli/main.py"} <= names
+    assert {"launch/py.typed", "segresmamba/py.typed"} <= names
     assert "segresmamba/report/templates/page.html.j2" in names
     page = {"page.html", "page.css", "page.js", "labels.js", "niivue-LICENSE.txt"}
     if niivue.SCRIPT.exists():  # a package carries it, with its licence, where it was built with it

@@ -43,9 +43,9 @@ class TrackingConfig(Section):
     """Record the load of GPUs, processors, memory, disk and network of each node every 10 s."""
     emissions: bool = True
     """Measure energy and CO2e with CodeCarbon, which needs no network for it."""
-    country: str = Field(default="USA", pattern=r"^[A-Z]{3}$")
+    country: str | None = Field(default=None, pattern=r"^[A-Z]{3}$")
     """Country whose carbon intensity converts energy to CO2e, as an ISO 3166 alpha-3 code such as
-    DEU."""
+    DEU; unset takes the world's average, and says so."""
     grid_g_per_kwh: PositiveFloat | None = None
     """Carbon intensity of your electricity in g CO2e/kWh; unset takes that of the country."""
     logs: Literal["auto", "text", "json"] = "auto"

@@ -1,10 +1,10 @@
-"""Pictures of a case: its image, the contours of the reference and the areas of the prediction."""
+"""Pictures of a case: its image, the prediction over it with the reference, and the errors."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, isnan
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
@@ -26,23 +25,46 @@ from segresmamba.storage.atomic import atomic_path
 # Okabe and Ito's palette, which colour-blind readers can distinguish; first those that stand out
 # most from grey.
 _COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
+# The viewer's colours of errors.
+_MISSED, _EXTRA, _CONFUSED = "#FF3B30", "#2F7BFF", "#D64DFF"
 _INK = "#E8E8E8"
 _DPI = 130
-_WIDTH, _GAP, _TITLE, _LEGEND_ROW = 10.5, 0.12, 0.4, 0.28  # inches
+_WIDTH, _MARGIN, _TITLE, _LEGEND_ROW = 10.5, 0.2, 0.85, 0.26  # inches
+_GAP_X, _GAP_Y = 0.4, 0.24  # inches between panels, with room for the letters of two of them
 _LEGEND_COLUMNS = 4
-_FILL_OPACITY = 0.4
+_FILL_OPACITY, _ERROR_OPACITY = 0.3, 0.8
 _AIR = 0.05  # fraction of the grey window that is as dark as air
-_MARGIN_MM = 10.0
-_OUTLINE = withStroke(linewidth=2.0, foreground="black")
+_AIR_HU = -500.0
+_MARGIN_MM = 5.0
+_OUTLINE = withStroke(linewidth=1.6, foreground="black")
+_ROWS = ("image", "prediction: area, reference: line", "errors")
 
 Volume = NDArray[Any]
 Size = tuple[float, float]
 
 
 @dataclass(frozen=True)
+class _Window:
+    """The intensities that are shown as black and as white."""
+
+    name: str
+    low: float
+    high: float
+
+
+# The usual windows of CT in HU, by the least median of what is labelled.
+_CT_WINDOWS = (
+    (250.0, _Window("CT, bone window", -500, 1300)),
+    (-300.0, _Window("CT, soft tissue window", -160, 240)),
+    (-np.inf, _Window("CT, lung window", -1350, 150)),
+)
+
+
+@dataclass(frozen=True)
 class _View:
     """A plane in the orientation that radiologists use: seen from feet, front or left."""
 
+    name: str
     axis: int
     """Axis of a volume in RAS order that the plane cuts."""
     sides: tuple[str, str, str, str]
@@ -59,31 +81,24 @@ class _View:
         return float(width), float(height)
 
     def label_sides(self, panel: Axes) -> None:
-        """Write the letters of the sides at the edges of a panel."""
+        """Write the letters of the sides around a panel, off the anatomy."""
         places = (
-            (0.02, 0.5, "left", "center"),
-            (0.98, 0.5, "right", "center"),
-            (0.5, 0.985, "center", "top"),
-            (0.5, 0.015, "center", "bottom"),
+            (-0.01, 0.5, "right", "center"),
+            (1.01, 0.5, "left", "center"),
+            (0.5, 1.01, "center", "bottom"),
+            (0.5, -0.01, "center", "top"),
         )
         for side, (x, y, horizontal, vertical) in zip(self.sides, places, strict=True):
             panel.text(
-                x,
-                y,
-                side,
-                transform=panel.transAxes,
-                color=_INK,
-                size=9,
-                ha=horizontal,
+                x, y, side, transform=panel.transAxes, color=_INK, size=9, ha=horizontal,
                 va=vertical,
-                path_effects=[_OUTLINE],
-            )
+            )  # fmt: skip
 
 
-_VIEWS = (  # axial, coronal, sagittal
-    _View(2, ("R", "L", "A", "P")),
-    _View(1, ("R", "L", "S", "I")),
-    _View(0, ("A", "P", "S", "I")),
+_VIEWS = (
+    _View("axial", 2, ("R", "L", "A", "P")),
+    _View("coronal", 1, ("R", "L", "S", "I")),
+    _View("sagittal", 0, ("A", "P", "S", "I")),
 )
 
 
@@ -101,8 +116,10 @@ def draw_overlay(
     """Write a PNG of the three orthogonal planes that show most of the reference.
 
     The top row is the bare image. Below it each class has one colour: an area where it is
-    predicted, a line around it in the reference. Planes follow the radiological convention (the
-    patient's right on the left). They have one scale and the true aspect of the voxels.
+    predicted, a thin line around it in the reference. The last row has the errors: voxels of the
+    reference that the prediction missed, voxels that it has beyond the reference, and voxels that
+    it gave to another class. Planes follow the radiological convention (the patient's right on the
+    left). They have one scale and the true aspect of the voxels.
 
     Args:
         path: The PNG to write.
@@ -117,32 +134,54 @@ def draw_overlay(
     image, reference, prediction = (
         volume.transpose() for volume in (image_DHW, reference_DHW, prediction_DHW)
     )
-    # From black to white: nearly the whole range of the voxels that are not empty air.
-    body = image[image != 0]
-    low, high = np.percentile(body, (0.5, 99.5)) if body.size else (0.0, 1.0)
+    window = _window(image, reference)
     size_xyz_mm = np.array(spacing_mm[::-1])
-    box = _box((image > low + _AIR * (high - low)) | (reference != 0), size_xyz_mm)
+    air = _AIR_HU if window.name else window.low + _AIR * (window.high - window.low)
+    box = _box((image > air) | (reference != 0), size_xyz_mm)
+    whole = image.shape
     image, reference, prediction = image[box], reference[box], prediction[box]
 
     sizes_mm = [view.size_mm(size_xyz_mm * image.shape) for view in _VIEWS]
-    figure, axes = _layout(sizes_mm, title, _legend(dice))
+    subtitle = f"planes in which the classes are largest{window.name and f'; {window.name}'}"
+    figure, axes = _layout(sizes_mm, title, subtitle, _legend(dice))
     fullest = _fullest_planes(reference if reference.any() else prediction, members)
-    for view, size_mm, (bare, overlay) in zip(_VIEWS, sizes_mm, axes, strict=True):
+    for view, size_mm, panels in zip(_VIEWS, sizes_mm, axes, strict=True):
         index = fullest[view.axis]
         grey, expected, found = (
             view.cut(volume, index) for volume in (image, reference, prediction)
         )
-        for panel in (bare, overlay):
-            extent = (0, size_mm[0], 0, size_mm[1])
+        extent = (0, size_mm[0], 0, size_mm[1])
+        for panel in panels:
             panel.imshow(
-                grey, cmap="gray", vmin=low, vmax=high, extent=extent, interpolation="bilinear"
-            )
+                grey, cmap="gray", vmin=window.low, vmax=window.high, extent=extent,
+                interpolation="bilinear",
+            )  # fmt: skip
             panel.set_axis_off()
+        bare, overlay, errors = panels
         view.label_sides(bare)
+        number = (box[view.axis].start or 0) + index + 1
+        bare.set_title(f"{view.name}, {number} of {whole[view.axis]}", color=_INK, size=9, pad=15)
         masks = [(np.isin(expected, values), np.isin(found, values)) for values in members.values()]
-        _show_classes(overlay, masks, size_mm)
+        _show_classes(overlay, masks, extent)
+        _show_errors(errors, masks, extent)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=_DPI, facecolor=figure.get_facecolor())
+
+
+def _window(image: Volume, reference: Volume) -> _Window:
+    """A usual window where the image holds HU, else nearly the whole range inside the body.
+
+    Of several windows for CT it is the one for the tissue that is labelled.
+    """
+    body = image[(image != 0) & (image > image.min())]
+    if not body.size:
+        return _Window("", 0.0, 1.0)
+    if image.min() < _AIR_HU:  # air: no other modality has such values
+        labelled = image[reference != 0]
+        median = np.median(labelled if labelled.size else image[image > _AIR_HU])
+        return next(window for least, window in _CT_WINDOWS if median >= least)
+    low, high = np.percentile(body, (0.5, 99.5))
+    return _Window("", float(low), float(high))
 
 
 def _box(shown: Volume, spacing_mm: NDArray[np.float64]) -> tuple[slice, ...]:
@@ -169,16 +208,20 @@ def _fullest_planes(label: Volume, members: Mapping[str, Sequence[int]]) -> list
 
 
 def _layout(
-    sizes_mm: Sequence[Size], title: str, legend: Sequence[Artist]
-) -> tuple[Figure, list[tuple[Axes, Axes]]]:
-    """Make a figure with two panels, one above the other, for each plane; all at one scale."""
-    inches_per_mm = (_WIDTH - _GAP * (len(sizes_mm) + 1)) / sum(width for width, _ in sizes_mm)
+    sizes_mm: Sequence[Size], title: str, subtitle: str, legend: Sequence[Artist]
+) -> tuple[Figure, list[list[Axes]]]:
+    """Make a figure with the panels of a plane one above the other; all at one scale."""
+    free = _WIDTH - _MARGIN - _GAP_X * (len(sizes_mm) + 1)
+    inches_per_mm = free / sum(width for width, _ in sizes_mm)
     height = max(height for _, height in sizes_mm) * inches_per_mm
     legend_height = _LEGEND_ROW * (ceil(len(legend) / _LEGEND_COLUMNS) + 0.5)
-    total_height = _TITLE + 2 * height + _GAP + legend_height
+    total_height = _TITLE + len(_ROWS) * (height + _GAP_Y) + legend_height
     figure = Figure(figsize=(_WIDTH, total_height), facecolor="black")
     FigureCanvasAgg(figure)
-    figure.suptitle(title, y=1 - 0.25 * _TITLE / total_height, color=_INK, size=11, weight="bold")
+    for text, inches, size in ((title, 0.14, 11), (subtitle, 0.36, 9)):
+        figure.text(
+            0.5, 1 - inches / total_height, text, color=_INK, size=size, ha="center", va="center"
+        )
     figure.legend(
         handles=legend,
         loc="lower center",
@@ -188,50 +231,82 @@ def _layout(
         fontsize=9,
         handlelength=1.4,
     )
-    columns, left = [], _GAP
+    bottoms = [
+        total_height - _TITLE - (row + 1) * height - row * _GAP_Y for row in range(len(_ROWS))
+    ]
+    for name, bottom in zip(_ROWS, bottoms, strict=True):
+        figure.text(
+            0.5 * _MARGIN / _WIDTH, (bottom + height / 2) / total_height, name,
+            color=_INK, size=9, rotation=90, ha="center", va="center",
+        )  # fmt: skip
+    columns, left = [], _MARGIN + _GAP_X
     for width_mm, _ in sizes_mm:
         width = width_mm * inches_per_mm
-        upper, lower = (
-            figure.add_axes(
-                (left / _WIDTH, bottom / total_height, width / _WIDTH, height / total_height)
-            )
-            for bottom in (legend_height + height + _GAP, legend_height)
+        place = (left / _WIDTH, width / _WIDTH, height / total_height)
+        columns.append(
+            [figure.add_axes((place[0], bottom / total_height, *place[1:])) for bottom in bottoms]
         )
-        columns.append((upper, lower))
-        left += width + _GAP
+        left += width + _GAP_X
     return figure, columns
 
 
 def _legend(dice: Mapping[str, float]) -> list[Artist]:
     areas = [
-        Patch(color=to_rgba(colour, 2 * _FILL_OPACITY), label=f"{name}  Dice {value:.3f}")
+        Patch(
+            color=to_rgba(colour, 2 * _FILL_OPACITY),
+            label=f"{name}  " + ("absent" if isnan(value) else f"Dice {value:.3f}"),
+        )
         for (name, value), colour in zip(dice.items(), _colours(len(dice)), strict=True)
     ]
-    return [
-        *areas,
-        Patch(color=to_rgba(_INK, _FILL_OPACITY), label="area: prediction"),
-        Line2D([], [], color=_INK, linewidth=1.2, label="line: reference"),
-    ]
+    errors = {"missed (false negative)": _MISSED, "too much (false positive)": _EXTRA}
+    if len(dice) > 1:
+        errors["another class"] = _CONFUSED
+    return [*areas, *(Patch(color=colour, label=name) for name, colour in errors.items())]
 
 
-def _show_classes(panel: Axes, masks: Sequence[tuple[Volume, Volume]], size_mm: Size) -> None:
+def _show_classes(
+    panel: Axes, masks: Sequence[tuple[Volume, Volume]], extent: tuple[float, float, float, float]
+) -> None:
     """Draw areas first, the largest class below the others, then all lines."""
-    extent = (0, size_mm[0], 0, size_mm[1])
     coloured = [(colour, *pair) for colour, pair in zip(_colours(len(masks)), masks, strict=True)]
     for colour, _, found in sorted(coloured, key=lambda entry: -np.count_nonzero(entry[2])):
-        fill = np.zeros((*found.shape, 4))
-        fill[found] = to_rgba(colour, _FILL_OPACITY)
-        panel.imshow(fill, extent=extent, interpolation="nearest")
+        _fill(panel, found, to_rgba(colour, _FILL_OPACITY), extent)
     for colour, expected, _ in coloured:
         if expected.any() and not expected.all():  # a contour needs an inside and an outside
             panel.contour(
                 expected.astype(float),
                 levels=[0.5],
                 colors=[colour],
-                linewidths=1.0,
+                linewidths=0.7,
                 extent=extent,
                 origin="upper",
             ).set_path_effects([_OUTLINE])
+
+
+def _show_errors(
+    panel: Axes, masks: Sequence[tuple[Volume, Volume]], extent: tuple[float, float, float, float]
+) -> None:
+    """Colour the voxels that differ."""
+    expected = np.any([mask for mask, _ in masks], axis=0)
+    found = np.any([mask for _, mask in masks], axis=0)
+    differs = np.any([one != other for one, other in masks], axis=0)
+    for colour, mask in (
+        (_MISSED, expected & ~found),
+        (_EXTRA, found & ~expected),
+        (_CONFUSED, expected & found & differs),
+    ):
+        _fill(panel, mask, to_rgba(colour, _ERROR_OPACITY), extent)
+
+
+def _fill(
+    panel: Axes,
+    mask: Volume,
+    colour: tuple[float, float, float, float],
+    extent: tuple[float, float, float, float],
+) -> None:
+    fill = np.zeros((*mask.shape, 4))
+    fill[mask] = colour
+    panel.imshow(fill, extent=extent, interpolation="nearest")
 
 
 def _colours(count: int) -> Sequence[Any]:

@@ -67,6 +67,14 @@ def draw_chosen(
             spacing_mm=picture.spacing_mm,
             members=results.members,
             dice=dice,
-            title=f"{case_id}   mean Dice {results.dice(case_id):.3f}   "
-            f"(number {ranked.index(case_id) + 1} of {len(ranked)} from the worst)",
+            title=f"{case_id}: mean Dice {results.dice(case_id):.3f}, "
+            f"{standing(ranked.index(case_id), len(ranked))}",
         )
+
+
+def standing(index: int, count: int) -> str:
+    """Where a case stands among all that were scored, the worst first."""
+    if count == 1:
+        return "the only case"
+    names = {count // 2: "median", count - 1: "best", 0: "worst"}  # of two, a later one counts
+    return f"{names.get(index, f'number {index + 1} from the worst')} of {count} cases"

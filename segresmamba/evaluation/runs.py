@@ -220,7 +220,10 @@ class HeldOut:
         """The volumes of a case that was scored."""
         case = self.task.dataset[case_id]
         image_CDHW, reference_DHW = case.read()
-        return Picture(image_CDHW[0], reference_DHW, kept.stored(case_id), case.spacing_mm)
+        # As in the scores: nobody knows what is where the annotation says nothing.
+        known = reference_DHW != self.task.dataset.manifest.storage.ignore_value
+        reference_DHW, found_DHW = known * reference_DHW, known * kept.stored(case_id)
+        return Picture(image_CDHW[0], reference_DHW, found_DHW, case.spacing_mm)
 
 
 def _store(folder: RunFolder, decision: Decision, step: int, case_ids: Sequence[str]) -> Path:

@@ -15,8 +15,11 @@ MEMORY = {
 }
 
 
-def title(groups: Sequence[Group]) -> str:
-    """The heading."""
+def title(datasets: Sequence[Sequence[Group]]) -> str:
+    """The heading, of the groups of each dataset."""
+    if len(datasets) > 1:
+        return f"Runs on {len(datasets)} datasets"
+    (groups,) = datasets
     if len(groups) == 1:
         return groups[0].label
     networks = len({group.runs[0].model for group in groups})
@@ -26,7 +29,7 @@ def title(groups: Sequence[Group]) -> str:
 
 def lead(runs: Sequence[MeasuredRun]) -> str:
     """The line below the heading."""
-    datasets = sorted({run.dataset for run in runs if run.dataset})
+    datasets = sorted({run.dataset_label for run in runs if run.dataset})
     devices = sorted({run.history.tags.get("device", "") for run in runs} - {""})
     text = _count(len(runs), "run")
     if devices:
@@ -36,6 +39,8 @@ def lead(runs: Sequence[MeasuredRun]) -> str:
     unfinished = sum(run.history.status != "finished" for run in runs)
     if unfinished:
         text += f"; {unfinished} not finished"
+    if len(datasets) > 1:
+        text += ". Each dataset has its own section, as nothing can be compared across datasets"
     return text + "."
 
 
@@ -51,7 +56,7 @@ def notes(
         marks.append("† Best validation; segresmamba evaluate was not run.")
     return {
         "networks": _networks_note(groups, baseline),
-        "tradeoff": "Bubble: mean of a network's runs; whiskers: standard deviation. No network on "
+        "tradeoff": "Mark: mean of a network's runs; whiskers: standard deviation. No network on "
         "the Pareto front is beaten by another in both Dice and memory.",
         "curves": "Line: mean of a network's runs; band: lowest to highest.",
         "significance": _significance_note(comparisons),
@@ -72,6 +77,8 @@ def measured(groups: Sequence[Group]) -> dict[str, str]:
         "Epoch": "time of a step by the steps of an epoch, without validation and saving",
         "Energy, CO₂e": "sum over all nodes and restarts of the run"
         + "".join(f"; {line}" for line in power),
+        "Of it measured": "what the meters of processors (RAPL) and GPUs (NVML, AMD SMI) counted; "
+        "the rest is estimated from load, nominal power and the size of the memory",
         "Per 1000 patches": "energy of the run, divided by the number of crops that it trained on",
         "Dice, HD95": "mean over classes and held-out cases: whole volumes in the original "
         "geometry, best weights. A run that was not evaluated shows its best validation",
@@ -90,12 +97,22 @@ def _networks_note(groups: Sequence[Group], baseline: MeasuredRun | None) -> str
     ]
     if any(spread and len(spread.values) < len(group.runs) for group, spread in spreads):
         sentences.append("A mean leaves out the runs that lack this value.")
+    if len(groups) > 1 and any(_is_estimated(run) for group in groups for run in group.runs):
+        sentences.append(
+            "Energy that was not measured is estimated from load. The estimate does not tell which "
+            "network needs less, so the least energy and CO₂e are not marked."
+        )
     if baseline:
         sentences.append(
-            f"Per Dice point: energy beyond that of {baseline.history.name} "
-            "for each 0.01 of Dice gained over it; empty where nothing was gained."
+            f"Per Dice point: measured energy beyond that of {baseline.history.name} for each 0.01 "
+            "of Dice gained over it; empty where nothing was gained or measured."
         )
     return " ".join(sentences)
+
+
+def _is_estimated(run: MeasuredRun) -> bool:
+    """Whether some of a run's energy is an estimate; unknown counts as one."""
+    return run.energy_wh is not None and (run.measured_wh or 0.0) < run.energy_wh
 
 
 def _significance_note(comparisons: Sequence[Comparison]) -> str:

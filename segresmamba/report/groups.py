@@ -5,7 +5,7 @@ A report shows a group as one row and one colour, because such runs repeat one e
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -38,7 +38,8 @@ class Group:
     """Runs of one network with the same settings, except seed and fold."""
 
     label: str
-    """The network, and the settings that differ from those of its other groups."""
+    """The name that the user gave its only run, with the network; without such a name the network
+    and the settings that differ from those of its other groups."""
     runs: tuple[MeasuredRun, ...]
 
     def spread(self, measure: str) -> Spread | None:
@@ -87,6 +88,14 @@ class WorstCase:
     score: CaseScore
 
 
+def by_dataset(runs: Iterable[MeasuredRun]) -> list[list[MeasuredRun]]:
+    """The runs of each dataset, which nothing can be compared across."""
+    found: dict[str, list[MeasuredRun]] = defaultdict(list)
+    for run in runs:
+        found[run.dataset].append(run)
+    return sorted(found.values(), key=lambda runs: runs[0].dataset_label)
+
+
 def group_runs(runs: Iterable[MeasuredRun]) -> list[Group]:
     """Group runs that differ only in seed and fold; the groups are sorted by their labels."""
     found: dict[frozenset[tuple[str, str]], list[MeasuredRun]] = defaultdict(list)
@@ -99,7 +108,13 @@ def group_runs(runs: Iterable[MeasuredRun]) -> list[Group]:
         return held_out, int(seed), run.history.name
 
     groups = [tuple(sorted(group, key=order)) for group in found.values()]
-    labels = _labels([group[0] for group in groups])
+    names = Counter(name for group in groups if (name := _given_name(group)))
+    labels = [
+        f"{name} ({group[0].model or 'unknown network'})"
+        if (name := _given_name(group)) and names[name] == 1
+        else label
+        for group, label in zip(groups, _labels([group[0] for group in groups]), strict=True)
+    ]
     return sorted(
         (Group(label, group) for label, group in zip(labels, groups, strict=True)),
         key=lambda group: group.label,
@@ -160,6 +175,12 @@ def worst_cases(groups: Sequence[Group]) -> list[WorstCase]:
                     worst[case_id] = WorstCase(group, run, case_id, score)
         chosen += sorted(worst.values(), key=dice)[:_WORST_OF_GROUP]
     return sorted(chosen, key=dice)[:_WORST_OF_ALL]
+
+
+def _given_name(group: Sequence[MeasuredRun]) -> str:
+    """The name that the user, or a sweep, gave the only run of a group; empty if there is none."""
+    is_named = group[0].history.settings.get("run.name", "null") != "null"
+    return group[0].history.name if len(group) == 1 and is_named else ""
 
 
 def _labels(examples: Sequence[MeasuredRun]) -> list[str]:

@@ -63,6 +63,8 @@ class MeasuredRun:
     """Median time of a step."""
     epoch_s: float | None
     energy_wh: float | None
+    measured_wh: float | None
+    """The part of the energy that meters counted; the rest is estimated."""
     co2e_g: float | None
     wh_per_1000_patches: float | None
     dice: float | None
@@ -107,6 +109,7 @@ class MeasuredRun:
             step_s=step_s,
             epoch_s=step_s * steps_per_epoch if step_s and steps_per_epoch else None,
             energy_wh=energy_wh,
+            measured_wh=_scaled(history.energy.get("measured_kwh"), 1000),
             co2e_g=_scaled(history.energy.get("emissions_kg"), 1000),
             wh_per_1000_patches=_scaled(energy_wh, 1000 / patches) if patches else None,
             dice=dice,
@@ -119,6 +122,14 @@ class MeasuredRun:
     def dataset(self) -> str:
         """Digest of the dataset, or where it lies if the digest was not recorded."""
         return self.settings.get("dataset", self.settings.get("data.store", ""))
+
+    @property
+    def dataset_label(self) -> str:
+        """The name of the dataset's folder or file, with its digest."""
+        name = Path(self.history.settings.get("data.store", "")).name
+        if name and "dataset" in self.settings:
+            return f"{name} ({self.dataset})"
+        return name or self.dataset or "unknown"
 
     def picture(self, case_id: str) -> Path | None:
         """The overlay picture of a case, if the evaluation drew one."""

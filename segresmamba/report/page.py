@@ -20,6 +20,7 @@ from segresmamba.report import captions
 from segresmamba.report.groups import (
     Group,
     WorstCase,
+    by_dataset,
     differences,
     group_runs,
     pareto_front,
@@ -65,6 +66,16 @@ class _Picture:
     """The embedded picture, perhaps smaller, as a data URI."""
 
 
+@dataclass(frozen=True)
+class _Section:
+    """What the report says of one dataset."""
+
+    groups: Sequence[Group]
+    pictures: Sequence[_Picture]
+    content: dict[str, Any]
+    """Values of the templates by name."""
+
+
 def write_report(
     targets: Sequence[str],
     out: Path,
@@ -88,10 +99,21 @@ def write_report(
     with tempfile.TemporaryDirectory(prefix="segresmamba-report-") as downloads:
         runs = find_runs(targets, uri, Path(downloads), root)
         reference = find_baseline(baseline, runs) if baseline else None
-        groups = group_runs(runs)
-        pictures, content = _content(groups, reference)
+        sections = _sections(runs, reference)
+    datasets = [section.groups for section in sections]
+    content = {
+        "version": segresmamba.__version__,
+        "written": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        "title": captions.title(datasets),
+        "lead": captions.lead(runs),
+        "measured": captions.measured([group for groups in datasets for group in groups]),
+        "sections": [section.content for section in sections],
+        "number": number,
+        "folder": PICTURES,
+    }
+    pictures = [picture for section in sections for picture in section.pictures]
     try:
-        return _write(out, pictures, content, len(runs), len(groups))
+        return _write(out, pictures, content, len(runs), sum(map(len, datasets)))
     except OSError as error:
         raise ReportError(
             "the report cannot be written",
@@ -101,10 +123,34 @@ def write_report(
         ) from error
 
 
-def _content(
-    groups: Sequence[Group], baseline: MeasuredRun | None
-) -> tuple[list[_Picture], dict[str, Any]]:
-    """The pictures, and the values of the templates by name."""
+def _sections(runs: Sequence[MeasuredRun], baseline: MeasuredRun | None) -> list[_Section]:
+    """A section for each dataset; the baseline counts in that of its own."""
+    datasets = by_dataset(runs)
+    if baseline and baseline.dataset not in {runs[0].dataset for runs in datasets}:
+        raise ReportError(
+            "no run of the report has the dataset of the baseline",
+            where="--baseline",
+            got=f"{baseline.history.where}, dataset {baseline.dataset_label}",
+            remedy="give a run on " + " or ".join(runs[0].dataset_label for runs in datasets),
+        )
+    return [
+        _section(
+            group_runs(of_dataset),
+            baseline if baseline and baseline.dataset == of_dataset[0].dataset else None,
+            suffix=f"-{number}" if number > 1 else "",
+        )
+        for number, of_dataset in enumerate(datasets, 1)
+    ]
+
+
+def _section(groups: Sequence[Group], baseline: MeasuredRun | None, suffix: str) -> _Section:
+    """The pictures of a dataset, and the values of the templates by name.
+
+    Args:
+        groups: The groups of the dataset.
+        baseline: The run that they are compared with.
+        suffix: Tells the names of its pictures and tables from those of other datasets.
+    """
     palette = colours(len(groups))
     front = pareto_front(groups, cost="memory_gib", gain="dice")
     of_baseline = (
@@ -114,22 +160,21 @@ def _content(
     )
     comparisons = compare(groups, next(of_baseline, None))
     pictures = {
-        name: _Picture(f"{name}.png", png, _data_uri("image/png", png))
+        name: _Picture(f"{name}{suffix}.png", png, _data_uri("image/png", png))
         for name, png in (
             ("tradeoff", draw_tradeoff(groups, front)),
             ("curves", draw_curves(groups)),
         )
         if png is not None
     }
-    worst = [(case, _overlay(case)) for case in worst_cases(groups)]
-    runs = [run for group in groups for run in group.runs]
+    worst = [
+        (case, _overlay(case, f"worst{suffix}-{rank}"))
+        for rank, case in enumerate(worst_cases(groups), 1)
+    ]
     content = {
-        "version": segresmamba.__version__,
-        "written": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        "title": captions.title(groups),
-        "lead": captions.lead(runs),
+        "suffix": suffix,
+        "dataset": groups[0].runs[0].dataset_label,
         "notes": captions.notes(groups, comparisons, baseline),
-        "measured": captions.measured(groups),
         "differences": [
             f"{key} ({' / '.join(dict.fromkeys(values))})"
             for key, values in differences(groups).items()
@@ -140,14 +185,12 @@ def _content(
         "all_runs": runs_table(groups, palette),
         "pictures": pictures,
         "worst": worst,
-        "number": number,
-        "folder": PICTURES,
     }
     overlays = [picture for _, picture in worst if picture]
-    return [*pictures.values(), *overlays], content
+    return _Section(groups, [*pictures.values(), *overlays], content)
 
 
-def _overlay(case: WorstCase) -> _Picture | None:
+def _overlay(case: WorstCase, prefix: str) -> _Picture | None:
     path = case.run.picture(case.case_id)
     if path is None:
         return None
@@ -156,7 +199,7 @@ def _overlay(case: WorstCase) -> _Picture | None:
     except OSError as error:
         logger.warning("the picture of a case is left out: %s", error)
         return None
-    name = f"{case.run.history.name}_{case.case_id}.png".replace("/", "_")
+    name = f"{prefix}_{case.run.history.name}_{case.case_id}.png".replace("/", "_")
     return _Picture(name, png, _data_uri("image/jpeg", jpeg))
 
 

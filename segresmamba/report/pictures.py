@@ -74,7 +74,9 @@ def draw_curves(groups: Sequence[Group]) -> bytes | None:
 
 
 def draw_tradeoff(groups: Sequence[Group], front: Sequence[Group]) -> bytes | None:
-    """A PNG of Dice against memory, with CO2e as the area of bubbles; None if no group has both.
+    """A PNG of Dice against memory; None if no group has both.
+
+    The area of a bubble is the measured energy, where there is any.
 
     Args:
         groups: All groups.
@@ -87,7 +89,7 @@ def draw_tradeoff(groups: Sequence[Group], front: Sequence[Group]) -> bytes | No
     ]
     if not placed:
         return None
-    most_g = max((group.mean("co2e_g") or 0.0 for group in groups), default=0.0)
+    most_wh = max((group.mean("measured_wh") or 0.0 for group in groups), default=0.0)
     figure = _figure(7.2, 4.2, len(placed) + 2)
     axes = figure.subplots()
     ends = [(group.mean("memory_gib") or 0.0, group.mean("dice") or 0.0) for group in front]
@@ -99,15 +101,14 @@ def draw_tradeoff(groups: Sequence[Group], front: Sequence[Group]) -> bytes | No
     handles = []
     for index, group in placed:
         colour = colours(len(groups))[index]
-        marker = _MARKERS[index % len(_MARKERS)] if not most_g else "o"
-        _bubble(axes, group, colour, marker, most_g)
-        handles.append(
-            _handle(marker, group.label, colour, filled=group.mean("co2e_g") is not None)
-        )
+        marker = "o" if most_wh else _MARKERS[index % len(_MARKERS)]
+        _bubble(axes, group, colour, marker, most_wh)
+        filled = not most_wh or bool(group.mean("measured_wh"))
+        handles.append(_handle(marker, group.label, colour, filled=filled))
     if len(front) > 1:
         handles.append(line)
-    if most_g:
-        text = f"area: CO₂e, the largest {number(most_g)} g; white: not measured"
+    if most_wh:
+        text = f"area: measured energy, the largest {number(most_wh)} Wh; white: not measured"
         handles.append(_handle("o", text, _INK, filled=False))
     axes.set(xlabel="peak memory (GiB)", ylabel="Dice")
     memories = [group.mean("memory_gib") or 0.0 for _, group in placed]
@@ -162,10 +163,11 @@ def _curve(panel: Axes, group: Group, key: str, colour: str, index: int) -> None
     )
 
 
-def _bubble(axes: Axes, group: Group, colour: str, marker: str, most_g: float) -> None:
-    memory, dice, co2e_g = (group.spread(name) for name in ("memory_gib", "dice", "co2e_g"))
+def _bubble(axes: Axes, group: Group, colour: str, marker: str, most_wh: float) -> None:
+    memory, dice = group.spread("memory_gib"), group.spread("dice")
     assert memory is not None and dice is not None  # noqa: PT018
-    share = co2e_g.mean / most_g if co2e_g and most_g else 0.0
+    share = (group.mean("measured_wh") or 0.0) / most_wh if most_wh else 0.0
+    filled = not most_wh or share > 0
     axes.errorbar(
         memory.mean,
         dice.mean,
@@ -180,8 +182,8 @@ def _bubble(axes: Axes, group: Group, colour: str, marker: str, most_g: float) -
         dice.mean,
         s=max(_LARGEST_AREA * share, _SMALLEST_AREA),
         marker=marker,
-        facecolor=colour if co2e_g else "white",
-        edgecolor=_INK if co2e_g else colour,
+        facecolor=colour if filled else "white",
+        edgecolor=_INK if filled else colour,
         alpha=0.75,
         linewidth=0.8,
         zorder=3,

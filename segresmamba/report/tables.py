@@ -61,6 +61,8 @@ class _Measure:
     """1000 units; the whole column has this unit if a group reaches it."""
     scale: float = 1.0
     """Factor that converts a value to `unit`."""
+    marks_best: bool = True
+    """Whether the best of the column is marked. An estimate does not tell which network is."""
 
     def in_column(self, groups: Sequence[Group]) -> _Measure:
         """The measure in the unit that fits the values of these groups."""
@@ -75,9 +77,10 @@ _MEASURES = (
     _Measure("memory_gib", "Memory", "GiB"),
     _Measure("step_s", "Step", "s"),
     _Measure("epoch_s", "Epoch", "s"),
-    _Measure("energy_wh", "Energy", "Wh", large_unit="kWh"),
-    _Measure("co2e_g", "CO₂e", "g", large_unit="kg"),
-    _Measure("wh_per_1000_patches", "Per 1000 patches", "Wh"),
+    _Measure("energy_wh", "Energy", "Wh", large_unit="kWh", marks_best=False),
+    _Measure("measured_wh", "Of it measured", "Wh", large_unit="kWh"),
+    _Measure("co2e_g", "CO₂e", "g", large_unit="kg", marks_best=False),
+    _Measure("wh_per_1000_patches", "Per 1000 patches", "Wh", marks_best=False),
     _Measure("dice", "Dice", "", decimals=3, high_is_good=True),
     _Measure("hd95_mm", "HD95", "mm", decimals=2),
 )
@@ -122,15 +125,17 @@ def networks_table(
 def wh_per_dice_point(group: Group, baseline: MeasuredRun) -> float | None:
     """Energy that a group uses more than the baseline for each 0.01 of Dice that it gains over it.
 
+    Only measured energy counts.
+
     Returns:
         Energy in Wh; below zero if the group uses less. None if it gains nothing, or if one of the
-        values is missing.
+        values was not measured.
     """
-    energy, dice = group.mean("energy_wh"), group.mean("dice")
-    if energy is None or dice is None or baseline.energy_wh is None or baseline.dice is None:
+    energy, dice = group.mean("measured_wh"), group.mean("dice")
+    if not energy or dice is None or not baseline.measured_wh or baseline.dice is None:
         return None
     gained = (dice - baseline.dice) / _DICE_POINT
-    return (energy - baseline.energy_wh) / gained if gained > 0 else None
+    return (energy - baseline.measured_wh) / gained if gained > 0 else None
 
 
 def classes_table(groups: Sequence[Group], colours: Sequence[str]) -> Table:
@@ -210,7 +215,7 @@ def _mean_cell(group: Group, groups: Sequence[Group], measure: _Measure) -> Cell
     choose: Callable[[list[float]], float] = max if measure.high_is_good else min
     # If all groups have the same value, none of them is the best.
     is_best = len(set(means)) > 1 and group.mean(measure.name) == choose(means)
-    return replace(cell, best=is_best)
+    return replace(cell, best=measure.marks_best and is_best)
 
 
 def _spread_cell(spread: Spread | None, decimals: int | None = None, scale: float = 1.0) -> Cell:

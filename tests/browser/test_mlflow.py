@@ -67,6 +67,21 @@ def test_the_experiment_lists_every_trial(trials: Page) -> None:
     expect(trials.get_by_text(f"{len(TRIALS) + 1} matching runs")).to_be_visible()
 
 
+def test_the_experiments_description_leads_to_the_columns_that_matter(
+    page: Page, server: Server
+) -> None:
+    page.set_viewport_size({"width": 2050, "height": 620})
+    page.goto(f"{server.uri}/#/experiments/1")
+    link = page.get_by_role("link", name="Runs with their scores, memory, step time and energy")
+    page.goto(f"{server.uri}/{link.get_attribute('href')}")
+    heads = page.get_by_role("columnheader")
+    for name in ("evaluation/dice/mean", "evaluation/hd95_mm/mean", "energy/energy_kwh"):
+        head = heads.get_by_text(name, exact=True)
+        expect(head).to_be_visible()
+        assert head.evaluate("text => text.scrollWidth <= text.clientWidth"), f"{name} is cut"
+    expect(page.get_by_text("Model training", exact=True)).to_be_visible()
+
+
 def test_a_comparison_shows_dice_memory_and_emissions_side_by_side(
     trials: Page, sweep: Path
 ) -> None:

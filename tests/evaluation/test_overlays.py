@@ -20,7 +20,7 @@ def draw(
     spacing_mm: tuple[float, float, float] = (1, 1, 1),
     classes: int = 1,
 ) -> list[list[Array]]:
-    """The panels of the picture, 2 rows of 3 RGB arrays; for volumes that are cubes in mm."""
+    """The panels of the picture, 3 rows of 3 RGB arrays; for volumes that are cubes in mm."""
     members = {f"class {value}": (value,) for value in range(1, classes + 1)}
     draw_overlay(
         path,
@@ -33,18 +33,21 @@ def draw(
         title="a case",
     )
     picture = imread(path)[..., :3]
-    # Inches at 130 dots per inch: 0.4 for the title, 0.12 between panels, the rest for the panels.
-    gap, top = 15.6, 52.0
-    side = (picture.shape[1] - 4 * gap) / 3
+    # Inches at 130 dots per inch: 0.85 for the title, 0.2 for the names of the rows, 0.4 beside and
+    # 0.24 below each panel; the rest is for the panels.
+    top, left, beside, below = 110.5, 26.0, 52.0, 31.2
+    side = (picture.shape[1] - left - 4 * beside) / 3
     return [
         [
             picture[
-                round(top + row * (side + gap)) : round(top + row * (side + gap) + side),
-                round(gap + column * (side + gap)) : round((column + 1) * (side + gap)),
+                round(top + row * (side + below)) : round(top + row * (side + below) + side),
+                round(left + beside + column * (side + beside)) : round(
+                    left + (column + 1) * (side + beside)
+                ),
             ]
             for column in range(3)
         ]
-        for row in range(2)
+        for row in range(3)
     ]
 
 
@@ -79,9 +82,47 @@ def test_the_patients_right_front_and_top_are_left_and_up(tmp_path: Path) -> Non
 def test_the_image_above_stays_bare(tmp_path: Path) -> None:
     middle = slice(15, 25)
     label = cube((40, 40, 40), middle, middle, middle)
-    above, below = draw(tmp_path / "a.png", noise(label.shape), label, label)
+    above, below, errors = draw(tmp_path / "a.png", noise(label.shape), label, label)
     assert not any(colourful(panel).any() for panel in above)
     assert all(colourful(panel).any() for panel in below)
+    assert not any(colourful(panel).any() for panel in errors)  # there is none
+
+
+def test_errors_have_colours_of_their_own(tmp_path: Path) -> None:
+    middle, left = slice(10, 30), slice(10, 20)
+    whole = cube((40, 40, 40), middle, middle, middle)
+    half = cube((40, 40, 40), middle, middle, left)
+    image = noise(whole.shape)
+    shown = {
+        name: draw(tmp_path / "a.png", image, reference, prediction, classes=2)[2][0]
+        for name, (reference, prediction) in {
+            "missed": (whole, half),
+            "too much": (half, whole),
+            "another class": (whole, 2 * whole - half),
+        }.items()
+    }
+    for name, (red, blue) in {
+        "missed": (True, False), "too much": (False, True), "another class": (True, True),
+    }.items():  # fmt: skip
+        panel = shown[name]
+        colour = np.median(panel[colourful(panel)], axis=0)
+        assert (colour[0] > 0.6, colour[2] > 0.6) == (red, blue), name
+        assert colourful(panel).mean() == pytest.approx(0.25 * 0.5, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("tissue", "grey"), [(40.0, 0.5), (400.0, 0.5), (-800.0, 0.37)], ids=["soft", "bone", "lung"]
+)
+def test_the_window_of_ct_is_that_of_the_labelled_tissue(
+    tmp_path: Path, tissue: float, grey: float
+) -> None:
+    middle = slice(10, 30)
+    label = cube((40, 40, 40), middle, middle, middle)
+    image = np.where(label == 1, tissue, -1000.0).astype(np.float32)
+    image[5:35, 5:35, 5:35][label[5:35, 5:35, 5:35] == 0] = 0.0
+    panel = draw(tmp_path / "a.png", image, label, label)[0][0]
+    centre = panel.shape[0] // 2
+    assert panel[centre, centre, 0] == pytest.approx(grey, abs=0.01)
 
 
 def test_voxels_keep_their_true_aspect(tmp_path: Path) -> None:
@@ -112,7 +153,7 @@ def test_a_small_class_chooses_the_plane_as_much_as_a_large_one(tmp_path: Path) 
     label = np.zeros((40, 40, 40), np.uint8)
     label[5:35, 5:35, 5:35] = 1
     label[30, 30, 30] = 2  # one voxel, in planes that hold no more of class 1 than the others
-    *_, below = draw(tmp_path / "a.png", noise(label.shape), label, label, classes=2)
+    _, below, _ = draw(tmp_path / "a.png", noise(label.shape), label, label, classes=2)
     orange = [(panel[..., 0] - panel[..., 2] > 0.15).any() for panel in below]
     assert orange == [True, True, True]
 

@@ -36,6 +36,8 @@ def record_run(
     step_s: Sequence[float] = (9.0, 1.0, 1.0, 1.2),
     memory_gib: float = 2.0,
     energy_kwh: float | None = 0.003,
+    cpu_power: str = "measured (RAPL)",
+    digest: str = "0123456789abcdef",
     cases: Mapping[str, float] | None = None,
     status: str | None = "finished",
 ) -> Path:
@@ -50,7 +52,9 @@ def record_run(
         settings: More settings of section "train".
         step_s: Step time of each of the four records.
         memory_gib: Its peak on the host.
-        energy_kwh: What its ledger says; None leaves none.
+        energy_kwh: What its ledger says, three quarters of it of the processors; None leaves none.
+        cpu_power: How the power of the processors is known.
+        digest: Of its dataset.
         cases: Dice of each case of its evaluation; the worst gets a picture.
         status: How it ended; None leaves it running.
     """
@@ -60,8 +64,9 @@ def record_run(
     journal.append("status", status="running", host="here", pid=1)
     train = {"fold": fold, "batch_size": BATCH, "lr": 0.1, **(settings or {})}
     values = {"seed": seed, "model": {"name": model}, "train": train, "run": {"name": name}}
+    values["data"] = {"store": f"/data/{digest[:4]}.zarr"}
     journal.append("params", values=values)
-    tags = {"device": "cpu", "parameters": "1500000", "dataset_digest": "0123456789abcdef"}
+    tags = {"device": "cpu", "parameters": "1500000", "dataset_digest": digest}
     journal.append("tags", values=tags)
     for step, seconds in enumerate(step_s, start=1):
         metrics = {
@@ -74,10 +79,12 @@ def record_run(
     journal.append("metrics", step=STEPS, epoch=STEPS / STEPS_PER_EPOCH, values=scores)
     if energy_kwh is not None:
         ledger = Ledger(folder)
-        key = ledger.claim(FACTS)
-        ledger.update(key, {"energy_kwh": energy_kwh, "emissions_kg": energy_kwh / 10})
+        key = ledger.claim({**FACTS, "cpu_power": cpu_power})
+        used = {"energy_kwh": energy_kwh, "cpu_energy_kwh": 0.75 * energy_kwh}
+        ledger.update(key, {**used, "emissions_kg": energy_kwh / 10})
         energy = {f"energy/{name}": value for name, value in ledger.totals().items()}
         facts = {f"energy.{name}": str(fact) for name, fact in FACTS.items()}
+        facts["energy.cpu_power"] = cpu_power
         journal.append("tags", values=facts)
         journal.append("metrics", step=STEPS, epoch=None, values=energy)
     if cases:

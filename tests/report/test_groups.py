@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segresmamba.report.groups import Group, differences, group_runs, pareto_front
+from segresmamba.report.groups import Group, by_dataset, differences, group_runs, pareto_front
 from segresmamba.report.measures import MeasuredRun
 from segresmamba.tracking import read_history
 from tests.report.recorded import record_run
@@ -44,10 +44,41 @@ def test_a_label_names_the_network_and_what_differs_within_it(tmp_path: Path) ->
         run_of(record_run(tmp_path, "b", settings={"lr": 0.01})),
         run_of(record_run(tmp_path, "c", settings={"lr": 0.01}, model="segresnet")),
     ]
-    groups = group_runs(runs)
+    again = [
+        run_of(record_run(tmp_path / "seed 1", run.history.name, seed=1, model=run.model,
+                          settings={"lr": float(run.settings["train.lr"])}))
+        for run in runs
+    ]  # fmt: skip
+    groups = group_runs(runs + again)
     labels = [group.label for group in groups]
     assert labels == ["segresmamba (lr=0.01)", "segresmamba (lr=0.1)", "segresnet"]
     assert differences(groups) == {"train.lr": ["0.01", "0.1", "0.01"]}
+
+
+def test_a_run_alone_keeps_the_name_that_the_user_gave_it(tmp_path: Path) -> None:
+    named = [
+        run_of(record_run(tmp_path, "first", settings={"lr": 0.1})),
+        run_of(record_run(tmp_path, "second", settings={"lr": 0.2})),
+    ]
+    labels = [group.label for group in group_runs(named)]
+    assert labels == ["first (segresmamba)", "second (segresmamba)"]
+    twice = [*named, run_of(record_run(tmp_path / "elsewhere", "first", settings={"lr": 0.3}))]
+    labels = [group.label for group in group_runs(twice)]
+    assert labels == ["second (segresmamba)", "segresmamba (lr=0.1)", "segresmamba (lr=0.3)"]
+    settings = {key: text for key, text in named[0].history.settings.items() if key != "run.name"}
+    nameless = replace(named[0], history=replace(named[0].history, settings=settings))
+    assert [group.label for group in group_runs([nameless])] == ["segresmamba"]
+
+
+def test_runs_of_different_datasets_are_kept_apart(tmp_path: Path) -> None:
+    runs = [
+        run_of(record_run(tmp_path, "a", digest="b" * 16)),
+        run_of(record_run(tmp_path, "b", digest="a" * 16)),
+        run_of(record_run(tmp_path, "c", digest="b" * 16)),
+    ]
+    datasets = by_dataset(runs)
+    assert [[run.history.name for run in dataset] for dataset in datasets] == [["b"], ["a", "c"]]
+    assert datasets[1][0].dataset_label == "bbbb.zarr (bbbbbbbb)"
 
 
 def test_settings_that_change_no_result_split_no_group(tmp_path: Path) -> None:

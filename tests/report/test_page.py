@@ -67,7 +67,7 @@ def test_the_page_needs_nothing_besides_itself(page: str) -> None:
 def test_the_heading_tells_networks_from_variants_of_one(page: str, tmp_path: Path) -> None:
     assert "<h1>3 networks compared</h1>" in page
     record_run(tmp_path / "runs", "a", settings={"lr": 0.1})
-    assert "<h1>segresmamba</h1>" in report(tmp_path / "runs", tmp_path).page.read_text()
+    assert "<h1>a (segresmamba)</h1>" in report(tmp_path / "runs", tmp_path).page.read_text()
     record_run(tmp_path / "runs", "b", settings={"lr": 0.2})
     both = report(tmp_path / "runs", tmp_path).page.read_text()
     assert "<h1>2 variants of 1 network compared</h1>" in both
@@ -80,17 +80,63 @@ def test_a_name_is_text_and_never_markup(page: str) -> None:
 
 def test_markdown_has_a_row_for_each_network_with_means_and_spreads(made: Report) -> None:
     networks = {row[0]: row[1:] for row in rows(made.markdown.read_text(), "Networks")}
-    assert list(networks) == ["&lt;b&gt;new&lt;/b&gt;", "segresmamba", "segresnet"]
-    runs, parameters, memory, step, epoch, energy, co2e, patches, dice, hd95, front, point = (
-        networks["segresmamba"]
-    )
+    going = "going (&lt;b&gt;new&lt;/b&gt;)"
+    assert list(networks) == [going, "segresmamba", "segresnet"]
+    runs, parameters, memory, step, epoch, energy, metered, co2e, patches, *scores = networks[
+        "segresmamba"
+    ]
+    dice, hd95, front, point = scores
     assert (runs, parameters, memory, step, epoch) == ("2", "1.50", "2.00", "1.00", "2.00")
-    assert (energy, co2e, patches) == ("4.00", "0.400", "200")
+    assert (energy, metered, co2e, patches) == ("4.00", "3.00", "0.400", "200")
     assert (dice, hd95, front) == ("**0.745** ± 0.007", "**3.00**", "●")
-    # One Wh more than net_0, whose Dice is 0.65.
-    assert float(point) == pytest.approx(1.0 / 9.5, rel=0.01)
+    # 0.75 Wh more than net_0 by the meter; the Dice of net_0 is 0.65.
+    assert float(point) == pytest.approx(0.75 / 9.5, rel=0.01)
+    assert networks["segresnet"][6] == "**2.25**"
     assert networks["segresnet"][-1] == ""  # nothing gained
-    assert networks["&lt;b&gt;new&lt;/b&gt;"][5:8] == ["", "", ""]  # no energy was measured
+    assert networks[going][5:9] == [""] * 4  # no energy was measured
+
+
+def test_estimated_energy_makes_no_claim_between_networks(tmp_path: Path) -> None:
+    scores = {"cases": {"a": 0.8}, "cpu_power": "estimated from load"}
+    for name, energy_kwh in (("small", 0.001), ("large", 0.004)):
+        record_run(tmp_path / "runs", name, energy_kwh=energy_kwh, model=name, **scores)
+    text = report(tmp_path / "runs", tmp_path, baseline="small").markdown.read_text()
+    (large, small) = rows(text, "Networks")
+    assert large[0].startswith("large")
+    assert (large[6:9], small[6:9]) == (["4.00", "0", "0.400"], ["1.00", "0", "0.100"])
+    assert (large[-1], small[-1]) == ("", "")  # no energy per point of Dice
+    assert "The estimate does not tell which network needs less" in text
+
+
+def test_datasets_have_sections_of_their_own(tmp_path: Path) -> None:
+    for name, digest in (("brain", "a" * 16), ("liver", "b" * 16), ("liver2", "b" * 16)):
+        record_run(tmp_path / "runs", name, model=name, digest=digest, cases={"case": 0.8})
+    made = report(tmp_path / "runs", tmp_path, baseline="liver")
+    text = made.markdown.read_text()
+    assert text.startswith("# Runs on 2 datasets\n")
+    assert "nothing can be compared across datasets" in text.split("##")[0]
+    _, of_brain, of_liver = text.split("\n## Dataset ")
+    assert of_brain.startswith("aaaa.zarr")
+    assert "liver" not in of_brain
+    assert "brain" not in of_liver
+    # A baseline of another dataset is none.
+    assert "Per Dice point" in of_liver
+    assert "Per Dice point" not in of_brain.split("## How")[0]
+    assert made.groups == 3
+    names = [path.name for path in made.pictures]
+    assert len(set(names)) == len(names) == 7
+    page = made.page.read_text()
+    ids = re.findall(r'<table id="([^"]*)"', page)
+    assert len(set(ids)) == len(ids)
+
+
+def test_a_baseline_of_a_dataset_that_is_not_in_the_report_is_refused(tmp_path: Path) -> None:
+    record_run(tmp_path / "runs", "one")
+    elsewhere = record_run(tmp_path, "elsewhere", digest="b" * 16)
+    with pytest.raises(ReportError, match="has the dataset of the baseline") as error:
+        report(tmp_path / "runs", tmp_path / "out", baseline=str(elsewhere))
+    assert error.value.remedy == "give a run on 0123.zarr (01234567)"
+    assert not (tmp_path / "out").exists()
 
 
 def test_every_run_is_listed_and_one_that_is_going_is_marked(made: Report) -> None:
@@ -169,7 +215,7 @@ def test_a_failure_leaves_the_report_that_was_there(
     write = Path.write_bytes
 
     def full(path: Path, content: bytes) -> int:
-        if path.name.startswith("net_"):
+        if path.name.startswith("worst-2_"):
             raise OSError(28, "No space left on device", str(path))
         return write(path, content)
 

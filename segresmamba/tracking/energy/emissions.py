@@ -31,17 +31,25 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+WORLD_SOURCE = (
+    "the average that CodeCarbon takes from the IEA's report of 2019, as neither tracking.country "
+    "nor tracking.grid_g_per_kwh is set"
+)
 MEASURE_S = 10.0
 MEASURES_PER_WRITE = 3
 """The ledger is written every 30 s, so a killed process loses at most 30 s."""
 STOP_PATIENCE_S = 5.0
 """How long to wait for a driver that does not answer: it must not keep a run from ending."""
+# CodeCarbon asks for a country even where it is given the intensity.
+_ANY_COUNTRY = "USA"
 
 
 @dataclass(frozen=True)
 class Grid:
     """The electricity grid that a run takes its power from."""
 
+    country: str
+    """Its ISO 3166 alpha-3 code, or what else to call it."""
     intensity_g_per_kwh: float
     """Carbon intensity in g CO2e/kWh."""
     intensity_source: str
@@ -49,7 +57,7 @@ class Grid:
 
     @classmethod
     def from_config(cls, config: TrackingConfig) -> Grid:
-        """The supplier's intensity if the configuration gives it, else the country's.
+        """The supplier's intensity if the configuration gives it, else the country's or world's.
 
         Raises:
             ConfigError: If no carbon intensity is known for the country.
@@ -57,7 +65,11 @@ class Grid:
         from codecarbon.input import DataSource
 
         if config.grid_g_per_kwh is not None:
-            return cls(config.grid_g_per_kwh, "tracking.grid_g_per_kwh")
+            place = config.country or "your grid"
+            return cls(place, config.grid_g_per_kwh, "tracking.grid_g_per_kwh")
+        if config.country is None:
+            world = DataSource().get_carbon_intensity_per_source_data()["world_average"]
+            return cls("the world", world, WORLD_SOURCE)
         countries = DataSource().get_global_energy_mix_data()
         if config.country not in countries:
             raise ConfigError(
@@ -68,7 +80,8 @@ class Grid:
                 "or set tracking.emissions=false",
             )
         mix = countries[config.country]
-        return cls(mix["carbon_intensity"], f"CodeCarbon's energy mix of {mix['year']}")
+        source = f"CodeCarbon's energy mix of {mix['year']}"
+        return cls(config.country, mix["carbon_intensity"], source)
 
 
 class EmissionsMeter:
@@ -93,7 +106,6 @@ class EmissionsMeter:
     ) -> None:
         self._folder = folder
         self._ledger = Ledger(folder)
-        self._country = config.country
         self._gpus = gpus
         self._grid: Grid | None = None
         if config.emissions:
@@ -131,9 +143,9 @@ class EmissionsMeter:
         The share of another node may be 30 s old until its meter has stopped.
 
         Returns:
-            energy_kwh, emissions_kg (CO2e), cpu_energy_kwh, gpu_energy_kwh, ram_energy_kwh, and
-            duration_s, which adds the time of all nodes. Empty with tracking.emissions=false, or if
-            the ledger cannot be read.
+            energy_kwh and how much of it was measured (measured_kwh), emissions_kg (CO2e),
+            cpu_energy_kwh, gpu_energy_kwh, ram_energy_kwh, and duration_s, which adds the time of
+            all nodes. Empty with tracking.emissions=false, or if the ledger cannot be read.
         """
         if self._grid is None:
             return {}
@@ -156,7 +168,7 @@ class EmissionsMeter:
         else:
             gpu_ids = indices_of(self._gpus, machine_gpus())
         tracker = OfflineEmissionsTracker(
-            country_iso_code=self._country,
+            country_iso_code=_ANY_COUNTRY,
             # Otherwise a region, cloud or token in the user's own configuration of CodeCarbon would
             # change the intensity, or have it looked up on the internet.
             force_carbon_intensity_g_co2e_kwh=grid.intensity_g_per_kwh,
@@ -172,7 +184,7 @@ class EmissionsMeter:
             allow_multiple_runs=True,
             log_level="error",
         )
-        self.facts = {"country": self._country, **asdict(grid), **_power_sources(tracker)}
+        self.facts = {**asdict(grid), **_power_sources(tracker)}
         output.facts = self.facts
         tracker.start()
         if tracker.flush() is None:  # `start` does not raise: CodeCarbon logs its own errors
@@ -181,10 +193,11 @@ class EmissionsMeter:
             **output.facts
         )
         logger.info(
-            "energy: %s; %.0f g CO2e/kWh in %s",
+            "energy: %s; %.0f g CO2e/kWh in %s (%s)",
             self.power,
             grid.intensity_g_per_kwh,
-            self._country,
+            grid.country,
+            grid.intensity_source,
         )
         return tracker
 

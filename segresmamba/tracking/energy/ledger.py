@@ -77,12 +77,15 @@ class Ledger:
     def totals(self) -> dict[str, float]:
         """The sums over all segments: energy in kWh, emissions in kg CO2e, node time in s.
 
+        `measured_kwh` is the part of the energy that meters counted; the rest is an estimate.
+
         Raises:
             OSError: If the ledger cannot be read.
             TrackingError: If it is damaged or of a newer version.
         """
         segments = self._read().values()
-        return {name: sum(segment.get(name, 0.0) for segment in segments) for name in SUMMED}
+        sums = {name: sum(segment.get(name, 0.0) for segment in segments) for name in SUMMED}
+        return {**sums, "measured_kwh": sum(map(_measured_kwh, segments))}
 
     def power(self) -> str:
         """How power was measured, and the carbon intensity; a line for each different answer.
@@ -134,6 +137,14 @@ class Ledger:
             content = {"schema": SCHEMA, "segments": segments}
             text = json.dumps(content | {"digest": json_digest(content)}, indent=1)
             write_text(self._path, text)
+
+
+def _measured_kwh(segment: Mapping[str, Any]) -> float:
+    return sum(
+        float(segment.get(f"{part}_energy_kwh", 0.0))
+        for part in ("cpu", "gpu", "ram")
+        if str(segment.get(f"{part}_power", "")).startswith("measured")
+    )
 
 
 def power_line(facts: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ from segresmamba.tracking.mapping import (
     valid_name,
 )
 from segresmamba.tracking.mlflow.client import first_line, is_final, library
+from segresmamba.tracking.mlflow.first_look import STATE_TAG
 from segresmamba.tracking.mlflow.model import send_model
 from segresmamba.tracking.mlflow.runs import show_group_status
 from segresmamba.tracking.mlflow.state import UploadState
@@ -74,6 +75,7 @@ def send_records(client: Any, batch: list[JournalRecord], state: UploadState, fo
                 send = partial(send_model, client, record, folder / source, state)
                 _send_large(client, run_id, folder, source, send)
             case "status":
+                tags[STATE_TAG] = record.body["status"]
                 _send_status(client, record, state)
     if params:
         tags |= _send_params(client, run_id, params)

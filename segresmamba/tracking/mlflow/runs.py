@@ -12,6 +12,7 @@ from typing import Any
 from segresmamba.storage.locks import locked
 from segresmamba.tracking.journal import JournalRecord
 from segresmamba.tracking.mlflow.client import error_name, library
+from segresmamba.tracking.mlflow.first_look import prepare_experiment
 from segresmamba.tracking.mlflow.state import UploadState
 from segresmamba.tracking.protocol import TrackingError
 
@@ -38,14 +39,15 @@ def find_experiment(client: Any, state: UploadState) -> str:
         # A server decides where artifacts lie; for a database it is the client that does.
         artifacts = state.artifacts if state.is_database else None
         try:
-            return str(client.create_experiment(state.experiment, artifacts))
+            client.create_experiment(state.experiment, artifacts)
         except Exception as error:
             if error_name(error) != "RESOURCE_ALREADY_EXISTS":
                 raise
             # Another run of a sweep has just created it.
-            experiment = client.get_experiment_by_name(state.experiment)
+        experiment = client.get_experiment_by_name(state.experiment)
     if experiment.lifecycle_stage == DELETED:
         raise _deleted("experiment", f"-x {experiment.experiment_id}", state)
+    prepare_experiment(client, experiment)
     return str(experiment.experiment_id)
 
 

@@ -158,7 +158,9 @@ class MlflowSink:
             send_records(client, later, state, self._folder)
             state.sent_bytes = batch[-1].end
             state.save(self._folder)
-        self._push_nodes(state)
+        if state.last_step or last:
+            # MLflow's comparison starts with the metric that came first, which is one of training.
+            self._push_nodes(state)
         if last and state.run_id and self._run.emissions.exists():
             name = self._run.emissions.name
             send_file(self._connect(state), state.run_id, self._folder, name, None)

@@ -17,6 +17,7 @@ from segresmamba.config import TrackingConfig
 from segresmamba.errors import ConfigError
 from segresmamba.tracking import EmissionsMeter, gpu_uuid
 from segresmamba.tracking.energy.gpus import indices_of, job_gpus
+from segresmamba.tracking.energy.ledger import Ledger
 
 CONFIG = TrackingConfig(country="FRA")
 
@@ -129,6 +130,20 @@ def test_an_unknown_country_is_refused(tmp_path: Path) -> None:
         EmissionsMeter(tmp_path, TrackingConfig(country="XYZ"))
     assert error.value.where == "tracking.country"
     assert error.value.got == "XYZ"
+
+
+def test_without_a_country_the_worlds_average_is_taken_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    meter = EmissionsMeter(tmp_path, TrackingConfig())
+    with caplog.at_level(logging.INFO):
+        meter.start()
+    meter.stop()
+    assert (meter.facts["country"], meter.facts["intensity_g_per_kwh"]) == ("the world", 475)
+    assert "neither tracking.country nor tracking.grid_g_per_kwh is set" in caplog.text
+    assert "475 g CO2e/kWh in the world (the average that" in Ledger(tmp_path).power()
+    totals = meter.totals()
+    assert totals["emissions_kg"] == pytest.approx(totals["energy_kwh"] * 0.475)
 
 
 def test_switched_off_it_does_nothing(tmp_path: Path) -> None:

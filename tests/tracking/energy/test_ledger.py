@@ -22,7 +22,18 @@ def under_slurm(monkeypatch: pytest.MonkeyPatch, restart: int, node: str) -> Non
 
 
 def test_nothing_measured_is_nothing_used(tmp_path: Path) -> None:
-    assert Ledger(tmp_path).totals() == dict.fromkeys(SUMMED, 0.0)
+    assert Ledger(tmp_path).totals() == dict.fromkeys((*SUMMED, "measured_kwh"), 0.0)
+
+
+def test_measured_and_estimated_energy_are_told_apart(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    used = {"energy_kwh": 7.0, "cpu_energy_kwh": 1.0, "gpu_energy_kwh": 2.0, "ram_energy_kwh": 4.0}
+    for cpu_power in ("measured (RAPL)", "estimated from load"):
+        powers = {"cpu_power": cpu_power, "gpu_power": "measured (NVML): 1 x H200"}
+        key = ledger.claim({**powers, "ram_power": "estimated from size"})
+        ledger.update(key, used)
+    ledger.update(ledger.claim({}), used)  # an early version did not say how
+    assert ledger.totals()["measured_kwh"] == 5.0
 
 
 def test_segments_are_named_by_job_restart_and_node(

@@ -406,6 +406,7 @@ def test_the_end_of_a_run_shows(run: Path, journal: Journal, status: str, shown:
     journal.append("status", status=status)
     sync(run)
     assert in_mlflow(run).info.status == shown
+    assert in_mlflow(run).data.tags["segresmamba.state"] == status
     journal.append("status", status="running", host="node", pid=1)
     sync(run)
     assert in_mlflow(run).info.status == "RUNNING"
@@ -495,7 +496,11 @@ def test_a_deleted_experiment_names_the_way_back(run: Path, journal: Journal) ->
         sync(run)
     assert f"mlflow experiments restore -x {experiment_id}" in error.value.remedy
     client(run).restore_experiment(experiment_id)
+    client(run).set_experiment_tag(experiment_id, "mlflow.note.content", "mine")
     sync(run)
+    tags = client(run).get_experiment(experiment_id).tags
+    assert tags["mlflow.note.content"] == "mine"  # what a user wrote stays
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
     assert len(history(run, "train/loss")) == 2
 
 
