@@ -34,6 +34,7 @@ from segresmamba.cli.conversion import (
 from segresmamba.cli.evaluate import evaluate
 from segresmamba.cli.predict import predict
 from segresmamba.cli.select import select
+from segresmamba.cli.serve import serve
 from segresmamba.cli.ship import export, import_model
 from segresmamba.cli.view import view
 from segresmamba.errors import OUR_CODE, UserError, sort_error
@@ -253,6 +254,7 @@ def debug_batch(
 app.command()(evaluate)
 app.command()(select)
 app.command()(predict)
+app.command()(serve)
 app.command()(view)
 
 
