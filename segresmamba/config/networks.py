@@ -42,6 +42,11 @@ class SegResMambaFamily(Section):
     """Add the input of a Mamba layer to its output."""
     shared_directions: bool = False
     """Use one set of state-space parameters for all three scan orders instead of one for each."""
+    zero_toms: bool = False
+    """Begin with Mamba layers that add nothing: their output projection is zero."""
+    image_head: bool = False
+    """Let the head see the image at full resolution beside the decoder's last level, which has half
+    of it."""
     norm_biases: bool = False
     """Give a bias to convolutions before an instance norm. The norm cancels it, so it changes only
     the number of parameters."""
@@ -63,6 +68,19 @@ class SegResMambaConfig(SegResMambaFamily):
 
     name: Literal["segresmamba"] = "segresmamba"
     """Name of the network."""
+
+
+class SegResMambaFineConfig(SegResMambaFamily):
+    """The paper's network with a head that sees the image, and Mamba layers inside the blocks only.
+
+    Inside a block the layers read an eighth of the tokens that they read after it.
+    """
+
+    name: Literal["segresmamba_fine"] = "segresmamba_fine"
+    """Name of the network."""
+    outer_toms: NonNegativeInt = 0
+    zero_toms: bool = True
+    image_head: bool = True
 
 
 class SegResMambaNoMambaConfig(SegResMambaFamily):
@@ -290,6 +308,7 @@ class PluginConfig(Section):
 
 SegResMambaVariant = (
     SegResMambaConfig
+    | SegResMambaFineConfig
     | SegResMambaReleasedConfig
     | SegResMambaPaperConfig
     | SegResMambaNoMambaConfig
