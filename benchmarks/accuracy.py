@@ -70,6 +70,10 @@ CORE = {
 }
 OTHERS = {
     "segresmamba_nomamba": Network(("model=segresmamba_nomamba", _DIMS), lr=4e-3),
+    "umamba_bot": Network(("model=umamba_bot", f"model.features={_LEVELS}")),
+    "umamba_bot_nomamba": Network(
+        ("model=resenc_unet", f"model.features={_LEVELS}", "model.blocks=[2,2,2,1,1,1]")
+    ),
     "mednext": Network(
         (
             "model.target=monai.networks.nets.mednext:MedNeXt",
