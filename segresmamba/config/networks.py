@@ -70,6 +70,15 @@ class SegResMambaConfig(SegResMambaFamily):
     """Name of the network."""
 
 
+class SegResMambaNoMambaConfig(SegResMambaFamily):
+    """The ablation: the same network with every Mamba layer replaced by the identity."""
+
+    name: Literal["segresmamba_nomamba"] = "segresmamba_nomamba"
+    """Name of the network."""
+    inner_tom: bool = False
+    outer_toms: NonNegativeInt = 0
+
+
 class SegResMambaFineConfig(SegResMambaFamily):
     """The paper's network with a head that sees the image, and Mamba layers inside the blocks only.
 
@@ -81,15 +90,6 @@ class SegResMambaFineConfig(SegResMambaFamily):
     outer_toms: NonNegativeInt = 0
     zero_toms: bool = True
     image_head: bool = True
-
-
-class SegResMambaNoMambaConfig(SegResMambaFamily):
-    """The ablation: the same network with every Mamba layer replaced by the identity."""
-
-    name: Literal["segresmamba_nomamba"] = "segresmamba_nomamba"
-    """Name of the network."""
-    inner_tom: bool = False
-    outer_toms: NonNegativeInt = 0
 
 
 class SegResMambaReleasedConfig(SegResMambaFamily):
@@ -335,10 +335,10 @@ class PluginConfig(Section):
 
 SegResMambaVariant = (
     SegResMambaConfig
-    | SegResMambaFineConfig
     | SegResMambaReleasedConfig
     | SegResMambaPaperConfig
     | SegResMambaNoMambaConfig
+    | SegResMambaFineConfig
 )
 Rival = (
     SegMambaConfig
