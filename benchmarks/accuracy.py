@@ -1,99 +1,290 @@
-"""Accuracy on the sample dataset: SegResMamba, its ablation and SegResNet, three seeds each.
+"""Accuracy of the networks on two small tasks, each with its own learning rate.
 
-    segresmamba sample data/raw && segresmamba convert data/raw data/sample.zarr
-    python benchmarks/accuracy.py
+    python benchmarks/accuracy.py                  # goes on with the plan; Ctrl-C at any time
+    python benchmarks/accuracy.py --minutes 170    # begins no run after that time
+    python benchmarks/accuracy.py --part 2/2       # beside a second one with --part 1/2
+    python benchmarks/accuracy.py --show           # what is there: the tables of docs/accuracy.md
 
-Runs use the ordinary commands (`python -m launch train`, `segresmamba evaluate`) with the same
-number of steps, crop size, augmentation and learning rate. The seed sets weights, crops and
-augmentation. Finished runs are not repeated: after an interruption the same command goes on.
+The tasks are the brain sample (`segresmamba sample`), where outlines decide, and drawn spines
+(`accuracy_spine.py`), where context does. Runs use the ordinary commands (`python -m launch train`,
+`segresmamba evaluate`) with the same crops, batch, augmentation, loss and optimizer; the seed sets
+weights, crops and augmentation. The plan, in its order:
+
+    1. learning rate  every network, three values, one seed, brain, on a fold of its own
+    2. main           the networks in question, both tasks, three seeds, 250 steps
+    3. long           the same, one seed, 1000 steps
+    4. others         the other networks, both tasks, one seed, 250 steps
+
+A run that ended adds a line to `results/accuracy.csv` at once and is not repeated. A run that was
+interrupted goes on from its checkpoint, if its folder is still there.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import fcntl
 import json
+import math
 import statistics
 import subprocess
 import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from segresmamba.models import build
-
-RESULTS = Path(__file__).parent / "results"
-NETWORKS: dict[str, dict[str, Any]] = {
-    "segresmamba": {"dims": [8, 16, 32, 64]},
-    "segresmamba_nomamba": {"dims": [8, 16, 32, 64]},
-    "segresnet": {"init_filters": 8},
-}
+RESULTS = Path(__file__).parent / "results" / "accuracy.csv"
+METRICS = ("dice", "hd95_mm", "nsd")
+COLUMNS = ("task", "network", "fold", "steps", "lr", "seed", *METRICS)
 SEEDS = (0, 1, 2)
-LEARNING_RATE = 2e-3
+RATES = (1e-3, 2e-3, 4e-3)
+SHORT, LONG = 250, 1000
+FOLD, TUNING_FOLD = 0, 1
+
+# A third of the full widths for the family, a quarter for the others: about the same step time.
+_DIMS = "model.dims=[16,32,64,128]"
+_FINE = ("model=segresmamba_fine", _DIMS)
+_LEVELS = "[8,16,32,64,80,80]"
 
 
-def score(name: str, seed: int, *, steps: int, store: Path, root: Path) -> dict[str, float]:
-    """Train and evaluate one network; return mean Dice and HD95 over classes and held-out cases."""
-    run = root / f"{name}_{seed}"
-    if not (run / "results.json").exists():
-        widths = [f"model.{key}={json.dumps(value)}" for key, value in NETWORKS[name].items()]
-        overrides = [
-            "data=custom", f"data.store={store}", "data.patch=[64,64,64]", "train=sample",
-            f"train.max_steps={steps}", f"train.lr={LEARNING_RATE}", "tracking=none",
-            f"model={name}", *widths, f"seed={seed}", f"run.root={root}", f"run.name={run.name}",
-        ]  # fmt: skip
-        subprocess.run([sys.executable, "-m", "launch", "train", *overrides], check=True)
-        subprocess.run(
-            [sys.executable, "-m", "segresmamba.cli.main", "evaluate", str(run)], check=True
+@dataclass(frozen=True)
+class Network:
+    """What is compared: overrides that choose a network and its settings."""
+
+    overrides: tuple[str, ...]
+    lr: float = 2e-3
+    """Learning rate until the three have been tried."""
+
+
+CORE = {
+    "segresmamba": Network(("model=segresmamba", _DIMS), lr=4e-3),
+    "segresmamba_fine": Network(_FINE, lr=4e-3),
+    "segresmamba_fine_nomamba": Network((*_FINE, "model.inner_tom=false"), lr=4e-3),
+    "segresmamba_fine_outer": Network((*_FINE, "model.outer_toms=1"), lr=4e-3),
+    "segresnet": Network(("model=segresnet", "model.init_filters=8")),
+    "dynunet": Network(("model=dynunet", f"model.filters={_LEVELS}"), lr=4e-3),
+    "resenc_unet": Network(
+        ("model=resenc_unet", f"model.features={_LEVELS}", "model.blocks=[1,2,2,2,2,2]")
+    ),
+}
+OTHERS = {
+    "segresmamba_nomamba": Network(("model=segresmamba_nomamba", _DIMS), lr=4e-3),
+    "umamba_bot": Network(("model=umamba_bot", f"model.features={_LEVELS}")),
+    "umamba_bot_nomamba": Network(
+        ("model=resenc_unet", f"model.features={_LEVELS}", "model.blocks=[2,2,2,1,1,1]")
+    ),
+    "mednext": Network(
+        (
+            "model.target=monai.networks.nets.mednext:MedNeXt",
+            "model.kwargs={spatial_dims: 3, init_filters: 8}",
         )
-    mean: dict[str, float] = json.loads((run / "results.json").read_text())["mean"]
+    ),
+    "segmamba": Network(("model=segmamba", _DIMS, "model.hidden_size=256")),
+    "swinunetr": Network(("model=swinunetr", "model.feature_size=12")),
+    "unetr": Network(
+        ("model=unetr", "model.feature_size=4", "model.hidden_size=192", "model.mlp_dim=768")
+    ),
+}
+NETWORKS = CORE | OTHERS
+TASKS = ("brain", "spine")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training, and the key of its line in the table."""
+
+    task: str
+    network: str
+    fold: int
+    steps: int
+    lr: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name of its folder."""
+        return f"{self.task}-{self.network}-fold{self.fold}-{self.steps}-lr{self.lr}-s{self.seed}"
+
+
+Scores = Mapping[str, float]
+"""By metric, the mean over classes and held-out cases; nan where it is not known."""
+Seeds = Mapping[int, Scores]
+Table = Mapping[Run, Scores]
+
+
+def read(path: Path) -> Table:
+    """The lines of a results file; none if there is no file."""
+    if not path.exists():
+        return {}
+    with path.open(newline="") as file:
+        return {
+            Run(
+                row["task"], row["network"], int(row["fold"]), int(row["steps"]),
+                float(row["lr"]), int(row["seed"]),
+            ): {metric: float(row[metric] or "nan") for metric in METRICS}
+            for row in csv.DictReader(file)
+        }  # fmt: skip
+
+
+def append(path: Path, run: Run, scores: Scores) -> None:
+    """Add a run's line; two programs may do so at the same time."""
+    with path.open("a", newline="") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        table = csv.writer(file, lineterminator="\n")
+        if not file.tell():
+            table.writerow(COLUMNS)
+        values = [round(scores[metric], 5) for metric in METRICS]
+        table.writerow([run.task, run.network, run.fold, run.steps, run.lr, run.seed, *values])
+
+
+def best_rate(network: str, table: Table) -> float:
+    """The learning rate of the best tuning run, once all are there; else the provisional one."""
+    tried = {rate: table.get(_tuning(network, rate)) for rate in RATES}
+    scores = {rate: found["dice"] for rate, found in tried.items() if found}
+    if len(scores) < len(RATES):
+        return NETWORKS[network].lr
+    return max(scores, key=scores.__getitem__)
+
+
+def _tuning(network: str, rate: float) -> Run:
+    return Run("brain", network, TUNING_FOLD, SHORT, rate, SEEDS[0])
+
+
+def plan(table: Table) -> Iterator[Run]:
+    """All runs in their order. The later ones depend on the learning rates found so far."""
+    for network in NETWORKS:
+        for rate in RATES:
+            yield _tuning(network, rate)
+    stages = (
+        (CORE, SHORT, SEEDS),
+        (CORE, LONG, SEEDS[:1]),
+        (OTHERS, SHORT, SEEDS[:1]),
+    )
+    for networks, steps, seeds in stages:
+        for seed in seeds:  # an interrupted stage has whole seeds
+            for task in TASKS:
+                for network in networks:
+                    yield Run(task, network, FOLD, steps, best_rate(network, table), seed)
+
+
+def prepare(task: str, data: Path) -> Path:
+    """The store of a task, made if it is not there."""
+    store, raw = data / f"accuracy_{task}.zarr", data / f"accuracy_{task}"
+    if not store.exists():
+        spines = [str(Path(__file__).with_name("accuracy_spine.py"))]
+        make = _segresmamba("sample") if task == "brain" else [sys.executable, *spines]
+        if not raw.exists():
+            subprocess.run([*make, str(raw)], check=True)
+        subprocess.run([*_segresmamba("convert"), str(raw), str(store)], check=True)
+    return store
+
+
+def perform(run: Run, store: Path, root: Path) -> Scores:
+    """Train and evaluate; return the means over classes and held-out cases."""
+    folder = root / run.name
+    overrides = [
+        "data=custom", f"data.store={store}", "data.patch=[64,64,64]", "train=sample",
+        f"train.max_steps={run.steps}", f"train.lr={run.lr}", f"train.fold={run.fold}",
+        "train.threads=1", "train.checkpoint_every=50", "tracking=none", f"seed={run.seed}",
+        f"run.root={root}", f"run.name={run.name}", *NETWORKS[run.network].overrides,
+    ]  # fmt: skip
+    if not (folder / "results.json").exists():
+        subprocess.run([sys.executable, "-m", "launch", "train", *overrides], check=True)
+        measures = ["--metrics", ",".join(METRICS)]
+        subprocess.run([*_segresmamba("evaluate"), str(folder), *measures], check=True)
+    mean: Scores = json.loads((folder / "results.json").read_text())["mean"]
     return mean
 
 
-def parameters(name: str) -> int:
-    """Number of parameters for the sample dataset's one channel and three classes."""
-    network: torch.nn.Module = build(name, in_channels=1, out_channels=3, **NETWORKS[name])
-    return sum(parameter.numel() for parameter in network.parameters())
+def _segresmamba(command: str) -> list[str]:
+    return [sys.executable, "-m", "segresmamba.cli.main", command]
 
 
-def spread(values: list[float]) -> str:
-    """Mean and sample standard deviation."""
-    return f"{statistics.mean(values):.4f} +- {statistics.stdev(values):.4f}"
+def lines(table: Table, task: str, steps: int) -> list[str]:
+    """A Markdown table of one task: mean and spread of what has run, and the paired test."""
+    scores = {
+        network: {
+            run.seed: found
+            for run, found in table.items()
+            if (run.task, run.network, run.fold, run.steps) == (task, network, FOLD, steps)
+            and run.lr == best_rate(network, table)
+        }
+        for network in NETWORKS
+    }
+    rows = [
+        "| network | lr | seeds | Dice | HD95 (mm) | surface Dice | Dice - SegResNet's | p |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for network, seeds in scores.items():
+        if not seeds:
+            continue
+        cells = [_spread([seeds[seed][metric] for seed in sorted(seeds)]) for metric in METRICS]
+        tuned = "" if _is_tuned(network, table) else " (not tuned)"
+        rows.append(
+            f"| {network} | {best_rate(network, table):g}{tuned} | {len(seeds)} | "
+            f"{' | '.join(cells)} | {' | '.join(_paired(seeds, scores['segresnet']))} |"
+        )
+    return rows
+
+
+def _is_tuned(network: str, table: Table) -> bool:
+    return all(_tuning(network, rate) in table for rate in RATES)
+
+
+def _spread(values: Sequence[float]) -> str:
+    """Mean and, of two values or more, sample standard deviation."""
+    known = [value for value in values if not math.isnan(value)]
+    if not known:
+        return ""
+    deviation = f" ± {statistics.stdev(known):.3f}" if len(known) > 1 else ""
+    return f"{statistics.mean(known):.3f}{deviation}"
+
+
+def _paired(ours: Seeds, theirs: Seeds) -> tuple[str, str]:
+    """Mean difference in Dice over the seeds that both have, and p of a paired t test."""
+    from scipy.stats import ttest_rel
+
+    common = sorted(ours.keys() & theirs.keys())
+    if not common or ours == theirs:
+        return "", ""
+    pairs = [[group[seed]["dice"] for seed in common] for group in (ours, theirs)]
+    difference = statistics.mean(pairs[0]) - statistics.mean(pairs[1])
+    p = f"{ttest_rel(*pairs).pvalue:.3f}" if len(common) > 2 else ""
+    return f"{difference:+.3f}", p
 
 
 def main() -> None:
-    """Train all networks, print and write their scores."""
+    """Go on with the plan, or show what is there."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=250, help="optimizer steps of two crops")
-    parser.add_argument("--store", type=Path, default=Path("data/sample.zarr"))
-    parser.add_argument(
-        "--root", type=Path, default=Path("runs/accuracy"), help="folder of the runs"
-    )
-    parser.add_argument("--out", type=Path, default=RESULTS / "accuracy_sample.csv")
+    parser.add_argument("--show", action="store_true", help="print the tables and end")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="then begin no run")
+    parser.add_argument("--part", default="1/1", help="1/2: every second run of the plan")
+    parser.add_argument("--only", default="", help="runs whose name has this, such as spine-segres")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the stores")
+    parser.add_argument("--root", type=Path, default=Path("runs/accuracy"), help="of the runs")
     arguments = parser.parse_args()
-    scores = {
-        (name, seed): score(
-            name, seed, steps=arguments.steps, store=arguments.store, root=arguments.root
-        )
-        for seed in SEEDS  # the outer loop: what an interrupted benchmark has are whole seeds
-        for name in NETWORKS
-    }
-    with arguments.out.open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["network", "parameters", "steps", "seed", "dice", "hd95_mm"])
-        for (name, seed), mean in scores.items():
-            table.writerow(
-                [name, parameters(name), arguments.steps, seed]
-                + [round(mean[key], 5) for key in ("dice", "hd95_mm")]
-            )
-    for name in NETWORKS:
-        dice, hd95_mm = (
-            spread([scores[name, seed][key] for seed in SEEDS]) for key in ("dice", "hd95_mm")
-        )
-        print(f"{name:22} {parameters(name):9,}   Dice {dice}   HD95 {hd95_mm} mm")
+    begin, (part, parts) = time.monotonic(), map(int, arguments.part.split("/"))
+    if arguments.show:
+        for task in TASKS:
+            for steps in (SHORT, LONG):
+                print(f"\n{task}, {steps} steps\n", *lines(read(RESULTS), task, steps), sep="\n")
+        return
+    stores = {task: prepare(task, arguments.data) for task in TASKS}
+    while time.monotonic() - begin < 60 * arguments.minutes:
+        # The plan is made anew after each run: learning rates may be known by now.
+        table = read(RESULTS)
+        left = [
+            run
+            for number, run in enumerate(plan(table))
+            if number % parts == part - 1 and arguments.only in run.name and run not in table
+        ]
+        if not left:
+            break
+        print(f"{len(left)} runs left; next: {left[0].name}", flush=True)
+        append(RESULTS, left[0], perform(left[0], stores[left[0].task], arguments.root))
 
 
 if __name__ == "__main__":

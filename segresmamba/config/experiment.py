@@ -42,7 +42,7 @@ _FREE_KEYS = {
     "train.overlap_comm",
 }
 # The settings of the first version that named runs, which are in every digest, and so are all of a
-# network. Nothing is ever added here.
+# network but the later ones. Nothing is ever added here.
 _FIRST = frozenset(
     {
         "seed", "data.store", "data.patch", "data.foreground_fraction", "data.regions",
@@ -55,6 +55,8 @@ _FIRST = frozenset(
         "train.clip_norm", "train.precision", "train.channels_last",
     }
 )  # fmt: skip
+# Settings of networks that are younger than their network.
+_LATER_OF_NETWORKS = frozenset({"zero_toms", "image_head"})
 # A version of November 2026 also counted these with their defaults.
 _COUNTED_ONCE = frozenset(
     {
@@ -110,7 +112,9 @@ def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _digest(config: Config, counted: Collection[str]) -> str:
-    defaults = _defaults()
+    fields = type(config.model).model_fields
+    later = {f"model.{key}": fields[key].default for key in _LATER_OF_NETWORKS & fields.keys()}
+    defaults = _defaults() | later
     kept = {
         key: value
         for key, value in experiment(config).items()

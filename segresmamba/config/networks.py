@@ -42,6 +42,11 @@ class SegResMambaFamily(Section):
     """Add the input of a Mamba layer to its output."""
     shared_directions: bool = False
     """Use one set of state-space parameters for all three scan orders instead of one for each."""
+    zero_toms: bool = False
+    """Begin with Mamba layers that add nothing: their output projection is zero."""
+    image_head: bool = False
+    """Let the head see the image at full resolution beside the decoder's last level, which has half
+    of it."""
     norm_biases: bool = False
     """Give a bias to convolutions before an instance norm. The norm cancels it, so it changes only
     the number of parameters."""
@@ -72,6 +77,19 @@ class SegResMambaNoMambaConfig(SegResMambaFamily):
     """Name of the network."""
     inner_tom: bool = False
     outer_toms: NonNegativeInt = 0
+
+
+class SegResMambaFineConfig(SegResMambaFamily):
+    """The paper's network with a head that sees the image, and Mamba layers inside the blocks only.
+
+    Inside a block the layers read an eighth of the tokens that they read after it.
+    """
+
+    name: Literal["segresmamba_fine"] = "segresmamba_fine"
+    """Name of the network."""
+    outer_toms: NonNegativeInt = 0
+    zero_toms: bool = True
+    image_head: bool = True
 
 
 class SegResMambaReleasedConfig(SegResMambaFamily):
@@ -243,6 +261,33 @@ class ResEncUNetConfig(Section):
     """Also predict at the coarser levels of the decoder while training."""
 
 
+class UMambaBotConfig(Section):
+    """A residual U-Net with a Mamba layer at its bottleneck, after U-Mamba (arXiv 2401.04722).
+
+    The layer is this project's, with three scan orders and a residual where U-Mamba_Bot has one
+    order and none; the convolutions are those of nnU-Net's residual-encoder U-Net, as many as
+    U-Mamba's default. `resenc_unet` with the same `blocks` is the network without Mamba. It comes
+    from dynamic-network-architectures: pip install 'segresmamba[rivals]'.
+    """
+
+    name: Literal["umamba_bot"] = "umamba_bot"
+    """Name of the network."""
+    features: tuple[PositiveInt, ...] = (32, 64, 128, 256, 320, 320)
+    """Channels of the levels, each of which has half the resolution of the one before."""
+    blocks: tuple[PositiveInt, ...] = (2, 2, 2, 1, 1, 1)
+    """Residual blocks of each level of the encoder."""
+    d_state: PositiveInt = 16
+    """State size N of the selective scan."""
+    d_conv: PositiveInt = 4
+    """Kernel size of the causal depthwise convolution before each scan."""
+    expand: PositiveInt = 2
+    """Inner width of the Mamba layer as a multiple of its channels."""
+    deep_supervision: bool = False
+    """Also predict at the coarser levels of the decoder while training."""
+    scan_backend: ScanBackend = "auto"
+    """Implementation of the selective scan. auto chooses one, and logs which one and why."""
+
+
 class NnUNetConfig(Section):
     """nnU-Net's U-Nets with the sizes of each level, as its plans give them.
 
@@ -293,6 +338,7 @@ SegResMambaVariant = (
     | SegResMambaReleasedConfig
     | SegResMambaPaperConfig
     | SegResMambaNoMambaConfig
+    | SegResMambaFineConfig
 )
 Rival = (
     SegMambaConfig
@@ -303,6 +349,7 @@ Rival = (
     | DynUNetConfig
     | MedNeXtConfig
     | ResEncUNetConfig
+    | UMambaBotConfig
     | NnUNetConfig
 )
 ModelConfig = Annotated[SegResMambaVariant | Rival | PluginConfig, Field(discriminator="name")]

@@ -14,6 +14,7 @@ from torch import nn
 from segresmamba.errors import BackendMissingError
 from segresmamba.models.arguments import ArgumentError, check_least_levels
 from segresmamba.models.padding import Padded
+from segresmamba.models.tom import TriOrientedMamba
 
 
 def resenc_unet(
@@ -41,6 +42,39 @@ def resenc_unet(
         decoder_blocks=[1] * (levels - 1),
         deep_supervision=deep_supervision,
     )
+
+
+def umamba_bot(
+    in_channels: int,
+    out_channels: int,
+    *,
+    features: Sequence[int],
+    blocks: Sequence[int],
+    d_state: int,
+    d_conv: int,
+    expand: int,
+    deep_supervision: bool,
+    scan_backend: str,
+) -> Padded:
+    """The residual-encoder U-Net with a Mamba layer after the last level of its encoder.
+
+    Raises:
+        BackendMissingError: If the library is not installed.
+    """
+    padded = resenc_unet(
+        in_channels,
+        out_channels,
+        features=features,
+        blocks=blocks,
+        deep_supervision=deep_supervision,
+    )
+    levels = padded.network.get_submodule("encoder.stages")
+    assert isinstance(levels, nn.Sequential)
+    bottleneck = TriOrientedMamba(
+        features[-1], d_state=d_state, d_conv=d_conv, expand=expand, backend=scan_backend
+    )
+    levels[-1] = nn.Sequential(levels[-1], bottleneck)
+    return padded
 
 
 def nnunet(

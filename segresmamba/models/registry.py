@@ -26,7 +26,7 @@ _BUILDERS: dict[str, Callable[..., SegResMamba | SegMamba | Padded]] = {
     "segmamba": SegMamba,
     "plugin": plugin,
 }
-_OF_NNUNET = {"nnunet", "resenc_unet"}
+_OF_NNUNET = {"nnunet", "resenc_unet", "umamba_bot"}
 # The only network whose weights depend on the size of its input: its position embedding has an
 # entry for each token. The default is the paper's patch.
 _FIXED_SIZE, _DEFAULT_PATCH = "unetr", (128, 128, 128)

@@ -36,6 +36,7 @@ class TriOrientedMamba(nn.Module):
         expand: E as a multiple of C.
         num_slices: Slices of the inter-slice order; None takes the depth of the volume.
         residual: Add the input to the output.
+        zero_output: Begin with an output projection of zeros.
         shared_directions: One set of parameters for the three orders.
         pad_to_even: Scan a volume whose odd sides are padded with a plane of zeros, as the released
             code prepares it; the output is cropped again.
@@ -51,6 +52,7 @@ class TriOrientedMamba(nn.Module):
         expand: int = 2,
         num_slices: int | None = None,
         residual: bool = True,
+        zero_output: bool = False,
         shared_directions: bool = False,
         pad_to_even: bool = False,
         backend: str = "auto",
@@ -65,7 +67,8 @@ class TriOrientedMamba(nn.Module):
         self.norm_weight = nn.Parameter(torch.ones(channels))
         self.norm_bias = nn.Parameter(torch.zeros(channels))
         self.in_proj_weight = _uniform(2 * inner, channels, bound=channels**-0.5)
-        self.out_proj_weight = _uniform(channels, inner, bound=inner**-0.5)
+        out_bound = 0.0 if zero_output else inner**-0.5
+        self.out_proj_weight = _uniform(channels, inner, bound=out_bound)
         self.conv_weight_KEW = _uniform(sets, inner, d_conv, bound=d_conv**-0.5)
         self.conv_bias_KE = _uniform(sets, inner, bound=d_conv**-0.5)
         self.x_proj_weight_KPE = _uniform(sets, rank + 2 * d_state, inner, bound=inner**-0.5)

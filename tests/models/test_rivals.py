@@ -27,6 +27,7 @@ SMALL: dict[str, tuple[dict[str, Any], int]] = {
     "dynunet": ({"filters": (4, 8, 8, 8)}, 31_192_035),
     "mednext": ({}, 5_551_043),
     "resenc_unet": ({"features": (4, 8, 8), "blocks": (1, 2, 1)}, 102_350_851),
+    "umamba_bot": ({"features": (4, 8, 8), "blocks": (1, 1, 1), "d_state": 4}, 28_193_603),
     "nnunet": (
         {
             "features": (4, 8, 8),
@@ -43,6 +44,7 @@ DEEPLY_SUPERVISED = {
     "dynunet": [PATCH, (24, 16, 20)],
     "mednext": [PATCH, (24, 16, 20), (12, 8, 10), (6, 4, 5), (3, 2, 3)],
     "resenc_unet": [PATCH, (24, 16, 20)],
+    "umamba_bot": [PATCH, (24, 16, 20)],
     "nnunet": [PATCH, (48, 16, 20)],
 }
 
@@ -162,6 +164,7 @@ def test_unetr_is_made_for_the_patch_and_refuses_more() -> None:
             {"filters": (8, 8, 8), "deep_supervision": True},
             "filters must name 4 levels or more",
         ),
+        ("umamba_bot", {"blocks": (1, 1)}, "blocks must be one number for each of the 6"),
         ("resenc_unet", {"blocks": (1, 1)}, "blocks must be one number for each of the 6"),
         ("nnunet", {"decoder_blocks": (1, 1)}, "for each of 5 levels of the decoder"),
         ("segmamba", {"dims": (8, 8)}, "dims must name 4 stages"),

@@ -4,15 +4,23 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from segresmamba.config import load_config
 from segresmamba.models import ArgumentError, SegResMamba, TriOrientedMamba, build
-from segresmamba.models.segresmamba import ResBlock
+from segresmamba.models.segresmamba import ImageHead, ResBlock
 from segresmamba.planner.footprint import SavedBytes
 
 TINY: dict[str, Any] = {"dims": (8, 8, 16, 16), "d_state": 4}
-FAMILY = ("segresmamba", "segresmamba_released", "segresmamba_paper", "segresmamba_nomamba")
+FAMILY = (
+    "segresmamba",
+    "segresmamba_fine",
+    "segresmamba_released",
+    "segresmamba_paper",
+    "segresmamba_nomamba",
+)
 
 
 def tiny(name: str = "segresmamba", **arguments: Any) -> SegResMamba:
@@ -47,6 +55,8 @@ def test_logits_have_the_input_size_whatever_it_is(name: str, size: tuple[int, i
     [
         *((name, {}) for name in FAMILY),
         ("segresmamba", {"deep_supervision": True}),
+        ("segresmamba_fine", {"deep_supervision": True}),
+        ("segresmamba_fine", {"inner_tom": False}),
         ("segresmamba", {"inner_tom": False}),
         ("segresmamba", {"outer_toms": 0}),
         ("segresmamba", {"outer_toms": 2, "stage_convs": 1}),
@@ -60,6 +70,9 @@ def test_logits_have_the_input_size_whatever_it_is(name: str, size: tuple[int, i
 )
 def test_every_parameter_receives_a_gradient(name: str, arguments: dict[str, Any]) -> None:
     network = tiny(name, **arguments)
+    for module in network.modules():  # what stands behind a projection of zeros gets none at first
+        if isinstance(module, TriOrientedMamba):
+            nn.init.normal_(module.out_proj_weight, std=0.1)
     _, gradients = loss_and_gradients(network, torch.randn(2, 2, 64, 64, 64))
     names = [name for name, _ in network.named_parameters()]
     assert [name for name, g in zip(names, gradients, strict=True) if not g.any()] == []
@@ -69,6 +82,7 @@ def test_every_parameter_receives_a_gradient(name: str, arguments: dict[str, Any
     ("name", "in_channels", "out_channels", "count"),
     [
         ("segresmamba", 4, 3, 68_301_891),
+        ("segresmamba_fine", 4, 3, 66_844_707),
         ("segresmamba_nomamba", 4, 3, 65_179_971),
         ("segresmamba_released", 1, 14, 70_426_430),
         ("segresmamba_paper", 1, 14, 80_397_710),
@@ -95,6 +109,7 @@ def test_the_paper_reconstruction_adds_up_to_the_printed_119_976_million() -> No
     ("name", "count"),
     [
         ("segresmamba", 8),
+        ("segresmamba_fine", 4),
         ("segresmamba_paper", 12),
         ("segresmamba_nomamba", 0),
         ("segresmamba_released", 0),
@@ -124,7 +139,7 @@ def test_a_preset_builds_what_its_name_builds(name: str) -> None:
     assert str(preset) == str(tiny(name, dims=(8, 8), d_state=16))
 
 
-@pytest.mark.parametrize("arguments", [{}, {"deep_supervision": True}])
+@pytest.mark.parametrize("arguments", [{}, {"deep_supervision": True, "image_head": True}])
 def test_checkpointed_stages_keep_less_and_compute_the_same(arguments: dict[str, Any]) -> None:
     x_BCDHW = torch.randn(1, 2, 64, 64, 64)
     results, kept = [], []
@@ -185,6 +200,7 @@ def test_deep_supervision_covers_the_input_and_not_its_padding() -> None:
         ({"dims": (8,)}, "dims must name two stages or more"),
         ({"d_state": 0}, "d_state must be at least 1"),
         ({"num_slices": 0}, "num_slices must be at least 1"),
+        ({"zero_toms": True, "tom_residual": False}, "zero_toms needs tom_residual, got True"),
         ({"outer_toms": -1}, "outer_toms must be at least 0"),
         ({"checkpoint_stages": 5}, "checkpoint_stages must be at most the 4 stages, got 5"),
     ],
@@ -212,6 +228,29 @@ def test_a_patch_is_refused_before_anything_is_computed(
 def test_slices_that_divide_no_map_are_refused_at_any_size() -> None:
     with pytest.raises(ArgumentError, match="num_slices must divide the 18 tokens"):
         tiny(num_slices=16)(torch.randn(1, 2, 96, 80, 64))
+
+
+def test_the_image_reaches_the_head_as_channels_at_half_the_resolution() -> None:
+    head = ImageHead(8, image_channels=2)
+    x_BCDHW, image_BCDHW = torch.randn(1, 8, 4, 5, 6), torch.randn(1, 2, 8, 10, 12)
+    # Every 2 x 2 x 2 block of the image, or of the kernel, becomes eight channels.
+    blocks = "b c (d i) (h j) (w k) -> b (c i j k) d h w"
+    folded = {"i": 2, "j": 2, "k": 2}
+    plain = F.conv3d(
+        torch.cat([x_BCDHW, rearrange(image_BCDHW, blocks, **folded)], dim=1),
+        torch.cat([head.level.weight, rearrange(head.image.weight, blocks, **folded)], dim=1),
+        padding=1,
+    )
+    expected = F.leaky_relu(head.norm(plain), 0.01)
+    torch.testing.assert_close(head(x_BCDHW, image_BCDHW), expected)
+
+
+def test_mamba_layers_that_begin_at_zero_change_nothing_at_first() -> None:
+    x_BCDHW = torch.randn(1, 2, 64, 64, 64)
+    network = tiny("segresmamba_fine", outer_toms=1).eval()
+    without = tiny("segresmamba_fine", inner_tom=False).eval()
+    without.load_state_dict(network.state_dict(), strict=False)
+    torch.testing.assert_close(network(x_BCDHW), without(x_BCDHW))
 
 
 def test_the_residual_block_is_that_of_segresnet() -> None:
