@@ -61,7 +61,7 @@ def compile_scans(
         device: The GPU; meta with a capability.
         capability: Compute capability of GPUs that are not here, such as 90 for 9.0.
     """
-    from segresmamba.ops.triton import warm_up as compile_kernels
+    from segresmamba.ops.triton import compile_kernels
 
     layers = (module for module in network.modules() if isinstance(module, TriOrientedMamba))
     sizes = {(layer.A_log_KEN.shape[2], layer.conv_weight_KEW.shape[2]) for layer in layers}

@@ -94,6 +94,14 @@ def test_a_folder_of_another_user_is_not_used(
     assert "is not ours" in caplog.text
 
 
+def test_what_is_compiled_follows_from_the_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    monkeypatch.setattr("segresmamba.ops.triton.compile_kernels", lambda *sizes: made.append(sizes))
+    warm_up.compile_scans(network(), "bf16", torch.device("meta"), 90)
+    warm_up.compile_scans(torch.nn.Linear(2, 2), "bf16", torch.device("meta"), 90)
+    assert made == [(torch.bfloat16, 4, 4, torch.device("meta"), 90)]
+
+
 @pytest.mark.parametrize("text", ["9", "9.", "sm_90", "9.0a", ""])
 def test_a_capability_has_two_numbers(text: str) -> None:
     with pytest.raises(ConfigError, match="not a compute capability"):
