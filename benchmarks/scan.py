@@ -1,7 +1,11 @@
 """Measures times and memory of the scans; prints a table and writes a CSV file.
 
     python benchmarks/scan.py                 CPU: compiled kernels against two PyTorch scans
-    python benchmarks/scan.py --device cuda   GPU: Triton against mamba-ssm and the floor
+    python benchmarks/scan.py --device cuda   GPU: Triton against mamba-ssm, PyTorch and the floor
+    python benchmarks/scan.py --dry           the steps of the GPU with tiny sizes on the CPU
+
+On a GPU, --lengths, --channels and --batches choose the shapes, and --limit-s says after how many
+seconds nothing more is started.
 
 Times are the smallest of several runs. On a machine that also does other work, repeat the script
 and keep the smallest numbers.
@@ -12,11 +16,13 @@ from __future__ import annotations
 import argparse
 import csv
 import importlib.metadata
+import itertools
 import math
 import multiprocessing
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -182,37 +188,89 @@ def tri_rows(
         yield Row("tri_scan", *shape, name, "forward + backward", both_ms, "ms")
 
 
-def gpu_rows() -> Iterator[Row]:
-    """The Triton kernels against mamba-ssm in this process, and against the floor."""
+class Bench(NamedTuple):
+    """Where and how the scans of several shapes are compared."""
+
+    device: str
+    dtype: torch.dtype
+    backends: Sequence[str]
+    milliseconds: Callable[[Callable[[], object]], float]
+    rates: tuple[float, float]
+
+
+def gpu_bench() -> Bench:
+    """This machine's GPU, with the backends that it has."""
     from scan_floor import copy_bytes_per_s, exponentials_per_s, milliseconds
 
-    rates = copy_bytes_per_s(), exponentials_per_s()
-    yield from rate_rows(rates)
     names = [name for name in ("triton", "mamba_ssm") if available_backends()[name] == "ok"]
-    for length in (4096, 32768, 262144):
-        for channels in (96, 192, 384, 768):
-            for batch in (1, 2):
-                shape = (batch, channels, length)
-                o = scan_operands(*shape, "cuda", torch.bfloat16)
-                yield from floor_rows(shape, o["u"].element_size(), rates)
-                for name in names:
-                    yield from gpu_scan_rows(name, o, shape, milliseconds)
-    yield from saved_rows((1, 96, 64**3), 64, "cuda", torch.bfloat16)
-    yield from tri_rows((1, 96, 64**3), 64, "cuda", torch.bfloat16, milliseconds)
+    rates = copy_bytes_per_s(), exponentials_per_s()
+    return Bench("cuda", torch.bfloat16, names, milliseconds, rates)
 
 
-def gpu_scan_rows(
-    name: str, o: dict[str, Tensor], shape: tuple[int, int, int],
-    milliseconds: Callable[[Callable[[], object]], float],
+def dry_bench() -> Bench:
+    """The processor in the GPU's place: shows that the script runs, and no figure worth keeping."""
+    from scan_floor_cpu import copy_bytes_per_s, exponentials_per_s
+
+    def milliseconds(run: Callable[[], object]) -> float:
+        return best_ms(run, 1)
+
+    rates = copy_bytes_per_s(milliseconds), exponentials_per_s(milliseconds)
+    return Bench("cpu", torch.bfloat16, ["cpu"], milliseconds, rates)
+
+
+def comparison_rows(
+    bench: Bench, shapes: Sequence[tuple[int, int, int]], tri_side: int, deadline_s: float
+) -> Iterator[Row]:
+    """Backends and a plain PyTorch scan against the floor, then tri_scan against three scans.
+
+    Args:
+        bench: The device.
+        shapes: (batch, channels, length), the most important first.
+        tri_side: Side of the cube of tokens for tri_scan.
+        deadline_s: Time of the monotonic clock after which nothing more is started.
+    """
+    yield from rate_rows(bench.rates)
+    for shape in shapes:
+        o = scan_operands(*shape, bench.device, bench.dtype)
+        yield from floor_rows(shape, o["u"].element_size(), bench.rates)
+        methods: dict[str, Callable[[], Tensor]] = {
+            name: partial(selective_scan, **o, delta_softplus=True, backend=name)
+            for name in bench.backends
+        }
+        methods["PyTorch"] = partial(pytorch_scan, o)
+        for name, run in methods.items():
+            if time.monotonic() > deadline_s:
+                print(f"out of time before {name} at {shape}", flush=True)
+                return
+            yield from method_rows(name, run, o, shape, bench)
+    shape = (1, 96, tri_side**3)
+    if time.monotonic() > deadline_s:
+        print("out of time before tri_scan", flush=True)
+        return
+    yield from saved_rows(shape, tri_side, bench.device, bench.dtype)
+    yield from tri_rows(shape, tri_side, bench.device, bench.dtype, bench.milliseconds)
+
+
+def pytorch_scan(o: dict[str, Tensor]) -> Tensor:
+    """The associative scan in PyTorch, in float32, chunk by chunk."""
+    return chunked_scan(**{name: operand.float() for name, operand in o.items()}, chunk=1024)
+
+
+def method_rows(
+    name: str, run: Callable[[], Tensor], o: dict[str, Tensor], shape: tuple[int, int, int],
+    bench: Bench,
 ) -> Iterator[Row]:  # fmt: skip
-    """Times of one backend."""
+    """Times of one method; nan where its memory does not suffice."""
 
-    def run() -> Tensor:
-        return selective_scan(**o, delta_softplus=True, backend=name)
+    def measured(what: Callable[[], object]) -> float:
+        try:
+            return bench.milliseconds(what)
+        except torch.OutOfMemoryError:
+            return math.nan
 
     with torch.no_grad():
-        yield Row("selective_scan", *shape, name, "forward", milliseconds(run), "ms")
-    both_ms = milliseconds(lambda: gradients(run(), o))
+        yield Row("selective_scan", *shape, name, "forward", measured(run), "ms")
+    both_ms = measured(lambda: gradients(run(), o))
     yield Row("selective_scan", *shape, name, "forward + backward", both_ms, "ms")
 
 
@@ -234,23 +292,43 @@ def machine(device: str) -> str:
     return ", ".join([name, f"Python {platform.python_version()}", *versions])
 
 
-def main() -> None:
-    """Measure, print and write every row."""
+def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dry", action="store_true", help="the GPU's steps, tiny, on the CPU")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 32768, 262144])
+    parser.add_argument("--channels", type=int, nargs="+", default=[96, 192, 384, 768])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--limit-s", type=float, default=math.inf, help="start nothing after this")
     parser.add_argument("--out", type=Path, help="CSV file (default: in benchmarks/results)")
-    arguments = parser.parse_args()
+    return parser.parse_args(words)
+
+
+def rows(arguments: argparse.Namespace) -> Iterator[Row]:
+    deadline_s = time.monotonic() + arguments.limit_s
+    if arguments.dry:
+        yield from comparison_rows(dry_bench(), [(1, 8, 256), (2, 8, 100)], 4, deadline_s)
+    elif arguments.device == "cpu":
+        yield from cpu_rows()
+    else:
+        sizes = itertools.product(arguments.batches, arguments.channels, arguments.lengths)
+        yield from comparison_rows(gpu_bench(), list(sizes), 64, deadline_s)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Measure, print and write every row, each as soon as it is there."""
+    arguments = parse(words)
     torch.manual_seed(0)
-    path = arguments.out or RESULTS / f"scan_{arguments.device}.csv"
-    with path.open("w", newline="") as file:
+    device = "cpu" if arguments.dry else arguments.device
+    name = "scan_dry.csv" if arguments.dry else f"scan_{device}.csv"
+    with (arguments.out or RESULTS / name).open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow([*Row._fields, "machine"])
-        for row in cpu_rows() if arguments.device == "cpu" else gpu_rows():
-            table.writerow(
-                [*row._replace(value=float(f"{row.value:.4g}")), machine(arguments.device)]
-            )
+        for row in rows(arguments):
+            table.writerow([*row._replace(value=float(f"{row.value:.4g}")), machine(device)])
+            file.flush()
             size = f"B {row.batch} D {row.channels} L {row.length}"
             print(f"{row.case:15} {size:20} {row.method:16} {row.quantity:19}", end="")
             print(f"{row.value:10.4g} {row.unit}", flush=True)

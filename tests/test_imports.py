@@ -15,7 +15,8 @@ SOURCES = sorted([*REPOSITORY.glob("segresmamba/**/*.py"), *REPOSITORY.glob("lau
 # Rooms from the ground up: a room imports only rooms before it in this list, see
 # docs/architecture.md.
 ROOMS = (
-    "build_tools", "redaction", "errors", "secrets", "config", "storage", "ops", "models", "tracking", "data",
+    "build_tools", "redaction", "errors", "secrets", "config", "storage", "ops", "models",
+    "tracking", "data",
     "task", "planner", "configure", "inference", "evaluation", "engine", "bench", "report",
     "view", "cli", "launch",
 )  # fmt: skip

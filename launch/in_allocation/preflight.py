@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from launch.jobs import succession
@@ -22,6 +24,7 @@ from launch.jobs.rank import load_job
 from launch.ports import free_port
 from launch.slurm import allocation, probe
 from launch.slurm.probe import NodeReport
+from segresmamba.build_tools import INSTALL_BUILD_TOOLS, missing_build_tool
 from segresmamba.config import Config
 from segresmamba.errors import LaunchError, sort_error
 
@@ -59,6 +62,7 @@ def check(config: Config, logs: Path) -> None:
         nonce.unlink(missing_ok=True)
     for problem in problems(config, reports, before_s, time.time()):
         raise problem
+    require_build_tools(config)
     _check_memory(config, reports)
 
 
@@ -135,6 +139,26 @@ def _check_memory(config: Config, reports: list[NodeReport]) -> None:
             raise
         # What keeps the planner from answering need not keep the ranks from training.
         sys.stderr.write(f"warning: {error}\n")
+
+
+def require_build_tools(config: Config) -> None:
+    """Refuse a job whose scans would need a compiler that this node, the first, does not have.
+
+    Raises:
+        LaunchError: Naming what is missing.
+    """
+    backend = getattr(config.model, "scan_backend", None)
+    tool = missing_build_tool() if config.cluster.gpus_per_node else None
+    # Without Triton, auto goes on with mamba-ssm, or else with an implementation for tests.
+    other = backend == "auto" and find_spec("selective_scan_cuda")
+    if tool is None or other or backend not in ("auto", "triton"):
+        return
+    raise LaunchError(
+        "the scans on GPUs need a compiler that the nodes do not have",
+        where=f"model.scan_backend on {socket.gethostname()}",
+        got=f"{backend}, which is triton, without {tool}",
+        remedy=f"{INSTALL_BUILD_TOOLS}; or load a compiler's module in cluster.setup",
+    )
 
 
 def _file_problems(config: Config, report: NodeReport) -> Iterator[LaunchError]:

@@ -29,6 +29,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from segresmamba.build_tools import INSTALL_BUILD_TOOLS, missing_build_tool
 from segresmamba.config import Config, load_config
 from segresmamba.errors import ConfigError
 from segresmamba.ops import available_backends
@@ -133,10 +134,21 @@ def _scan_backends() -> Iterator[Check]:
             yield Check(f"scan backend {name}", "ok", "usable")
         else:
             yield Check(f"scan backend {name}", "missing", "not installed", answer)
+    yield _build_tools()
     # Without a remedy: the backends above have it already.
     for name in ("mamba-ssm", "causal-conv1d", "triton"):
         version = _version(name)
         yield Check(name, "ok" if version else "off", version or "not installed (GPU, optional)")
+
+
+def _build_tools() -> Check:
+    """The compiler that Triton needs once there is a GPU."""
+    import torch
+
+    if (tool := missing_build_tool()) is None:
+        return Check("C compiler for Triton", "ok", "a compiler and Python.h are there")
+    status: Literal["missing", "off"] = "missing" if torch.cuda.is_available() else "off"
+    return Check("C compiler for Triton", status, f"without {tool}", INSTALL_BUILD_TOOLS)
 
 
 def _deepspeed() -> Check:

@@ -6,6 +6,7 @@ Commands import what they call when they run, so that `--help` need not wait for
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import signal
 import sys
@@ -37,7 +38,7 @@ from segresmamba.cli.select import select
 from segresmamba.cli.serve import serve
 from segresmamba.cli.ship import export, import_model
 from segresmamba.cli.view import view
-from segresmamba.errors import OUR_CODE, UserError, sort_error
+from segresmamba.errors import OUR_CODE, ConfigError, UserError, sort_error
 from segresmamba.storage.terminal import shield_output, stop_signals
 
 app = typer.Typer(
@@ -311,6 +312,39 @@ def plan(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
     result = Planner(Task.from_config(config)).plan(memory_gib)
     console.print(table(result))
     typer.echo(verdict(result))
+
+
+@app.command()
+def warmup(
+    overrides: Overrides = None,
+    config_dir: ConfigDir = None,
+    capability: Annotated[
+        list[str] | None,
+        typer.Option(help="Compute capability of GPUs that are not here, such as 9.0; repeatable."),
+    ] = None,
+) -> None:
+    """Compile the GPU kernels of a network into TRITON_CACHE_DIR, as for a container image."""
+    import torch
+
+    from segresmamba.config import load_config, with_own_presets
+    from segresmamba.task.task import build_network
+    from segresmamba.task.warm_up import capability_number, compile_scans
+
+    config = load_config(with_own_presets(overrides, config_dir))
+    numbers = [capability_number(given) for given in capability or ()]
+    if not numbers and not torch.cuda.is_available():
+        raise ConfigError(
+            "there is no GPU here to compile for",
+            where="--capability",
+            got="nothing",
+            remedy="name that of the GPUs: --capability 9.0 for an H100 or H200, 8.0 for an A100",
+        )
+    network = build_network(config, 1, 2)
+    for number in numbers or [None]:
+        device = torch.device("meta" if number else "cuda")
+        compile_scans(network, config.train.precision, device, number)
+    where = os.environ.get("TRITON_CACHE_DIR", "~/.triton/cache")
+    typer.echo(f"the kernels for train.precision={config.train.precision} are in {where}")
 
 
 @app.command()

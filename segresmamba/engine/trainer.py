@@ -54,6 +54,7 @@ from segresmamba.task.losses import SegmentationLoss
 from segresmamba.task.ranks import Ranks
 from segresmamba.task.starting_weights import starting_weights
 from segresmamba.task.task import Task, scan_backend
+from segresmamba.task.warm_up import warm_up
 from segresmamba.task.weights import WeightsFacts, read_facts, save_weights, shapes_of
 from segresmamba.tracking import (
     STOPPED_EARLY,
@@ -198,6 +199,8 @@ class Trainer:
         self.loss = loss
         self.shapes = shapes_of(network)
         self.parameters = sum(p.numel() for p in network.parameters())
+        # The engine's first collective call keeps the other ranks of a node waiting for this.
+        warm_up(network, config.train.precision, ranks)
         self.engine = ZeroEngine(network, config, ranks, loaded)
         self.skipped = SkippedSteps(config.train, folder, ranks)
         self.watchdog = Watchdog(config.train.hang_timeout_s, folder.logs, ranks.rank)

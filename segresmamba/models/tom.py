@@ -115,7 +115,7 @@ class TriOrientedMamba(nn.Module):
 
 
 def _times(weight: Tensor, x_BCL: Tensor) -> Tensor:
-    """weight @ x for each batch item.
+    """Multiply each batch item by a weight.
 
     torch.matmul would multiply all batch items at once, transposed, then copy the product, and its
     gradient would reach the scan with channels in a row.

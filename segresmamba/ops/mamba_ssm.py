@@ -6,11 +6,13 @@ gradient of the last state.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
 from segresmamba.ops.kernels import ScanOperands, TriOperands
-from segresmamba.ops.orders import ORDERS, invert, scan_order_indices
+from segresmamba.ops.orders import ORDERS, Order, invert, scan_order_indices
 
 
 def selective_scan(
@@ -47,7 +49,7 @@ def tri_scan(operands: TriOperands, num_slices: int) -> Tensor:
     for order, direction in zip(ORDERS, operands.directions(num_slices), strict=True):
         _, weight_DW, bias_D, x_proj_PD, dt_proj_DR, dt_bias_D, A_DN, D_D = direction
         rank, states = dt_proj_DR.shape[1], A_DN.shape[1]
-        indices = scan_order_indices(order, x_BDL.shape[2], num_slices).to(x_BDL.device)
+        indices, inverse = _permutation(order, x_BDL.shape[2], num_slices, x_BDL.device)
         u_BDL = causal_conv1d_fn(
             x_BDL[..., indices], weight_DW.to(dtype), bias_D.to(dtype), activation="silu"
         )
@@ -59,5 +61,16 @@ def tri_scan(operands: TriOperands, num_slices: int) -> Tensor:
         )
         sequence_BDL = selective_scan(scan, delta_softplus=True, return_last_state=False)
         assert isinstance(sequence_BDL, Tensor)
-        y_BDL = y_BDL + sequence_BDL[..., invert(indices)]
+        y_BDL = y_BDL + sequence_BDL[..., inverse]
     return y_BDL
+
+
+@lru_cache(maxsize=32)  # three for each shape of feature map, 16 bytes per token
+def _permutation(
+    order: Order, length: int, num_slices: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """An order and its inverse on a device, made at their first use."""
+    # A tensor that is made in inference mode could not serve a later training step.
+    with torch.inference_mode(False):
+        indices = scan_order_indices(order, length, num_slices).to(device)
+        return indices, invert(indices)

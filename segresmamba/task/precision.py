@@ -13,6 +13,11 @@ from torch import Tensor, nn
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def tokens_dtype(precision: str) -> torch.dtype:
+    """The type of what matrix products give under autocast."""
+    return _DTYPES[precision] or torch.float32
+
+
 class Autocast(nn.Module):
     """Runs a network under autocast.
 

@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from launch.ports import free_port
-from segresmamba.cli.doctor import Check, checks, render
+from segresmamba.cli.doctor import Check, _build_tools, checks, render
 from segresmamba.config import Config, load_config
 
 
@@ -68,6 +68,20 @@ def test_what_is_missing_names_what_to_do(tmp_path: Path) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_machine_without_a_gpu_is_in_order(tmp_path: Path, commands: Path) -> None:
     assert check("GPU", tmp_path).status == "off"
+
+
+def test_a_gpu_without_a_compiler_is_found_before_triton_needs_it(
+    tmp_path: Path, commands: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    assert _build_tools().status == "off"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    found = _build_tools()
+    assert (found.status, found.name) == ("missing", "C compiler for Triton")
+    assert "no gcc or clang" in found.detail
+    assert "apt-get install gcc" in found.remedy
+    write_command(commands, "gcc", "")
+    assert _build_tools().status == "ok"
 
 
 @pytest.mark.gpu

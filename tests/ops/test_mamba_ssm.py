@@ -10,6 +10,7 @@ import torch
 
 from segresmamba.ops import mamba_ssm, selective_scan_ref, tri_scan_ref
 from segresmamba.ops.kernels import ScanOperands, TriOperands
+from segresmamba.ops.orders import ORDERS, scan_order_indices
 from segresmamba.ops.reference import causal_conv_silu
 from tests.ops.operands import assert_same, gradients, scan_operands, tri_operands
 
@@ -70,3 +71,21 @@ def test_tri_scan_permutes_for_the_kernel_that_knows_one_order():
     expected = tri_scan_ref(**o, num_slices=4)
     assert_same({"y": y}, {"y": expected}, 1e-5)
     assert_same(gradients(y, o), gradients(expected, o), 1e-5)
+
+
+def test_index_maps_are_made_once_for_each_shape_and_serve_training_too(monkeypatch):
+    made = []
+
+    def count(order, length, num_slices):
+        made.append((order, length))
+        return scan_order_indices(order, length, num_slices)
+
+    monkeypatch.setattr(mamba_ssm, "scan_order_indices", count)
+    mamba_ssm._permutation.cache_clear()
+    o = tri_operands()
+    with torch.inference_mode():
+        mamba_ssm.tri_scan(TriOperands(**o), num_slices=4)
+    for _ in range(2):
+        gradients(mamba_ssm.tri_scan(TriOperands(**o), num_slices=4), o)
+    mamba_ssm.tri_scan(TriOperands(**tri_operands(length=36)), num_slices=4)
+    assert made == [(order, length) for length in (24, 36) for order in ORDERS]

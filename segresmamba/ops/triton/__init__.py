@@ -6,15 +6,15 @@ import os
 # by default.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
+from segresmamba.ops.triton.ahead_of_time import compile_kernels
 from segresmamba.ops.triton.scan import checkpoint_shape, scan_backward, scan_forward
 from segresmamba.ops.triton.tri import tri_backward, tri_forward
-from segresmamba.ops.triton.warm_up import warm_up
 
 __all__ = [
     "checkpoint_shape",
+    "compile_kernels",
     "scan_backward",
     "scan_forward",
     "tri_backward",
     "tri_forward",
-    "warm_up",
 ]

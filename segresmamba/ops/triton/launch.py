@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
 
-_compiling = False
+_compiling = ContextVar("compiling", default=False)
 
 
 def launch(
@@ -24,16 +25,18 @@ def launch(
         # Triton launches on the current GPU, whatever tensors it is given.
         with torch.cuda.device_of(on):  # type: ignore[no-untyped-call]
             kernel[grid](*arguments, **constants)
-    elif _compiling:
+    elif _compiling.get():
         kernel.warmup(*arguments, grid=grid, **constants)
 
 
 @contextmanager
 def compiling() -> Iterator[None]:
-    """Kernels that are launched on tensors without data are compiled, for Triton's active driver."""
-    global _compiling
-    _compiling = True
+    """Within it, kernels that are launched on tensors without data are compiled.
+
+    They are compiled for the GPU that Triton's active driver names.
+    """
+    token = _compiling.set(True)
     try:
         yield
     finally:
-        _compiling = False
+        _compiling.reset(token)

@@ -138,7 +138,7 @@ def _project(u_BDL: Tensor, direction: Direction) -> tuple[Scan, Tensor]:
 
 
 def _times(matrix: Tensor, x_BDL: Tensor) -> Tensor:
-    """matrix @ x for each batch item.
+    """Multiply each batch item by a matrix.
 
     torch.matmul would multiply all batch items at once, transposed, and copy the product.
     """

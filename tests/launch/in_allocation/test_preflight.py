@@ -256,3 +256,30 @@ def test_a_file_system_that_is_away_is_a_passing_fault(
     screen = capsys.readouterr().err
     assert "may pass" in screen
     assert "Traceback" not in screen
+
+
+@pytest.mark.parametrize(
+    ("words", "refused"),
+    [
+        ((), True),
+        (("model.scan_backend=triton",), True),
+        (("model.scan_backend=reference",), False),
+        (("model=segresnet",), False),
+        (("cluster.gpus_per_node=0",), False),
+    ],
+)
+def test_scans_on_gpus_need_a_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], refused: bool
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    config = load_config(["cluster=slurm", *words])
+    if not refused:
+        return preflight.require_build_tools(config)
+    with pytest.raises(LaunchError, match="need a compiler") as caught:
+        preflight.require_build_tools(config)
+    assert "no gcc or clang" in str(caught.value.got)
+    assert "apt-get install gcc" in caught.value.remedy
+    (tmp_path / "gcc").write_text("")
+    (tmp_path / "gcc").chmod(0o755)
+    return preflight.require_build_tools(config)

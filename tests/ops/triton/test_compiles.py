@@ -30,8 +30,8 @@ def _specialisations(batch: int, warmed: bool) -> set[tuple[str, str]]:
     """Names and keys of the kernels that Triton would compile for a training step, or warms up."""
     from triton import knobs
 
-    from segresmamba.ops.triton import tri_backward, tri_forward, warm_up
-    from segresmamba.ops.triton.warm_up import _compiling_for
+    from segresmamba.ops.triton import compile_kernels, tri_backward, tri_forward
+    from segresmamba.ops.triton.ahead_of_time import _compiling_for
     from tests.ops.layers import layer_operands
 
     found = set()
@@ -42,7 +42,7 @@ def _specialisations(batch: int, warmed: bool) -> set[tuple[str, str]]:
 
     knobs.runtime.jit_cache_hook = note
     if warmed:
-        warm_up(torch.bfloat16, 16, 4, torch.device("meta"), 90)
+        compile_kernels(torch.bfloat16, 16, 4, torch.device("meta"), 90)
     else:
         with _compiling_for(90):
             for channels, side in LAYERS:
@@ -65,9 +65,9 @@ def _compile(dtype: torch.dtype, states: int, capability: int) -> set[str]:
     import os
     from pathlib import Path
 
-    from segresmamba.ops.triton import warm_up
+    from segresmamba.ops.triton import compile_kernels
 
-    warm_up(dtype, states, 4, torch.device("meta"), capability)
+    compile_kernels(dtype, states, 4, torch.device("meta"), capability)
     return {path.stem for path in Path(os.environ["TRITON_CACHE_DIR"]).rglob("*.cubin")}
 
 

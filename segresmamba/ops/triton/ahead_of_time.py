@@ -22,7 +22,7 @@ from segresmamba.ops.triton.tri import tri_backward, tri_forward
 _CHANNELS, _LENGTH, _SLICES = 32, 512, 16
 
 
-def warm_up(
+def compile_kernels(
     dtype: torch.dtype, states: int, width: int, device: torch.device, capability: int | None = None
 ) -> None:
     """Compile the kernels of a forward and a backward pass into Triton's cache.
