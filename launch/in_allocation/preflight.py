@@ -214,9 +214,8 @@ def _resource_problems(config: Config, report: NodeReport) -> Iterator[LaunchErr
             "torch cannot use the GPUs of a node, and its ranks would train on the CPU",
             where=report.host,
             got=report.torch_error,
-            remedy="install a build of torch that fits the driver of the nodes, which nvidia-smi "
-            f"shows (https://pytorch.org/get-started), {_avoid(report.host)}, or give "
-            "train.device=cpu",
+            remedy="install a build of torch that fits the driver, which nvidia-smi shows "
+            f"(https://pytorch.org/get-started); {_avoid(report.host)}; or give train.device=cpu",
         )
     if report.memory_gib < memory_gib:
         yield LaunchError(

@@ -30,8 +30,8 @@ from segresmamba.bench.result import Result, Setting, Status
 from segresmamba.bench.worker import RESULT_NAME, Measurement
 from segresmamba.config import Config, load_config, presets
 from segresmamba.errors import ConfigError, UserError
-from segresmamba.planner.out_of_memory import says_ran_out
 from segresmamba.storage.run_folder import RunFolder
+from segresmamba.task.memory_errors import says_ran_out
 from segresmamba.task.ranks import environment_of_one
 from segresmamba.task.task import Task
 from segresmamba.tracking import open_tracker

@@ -34,10 +34,10 @@ from segresmamba.engine.distributed import join
 from segresmamba.engine.zero import ZeroEngine, import_deepspeed
 from segresmamba.models import TriOrientedMamba
 from segresmamba.planner.footprint import SavedBytes, fake_footprint
-from segresmamba.planner.out_of_memory import ran_out
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.task.classes import Classes
 from segresmamba.task.losses import build_loss
+from segresmamba.task.memory_errors import ran_out
 from segresmamba.task.precision import Autocast
 from segresmamba.task.ranks import Ranks
 from segresmamba.task.task import Task, build_network, scan_backend

@@ -322,8 +322,8 @@ class TrainConfig(Section):
     """DeepSpeed ZeRO stage: what the ranks divide among them. 0: nothing; 1: optimizer states; 2:
     also gradients; 3: also parameters."""
     overlap_comm: bool = True
-    """From train.zero_stage=1 on, reduce the gradients of several ranks while the backward pass still
-    runs. It takes another 128 MiB of the device."""
+    """From train.zero_stage=1 on, reduce the gradients of several ranks while the backward pass
+    still runs. It takes another 128 MiB of the device."""
     reduce_dtype: Literal["fp32", "bf16"] = "fp32"
     """Number format in which ranks add up their gradients. bf16 halves what they send, and rounds
     each gradient to 8 bits."""

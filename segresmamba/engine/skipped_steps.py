@@ -24,6 +24,7 @@ from torch import Tensor
 
 from segresmamba.config import TrainConfig
 from segresmamba.engine.distributed import gather
+from segresmamba.engine.outcome import QueuedStep
 from segresmamba.engine.zero import ZeroEngine
 from segresmamba.storage.atomic import atomic_path
 from segresmamba.storage.run_folder import RunFolder
@@ -31,9 +32,6 @@ from segresmamba.task.ranks import Ranks
 from segresmamba.task.weights import save_torch
 
 logger = logging.getLogger(__name__)
-
-Crops = tuple[list[int], tuple[str, ...]]
-"""Numbers and case ids of a micro batch's crops."""
 
 _LINES = 1000
 """Of more steps than this no evidence is kept: the file would only grow."""
@@ -49,36 +47,27 @@ class SkippedSteps:
     total: int = 0
     in_a_row: int = 0
 
-    def count(
-        self,
-        step: int,
-        engine: ZeroEngine,
-        crops: Sequence[Crops],
-        losses: Sequence[Tensor],
-        lr: float,
-    ) -> None:
+    def count(self, queued: QueuedStep, gradient_norm: float, engine: ZeroEngine) -> None:
         """Count a step, and keep its evidence if it was skipped (collective).
 
         Args:
-            step: The step's number.
-            engine: The engine after the step.
-            crops: What this rank's micro batches of the step were.
-            losses: Their losses.
-            lr: The step's learning rate.
+            queued: The step.
+            gradient_norm: The norm of its gradient.
+            engine: The engine, before any later step.
         """
-        if math.isfinite(engine.gradient_norm):
+        if math.isfinite(gradient_norm):
             self.in_a_row = 0
             return
         self.total += 1
         self.in_a_row += 1
-        parts = gather(_evidence(crops, losses, self.ranks.rank), self.ranks)
+        parts = gather(_evidence(queued, self.ranks.rank), self.ranks)
         # The weights stay as they are until a step is made.
         weights = engine.weights() if self.in_a_row == 1 else None
         if self.ranks.is_main:
             found = [batch for part in parts for batch in part]
-            record = {"step": step, "lr": lr, "gradient_norm": str(engine.gradient_norm)}
+            record = {"step": queued.step, "lr": queued.lr, "gradient_norm": str(gradient_norm)}
             self._keep(record | {"batches": found}, weights)
-            _warn(step, found)
+            _warn(queued.step, found)
 
     def too_many(self, step: int) -> bool:
         """Whether more of the steps up to this one were skipped than the configuration allows."""
@@ -98,12 +87,10 @@ class SkippedSteps:
             logger.error("what was skipped at step %s is not kept: %s", record["step"], error)
 
 
-def _evidence(
-    crops: Sequence[Crops], losses: Sequence[Tensor], rank: int
-) -> list[dict[str, object]]:
+def _evidence(queued: QueuedStep, rank: int) -> list[dict[str, object]]:
     return [
         {"rank": rank, "loss": str(float(loss)), "crops": numbers, "cases": list(case_ids)}
-        for (numbers, case_ids), loss in zip(crops, losses, strict=True)
+        for (numbers, case_ids), loss in zip(queued.crops, queued.losses, strict=True)
     ]
 
 

@@ -8,8 +8,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 from segresmamba.config import Config, DataConfig
 from segresmamba.engine.distributed import mean_over_ranks
 from segresmamba.task.ranks import Ranks
@@ -63,7 +61,11 @@ class StepTimer:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Time one step. It has to end with `count_loss`, which waits for the device."""
+        """Time the part of a step for which the host is busy or waits.
+
+        Their sum is the time of the steps only if the last one before `metrics` waits for the
+        device at its end.
+        """
         started = time.perf_counter()
         yield
         self._step_s += time.perf_counter() - started
@@ -76,12 +78,10 @@ class StepTimer:
         yield
         self._wait_s += time.perf_counter() - started
 
-    def count_loss(self, losses: list[torch.Tensor], *, skipped: bool) -> None:
-        """Add a step's loss, the mean over its accumulation steps, unless the step was skipped."""
-        loss = float(torch.stack(losses).mean())
-        if not skipped:
-            self._loss_sum += loss
-            self._losses += 1
+    def count_loss(self, loss: float) -> None:
+        """Add the loss of a step that was made."""
+        self._loss_sum += loss
+        self._losses += 1
 
     def metrics(self) -> dict[str, float]:
         """Means per step since the last call (collective: the loss is the mean over ranks).

@@ -31,26 +31,29 @@ from segresmamba.engine.distributed import (
     micro_batch,
     wait_for_all,
 )
+from segresmamba.engine.layout import choose_layout
 from segresmamba.engine.observers import (
     NodeObservers,
     log_best_model,
     log_memory,
     open_run_tracker,
 )
+from segresmamba.engine.outcome import Crops, QueuedStep
 from segresmamba.engine.recipe import checked_loss
 from segresmamba.engine.schedule import learning_rate
-from segresmamba.engine.skipped_steps import Crops, SkippedSteps
+from segresmamba.engine.skipped_steps import SkippedSteps
 from segresmamba.engine.stop import forget_request, stop_requested
 from segresmamba.engine.timing import StepTimer, WaitAdvice
 from segresmamba.engine.watchdog import Watchdog
 from segresmamba.engine.zero import ZeroEngine
 from segresmamba.errors import DamagedCaseError, DataError, UserError
 from segresmamba.evaluation.score_cases import CaseResult, Summary, evaluate_cases
-from segresmamba.planner.out_of_memory import out_of_memory, ran_out
+from segresmamba.planner.out_of_memory import out_of_memory
 from segresmamba.storage.atomic import write_text
 from segresmamba.storage.patience import patience
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.task.losses import SegmentationLoss
+from segresmamba.task.memory_errors import ran_out
 from segresmamba.task.ranks import Ranks
 from segresmamba.task.starting_weights import starting_weights
 from segresmamba.task.task import Task, scan_backend
@@ -201,12 +204,17 @@ class Trainer:
         self.parameters = sum(p.numel() for p in network.parameters())
         # The engine's first collective call keeps the other ranks of a node waiting for this.
         warm_up(network, config.train.precision, ranks)
+        self.layout = choose_layout(task, network, ranks)
         self.engine = ZeroEngine(network, config, ranks, loaded)
         self.skipped = SkippedSteps(config.train, folder, ranks)
         self.watchdog = Watchdog(config.train.hang_timeout_s, folder.logs, ranks.rank)
         keep = config.train.keep_last
         self.checkpoints = checkpoint.Checkpoints(folder, ranks, keep, tracker.flush)
         self.step = self._resume()
+        self.queued: QueuedStep | None = None
+        """The last step, while the host does not know yet what it has come to."""
+        self.gradient_norm = 0.0
+        """Of the last step that is known."""
         self._begin_attempt()
         self.last_dice: float | None = None
         style, steps = config.tracking.logs, config.train.max_steps
@@ -222,6 +230,7 @@ class Trainer:
             "world_size": str(self.ranks.world_size),
             "zero_stage": str(self.config.train.zero_stage),
             "precision": self.config.train.precision,
+            **({"layout": self.layout} if self.layout else {}),
             "store_codec": self.task.dataset.codec,
             "dataset_digest": self.task.dataset.digest,
             "parameters": str(self.parameters),
@@ -265,10 +274,10 @@ class Trainer:
         return "finished"
 
     def _train_step(self, batches: Iterator[data.Batch], timer: StepTimer) -> bool:
-        """Train one step, and return whether some rank was asked to stop."""
+        """Queue one step, and return whether some rank was asked to stop."""
         config = self.config.train
         lr = learning_rate(self.step, config)
-        losses, crops = list[Tensor](), list[Crops]()
+        losses, crops, stop = list[Tensor](), list[Crops](), False
         self.loss.step = self.step
         with timer.step():
             for _ in range(config.accumulation):
@@ -280,17 +289,39 @@ class Trainer:
                     batch.to(self.ranks.device), self.config.augment, self.config.seed
                 )
                 loss = self.loss(self.engine.forward(x_BCDHW), label_BDHW)
+                stop |= self._learn(
+                    timer
+                )  # of the step before, while the weights are still its own
                 self.engine.backward(loss, lr)
                 losses.append(loss.detach())
-            timer.count_loss(losses, skipped=not math.isfinite(self.engine.gradient_norm))
-        self.step += 1
-        self.skipped.count(self.step, self.engine, crops, losses, lr)
-        if self.skipped.too_many(self.step):
-            raise self._diverged(lr)
-        stop = highest(int(stop_requested()), self.ranks.device)
+            self.step += 1
+            norm = self.engine.gradient_norm
+            self.queued = QueuedStep(self.step, lr, crops, losses, norm, stop=stop_requested())
+            if stop or self._is_recorded():
+                stop |= self._learn(timer)
         if self.step % config.log_every == 0 or self.step == config.max_steps:
             self._log_step(timer, lr)
-        return bool(stop)
+        return stop
+
+    def _is_recorded(self) -> bool:
+        """Whether this step is followed by a record, a checkpoint or a validation."""
+        config = self.config.train
+        every = (config.log_every, config.checkpoint_every, config.validate_every or math.inf)
+        return self.step == config.max_steps or any(self.step % steps == 0 for steps in every)
+
+    def _learn(self, timer: StepTimer) -> bool:
+        """Read what the queued step has come to, and return whether some rank was asked to stop."""
+        if self.queued is None:
+            return False
+        queued, self.queued = self.queued, None
+        outcome = queued.outcome()
+        self.gradient_norm = outcome.gradient_norm
+        if math.isfinite(outcome.gradient_norm):
+            timer.count_loss(outcome.loss)
+        self.skipped.count(queued, outcome.gradient_norm, self.engine)
+        if self.skipped.too_many(queued.step):
+            raise self._diverged(queued.lr)
+        return outcome.stop
 
     def _diverged(self, lr: float) -> UserError:
         self.checkpoints.go_on(wait=True)
@@ -309,7 +340,7 @@ class Trainer:
     def _log_step(self, timer: StepTimer, lr: float) -> None:
         self.bad_cases.agree()
         values = timer.metrics()
-        values |= {"train/lr": lr, "train/gradient_norm": self.engine.gradient_norm}
+        values |= {"train/lr": lr, "train/gradient_norm": self.gradient_norm}
         if self.skipped.total:
             values["train/skipped_steps"] = self.skipped.total
         ranks = gather((values[_WAIT], self.memory.peaks()), self.ranks)

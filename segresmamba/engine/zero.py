@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from operator import itemgetter
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from segresmamba.config import Config, TrainConfig
 from segresmamba.engine.distributed import micro_batch
 from segresmamba.engine.sharding import ShardedState
-from segresmamba.task.precision import Autocast, LossScaler, poison
+from segresmamba.task.precision import Autocast, LossScaler, poison, set_gpu_arithmetic
 from segresmamba.task.ranks import Ranks
 
 # No weight decay for norms and biases, which have one axis, nor for the scan's A_log, D and step
@@ -93,6 +93,8 @@ class ZeroEngine:
         loaded: Collection[str] = (),
     ) -> None:
         deepspeed = import_deepspeed(ranks)
+        if ranks.device.type == "cuda":
+            set_gpu_arithmetic(config.train)
         self._ranks = ranks
         self.network = network.to(ranks.device)
         self.sizes = {name: weight.numel() for name, weight in network.named_parameters()}
@@ -114,6 +116,12 @@ class ZeroEngine:
                 model_parameters=_parameter_groups(network, config.train, loaded),
                 config=deepspeed_config(config, ranks.world_size),
             )
+        if config.train.zero_stage == 0 and ranks.world_size == 1:
+            # It would copy the whole gradient to a buffer and back.
+            self._engine.enable_backward_allreduce = False
+        if config.train.zero_stage in {1, 2}:
+            # DeepSpeed's own reads the norm once more for each group of weights.
+            self._engine.optimizer.unscale_and_clip_grads = self._clip
         self.state = ShardedState(network, self._engine, config.train.zero_stage, ranks)
         """Weights and optimizer state, as this rank holds them."""
 
@@ -150,6 +158,11 @@ class ZeroEngine:
                 self.gradient_norm = torch.as_tensor(norm, device=self.gradient_norm.device)
             if self.scaler:
                 self.scaler.update(made=self.gradient_norm.isfinite())
+
+    def _clip(self, gradients: Sequence[Tensor], norm: Tensor) -> None:
+        """Clip this rank's part of the gradient, whose norm is finite."""
+        for gradient in gradients:
+            gradient.mul_((self._clip_norm / (norm + 1e-6)).clamp(max=1))
 
     def buffers(self) -> dict[str, Tensor]:
         """A copy of the network's buffers, on the CPU."""

@@ -73,7 +73,7 @@ def segment_volume(
     with evaluating(*sliding.networks):
         for brick in sliding.bricks(image_CDHW, normalisation_C4, box, progress):
             _require_finite(brick)
-            values = classes.decode(brick.logits_KDHW).cpu().numpy()
+            values = brick.computed(classes.decode).cpu().numpy()
             label_DHW[tuple(slice(*span) for span in brick.box)] = values
             if must_interpolate:
                 for layer, slab_KDHW in slabs.add(brick):

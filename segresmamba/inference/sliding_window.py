@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations, groupby, pairwise
 from typing import Literal
 
@@ -24,6 +25,7 @@ from segresmamba import data
 from segresmamba.config import Config
 from segresmamba.data.volumes.resampling import VoxelRange
 from segresmamba.inference.windows import Box, Window, WindowGrid
+from segresmamba.task.memory_errors import ran_out
 from segresmamba.task.precision import Autocast
 
 logger = logging.getLogger(__name__)
@@ -85,6 +87,22 @@ class Brick:
 
     box: Box
     logits_KDHW: Tensor
+
+    def computed(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """A function of the logits, on the CPU if their device cannot hold what it takes."""
+        try:
+            return function(self.logits_KDHW)
+        except RuntimeError as error:
+            if not ran_out(error):
+                raise
+        # Not in the handler, where the error's traceback keeps the failed attempt's tensors.
+        _say_decoded_on_cpu(self.logits_KDHW.device)
+        return function(self.logits_KDHW.cpu())
+
+
+@cache  # once is enough
+def _say_decoded_on_cpu(device: torch.device) -> None:
+    logger.warning("the logits cannot be decoded on %s: decoding them on the CPU", device)
 
 
 class SlidingWindow:
@@ -152,8 +170,8 @@ class SlidingWindow:
             x_BCDHW = data.normalise(cut.to(self.device), bounds_1C4)
             try:
                 logits_BKDHW = self._logits(patch, x_BCDHW)
-            except torch.OutOfMemoryError:
-                if not sums.move_to_cpu():
+            except RuntimeError as error:
+                if not ran_out(error) or not sums.move_to_cpu():
                     raise
                 logits_BKDHW = None
             # Not in the handler, where the error's traceback keeps the failed attempt's tensors.
@@ -252,8 +270,8 @@ class _Sums:
             shape = channels, layer[1] - layer[0], row[1] - row[0], width
             try:
                 self._sums[layer, row] = torch.zeros(shape, device=self._device)
-            except torch.OutOfMemoryError:
-                if not self.move_to_cpu():
+            except RuntimeError as error:
+                if not ran_out(error) or not self.move_to_cpu():
                     raise
                 self._sums[layer, row] = torch.zeros(shape)
 

@@ -82,6 +82,8 @@ class WayBack:
                 return self._last_KHW, self._last_HW
             return slab_KDHW[:, number - first], label_DHW[number - first]
 
+        # In the middle of a volume the device may have run out of memory.
+        self._last_KHW = self._last_KHW.to(slab_KDHW.device)
         depth, end = self._depth, first + len(label_DHW)
         while self._done < len(depth.above) and depth.above[self._done] < end:
             target = self._done
@@ -209,9 +211,9 @@ class Slabs:
         if layer not in self._slabs:
             channels, depth, _, width = brick.logits_KDHW.shape
             shape = channels, depth, end_H - first_H, width
-            self._slabs[layer] = brick.logits_KDHW.new_empty(shape)
+            self._slabs[layer] = brick.computed(lambda logits: logits.new_empty(shape))
             self._missing[layer] = end_H - first_H
-        values_KDHW = self._values(brick.logits_KDHW)
+        values_KDHW = brick.computed(self._values)
         self._slabs[layer][:, :, top - first_H : bottom - first_H] = values_KDHW
         self._missing[layer] -= bottom - top
         if not self._missing[layer]:

@@ -22,16 +22,6 @@ from segresmamba.tracking import PhaseMemory
 logger = logging.getLogger(__name__)
 
 
-def ran_out(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or says_ran_out(str(error))
-
-
-def says_ran_out(text: str) -> bool:
-    """Whether an error message, from any library, says that memory ran out."""
-    return any(part in text for part in ("can't allocate memory", "bad_alloc", "out of memory"))
-
-
 def out_of_memory(
     error: BaseException, task: Task, ranks: Ranks, logs: Path, memory: PhaseMemory
 ) -> UserError:

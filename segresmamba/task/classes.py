@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -88,10 +89,10 @@ class Classes:
         """
         if self.exclusive:
             # The values are in ascending order, so the position of a value is its channel.
-            values = torch.tensor(self.values, device=label_BDHW.device)
+            values = _on_device(self.values, label_BDHW.device)
             return torch.searchsorted(values, label_BDHW.long().contiguous())
         masks = [
-            torch.isin(label_BDHW, torch.tensor(members, device=label_BDHW.device))
+            torch.isin(label_BDHW, _on_device(members, label_BDHW.device))
             for members in self.members.values()
         ]
         return torch.stack(masks, dim=1).float()
@@ -117,7 +118,7 @@ class Classes:
             Label values, int64 (D, H, W), on the device of the logits.
         """
         if self.exclusive:
-            return torch.tensor(self.values, device=logits_KDHW.device)[_argmax(logits_KDHW)]
+            return _on_device(self.values, logits_KDHW.device)[_argmax(logits_KDHW)]
         regions = self.members.values()
         codes = {
             tuple(float(value in members) for members in regions): value
@@ -132,6 +133,12 @@ class Classes:
         if self.exclusive:
             return self.decode(probabilities_KDHW)
         return self.decode(torch.logit(probabilities_KDHW, eps=1e-6))
+
+
+@cache  # a copy from the host in every step would make it wait for the device
+def _on_device(values: tuple[int, ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(mode=False):  # whoever asks first, training may use it
+        return torch.tensor(values, device=device)
 
 
 def _argmax(scores_KDHW: Tensor) -> Tensor:

@@ -109,8 +109,13 @@ class SegmentationLoss(nn.Module):
     def _level(self, logits_BKDHW: Tensor, label_BDHW: Tensor) -> Tensor:
         target = self.classes.encode(label_BDHW)
         counted = (label_BDHW >= 0)[:, None] if self.padded else None
-        weights_K = None if self._weights_K is None else self._weights_K.to(logits_BKDHW.device)
-        level = Level(logits_BKDHW, target, counted, weights_K, exclusive=self.classes.exclusive)
+        if self._weights_K is not None:
+            self._weights_K = self._weights_K.to(
+                logits_BKDHW.device
+            )  # a copy in the first step only
+        level = Level(
+            logits_BKDHW, target, counted, self._weights_K, exclusive=self.classes.exclusive
+        )
         return torch.stack([term(level, self.step) for term in self._terms]).sum()
 
 

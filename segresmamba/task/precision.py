@@ -10,12 +10,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from segresmamba.config import TrainConfig
+
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def tokens_dtype(precision: str) -> torch.dtype:
     """The type of what matrix products give under autocast."""
     return _DTYPES[precision] or torch.float32
+
+
+def set_gpu_arithmetic(train: TrainConfig) -> None:
+    """Choose how the GPU of this process multiplies and convolves; a CPU is not concerned."""
+    # Crops have one size, so trying all algorithms of a convolution pays off after some steps.
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = train.tf32
+    torch.set_float32_matmul_precision("high" if train.tf32 else "highest")
 
 
 class Autocast(nn.Module):
@@ -61,7 +71,7 @@ class LossScaler:
     _GROWTH_INTERVAL = 2000  # this and the first scale are the defaults of torch.amp.GradScaler
 
     def __init__(self, network: nn.Module, device: torch.device) -> None:
-        # All of it lies on the device, so that the host need not wait to know whether it overflowed.
+        # All of it lies on the device, so that the host need not wait for what overflowed.
         self.scale = torch.full((), 2.0**16, device=device)
         self._clean_steps = torch.zeros((), device=device)
         self._overflowed = torch.zeros((), dtype=torch.bool, device=device)
@@ -79,7 +89,7 @@ class LossScaler:
         """Adapt the scale, once per optimizer step.
 
         Args:
-            made: bool (), whether the step was made. One that was skipped says nothing of the scale.
+            made: bool (), whether the step was made. If it was skipped, the scale stays.
         """
         overflowed, clean = made & self._overflowed, made & ~self._overflowed
         steps = torch.where(overflowed, 0, self._clean_steps + clean)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from segresmamba import data, models
 from segresmamba.config import Config
@@ -169,11 +170,7 @@ def build_network(config: Config, in_channels: int, out_channels: int) -> nn.Mod
                 remedy=f"{error.name} {error.rule}",
             ) from error
     if config.train.channels_last:
-        # Convolutions get their input with the channels of a voxel side by side. Weights in that
-        # layout would do the same, but DeepSpeed cannot take them, and ZeRO changes their layout.
-        for module in network.modules():
-            if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
-                module.register_forward_pre_hook(_channels_last)
+        keep_channels_last(network)
     return network
 
 
@@ -203,6 +200,19 @@ def freeze(network: nn.Module, parts: Sequence[str]) -> None:
             got=list(parts),
             remedy="freeze fewer parts of the network",
         )
+
+
+def keep_channels_last(network: nn.Module) -> list[RemovableHandle]:
+    """Give convolutions their input with the channels of a voxel side by side, until removed.
+
+    Weights in that layout would do the same, but DeepSpeed cannot take them, and ZeRO changes their
+    layout.
+    """
+    return [
+        module.register_forward_pre_hook(_channels_last)
+        for module in network.modules()
+        if isinstance(module, nn.Conv3d | nn.ConvTranspose3d)
+    ]
 
 
 def _channels_last(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

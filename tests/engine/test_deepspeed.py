@@ -32,10 +32,15 @@ OF_EVERY_ENGINE = {
     "get_global_grad_norm",
     "optimizer.param_groups",
 }
+_SHARDED_STATE = {
+    "optimizer.optimizer.state",
+    "optimizer.single_partition_of_fp32_groups",
+    "optimizer.unscale_and_clip_grads",
+}
 OF_AN_ENGINE = {
-    0: {"optimizer.state"},
-    1: {"optimizer.optimizer.state", "optimizer.single_partition_of_fp32_groups"},
-    2: {"optimizer.optimizer.state", "optimizer.single_partition_of_fp32_groups"},
+    0: {"optimizer.state", "enable_backward_allreduce"},
+    1: _SHARDED_STATE,
+    2: _SHARDED_STATE,
     3: {
         "optimizer.optimizer.state",
         "optimizer.fp32_partitioned_groups_flat",

@@ -14,7 +14,7 @@ from torch import nn
 from segresmamba.data.volumes.resampling import GridTransform, grid_transform
 from segresmamba.errors import DataError
 from segresmamba.inference.segmentation import segment_volume
-from segresmamba.inference.sliding_window import Member, SlidingWindow
+from segresmamba.inference.sliding_window import Member, SlidingWindow, _say_decoded_on_cpu
 from segresmamba.task.classes import Classes
 from tests.inference import plain
 
@@ -185,3 +185,32 @@ def test_an_output_that_is_not_finite_is_refused() -> None:
     image = np.random.default_rng(0).uniform(1, 100, (2, 5, 6, 7)).astype(np.float32)
     with pytest.raises(DataError, match=r"not finite.*slices, rows, columns 0 to .*fp32"):
         segment_volume(sliding, LABELS, image, BOUNDS_C4)
+
+
+@pytest.mark.parametrize("where", ["decode", "probabilities"])
+def test_logits_too_large_to_decode_on_the_device_are_decoded_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: str
+) -> None:
+    rng = np.random.default_rng(0)
+    image_CDHW = rng.uniform(1, 100, (2, 9, 8, 7)).astype(np.float32)
+    transform = grid_transform(list(image_CDHW), (1.0, 1.0, 1.0), (1.4, 0.8, 1.0), crop=False)
+    assert transform
+    image_CDHW = np.stack([transform.image(channel) for channel in image_CDHW])
+    member = Member(network(0, LABELS), (8, 8, 8), "fp32")
+    sliding = SlidingWindow([member], device=CPU, overlap=0.5, window_batch=1)
+    plainly = segment_volume(sliding, LABELS, image_CDHW, BOUNDS_C4, transform=transform)
+    works, calls = getattr(Classes, where), 0
+
+    def full(self: Classes, values: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")
+        result: torch.Tensor = works(self, values)
+        return result
+
+    _say_decoded_on_cpu.cache_clear()
+    monkeypatch.setattr(Classes, where, full)
+    found = segment_volume(sliding, LABELS, image_CDHW, BOUNDS_C4, transform=transform)
+    np.testing.assert_array_equal(found.full_DHW, plainly.full_DHW)
+    assert caplog.text.count("decoding them on the CPU") == 1

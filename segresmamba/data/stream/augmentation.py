@@ -25,11 +25,13 @@ from torch.nn import functional as F
 from segresmamba.config import AugmentConfig
 from segresmamba.data.stream.batch import Batch
 from segresmamba.data.stream.intensity import (
+    CHANGES,
     EPSILON,
     Array,
+    Change,
     IntensityChanges,
-    change_intensities,
-    like,
+    chosen,
+    make_changes,
 )
 from segresmamba.data.stream.own_augmentation import change_sample, own_augmentation
 
@@ -56,13 +58,13 @@ def augment(batch: Batch, config: AugmentConfig, seed: int) -> tuple[Tensor, Ten
     drawn = [_draw(config, seed, index, channels) for index in batch.index_B.tolist()]
     x_BCDHW = normalise(batch.image_BCDHW, batch.normalisation_BC4)
     label_BDHW = batch.label_BDHW.long()
-    for axis in range(3):
-        flipped = [place for place, changes in enumerate(drawn) if axis in changes.flipped_axes]
-        if flipped:
-            x_BCDHW[flipped] = x_BCDHW[flipped].flip(axis + 2)
-            label_BDHW[flipped] = label_BDHW[flipped].flip(axis + 1)
-    _warp(x_BCDHW, label_BDHW, drawn)
-    change_intensities(x_BCDHW, drawn)
+    for x_CDHW, label_DHW, changes in zip(x_BCDHW, label_BDHW, drawn, strict=True):
+        if axes := changes.flipped_axes:
+            x_CDHW.copy_(x_CDHW.flip([axis + 1 for axis in axes]))
+            label_DHW.copy_(label_DHW.flip(axes))
+    warp = _warp(x_BCDHW, label_BDHW, drawn)
+    intensities = [change(x_BCDHW, drawn) for change in CHANGES]
+    make_changes([warp, *intensities], x_BCDHW.device)
     if own := own_augmentation(config):
         for place, index in enumerate(batch.index_B.tolist()):
             rng = np.random.default_rng([seed, _OWN, index])
@@ -171,25 +173,27 @@ def _matrix(rotation_3: Array, scale_3: Array) -> Array:
     return rotation_33 / scale_3
 
 
-def _warp(x_BCDHW: Tensor, label_BDHW: Tensor, drawn: list[_Changes]) -> None:
-    matrices = {
-        place: changes.matrix_33
-        for place, changes in enumerate(drawn)
-        if changes.matrix_33 is not None
-    }
-    if not matrices:
-        return
-    chosen = list(matrices)
+def _warp(x_BCDHW: Tensor, label_BDHW: Tensor, drawn: list[_Changes]) -> Change:
     # torch counts from the centre too, with the last axis first, and from -1 to 1 on each side.
     extent_3 = np.maximum(np.array(x_BCDHW.shape[2:]) - 1, 1)
-    theta_B34 = [
-        np.pad((matrix_33 * extent_3 / extent_3[:, None])[::-1, ::-1], ((0, 0), (0, 1)))
-        for matrix_33 in matrices.values()
+    thetas_34 = [
+        None
+        if changes.matrix_33 is None
+        else np.pad(
+            (changes.matrix_33 * extent_3 / extent_3[:, None])[::-1, ::-1], ((0, 0), (0, 1))
+        )
+        for changes in drawn
     ]
-    size = [len(chosen), 1, *x_BCDHW.shape[2:]]
-    grid_BDHW3 = F.affine_grid(like(x_BCDHW, theta_B34), size, align_corners=True)
+    asked = chosen(thetas_34)
+    place_M, theta_M34 = yield asked
+    if not len(asked[0]):
+        return
+    place_M = place_M.long()
+    size = [len(place_M), 1, *x_BCDHW.shape[2:]]
+    grid_MDHW3 = F.affine_grid(theta_M34, size, align_corners=True)
     # Voxels from outside the crop repeat its border, in image and label alike.
-    sample = partial(F.grid_sample, grid=grid_BDHW3, padding_mode="border", align_corners=True)
-    label_B1DHW = label_BDHW[chosen, None].float()
-    x_BCDHW[chosen] = sample(x_BCDHW[chosen], mode="bilinear")
-    label_BDHW[chosen] = sample(label_B1DHW, mode="nearest")[:, 0].long()
+    sample = partial(F.grid_sample, grid=grid_MDHW3, padding_mode="border", align_corners=True)
+    label_M1DHW = label_BDHW.index_select(0, place_M)[:, None].float()
+    warped_MCDHW = sample(x_BCDHW.index_select(0, place_M), mode="bilinear")
+    x_BCDHW.index_copy_(0, place_M, warped_MCDHW)
+    label_BDHW.index_copy_(0, place_M, sample(label_M1DHW, mode="nearest")[:, 0].long())
