@@ -32,6 +32,9 @@ from segresmamba.errors import LaunchError, sort_error
 CLOCK_TOLERANCE_S = 10.0
 # Measured: a rank takes 0.6 GiB before it has a network, a reader process 0.2 GiB.
 RANK_GIB, READER_GIB = 0.6, 0.2
+_SAME_PYTHON = (
+    f"see that {sys.executable} is the same on all nodes: install on a shared file system"
+)
 # Variables of the batch job that would give srun other numbers of tasks than one per node, or show
 # that task the GPUs of one rank and not all of the node.
 _TASK_VARIABLES = (
@@ -63,6 +66,7 @@ def check(config: Config, logs: Path) -> None:
     for problem in problems(config, reports, before_s, time.time()):
         raise problem
     require_build_tools(config)
+    sys.stderr.write(different_gpus(reports))
     _check_memory(config, reports)
 
 
@@ -71,7 +75,7 @@ def _ask_nodes(config: Config, nonce: Path, content: str) -> list[NodeReport]:
     store = config.data.store
     folder = "" if "://" in store else str(Path(store).resolve())
     # By its path, so that a node that cannot read this package can still answer.
-    program = [sys.executable, "-I", probe.__file__, str(nonce.resolve()), content, folder]
+    program = [sys.executable, probe.__file__, str(nonce.resolve()), content, folder]
     program += [] if config.train.device == "cpu" else ["torch"]
     one_each = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--cpus-per-task=1"]
     environment = {name: value for name, value in os.environ.items() if name not in _TASK_VARIABLES}
@@ -86,12 +90,17 @@ def _ask_nodes(config: Config, nonce: Path, content: str) -> list[NodeReport]:
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or len(lines) != nodes:
+        said = done.stderr.strip()
+        # srun's own errors are about the job, those of the tasks about a node.
+        remedy = f"{_SAME_PYTHON}; {_avoid('NODE')}"
+        if "srun: fatal" in said or "Unable to create step" in said:
+            remedy = "srun refuses the options or variables of this job: see its message, and "
+            remedy += "cluster.setup, cluster.env"
         raise LaunchError(
             "a node of the job cannot start a process",
             where=os.environ.get("SLURM_JOB_NODELIST", "srun"),
-            got=done.stderr.strip() or f"{len(lines)} answers from {nodes} nodes",
-            remedy=f"see that all nodes have {sys.executable}; leave a broken node out with "
-            "cluster.exclude=NODE (sbatch --exclude=NODE) and tell the administrators",
+            got=said or f"{len(lines)} answers from {nodes} nodes",
+            remedy=remedy,
         )
     return sorted(
         (NodeReport(**json.loads(line)) for line in lines), key=lambda report: report.host
@@ -110,6 +119,8 @@ def problems(
         after_s: This node's clock afterwards.
     """
     for report in reports:
+        yield from _python_problems(report, reports[0])
+    for report in reports:
         yield from _file_problems(config, report)
     for report in reports:
         yield from _resource_problems(config, report)
@@ -120,6 +131,37 @@ def problems(
                 got=f"{report.time_s - before_s:+.0f} s against the first node",
                 remedy=_avoid(report.host),
             )
+
+
+def different_gpus(reports: list[NodeReport]) -> str:
+    """A line for the log if the nodes have different GPUs; else nothing."""
+    kinds = {
+        report.host: f"{report.gpu_name} {report.gpu_memory_gib:.0f} GiB" for report in reports
+    }
+    if len(set(kinds.values())) < 2:
+        return ""
+    found = ", ".join(f"{host} {kind.strip()}" for host, kind in kinds.items())
+    return (
+        f"warning: the nodes have different GPUs ({found}); each step waits for the slowest, and "
+        "the smallest must hold it: cluster.constraint=FEATURE asks for equal ones\n"
+    )
+
+
+def _python_problems(report: NodeReport, first: NodeReport) -> Iterator[LaunchError]:
+    if report.python != first.python:
+        yield LaunchError(
+            "the nodes have different Pythons or packages",
+            where=report.host,
+            got=f"{report.python}; {first.host} has {first.python}",
+            remedy=f"{_SAME_PYTHON}; {_avoid(report.host)}",
+        )
+    if report.python and not report.package:
+        yield LaunchError(
+            "a node has no segresmamba to import",
+            where=report.host,
+            got=f"{sys.executable}: {report.python}",
+            remedy=f"{_SAME_PYTHON}; {_avoid(report.host)}",
+        )
 
 
 def _check_memory(config: Config, reports: list[NodeReport]) -> None:

@@ -1,11 +1,14 @@
 """What a node of a Slurm job is like: one line of JSON from each node, before the ranks start.
 
 `preflight` runs this file as a script through srun. It needs only the standard library, so it takes
-milliseconds and works where the project's own packages cannot be read.
+milliseconds and works where the project's own packages cannot be read. It imports none of them: it
+looks where the ranks would find them.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -14,6 +17,8 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
+from importlib import metadata
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 # A network file system may show a new file on other nodes with a delay.
@@ -55,6 +60,12 @@ class NodeReport:
     """Why the run folder cannot be written; empty if it can."""
     store_error: str
     """Why the store cannot be read; empty if it can."""
+    gpu_name: str = ""
+    """What nvidia-smi calls the first GPU; empty if it is unknown."""
+    python: str = ""
+    """Version of Python, and of the packages that the ranks have to agree on."""
+    package: str = ""
+    """The folder that the ranks would import from; empty if they would find nothing."""
 
 
 def probe(nonce: Path, content: str, store: str, *, ask_torch: bool = False) -> NodeReport:
@@ -69,7 +80,7 @@ def probe(nonce: Path, content: str, store: str, *, ask_torch: bool = False) -> 
     # Slurm sets the first for GPUs of NVIDIA, and the second for those of AMD.
     shown = os.environ.get("CUDA_VISIBLE_DEVICES") or os.environ.get("ROCR_VISIBLE_DEVICES") or ""
     gpus = [gpu for gpu in shown.split(",") if gpu]
-    gpu_error, gpu_memory_gib = _ask_gpus() if gpus else ("", 0.0)
+    gpu_error, gpu_memory_gib, gpu_name = _ask_gpus() if gpus else ("", 0.0, "")
     # For a slice of a GPU (MIG), nvidia-smi gives the size of the whole GPU.
     is_sliced = any(gpu.startswith("MIG-") for gpu in gpus)
     return NodeReport(
@@ -84,28 +95,48 @@ def probe(nonce: Path, content: str, store: str, *, ask_torch: bool = False) -> 
         shared=_sees(nonce, content),
         write_error=_write_error(nonce),
         store_error=_store_error(store),
+        gpu_name=gpu_name,
+        python=_versions(),
+        package=_package(),
     )
 
 
-def _ask_gpus() -> tuple[str, float]:
-    """The error of nvidia-smi, and the memory of the smallest GPU."""
+def _ask_gpus() -> tuple[str, float, str]:
+    """The error of nvidia-smi, the memory of the smallest GPU, and the name of the first."""
     if shutil.which("nvidia-smi") is None:
-        return "", 0.0
+        return "", 0.0, ""
     try:
         done = subprocess.run(
-            ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"],
+            ["nvidia-smi", "--query-gpu=memory.total,name", "--format=csv,noheader,nounits"],
             capture_output=True,
             text=True,
             check=False,
             timeout=GPU_PATIENCE_S,
         )
     except subprocess.TimeoutExpired:
-        return f"nvidia-smi gave no answer for {GPU_PATIENCE_S:.0f} s", 0.0
+        return f"nvidia-smi gave no answer for {GPU_PATIENCE_S:.0f} s", 0.0, ""
     if done.returncode:
-        return (done.stdout + done.stderr).strip()[:200], 0.0
+        return (done.stdout + done.stderr).strip()[:200], 0.0, ""
+    lines = [line.partition(",") for line in done.stdout.split("\n") if line.strip()]
     # Where GPU and host share their memory, it prints "[N/A]".
-    sizes_mib = [int(line) for line in done.stdout.split("\n") if line.strip().isdecimal()]
-    return "", min(sizes_mib, default=0) / 2**10
+    sizes_mib = [int(size) for size, _, _ in lines if size.strip().isdecimal()]
+    return "", min(sizes_mib, default=0) / 2**10, lines[0][2].strip() if lines else ""
+
+
+def _versions() -> str:
+    versions = [f"Python {sys.version.split()[0]}"]
+    for name in ("segresmamba", "torch", "deepspeed"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions.append(f"{name} {metadata.version(name)}")
+    return ", ".join(versions)
+
+
+def _package() -> str:
+    # As in a rank, which looks into its working folder first, and not into this script's.
+    found = PathFinder.find_spec("segresmamba", [os.getcwd(), *sys.path[1:]])
+    if found is None:  # an editable install has a finder of its own
+        found = importlib.util.find_spec("segresmamba")
+    return str(Path(found.origin).parent) if found and found.origin else ""
 
 
 def _ask_torch(gpus: int) -> str:

@@ -285,7 +285,7 @@ class Sweep:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self._lock_file(trial)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # less the umask
         if try_lock(descriptor, path):
             return descriptor
         os.close(descriptor)

@@ -81,7 +81,7 @@ class Journal:
         self._path = path
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         try:
-            self._fd = os.open(path, flags, 0o644)
+            self._fd = os.open(path, flags, 0o666)  # less the umask
         except OSError as error:
             raise TrackingError(
                 "the journal cannot be written",

@@ -158,7 +158,7 @@ def test_a_sweep_above_the_limits_is_queued_in_parts_that_follow_each_other(
     done = launch("sweep", "--name=s", "--max-parallel=1", *trial_words, *small)
     # The limit leaves room for ten and the small job that queues what follows.
     assert "10 trials, 1 at once" in done.stdout, done.stderr
-    array, follower = (re.search(f"{what}job (\\d+)", done.stdout) for what in ("^", "then "))
+    array, follower = (re.search(f"{what}job (\\d+)", done.stdout, re.M) for what in ("^", "then "))
     assert array
     assert follower
     slurm("scancel", array[1])

@@ -347,3 +347,12 @@ def test_a_journal_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrackingError, match="cannot be written") as error:
         Journal(tmp_path / "no such folder" / "journal.jsonl", name="run")
     assert "run.root" in error.value.remedy
+
+
+def test_a_group_that_shares_a_folder_may_write_on(path: Path) -> None:
+    before = os.umask(0o002)
+    try:
+        Journal(path, name="tiny").close()
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o664

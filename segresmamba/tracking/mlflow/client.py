@@ -55,6 +55,7 @@ def connect(state: UploadState, folder: Path) -> Any:
             # A process that is killed here would leave a file with some of the tables.
             remove_leftovers(file.parent, file.name)
             with atomic_path(file) as new:
+                new.touch()  # SQLite would let nobody else write, whatever the umask
                 library().MlflowClient(sqlite_uri(new))
         return reading_client(state)
 

@@ -19,6 +19,7 @@ from launch.slurm import probe
 from launch.slurm.probe import NodeReport
 from segresmamba.config import Config, load_config
 from segresmamba.errors import LaunchError
+from tests.launch.conftest import REPOSITORY
 
 GOOD = NodeReport(
     host="gpu07",
@@ -32,6 +33,9 @@ GOOD = NodeReport(
     shared=True,
     write_error="",
     store_error="",
+    gpu_name="H200",
+    python="Python 3.11.7, torch 2.13.0",
+    package="/lab/segresmamba",
 )
 
 
@@ -57,6 +61,8 @@ def test_a_good_node_has_no_problems(config: Config) -> None:
         ({"shm_gib": 0.06}, "/dev/shm is too small", "0.12 GiB are needed", "--shm-size"),
         ({"time_s": 1012.0}, "clocks", "+13 s", "cluster.exclude=gpu07"),
         ({"time_s": 988.0}, "clocks", "-11 s", "cluster.exclude=gpu07"),
+        ({"python": "Python 3.9.2"}, "different Pythons", "3.9.2; gpu07 has Python 3.11", "shared"),
+        ({"package": ""}, "no segresmamba to import", "Python 3.11", "cluster.exclude=gpu07"),
     ],
 )
 def test_each_problem_names_the_node_and_the_remedy(
@@ -92,6 +98,20 @@ def test_the_probe_sees_all_gpus_of_a_node_and_not_those_of_one_rank(
     assert "PER_TASK" not in kept
     assert "SLURM_NTASKS_PER_NODE" not in kept
     assert (tmp_path / "words").read_text().endswith("torch\n")
+
+
+def test_different_gpus_are_worth_a_warning() -> None:
+    other = dataclasses.replace(GOOD, host="gpu08", gpu_name="A100", gpu_memory_gib=80.0)
+    assert preflight.different_gpus([GOOD, GOOD]) == ""
+    assert "(gpu07 H200 40 GiB, gpu08 A100 80 GiB)" in preflight.different_gpus([GOOD, other])
+
+
+def test_a_node_says_what_its_ranks_would_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "SHARED_PATIENCE_S", -1.0)
+    report = probe.probe(Path("/nowhere/nonce"), "", "")
+    assert report.python.startswith(f"Python {sys.version.split()[0]}")
+    assert "torch 2" in report.python
+    assert Path(report.package) == REPOSITORY / "segresmamba"
 
 
 @pytest.fixture
