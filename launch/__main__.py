@@ -35,6 +35,7 @@ from segresmamba.cli.conversion import (
     SpacingPolicy,
     Splits,
 )
+from segresmamba.cli.main import Version
 from segresmamba.cli.predict import (
     Device,
     LabelFormat,
@@ -57,11 +58,11 @@ MaxParallel = Annotated[
     typer.Option(min=1, help="Trials or folds that run at once. Default: 1 here, 8 on Slurm."),
 ]
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
 
 @app.callback()
-def _program() -> None:
+def _program(version: Version = False) -> None:
     """Start jobs on this machine or on Slurm."""
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from launch.jobs.slurm import submitted_jobs
-from launch.run_index import summaries
+from launch.run_index import RunSummary, summaries
 from launch.run_state import FAILED, METRIC, STOPPED, find_state, read_failure
 from launch.selection import Row, Selection, cell
 from launch.slurm import limits, squeue
@@ -32,16 +32,8 @@ class RunStatus:
     folder: Path
     state: str
     """See `find_state`."""
-    step: int | None
-    """The last step; None before the first."""
-    max_steps: str
-    """Steps in all, as text."""
-    dice: float | None
-    """Its last validation."""
-    energy_wh: float | None
-    """Energy of all its starts."""
-    recorded_s: float | None
-    """When it last recorded something, in seconds since the epoch; None if it never did."""
+    recorded: RunSummary | None
+    """What it has recorded; None if it has not begun."""
     job_id: str | None
     """The newest of its jobs on Slurm."""
     job: JobState | None
@@ -61,17 +53,28 @@ class RunStatus:
             folder, job, run = RunFolder(path), jobs.get(job_id or ""), recorded.get(path)
             state = find_state(run, job, is_locked=is_locked(folder.journal))
             failure = read_failure(folder, job_id) if state == FAILED else ""
-            reached = (
-                (run.step, run.max_steps, run.last(METRIC), run.energy_wh, run.recorded_s)
-                if run
-                else (None, "?", None, None, None)
-            )
-            found.append(cls(path, state, *reached, job_id, job, failure))
+            found.append(cls(path, state, run, job_id, job, failure))
         return found
+
+    @property
+    def dice(self) -> float | None:
+        """Its last validation."""
+        return self.recorded and self.recorded.last(METRIC)
+
+    @property
+    def energy_wh(self) -> float | None:
+        """Energy of all its starts."""
+        return self.recorded and self.recorded.energy_wh
+
+    @property
+    def recorded_s(self) -> float | None:
+        """When it last recorded something, in seconds since the epoch; None if it never did."""
+        return self.recorded and self.recorded.recorded_s
 
     def line(self) -> str:
         """One line for the terminal."""
-        progress = "" if self.step is None else f"step {self.step}/{self.max_steps}"
+        run = self.recorded
+        progress = f"step {run.step}/{run.max_steps}" if run and run.step is not None else ""
         job = f"job {self.job_id} {self.job or 'unknown to Slurm'}" if self.job_id else ""
         cells = f"{self.state:8s}  {progress:18s}  {cell(self.dice, 'Dice {:6.4f}')}  "
         cells += f"{cell(self.energy_wh, '{:9.2f} Wh')}  {_age(self.recorded_s):10s}"
@@ -117,8 +120,8 @@ def as_json(sweeps: Sequence[Sweep], runs: Sequence[RunStatus], selection: Selec
             for trial in selection.of(sweep.trials)
         ]
     for run in runs:
-        progress = {"step": run.step, "max_steps": run.max_steps}
-        rows.append(_row(run.folder, run, run.job_id, run.failure) | progress)
+        steps = {"step": run.recorded.step, "of": run.recorded.max_steps} if run.recorded else {}
+        rows.append(_row(run.folder, run, run.job_id, run.failure) | steps)
     return json.dumps(rows, indent=1)
 
 

@@ -20,6 +20,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
+from segresmamba import __version__
 from segresmamba.cli.conversion import (
     ConfigDir,
     CropPolicy,
@@ -41,12 +42,26 @@ from segresmamba.cli.view import view
 from segresmamba.errors import OUR_CODE, ConfigError, UserError, sort_error
 from segresmamba.storage.terminal import shield_output, stop_signals
 
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    help="Train, evaluate and apply 3D segmentation networks.",
-)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 console = Console(soft_wrap=True)
+
+
+def _version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool,
+    typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit."),
+]
+
+
+@app.callback()
+def _program(version: Version = False) -> None:
+    """Train, evaluate and apply 3D segmentation networks."""
+
 
 app.command()(export)
 app.command("import")(import_model)
@@ -434,8 +449,24 @@ def report(
 
 
 @app.command()
-def doctor(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
+def doctor(
+    overrides: Overrides = None,
+    config_dir: ConfigDir = None,
+    slurm: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write a preset for this Slurm cluster, such as configs/cluster/ours.yaml.",
+        ),
+    ] = None,
+) -> None:
     """Show what this machine offers for training, and how to install what is missing."""
+    if slurm is not None:
+        from segresmamba.cli.slurm_site import write_preset
+
+        write_preset(slurm)
+        typer.echo(f"{slurm}: look it over, then use it as cluster={slurm.stem}")
+        return
     from segresmamba.cli.doctor import checks, render
     from segresmamba.config import load_config, with_own_presets
 

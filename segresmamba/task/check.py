@@ -76,8 +76,9 @@ def first_error(runs: Sequence[Sequence[Config]]) -> tuple[int, Exception] | Non
         train = config.train.model_copy(update={"lr": 1.0, "weight_decay": 0.0})
         key = repr((config.data, config.model, config.loss, train, config.run))
         if key not in known:
+            known[key] = None
             try:
-                known[key] = check(config)
+                check(config)
             except Exception as error:
                 known[key] = error
         return known[key]
