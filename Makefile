@@ -26,7 +26,7 @@ PIP := $(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-c
   --constraint constraints.txt
 BUILD_TOOLS := setuptools hatchling editables
 
-.PHONY: help train test unit cluster browser fuzz chaos lint clean
+.PHONY: help train test unit cluster browser fuzz chaos lint docs clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -89,9 +89,13 @@ lint: $(VENV)/.test ## ruff check, ruff format, mypy --strict
 	@echo "==> mypy"
 	@$(BIN)/mypy
 
+docs: $(VENV)/.test ## build the documentation into site/; a broken link is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "==> site/index.html"
+
 clean: ## delete .venv and caches; data/ and runs/ stay
 	@echo "==> delete $(VENV) and caches"
-	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist site
 	@find launch segresmamba tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/.train: EXTRAS := sample

@@ -156,7 +156,7 @@ def make(*words: str) -> subprocess.CompletedProcess[str]:
 
 def test_make_lists_its_commands() -> None:
     listed = [line.split()[1] for line in make().stdout.splitlines()]
-    assert listed == ["help", "train", "test", "fuzz", "chaos", "lint", "clean"]
+    assert listed == ["help", "train", "test", "fuzz", "chaos", "lint", "docs", "clean"]
 
 
 def test_an_old_python_is_refused_before_anything_is_made(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from segresmamba.config.schema import Config
@@ -40,15 +41,18 @@ def explain(error: ValidationError, file: Path | None = None) -> ConfigError:
 
 def field_help(key: str) -> str:
     """The docstring of the field with this dotted key; empty for an unknown key."""
+    found = _fields(key)
+    return " ".join((found[0].description or "").split()) if found else ""
+
+
+def _fields(key: str) -> list[FieldInfo]:
+    """The fields with this dotted key: of each network that has it; empty for an unknown key."""
     kinds: list[type[BaseModel]] = [Config]
-    description = ""
+    found: list[FieldInfo] = []
     for part in key.split("."):
         found = [kind.model_fields[part] for kind in kinds if part in kind.model_fields]
-        if not found:
-            return ""
-        description = " ".join((found[0].description or "").split())
         kinds = [kind for field in found for kind in sections(field.annotation)]
-    return description
+    return found
 
 
 def suggestion(word: str, choices: Sequence[str]) -> str:
@@ -80,6 +84,10 @@ def _translate(detail: ErrorDetails) -> ConfigError:
             problem, remedy = "there is no such choice", f"choose {choices}{similar}"
         case "string_type" if not isinstance(detail["input"], dict | list):
             problem, remedy = "the value has the wrong type", f"quote it: '{key}=\"{got}\"'"
+        case "tuple_type" | "list_type" if not isinstance(detail["input"], dict):
+            schema = TypeAdapter[object](_fields(key)[0].annotation).json_schema()
+            example = f"'{key}=[{','.join([got] * schema.get('minItems', 1))}]'"
+            problem, remedy = "the value has to be a list", f"write {example}: {_help(path)}"
         case _:
             message = detail["msg"][:1].lower() + detail["msg"][1:]
             for json, yaml in (("a valid array", "a list"), ("an object", "a mapping")):

@@ -101,6 +101,16 @@ def test_further_mistakes_are_counted() -> None:
         load_config(["train.lr=abc", "train.zero_stage=9"])
 
 
+@pytest.mark.parametrize(
+    ("word", "example"),
+    [("data.patch=96", "data.patch=[96,96,96]"), ("train.freeze=downs", "train.freeze=[downs]")],
+)
+def test_a_value_that_has_to_be_a_list_is_shown_as_one(word: str, example: str) -> None:
+    with pytest.raises(ConfigError, match="has to be a list") as caught:
+        load_config([word])
+    assert caught.value.remedy.startswith(f"write '{example}': ")
+
+
 def test_a_run_folder_without_a_configuration_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read") as caught:
         read_config(tmp_path / "config.yaml")

@@ -214,6 +214,18 @@ def test_every_case_gets_the_median_spacing(raw: Path, tmp_path: Path) -> None:
     assert (np.asarray(restored.dataobj) == np.asarray(original.dataobj)).mean() > 0.995
 
 
+def test_voxels_of_different_sizes_are_pointed_out(
+    raw: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    convert(raw, tmp_path / "alike")
+    assert "different sizes" not in caplog.text
+    for path in (image_path(raw, "case_2"), label_path(raw, "case_2")):
+        write_nifti(path, np.asarray(nib.load(path).dataobj), AFFINE @ np.diag([2, 1, 1, 1]))
+    convert(raw, tmp_path / "mixed")
+    assert "1.5 to 1.5, 2 to 2, 1 to 2 mm along D, H, W" in caplog.text
+    assert "--spacing median" in caplog.text
+
+
 def test_the_median_of_a_store_that_has_begun_stays(raw: Path, tmp_path: Path) -> None:
     first = resampled(raw, tmp_path / "store", spacing="median")
     for number in range(3, 8):

@@ -6,6 +6,7 @@ complete. The manifest is written last, so a store without one has not been conv
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,10 +19,14 @@ from segresmamba.data.conversion.plan import ConversionPlan, ConversionRequest
 from segresmamba.data.conversion.store_folder import StoreFolder
 from segresmamba.data.formats.registry import AUTO
 from segresmamba.data.formats.source import SourceCase
-from segresmamba.data.preprocessing import Policy
+from segresmamba.data.preprocessing import Policy, Spacing
 from segresmamba.data.store.manifest import CaseRecord, build_manifest
 from segresmamba.data.store.splits import Split
 from segresmamba.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+_MIXED_SPACING = 1.5  # ratio of the largest to the smallest
 
 Progress = Callable[[int, int], None]
 """Called with the number of finished cases and of all cases."""
@@ -113,6 +118,8 @@ def finish(
             folder.remove_if_without_cases()
             raise _all_in_one(failures, plan)
         _require_all_classes(plan, records)
+        if plan.storage.spacing_mm is None:
+            _advise_on_spacings([record.spacing_mm for record in records.values()])
         found = plan.dataset
         manifest = build_manifest(
             found.name, found.channel_names, found.labels, plan.storage, records, splits=plan.splits
@@ -236,6 +243,18 @@ def _all_in_one(failures: list[tuple[str, DataError]], plan: ConversionPlan) -> 
         remedy="correct them and run the same command again: converted cases are not redone. "
         f"For the first: {failures[0][1].remedy}",
     )
+
+
+def _advise_on_spacings(spacings_mm: Sequence[Spacing]) -> None:
+    """Say so if voxels of the cases, as they were kept, differ by more than half."""
+    sides_mm = list(zip(*spacings_mm, strict=True))
+    if any(max(side_mm) > _MIXED_SPACING * min(side_mm) for side_mm in sides_mm):
+        ranges = ", ".join(f"{min(side_mm):.4g} to {max(side_mm):.4g}" for side_mm in sides_mm)
+        logger.warning(
+            "the voxels of the cases have different sizes: %s mm along D, H, W. A network sees "
+            "only voxels; --spacing median --overwrite gives all cases one size",
+            ranges,
+        )
 
 
 def _require_all_classes(plan: ConversionPlan, records: dict[str, CaseRecord]) -> None:
