@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from segresmamba.data.formats.source import VOLUME_ENDINGS, strip_ending
+from segresmamba.data.formats.source import LABEL_ENDINGS, strip_ending
 from segresmamba.errors import DataError
 
 logger = logging.getLogger(__name__)
+
+PROBABILITIES = ".probabilities.zarr"
+"""What `segresmamba predict --probabilities` writes beside label maps."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,9 @@ def _by_case(folder: Path) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for path in paths:
         # macOS leaves files such as ._case_0000.nii.gz beside those that it copies.
-        if path.name.startswith(".") or not path.name.endswith(VOLUME_ENDINGS):
+        if path.name.startswith(".") or not path.name.endswith(LABEL_ENDINGS):
+            continue
+        if path.name.endswith(PROBABILITIES):
             continue
         case_id = strip_ending(path.name)
         if case_id in files:
@@ -77,7 +82,7 @@ def _by_case(folder: Path) -> dict[str, Path]:
         raise DataError(
             "a folder holds no label files",
             where=folder,
-            got="no file that ends in " + ", ".join(VOLUME_ENDINGS),
+            got="no file that ends in " + ", ".join(LABEL_ENDINGS),
             remedy="give a folder of predictions and a folder of labels",
         )
     return files

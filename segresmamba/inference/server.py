@@ -110,6 +110,7 @@ class ModelServer:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             self._socket.bind((options.host, options.port))
+            self._socket.listen()  # so that a client that knows the address is not refused
         except (OSError, OverflowError) as error:
             self._socket.close()
             raise ConfigError(

@@ -16,12 +16,19 @@ import numpy as np
 
 from segresmamba.config import Config, read_config
 from segresmamba.data import Case, Dataset, open_dataset
-from segresmamba.data.formats.source import VOLUME_ENDINGS, read_json
+from segresmamba.data.formats.source import LABEL_ENDINGS, read_json
 from segresmamba.data.volumes.voxel_file import VoxelFile, open_voxels
 from segresmamba.errors import ConfigError, DataError
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.view.segmenter import Segmenter
-from segresmamba.view.volumes import Grid, image_nifti, label_nifti, read_file, stored_channel
+from segresmamba.view.volumes import (
+    Grid,
+    image_nifti,
+    label_nifti,
+    on_axes_of,
+    read_file,
+    stored_channel,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -206,11 +213,12 @@ def _stored_case(
 
 def _predicted(folder: Path, case: Case) -> Any:
     """The prediction of a case that lies in a folder."""
-    return _label_of_file(open_voxels(_label_file(folder, case.case_id)))
+    grid = Grid(case.original.shape_XYZ, case.original.affine)
+    return _label_of_file(open_voxels(_label_file(folder, case.case_id)), grid)
 
 
 def _label_file(folder: Path, case_id: str) -> Path:
-    names = (folder / f"{case_id}{ending}" for ending in VOLUME_ENDINGS)
+    names = (folder / f"{case_id}{ending}" for ending in LABEL_ENDINGS)
     return next((path for path in names if path.exists()), folder / f"{case_id}.nii.gz")
 
 
@@ -223,7 +231,7 @@ def _with_prediction(case_ids: Sequence[str], folder: Path) -> list[str]:
             where=folder,
             got=f"no {case_ids[0]}.nii.gz, for example",
             remedy="give the folder that `segresmamba predict` wrote; label maps are named as the "
-            f"cases, and end in {', '.join(VOLUME_ENDINGS)}",
+            f"cases, and end in {', '.join(LABEL_ENDINGS)}",
         )
     if len(found) < len(case_ids):
         left = len(case_ids) - len(found)
@@ -243,7 +251,7 @@ def _files(images: Sequence[Path], label: Path | None, reference: Path | None) -
         name=images[0].name,
         grid=grid,
         channels={file.path.name: partial(_image_of_file, file) for file in files},
-        labels={kind: partial(_label_of_file, file) for kind, file in labels.items()},
+        labels={kind: partial(_label_of_file, file, grid) for kind, file in labels.items()},
     )
     return CaseList(images[0].name, [case], {})
 
@@ -256,5 +264,5 @@ def _image_of_file(file: VoxelFile) -> Any:
     return image_nifti(read_file(file), file.affine)
 
 
-def _label_of_file(file: VoxelFile) -> Any:
-    return label_nifti(read_file(file), file.affine, file.path)
+def _label_of_file(file: VoxelFile, grid: Grid) -> Any:
+    return on_axes_of(label_nifti(read_file(file), file.affine, file.path), grid)

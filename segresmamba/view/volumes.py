@@ -9,6 +9,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+from nibabel import orientations
 
 from segresmamba.data import Case
 from segresmamba.data.volumes import geometry
@@ -32,12 +33,31 @@ class Grid:
 
     def difference(self, other: Grid) -> str | None:
         """How another grid differs, in words; None if it is the same."""
+        other = other.on_axes_of(self)
         if other.shape_XYZ != self.shape_XYZ:
             return f"{_times(other.shape_XYZ)} voxels, the image has {_times(self.shape_XYZ)}"
         apart = geometry.corner_distance_voxels(self.shape_XYZ, self.affine, other.affine)
         if apart > _TOLERANCE_VOXELS:
             return f"it lies up to {apart:.3g} voxels beside the image"
         return None
+
+    def on_axes_of(self, other: Grid) -> Grid:
+        """The same voxels in the order of the axes that another grid has."""
+        turn = _turn(self.affine, other.affine)
+        turned_XYZ = orientations.apply_orientation(np.broadcast_to(0, self.shape_XYZ), turn)
+        back = orientations.inv_ornt_aff(turn, self.shape_XYZ)
+        return Grid(turned_XYZ.shape, self.affine @ back)
+
+
+def on_axes_of(image: Any, grid: Grid) -> Any:
+    """A nibabel image with its axes in the order of a grid's; no voxel moves in space."""
+    return image.as_reoriented(_turn(image.affine, grid.affine))
+
+
+def _turn(affine: Affine, other: Affine) -> npt.NDArray[Any]:
+    axes, others = (orientations.io_orientation(one) for one in (affine, other))
+    turn: npt.NDArray[Any] = orientations.ornt_transform(axes, others)
+    return turn
 
 
 def read_file(file: VoxelFile) -> npt.NDArray[Any]:

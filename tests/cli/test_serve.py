@@ -26,14 +26,14 @@ def test_a_client_sends_a_file_and_gets_the_label_map_of_predict(tmp_path: Path)
     write_nifti(image, noise(18, 20, 22))
     command = [*COMMAND, str(model), "--port", "0", "--device", "cpu"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        channels, address = process.stdout.readline(), process.stdout.readline()
-        url = address.split()[1]
-        with image.open("rb") as file:
-            answer = requests.post(f"{url}/segment", files={"t1": file}, timeout=120)
-        process.send_signal(signal.SIGINT)
         try:
-            assert process.wait(timeout=120) == 0
+            assert process.stdout is not None
+            channels, address = process.stdout.readline(), process.stdout.readline()
+            url = address.split()[1]
+            with image.open("rb") as file:
+                answer = requests.post(f"{url}/segment", files={"t1": file}, timeout=240)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=240) == 0
         finally:
             process.kill()
     assert channels == "channels: t1\n"

@@ -13,13 +13,17 @@ import numpy as np
 import pytest
 import zarr
 
+from segresmamba.data.volumes.voxel_file import open_voxels
 from segresmamba.errors import DataError, is_passing
+from segresmamba.evaluation import Scoring, evaluate_folders
 from segresmamba.inference.label_map import LabelMap
 from segresmamba.inference.model import load_model
 from segresmamba.inference.options import InferenceOptions
 from segresmamba.inference.postprocessing import Postprocessing, Rule, write_postprocessing
 from segresmamba.inference.predict import PredictRequest, predict_cases, predict_file
 from segresmamba.storage.run_folder import RunFolder
+from segresmamba.view.cases import ViewRequest
+from segresmamba.view.volumes import Grid
 from tests.data.raw import AFFINE, write_nifti
 from tests.inference.conftest import noise, write_run
 
@@ -217,3 +221,29 @@ def test_one_image_goes_to_one_new_file(model_run: Path, images: Path, tmp_path:
         predict_file(request(model_run, images / "case_0_0000.nii.gz", out=label))
     with pytest.raises(DataError, match="2 cases"):
         predict_file(request(model_run, images, out=tmp_path / "other.nii.gz"))
+
+
+def test_label_maps_in_zarr_are_scored_and_shown(model_run: Path, tmp_path: Path) -> None:
+    images, lps = tmp_path / "images", np.diag([-1.0, -2.0, 3.0, 1.0])
+    images.mkdir()
+    nib.Nifti1Image(noise(*SHAPE), lps).to_filename(images / "case_0000.nii.gz")
+    nifti, zarrs = tmp_path / "nifti", tmp_path / "zarr"
+    predict_cases(request(model_run, images, out=nifti))
+    predict_cases(request(model_run, images, out=zarrs, format="zarr", probabilities=True))
+    found = evaluate_folders(zarrs, nifti, tmp_path / "scores", scoring=Scoring())
+    assert not found.failed
+    scores = json.loads((tmp_path / "scores" / "results.json").read_text())["cases"]["case"]
+    assert [one["dice"] for one in scores.values()] == [1.0, 1.0]
+    image, expected = images / "case_0000.nii.gz", nib.load(nifti / "case.nii.gz")
+    shown = ViewRequest([str(image)], label=zarrs / "case.zarr").open().cases[0]
+    label = shown.labels["prediction"]()
+    np.testing.assert_array_equal(np.asarray(label.dataobj), np.asarray(expected.dataobj))
+    np.testing.assert_allclose(label.affine, lps)
+    assert shown.grid.difference(Grid(label.shape, label.affine)) is None
+    chunk = zarrs / "case.zarr" / "0" / "c" / "0" / "0" / "0"
+    chunk.write_bytes(chunk.read_bytes()[:-9])
+    (zarrs / "other.zarr").mkdir()
+    for name in ("case", "other", "absent"):
+        with pytest.raises(DataError) as caught:
+            list(open_voxels(zarrs / f"{name}.zarr").planes())
+        assert f"{name}.zarr" in str(caught.value)

@@ -13,6 +13,8 @@ from segresmamba.data.untrusted import RESERVED_NAMES, is_case_id, parse_json
 from segresmamba.errors import DataError
 
 VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".tif", ".tiff")
+LABEL_ENDINGS = (*VOLUME_ENDINGS, ".zarr")
+"""Also of label maps that `segresmamba predict` wrote."""
 
 _LARGEST_LABEL = 2**15 - 1
 
@@ -125,8 +127,8 @@ def inside(folder: Path, name: str, where: Path) -> Path:
 
 
 def strip_ending(name: str) -> str:
-    """A file's name without its ending, if that is one of `VOLUME_ENDINGS`."""
-    for ending in VOLUME_ENDINGS:
+    """A file's name without its ending, if that is one of `LABEL_ENDINGS`."""
+    for ending in LABEL_ENDINGS:
         if name.endswith(ending):
             return name.removesuffix(ending)
     return name

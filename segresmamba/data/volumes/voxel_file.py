@@ -29,6 +29,7 @@ from segresmamba.data.volumes import geometry
 from segresmamba.data.volumes.geometry import Affine, OriginalGrid
 from segresmamba.data.volumes.opened_file import OpenedFile
 from segresmamba.data.volumes.tiff import TIFF_SUFFIXES, open_tiff
+from segresmamba.data.volumes.zarr_label import open_zarr
 from segresmamba.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,8 @@ class VoxelFile:
 def open_voxels(path: Path, channels: int = 0) -> VoxelFile:
     """Read the header of a NIfTI, NRRD, MetaImage or TIFF file, or of a folder of DICOM.
 
+    A label map that `segresmamba predict` wrote as OME-Zarr is read too.
+
     Args:
         path: The file or folder.
         channels: How many channels the file has along a fourth axis; 0 if it has no such axis.
@@ -92,6 +95,8 @@ def open_voxels(path: Path, channels: int = 0) -> VoxelFile:
         kind = path.suffix.lower()
         if kind in TIFF_SUFFIXES:
             file = _from_library(path, open_tiff(path))
+        elif kind == ".zarr":
+            file = _from_library(path, open_zarr(path))
         elif path.is_dir() or kind in _ITK_SUFFIXES:
             from segresmamba.data.volumes.itk import open_itk  # most datasets need no SimpleITK
 
@@ -137,7 +142,8 @@ def open_label(path: Path, labels: dict[str, int], grid: OriginalGrid) -> VoxelF
     Raises:
         DataError: As `open_voxels`; also if a segmentation does not fit the labels or the image.
     """
-    if not (path.is_dir() or path.suffix.lower() == ".dcm"):
+    kind = path.suffix.lower()
+    if kind == ".zarr" or not (path.is_dir() or kind == ".dcm"):
         return open_voxels(path)
     from segresmamba.data.volumes.dicom_seg import read_segmentation, segmentation_file
 
