@@ -2,21 +2,23 @@
 
     python benchmarks/accuracy.py                  # goes on with the plan; Ctrl-C at any time
     python benchmarks/accuracy.py --minutes 170    # begins no run after that time
-    python benchmarks/accuracy.py --part 2/2       # beside a second one with --part 1/2
-    python benchmarks/accuracy.py --show           # what is there: the tables of docs/accuracy.md
+    python benchmarks/accuracy.py --show           # the tables and the picture of docs/accuracy.md
 
 The tasks are the brain sample (`segresmamba sample`), where outlines decide, and drawn spines
 (`accuracy_spine.py`), where context does. Runs use the ordinary commands (`python -m launch train`,
 `segresmamba evaluate`) with the same crops, batch, augmentation, loss and optimizer; the seed sets
 weights, crops and augmentation. The plan, in its order:
 
-    1. learning rate  every network, three values, one seed, brain, on a fold of its own
-    2. main           the networks in question, both tasks, three seeds, 250 steps
-    3. long           the same, one seed, 1000 steps
-    4. others         the other networks, both tasks, one seed, 250 steps
+    1. main    the networks in question, both tasks, three seeds, 250 steps
+    2. long    the same, one seed, 1000 steps
+    3. others  the other networks, both tasks, one seed, 250 steps
+
+Before the first runs of a network come those that choose its learning rate: three values, one seed,
+on the brain, with another fold held out.
 
 A run that ended adds a line to `results/accuracy.csv` at once and is not repeated. A run that was
-interrupted goes on from its checkpoint, if its folder is still there.
+interrupted goes on from its checkpoint, if its folder is still there. The same command may run more
+than once at a time on one machine: each then takes runs that no other has.
 """
 
 from __future__ import annotations
@@ -30,9 +32,15 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+
+from segresmamba.config import load_config
+from segresmamba.planner.footprint import fake_footprint
+from segresmamba.task.task import build_network
 
 RESULTS = Path(__file__).parent / "results" / "accuracy.csv"
 METRICS = ("dice", "hd95_mm", "nsd")
@@ -42,7 +50,8 @@ RATES = (1e-3, 2e-3, 4e-3)
 SHORT, LONG = 250, 1000
 FOLD, TUNING_FOLD = 0, 1
 
-# A third of the full widths for the family, a quarter for the others: about the same step time.
+# A quarter of the full widths, and for the family, whose stages need multiples of 8, a third. The
+# half of them, segresmamba_fine_24, takes about as long a step as SegResNet.
 _DIMS = "model.dims=[16,32,64,128]"
 _FINE = ("model=segresmamba_fine", _DIMS)
 _LEVELS = "[8,16,32,64,80,80]"
@@ -60,6 +69,9 @@ class Network:
 CORE = {
     "segresmamba": Network(("model=segresmamba", _DIMS), lr=4e-3),
     "segresmamba_fine": Network(_FINE, lr=4e-3),
+    "segresmamba_fine_24": Network(
+        ("model=segresmamba_fine", "model.dims=[24,48,96,192]"), lr=4e-3
+    ),
     "segresmamba_fine_nomamba": Network((*_FINE, "model.inner_tom=false"), lr=4e-3),
     "segresmamba_fine_outer": Network((*_FINE, "model.outer_toms=1"), lr=4e-3),
     "segresnet": Network(("model=segresnet", "model.init_filters=8")),
@@ -147,25 +159,45 @@ def best_rate(network: str, table: Table) -> float:
     return max(scores, key=scores.__getitem__)
 
 
+def is_tuned(network: str, table: Table) -> bool:
+    """Whether all its learning rates have been tried."""
+    return all(_tuning(network, rate) in table for rate in RATES)
+
+
 def _tuning(network: str, rate: float) -> Run:
     return Run("brain", network, TUNING_FOLD, SHORT, rate, SEEDS[0])
 
 
 def plan(table: Table) -> Iterator[Run]:
-    """All runs in their order. The later ones depend on the learning rates found so far."""
-    for network in NETWORKS:
-        for rate in RATES:
-            yield _tuning(network, rate)
+    """The runs in their order, as far as the learning rates are known; one may be there twice."""
     stages = (
         (CORE, SHORT, SEEDS),
         (CORE, LONG, SEEDS[:1]),
         (OTHERS, SHORT, SEEDS[:1]),
     )
     for networks, steps, seeds in stages:
+        for network in networks:
+            for rate in RATES:
+                yield _tuning(network, rate)
         for seed in seeds:  # an interrupted stage has whole seeds
             for task in TASKS:
                 for network in networks:
-                    yield Run(task, network, FOLD, steps, best_rate(network, table), seed)
+                    if is_tuned(network, table):
+                        yield Run(task, network, FOLD, steps, best_rate(network, table), seed)
+
+
+@contextmanager
+def claimed(runs: Iterable[Run], root: Path) -> Iterator[Run | None]:
+    """The first of the runs that no other program is at, for as long as this is entered."""
+    for run in runs:
+        with (root / f"{run.name}.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            yield run
+            return
+    yield None
 
 
 def prepare(task: str, data: Path) -> Path:
@@ -201,9 +233,9 @@ def _segresmamba(command: str) -> list[str]:
     return [sys.executable, "-m", "segresmamba.cli.main", command]
 
 
-def lines(table: Table, task: str, steps: int) -> list[str]:
-    """A Markdown table of one task: mean and spread of what has run, and the paired test."""
-    scores = {
+def scores_of(table: Table, task: str, steps: int) -> dict[str, Seeds]:
+    """By network, what has run at its learning rate."""
+    return {
         network: {
             run.seed: found
             for run, found in table.items()
@@ -212,24 +244,54 @@ def lines(table: Table, task: str, steps: int) -> list[str]:
         }
         for network in NETWORKS
     }
+
+
+def lines(table: Table, task: str, steps: int) -> list[str]:
+    """A Markdown table of one task: mean and spread of what has run, and the paired test."""
+    scores = scores_of(table, task, steps)
     rows = [
-        "| network | lr | seeds | Dice | HD95 (mm) | surface Dice | Dice - SegResNet's | p |",
-        "|---|---|---|---|---|---|---|---|",
+        "| network | saved (MiB) | lr | seeds | Dice | HD95 (mm) | NSD | vs SegResNet | p |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for network, seeds in scores.items():
         if not seeds:
             continue
-        cells = [_spread([seeds[seed][metric] for seed in sorted(seeds)]) for metric in METRICS]
-        tuned = "" if _is_tuned(network, table) else " (not tuned)"
+        cells = [
+            *(_spread([seeds[seed][metric] for seed in sorted(seeds)]) for metric in METRICS),
+            *_paired(seeds, scores["segresnet"]),
+        ]
+        tuned = "" if is_tuned(network, table) else " (not tuned)"
         rows.append(
-            f"| {network} | {best_rate(network, table):g}{tuned} | {len(seeds)} | "
-            f"{' | '.join(cells)} | {' | '.join(_paired(seeds, scores['segresnet']))} |"
+            f"| {network} | {saved_mib(network):.0f} | {best_rate(network, table):g}{tuned} | "
+            f"{len(seeds)} | {' | '.join(cells)} |"
         )
     return rows
 
 
-def _is_tuned(network: str, table: Table) -> bool:
-    return all(_tuning(network, rate) in table for rate in RATES)
+@cache
+def saved_mib(network: str) -> float:
+    """What a forward pass of one crop keeps for the backward pass, in fp32."""
+    words = ["data=custom", "data.store=none", "data.patch=[64,64,64]"]
+    config = load_config([*words, *NETWORKS[network].overrides])
+    shape_BCDHW = (1, 1, *config.data.patch)
+    return fake_footprint(build_network(config, 1, 3), shape_BCDHW, "fp32").saved_bytes / 2**20
+
+
+def draw(table: Table, path: Path) -> None:
+    """Dice against saved memory after the short training, a panel for each task."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    for panel, task in zip(figure.subplots(1, len(TASKS)), TASKS, strict=True):
+        for network, seeds in scores_of(table, task, SHORT).items():
+            if seeds:
+                dice = [found["dice"] for found in seeds.values()]
+                x, y = saved_mib(network), statistics.mean(dice)
+                panel.errorbar(x, y, [[y - min(dice)], [max(dice) - y]], fmt="o", capsize=3)
+                panel.annotate(network, (x, y), textcoords="offset points", xytext=(6, 4))
+        panel.set(title=f"{task}, {SHORT} steps", xlabel="saved memory (MiB)", ylabel="Dice")
+        panel.set_xscale("log")
+    figure.savefig(path, dpi=120)
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -261,30 +323,29 @@ def main() -> None:
     )
     parser.add_argument("--show", action="store_true", help="print the tables and end")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="then begin no run")
-    parser.add_argument("--part", default="1/1", help="1/2: every second run of the plan")
     parser.add_argument("--only", default="", help="runs whose name has this, such as spine-segres")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the stores")
     parser.add_argument("--root", type=Path, default=Path("runs/accuracy"), help="of the runs")
     arguments = parser.parse_args()
-    begin, (part, parts) = time.monotonic(), map(int, arguments.part.split("/"))
+    begin = time.monotonic()
     if arguments.show:
         for task in TASKS:
             for steps in (SHORT, LONG):
                 print(f"\n{task}, {steps} steps\n", *lines(read(RESULTS), task, steps), sep="\n")
+        draw(read(RESULTS), RESULTS.with_suffix(".png"))
         return
     stores = {task: prepare(task, arguments.data) for task in TASKS}
+    arguments.root.mkdir(parents=True, exist_ok=True)
     while time.monotonic() - begin < 60 * arguments.minutes:
         # The plan is made anew after each run: learning rates may be known by now.
         table = read(RESULTS)
-        left = [
-            run
-            for number, run in enumerate(plan(table))
-            if number % parts == part - 1 and arguments.only in run.name and run not in table
-        ]
-        if not left:
-            break
-        print(f"{len(left)} runs left; next: {left[0].name}", flush=True)
-        append(RESULTS, left[0], perform(left[0], stores[left[0].task], arguments.root))
+        planned = dict.fromkeys(plan(table))
+        left = [run for run in planned if arguments.only in run.name and run not in table]
+        with claimed(left, arguments.root) as run:
+            if run is None:
+                break
+            print(f"{len(left)} runs known to be left; next: {run.name}", flush=True)
+            append(RESULTS, run, perform(run, stores[run.task], arguments.root))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python benchmarks/accuracy_spine.py data/raw_spine
 
 Each case is a column of equal vertebrae above a sacrum, the only part that looks different. The
-labels are the sacrum and the first six vertebrae, by their count from it; the column goes on above
+labels are the sacrum and the first four vertebrae, by their count from it; the column goes on above
 them without a label, until the edge of the image. So a voxel of a vertebra has its class from the
 distance to the sacrum, counted in vertebrae: the spacing differs from case to case, the column is
 bent and tilted, and its upper end says nothing. It is the labelling problem of spine CT without its
@@ -25,7 +25,7 @@ from scipy.spatial.transform import Rotation
 
 from segresmamba.data.formats.sample_parts import Array, save_volume, smooth_field
 
-CASES, SIDE, COUNTED = 20, 64, 6
+CASES, SIDE, COUNTED = 20, 64, 4
 _DESCRIPTION = {
     "name": "Spines",
     "description": "Drawn spines: vertebrae that differ only by their count from the sacrum",
@@ -47,9 +47,9 @@ def draw(rng: np.random.Generator) -> tuple[Array, npt.NDArray[np.uint8]]:
     places = np.tensordot(turn, np.indices(shape, np.float32) - (SIDE - 1) / 2, axes=1)
     # The shift of a place depends on x, y and z, so the column bends and its vertebrae differ.
     x, y, z = (axis + 1.5 * smooth_field(shape, 5, rng) for axis in places)
-    x, y = x - rng.uniform(-8, 8), y - rng.uniform(-8, 8)
-    pitch, radius = rng.uniform(6.0, 8.0), rng.uniform(6.0, 8.0)
-    above = z + rng.uniform(20, 24)  # from the upper end of the sacrum
+    x, y = x - rng.uniform(-6, 6), y - rng.uniform(-6, 6)
+    pitch, radius = rng.uniform(8.0, 11.0), rng.uniform(12.0, 16.0)
+    above = z + rng.uniform(18, 22)  # from the upper end of the sacrum
     count = np.floor(above / pitch).astype(int) + 1
     # A flat cylinder in the lower 72 % of its share of the column.
     in_vertebra = (np.hypot(x, y) < radius) & (above >= 0) & (above / pitch % 1 < 0.72)
@@ -57,7 +57,7 @@ def draw(rng: np.random.Generator) -> tuple[Array, npt.NDArray[np.uint8]]:
     in_sacrum = (above < -1.5) & (np.hypot(x, y) < 1.4 * radius + 0.5 * above)
     label = np.where(in_vertebra & (count <= COUNTED), 1 + count, 0)
     label[in_sacrum] = 1
-    signal = np.where(in_vertebra | in_sacrum, 1.0, 0.45 + 0.1 * smooth_field(shape, 6, rng))
+    signal = np.where(in_vertebra | in_sacrum, 1.0, 0.3 + 0.1 * smooth_field(shape, 6, rng))
     image = ndimage.gaussian_filter(signal, 0.8) * np.exp(0.15 * smooth_field(shape, 4, rng))
     noise = rng.normal(0, rng.uniform(0.05, 0.12), shape)
     return (1000 * (image + noise)).astype(np.float32), label.astype(np.uint8)

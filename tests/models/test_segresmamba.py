@@ -155,8 +155,9 @@ def test_checkpointed_stages_keep_less_and_compute_the_same(arguments: dict[str,
         torch.testing.assert_close(gradients, results[0][1], rtol=0, atol=0)
 
 
-def test_a_compiled_network_computes_the_same() -> None:
-    network, x_BCDHW = tiny(dims=(8, 8)), torch.randn(1, 2, 32, 32, 32)
+@pytest.mark.parametrize("name", ["segresmamba", "segresmamba_fine"])
+def test_a_compiled_network_computes_the_same(name: str) -> None:
+    network, x_BCDHW = tiny(name, dims=(8, 8)), torch.randn(1, 2, 32, 32, 32)
     expected = loss_and_gradients(network, x_BCDHW)
     # All of torch.compile but the generated code, which takes a compiler and a minute; the engine's
     # tests have that.
@@ -164,8 +165,9 @@ def test_a_compiled_network_computes_the_same() -> None:
     torch.testing.assert_close(loss_and_gradients(network, x_BCDHW), expected)
 
 
-def test_an_exported_network_keeps_the_scans_as_operators() -> None:
-    network, x_BCDHW = tiny(dims=(8, 8)).eval(), torch.randn(1, 2, 32, 32, 32)
+@pytest.mark.parametrize("name", ["segresmamba", "segresmamba_fine"])
+def test_an_exported_network_keeps_the_scans_as_operators(name: str) -> None:
+    network, x_BCDHW = tiny(name, dims=(8, 8)).eval(), torch.randn(1, 2, 32, 32, 32)
     program = torch.export.export(network, (x_BCDHW,))
     scans = [node for node in program.graph.nodes if "segresmamba.tri_scan" in str(node.target)]
     layers = [module for module in network.modules() if isinstance(module, TriOrientedMamba)]

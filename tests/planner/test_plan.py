@@ -74,6 +74,8 @@ def test_saved_memory_is_predicted_within_five_percent(tmp_path: Path, words: li
         ("dynunet", ["model.filters=[8,16,16,16]"]),
         ("mednext", ["data.patch=[32,16,16]"]),
         ("resenc_unet", ["model.features=[8,16,16]", "model.blocks=[1,2,1]"]),
+        ("umamba_bot", ["model.features=[8,16,16]", "model.blocks=[1,2,1]"]),
+        ("segresmamba_fine", ["model.dims=[8,8,16]"]),
     ],
 )
 def test_saved_memory_of_every_other_network_is_predicted_too(
