@@ -65,7 +65,8 @@ def check(config: Config, logs: Path) -> None:
         nonce.unlink(missing_ok=True)
     for problem in problems(config, reports, before_s, time.time()):
         raise problem
-    require_build_tools(config)
+    if config.cluster.container is None:
+        require_build_tools(config)
     sys.stderr.write(different_gpus(reports))
     _check_memory(config, reports)
 
@@ -76,7 +77,9 @@ def _ask_nodes(config: Config, nonce: Path, content: str) -> list[NodeReport]:
     folder = "" if "://" in store else str(Path(store).resolve())
     # By its path, so that a node that cannot read this package can still answer.
     program = [sys.executable, probe.__file__, str(nonce.resolve()), content, folder]
-    program += [] if config.train.device == "cpu" else ["torch"]
+    # The torch outside of a container is not that of the ranks.
+    if config.train.device != "cpu" and config.cluster.container is None:
+        program.append("torch")
     one_each = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--cpus-per-task=1"]
     environment = {name: value for name, value in os.environ.items() if name not in _TASK_VARIABLES}
     done = subprocess.run(

@@ -98,6 +98,10 @@ def test_the_probe_sees_all_gpus_of_a_node_and_not_those_of_one_rank(
     assert "PER_TASK" not in kept
     assert "SLURM_NTASKS_PER_NODE" not in kept
     assert (tmp_path / "words").read_text().endswith("torch\n")
+    cluster = config.cluster.model_copy(update={"container": "segresmamba.sif"})
+    with pytest.raises(LaunchError, match="cannot start a process"):
+        preflight._ask_nodes(config.model_copy(update={"cluster": cluster}), tmp_path / "n", "4711")
+    assert not (tmp_path / "words").read_text().endswith("torch\n")
 
 
 def test_different_gpus_are_worth_a_warning() -> None:
