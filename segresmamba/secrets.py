@@ -21,6 +21,7 @@ from pathlib import Path
 
 from segresmamba.errors import ConfigError
 from segresmamba.redaction import HIDDEN, URL, VARIABLE, known_secrets, without_login
+from segresmamba.storage.json_text import parse_json
 
 FILE = "secrets.json"
 # Variables and shell lines that everybody sets and that hold no secret. They stay readable. All
@@ -90,7 +91,7 @@ def recall(folder: Path) -> None:
         path = folder / FILE
         if path.stat().st_uid not in (os.geteuid(), 0):
             return  # another user's settings are not ours to obey
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        kept = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return  # `reveal` says what is missing, where it is needed
     if isinstance(kept, dict):

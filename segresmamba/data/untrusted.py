@@ -1,28 +1,14 @@
-"""Checks of what others may have written: JSON, names that become paths, sizes in headers."""
+"""Checks of what others may have written: names that become paths, sizes in headers."""
 
 from __future__ import annotations
 
-import json
 from math import prod
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 RESERVED_NAMES = frozenset({"zarr.json", "dataset.json"})
 """File names at the top of a store, which no case may have."""
 _DEFLATE_RATIO = 1032
 """How many times longer than itself the content of a gzip file can be (zlib's documentation)."""
-
-
-def parse_json(content: bytes) -> Any:
-    """Parse JSON.
-
-    Raises:
-        ValueError: If it is not JSON, or is nested too deeply to be read.
-    """
-    try:
-        return json.loads(content)
-    except RecursionError as error:
-        raise ValueError("JSON that is nested too deeply") from error
 
 
 def is_case_id(name: str) -> bool:

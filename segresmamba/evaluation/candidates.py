@@ -18,6 +18,7 @@ from segresmamba.evaluation.measures import Scoring
 from segresmamba.evaluation.results import CaseValues
 from segresmamba.evaluation.runs import HeldOut, KeptPredictions, evaluate_run
 from segresmamba.inference.trained import TrainedModel, require_same_task, trained_runs
+from segresmamba.storage.json_text import parse_json
 from segresmamba.storage.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -167,14 +168,14 @@ def _evaluated(model: TrainedModel, workers: int, progress: Progress) -> dict[st
         )
     if not _is_current(model, run):
         evaluate_run(run.path, workers=workers, progress=progress(f"evaluating {run.path.name}"))
-    cases: dict[str, CaseValues] = json.loads(run.results.read_bytes())["cases"]
+    cases: dict[str, CaseValues] = parse_json(run.results.read_bytes())["cases"]
     return cases
 
 
 def _is_current(model: TrainedModel, run: RunFolder) -> bool:
     """Whether a run was evaluated with these weights, all its cases and the same convention."""
     try:
-        content = json.loads(run.results.read_bytes())
+        content = parse_json(run.results.read_bytes())
         newer = run.results.stat().st_mtime >= model.weights.stat().st_mtime
         return bool(
             newer and content["scoring"]["empty"] == SCORING.empty and not content["failed"]

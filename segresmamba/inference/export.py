@@ -34,6 +34,7 @@ from segresmamba.inference.portable import Form, write_portable
 from segresmamba.inference.trained import MODEL_FILE, MODEL_VERSION, TrainedModel, open_models
 from segresmamba.storage.atomic import complete_folder
 from segresmamba.storage.digest import file_digest
+from segresmamba.storage.json_text import parse_json
 from segresmamba.storage.run_folder import RunFolder, write_config
 from segresmamba.task.weights import load_network, read_weights, save_weights
 from segresmamba.tracking import TrackingError
@@ -99,10 +100,10 @@ def export_model(
             got=MODEL_FILE,
             remedy="copy the folder, or export it in another form with --to",
         )
-    before = json.loads((source / MODEL_FILE).read_bytes())
+    before = parse_json((source / MODEL_FILE).read_bytes())
     origins = [Origin.from_member(member) for member in before["members"]]
     kept = source / _FINGERPRINT
-    fingerprint = json.loads(kept.read_bytes()) if kept.exists() else {}
+    fingerprint = parse_json(kept.read_bytes()) if kept.exists() else {}
     given = before.get("licence", licence) if licence == NO_LICENCE else licence
     return write_model_folder(out, models, origins, fingerprint, given, form)
 
@@ -217,7 +218,7 @@ def origin_of(run: Path) -> Origin:
     with suppress(TrackingError):
         energy = dict(read_history(run).energy)
     with suppress(OSError, ValueError, KeyError, TypeError):
-        classes = json.loads(folder.results.read_bytes())["classes"]
+        classes = parse_json(folder.results.read_bytes())["classes"]
         scores = {name: float(row["dice"]) for name, row in classes.items()}
     return Origin(
         name=run.name,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ from segresmamba.errors import CheckpointError, DataError
 from segresmamba.inference.export import Origin, refuse_used, scratch_beside, write_model_folder
 from segresmamba.inference.nnunet_plans import Plans
 from segresmamba.inference.trained import TrainedModel
+from segresmamba.storage.json_text import parse_json
 from segresmamba.task.weights import WeightsFacts, load_network, reading_problem, save_weights
 
 logger = logging.getLogger(__name__)
@@ -167,14 +167,14 @@ def _origin(fold: Path, plans: Mapping[str, Any], dataset: Mapping[str, Any]) ->
 def _summary(fold: Path) -> dict[str, Any]:
     """The scores of nnU-Net's own validation; empty if it did not run."""
     with suppress(OSError, ValueError):
-        found: dict[str, Any] = json.loads((fold / "validation" / "summary.json").read_bytes())
+        found: dict[str, Any] = parse_json((fold / "validation" / "summary.json").read_bytes())
         return found
     return {}
 
 
 def _fingerprint(source: Path) -> dict[str, Any]:
     with suppress(OSError, ValueError, KeyError):
-        found = json.loads((source / "dataset_fingerprint.json").read_bytes())
+        found = parse_json((source / "dataset_fingerprint.json").read_bytes())
         spacings, shapes = found["spacings"], found["shapes_after_crop"]
         return {
             "cases": len(spacings),
@@ -186,7 +186,7 @@ def _fingerprint(source: Path) -> dict[str, Any]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(path.read_bytes())
+        content: dict[str, Any] = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise DataError(
             "a file of the nnU-Net model cannot be read",

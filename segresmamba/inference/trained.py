@@ -8,7 +8,6 @@ FOLDER/model.json, config-0.yaml, ...        a model folder, which needs no run
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from segresmamba.data.untrusted import stays_inside
 from segresmamba.errors import ConfigError, DataError
 from segresmamba.inference.postprocessing import Rule, read_rules
 from segresmamba.storage.digest import file_digest
+from segresmamba.storage.json_text import parse_json
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.task.weights import WeightsFacts, read_facts
 
@@ -213,8 +213,8 @@ def _require_digest(path: Path, written: str | None) -> None:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise _unreadable(path, str(error)) from error
     if not isinstance(content, dict):
         raise _unreadable(path, f"{type(content).__name__}, not an object")

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from segresmamba.config import Config, changes_result
 from segresmamba.config.section import Section
 from segresmamba.errors import DataError
+from segresmamba.storage.json_text import parse_json
 from segresmamba.tracking import History, flatten
 
 REPLICAS = ("seed", "train.fold")
@@ -154,7 +155,7 @@ def complete_settings(settings: Mapping[str, str]) -> dict[str, str]:
             for part in outer:
                 place = place.setdefault(part, {})
             try:
-                place[name] = json.loads(text)
+                place[name] = parse_json(text)
             except ValueError:
                 place[name] = text
     complete = dict(settings)
@@ -190,7 +191,7 @@ def _cases(history: History) -> dict[str, CaseScore]:
     if path is None:
         return {}
     try:
-        cases = json.loads(path.read_text(encoding="utf-8"))["cases"]
+        cases = parse_json(path.read_text(encoding="utf-8"))["cases"]
         return {
             case_id: CaseScore(
                 dice=dice,

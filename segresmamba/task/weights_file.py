@@ -27,6 +27,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from segresmamba.storage.digest import digest_of, json_digest
+from segresmamba.storage.json_text import parse_json
 
 _VERSION = 1
 _LENGTH_BYTES = 8  # a safetensors file begins with the length of its header
@@ -111,7 +112,7 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return _former(path, mmap=False)
     content = path.read_bytes()
     metadata, weights = _metadata(BytesIO(content)), load(content)
-    aliases: dict[str, str] = json.loads(metadata.get("aliases", "{}"))
+    aliases: dict[str, str] = parse_json(metadata.get("aliases", "{}"))
     weights |= {name: weights[kept] for name, kept in aliases.items()}
     _compare("weights", metadata["weights_digest"], _weights_digest(weights))
     return weights, _facts(metadata)
@@ -164,7 +165,7 @@ def _bytes_of(values: Tensor) -> Any:
 def _header(file: BinaryIO) -> dict[str, Any]:
     size = int.from_bytes(file.read(_LENGTH_BYTES), "little")
     text = file.read(size) if size < 1 << 30 else b""  # a damaged length may be any number
-    header: dict[str, Any] = json.loads(text)
+    header: dict[str, Any] = parse_json(text)
     return header
 
 
@@ -178,7 +179,7 @@ def _metadata(file: BinaryIO) -> dict[str, str]:
 
 
 def _facts(metadata: Mapping[str, str]) -> dict[str, Any]:
-    facts: dict[str, Any] = json.loads(metadata["facts"])
+    facts: dict[str, Any] = parse_json(metadata["facts"])
     _compare("facts", metadata["facts_digest"], json_digest(facts))
     return facts
 

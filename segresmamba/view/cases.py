@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from segresmamba.data import Case, Dataset, open_dataset
 from segresmamba.data.formats.source import LABEL_ENDINGS, read_json
 from segresmamba.data.volumes.voxel_file import VoxelFile, open_voxels
 from segresmamba.errors import ConfigError, DataError
+from segresmamba.storage.json_text import parse_json
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.view.segmenter import Segmenter
 from segresmamba.view.volumes import (
@@ -162,7 +162,7 @@ def _dice_of_cases(results: Path) -> dict[str, float]:
     """Mean Dice of each case that has one."""
     remedy = f"run `segresmamba evaluate {results.parent}`, which scores the held-out cases"
     try:
-        cases = json.loads(results.read_text(encoding="utf-8"))["cases"]
+        cases = parse_json(results.read_text(encoding="utf-8"))["cases"]
         values = {
             name: [one["dice"] for one in classes.values() if one.get("dice") is not None]
             for name, classes in cases.items()

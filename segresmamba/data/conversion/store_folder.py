@@ -28,9 +28,9 @@ from segresmamba.data.store.manifest import (
     manifest_text,
     newer_version,
 )
-from segresmamba.data.untrusted import parse_json
 from segresmamba.errors import DataError
 from segresmamba.storage.atomic import remove_leftovers, write_text
+from segresmamba.storage.json_text import parse_json
 from segresmamba.storage.locks import try_lock
 
 _ROOT = "zarr.json"

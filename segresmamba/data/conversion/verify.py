@@ -18,11 +18,11 @@ from segresmamba.data.store import layout, ome
 from segresmamba.data.store.files import Files
 from segresmamba.data.store.locations import files_at
 from segresmamba.data.store.manifest import CaseRecord, Manifest, read_manifest
-from segresmamba.data.untrusted import parse_json
 from segresmamba.data.volumes import geometry
 from segresmamba.data.volumes.geometry import OriginalGrid
 from segresmamba.data.volumes.statistics import annotated, class_voxels, with_ignored
 from segresmamba.errors import DataError
+from segresmamba.storage.json_text import parse_json
 
 logger = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ Sources: http://medicaldecathlon.com, dataset.json of its tasks; MONAI 1.6,
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,9 @@ def _nnunet_v1(image: Path, channels: int) -> list[str]:
     """
     stem = strip_ending(image.name)
     names = [f"{stem}_{number:04d}{image.name.removeprefix(stem)}" for number in range(channels)]
-    return names if not image.exists() and image.with_name(names[0]).exists() else []
+    first = image.with_name(names[0])
+    # Unlike Path.exists, this also answers for a name that is too long for a file system.
+    return names if not os.path.exists(image) and os.path.exists(first) else []
 
 
 class _List(BaseModel):

@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from segresmamba.data.untrusted import RESERVED_NAMES, is_case_id, parse_json
+from segresmamba.data.untrusted import RESERVED_NAMES, is_case_id
 from segresmamba.errors import DataError
+from segresmamba.storage.json_text import parse_json
 
 VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".tif", ".tiff")
 LABEL_ENDINGS = (*VOLUME_ENDINGS, ".zarr")

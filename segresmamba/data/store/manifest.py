@@ -30,10 +30,11 @@ from segresmamba.data.records import ChannelStatistics, Spacing, StoreRecord
 from segresmamba.data.store.files import Files
 from segresmamba.data.store.locations import files_at
 from segresmamba.data.store.splits import Split
-from segresmamba.data.untrusted import is_case_id, parse_json
+from segresmamba.data.untrusted import is_case_id
 from segresmamba.data.volumes.resampling import GridTransform
 from segresmamba.errors import DataError
 from segresmamba.storage.digest import json_digest
+from segresmamba.storage.json_text import parse_json
 
 SCHEMA_VERSION = 3
 """Version 3 added the checksum of dataset.json; earlier stores have none, and are read as well."""

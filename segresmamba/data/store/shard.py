@@ -22,7 +22,7 @@ from numcodecs import blosc
 
 from segresmamba.data.store import layout
 from segresmamba.data.store.files import Blob, Files
-from segresmamba.data.untrusted import parse_json
+from segresmamba.storage.json_text import parse_json
 
 blosc.use_threads = False  # reader processes run in parallel, so threads would compete with them
 

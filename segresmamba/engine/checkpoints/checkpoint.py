@@ -41,6 +41,7 @@ from segresmamba.engine.zero import ZeroEngine
 from segresmamba.errors import CheckpointError
 from segresmamba.storage.atomic import complete_folder, write_text
 from segresmamba.storage.digest import json_digest
+from segresmamba.storage.json_text import parse_json
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.task.ranks import Ranks
 from segresmamba.task.weights import check_shapes
@@ -267,12 +268,12 @@ def _write_meta(folder: Path, meta: Meta) -> None:
 def _read_meta(folder: Path, step: int) -> Meta:
     path = folder / "meta.json"
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
         digest = content.pop("digest", None)
         meta = Meta(**content)
     except FileNotFoundError as error:
         raise damaged(path, "the file is missing") from error
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise damaged(path, (str(error).splitlines() or ["not an object"])[0]) from error
     # Earlier versions wrote no digests.
     if (digest or meta.digests) and digest != json_digest(content):

@@ -20,6 +20,7 @@ from typing import Any
 
 from segresmamba.storage.atomic import write_text
 from segresmamba.storage.digest import json_digest
+from segresmamba.storage.json_text import parse_json
 from segresmamba.storage.locks import locked
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.tracking.protocol import TrackingError, newer_error
@@ -99,7 +100,7 @@ class Ledger:
 
     def _read(self) -> dict[str, dict[str, Any]]:
         try:
-            content = json.loads(self._path.read_bytes())
+            content = parse_json(self._path.read_bytes())
             digest = content.pop("digest", None)  # earlier versions wrote none
             if digest is not None and digest != json_digest(content):
                 raise ValueError(f"checksum {json_digest(content)}, written with {digest}")
@@ -116,7 +117,6 @@ class Ledger:
             TypeError,
             AttributeError,
             OverflowError,
-            RecursionError,
         ) as error:
             raise TrackingError(
                 "the energy ledger is damaged",

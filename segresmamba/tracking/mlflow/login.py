@@ -8,7 +8,6 @@ write to the database that it shows.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import secrets
@@ -19,6 +18,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from segresmamba.storage.atomic import atomic_path
+from segresmamba.storage.json_text import parse_json
 from segresmamba.tracking.protocol import TrackingError
 
 logger = logging.getLogger(__name__)
@@ -61,14 +61,14 @@ def running_server(root: Path) -> str | None:
     """
     path = root / SERVER_NAME
     try:
-        server = json.loads(path.read_text())
+        server = parse_json(path.read_text())
         uri = str(server["uri"])
         parts = urlsplit(uri)
         if parts.scheme not in SERVERS or not parts.hostname or parts.port == 0:
             raise ValueError(f"{uri!r} is no address of a server")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         _warn_unreadable(path, f"{type(error).__name__}: {error}")
         return None
     # The server of an earlier version has no user, and asks for no password.
@@ -87,11 +87,11 @@ def server_password(folder: Path, uri: str) -> str | None:
         uri: Address of a server.
     """
     for root in (folder.absolute(), *folder.absolute().parents):
-        with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+        with suppress(OSError, ValueError, TypeError, KeyError):
             fd = os.open(root / SERVER_NAME, os.O_RDONLY | os.O_NOFOLLOW)
             with os.fdopen(fd) as file:
                 is_ours = os.fstat(fd).st_uid == os.geteuid()
-                server = json.load(file)
+                server = parse_json(file.read())
             if is_ours and "user" in server and server["uri"] == uri:
                 return _read_private(root / PASSWORD_NAME)
     return None

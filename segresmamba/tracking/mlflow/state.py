@@ -16,6 +16,7 @@ from segresmamba.config.tracking import server_login, with_password
 from segresmamba.errors import ConfigError
 from segresmamba.storage.atomic import write_text
 from segresmamba.storage.digest import json_digest
+from segresmamba.storage.json_text import parse_json
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.tracking.mlflow.login import SERVERS, running_server
 from segresmamba.tracking.protocol import TrackingError
@@ -72,7 +73,7 @@ class UploadState:
         """
         path = RunFolder(folder).mlflow
         try:
-            content = json.loads(path.read_bytes())
+            content = parse_json(path.read_bytes())
             state = TypeAdapter(cls).validate_python(content)
             # Files of earlier versions have no checksum.
             if (written := content.pop("checksum", None)) not in (None, json_digest(content)):

@@ -292,6 +292,17 @@ def test_a_dataset_of_nnunet_v1_has_a_file_for_each_channel(tmp_path: Path) -> N
     assert convert(source, tmp_path / "store").digest == expected
 
 
+def test_a_listed_name_that_is_too_long_for_a_file_is_refused(tmp_path: Path) -> None:
+    source = decathlon(tmp_path / "raw")
+    path = source / "dataset.json"
+    content = json.loads(path.read_text())
+    content["training"][0]["image"] = f"imagesTr/{'a' * 300}.nii.gz"
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="File name too long") as caught:
+        convert(source, tmp_path / "store")
+    assert "aaaa" in caught.value.where
+
+
 def test_another_grid_is_refused_or_resampled(tmp_path: Path) -> None:
     raw = write_raw(tmp_path / "raw")
     path = label_path(raw, "case_1")

@@ -163,6 +163,12 @@ def test_a_broken_address_of_a_server_counts_as_none_and_that_is_said_once(
     assert f"{tmp_path}/mlflow-server.json cannot be read" in said
 
 
+def test_a_state_that_is_nested_without_end_is_refused(tmp_path: Path) -> None:
+    RunFolder(tmp_path).mlflow.write_text('{"uri": ' + "[" * 100_000)
+    with pytest.raises(TrackingError, match="nested too deeply"):
+        UploadState.load(tmp_path)
+
+
 @pytest.mark.parametrize("change", [{"sent_bytes": "all"}, {"last_step": [1]}, {"uri": None}])
 def test_a_state_with_a_wrong_type_keeps_no_run_from_starting(
     tmp_path: Path, change: dict[str, object]

@@ -1,0 +1,18 @@
+"""JSON that others may have written, or that is damaged."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+def parse_json(content: str | bytes) -> Any:
+    """Parse JSON.
+
+    Raises:
+        ValueError: If it is not JSON, or is nested too deeply to be read.
+    """
+    try:
+        return json.loads(content)
+    except RecursionError as error:
+        raise ValueError("JSON that is nested too deeply") from error
