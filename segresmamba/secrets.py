@@ -21,7 +21,6 @@ from pathlib import Path
 
 from segresmamba.errors import ConfigError
 from segresmamba.redaction import HIDDEN, URL, VARIABLE, known_secrets, without_login
-from segresmamba.storage.json_text import parse_json
 
 FILE = "secrets.json"
 # Variables and shell lines that everybody sets and that hold no secret. They stay readable. All
@@ -91,8 +90,8 @@ def recall(folder: Path) -> None:
         path = folder / FILE
         if path.stat().st_uid not in (os.geteuid(), 0):
             return  # another user's settings are not ours to obey
-        kept = parse_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return  # `reveal` says what is missing, where it is needed
     if isinstance(kept, dict):
         strings = {marker: str(secret) for marker, secret in kept.items()}
