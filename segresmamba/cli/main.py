@@ -346,7 +346,7 @@ def warmup(
     from segresmamba.task.warm_up import capability_number, compile_scans
 
     config = load_config(with_own_presets(overrides, config_dir))
-    numbers = [capability_number(given) for given in capability or ()]
+    numbers: list[int | None] = [capability_number(given) for given in capability or ()]
     if not numbers and not torch.cuda.is_available():
         raise ConfigError(
             "there is no GPU here to compile for",

@@ -55,7 +55,7 @@ def available_backends() -> dict[str, str]:
 
 
 # torch.compile calls it while it traces: it could not trace how a compiler is looked for.
-@torch.compiler.assume_constant_result  # type: ignore[no-untyped-call, untyped-decorator]
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def resolve_backend(name: str, device: torch.device, *, float64: bool = False) -> str:
     """The backend that a call on this device uses.
 

@@ -48,9 +48,11 @@ def _operands(dtype: torch.dtype, states: int, width: int, device: torch.device)
         return torch.zeros(3, *shape, device=device)
 
     rank, channels = 2, _CHANNELS
-    halves = torch.zeros(1, 2 * channels, _LENGTH, dtype=dtype, device=device).chunk(2, dim=1)
+    product_BEL = torch.zeros(1, 2 * channels, _LENGTH, dtype=dtype, device=device)
+    x_BDL, z_BDL = product_BEL.chunk(2, dim=1)
     return TriOperands(
-        *halves,
+        x_BDL,
+        z_BDL,
         zeros(channels, width),
         zeros(channels),
         zeros(rank + 2 * states, channels),
@@ -65,14 +67,14 @@ class _AbsentGpu:
     """What Triton asks its driver when it compiles and does not run a kernel."""
 
     def __init__(self, capability: int) -> None:
-        self._target = GPUTarget("cuda", capability, 32)
+        self._capability = capability
 
     def get_current_target(self) -> GPUTarget:
-        return self._target
+        return GPUTarget("cuda", self._capability, 32)
 
     def get_current_device(self) -> int:
         # Compiled kernels are kept by device: those for two capabilities must not be mixed up.
-        return -self._target.arch
+        return -self._capability
 
     def get_current_stream(self, device: int) -> int:
         return 0

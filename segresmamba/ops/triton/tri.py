@@ -4,7 +4,7 @@ For each order the convolution reads x through the order map and writes its resu
 the scan. The projections (matrix products, for which the order does not matter) and the scan then
 read memory in sequence, and the scan adds its output to y through the map. No permuted copy of x,
 z or y is made. The backward pass recomputes everything from the operands.
-At most 16 bytes per element of a bfloat16 x are in use beside the operands (`ops.workspace`), so
+Long sequences have at most 16 bytes per element of a bfloat16 x in use (`ops.workspace`), so
 buffers are freed or written over as soon as their content has been read.
 """
 
