@@ -14,9 +14,10 @@ folder=${1:?usage: benchmarks/gpu_wheels.sh FOLDER}
 limit_mib=60
 root=$(dirname "$0")/..
 mkdir -p "$folder"
-# DeepSpeed is published as source only, and is pure Python unless told to build its kernels.
+# Published as source only. DeepSpeed is pure Python unless told to build its kernels.
 DS_BUILD_OPS=0 python3 -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir "$folder" \
-    --constraint "$root/constraints.txt" deepspeed antlr4-python3-runtime
+    --constraint "$root/constraints.txt" deepspeed antlr4-python3-runtime \
+    dynamic-network-architectures
 python3 -m pip download --quiet --no-deps --dest "$folder" --only-binary=:all: \
     --python-version 3.12 --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 \
     --constraint "$root/constraints.txt" \

@@ -58,4 +58,3 @@ def test_every_step_of_the_session_runs_without_the_packages_that_it_must_not_ne
         written["preemption"].read_text().splitlines())}  # fmt: skip
     assert (preemption["exit code"], preemption["continued"]) == ("0", "True")
     assert "missing  scan backend cpu" in done.stdout  # numba was hidden
-    assert "selective scan: backend reference" in done.stdout
