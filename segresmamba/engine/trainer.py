@@ -289,14 +289,14 @@ class Trainer:
                     batch.to(self.ranks.device), self.config.augment, self.config.seed
                 )
                 loss = self.loss(self.engine.forward(x_BCDHW), label_BDHW)
-                stop |= self._learn(
-                    timer
-                )  # of the step before, while the weights are still its own
+                # What the step before has come to, while the weights are still its own.
+                stop |= self._learn(timer)
                 self.engine.backward(loss, lr)
                 losses.append(loss.detach())
             self.step += 1
-            norm = self.engine.gradient_norm
-            self.queued = QueuedStep(self.step, lr, crops, losses, norm, stop=stop_requested())
+            self.queued = QueuedStep(
+                self.step, lr, crops, losses, self.engine.gradient_norm, stop=stop_requested()
+            )
             if stop or self._is_recorded():
                 stop |= self._learn(timer)
         if self.step % config.log_every == 0 or self.step == config.max_steps:

@@ -111,12 +111,24 @@ def test_a_skipped_step_is_counted_and_its_batch_kept(
     assert all(math.isfinite(journal_losses(run)[step]) for step in (1, 3, 4))
 
 
-def test_the_loss_of_an_interval_is_that_of_the_steps_that_were_made(
-    tiny_store: Path, tmp_path: Path, spoil: Callable[[Iterable[int]], None]
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_skipped_step_is_kept_with_its_weights_when_the_next_one_is_queued(
+    tiny_store: Path, tmp_path: Path, spoil: Callable[[Iterable[int]], None], stage: int
 ) -> None:
-    spoil([2])
-    train(tiny_config(tiny_store, tmp_path, "train.log_every=4"))
-    assert math.isfinite(journal_losses(tmp_path / "tiny")[4])
+    """The host learns of it in the middle of the next step, before the weights change."""
+    for name, every in (("at-once", 1), ("later", 4)):
+        spoil([2])
+        words = (f"train.log_every={every}", f"train.zero_stage={stage}", f"run.name={name}")
+        train(tiny_config(tiny_store, tmp_path, *words))
+    (at_once,), (later,) = (evidence(tmp_path / name) for name in ("at-once", "later"))
+    assert later == at_once
+    kept = [torch.load(RunFolder(tmp_path / name).skipped_weights) for name in ("at-once", "later")]
+    for name, weight in kept[0]["weights"].items():
+        torch.testing.assert_close(kept[1]["weights"][name], weight)
+    # The loss of an interval is that of the steps that were made.
+    losses = journal_losses(tmp_path / "at-once")
+    mean = sum(losses[step] for step in (1, 3, 4)) / 3
+    assert journal_losses(tmp_path / "later")[4] == pytest.approx(mean, rel=1e-4)
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])

@@ -1,4 +1,4 @@
-"""What a step costs the host: reads for which it waits, and dispatches. A GPU only makes both slower.
+"""What a step costs the host: reads for which it waits, and dispatches.
 
 The counter sees every operation that reaches a device, on a CPU as on a GPU, without a profiler.
 """
@@ -52,12 +52,12 @@ class Cost(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class Counted(Exception):
+class CountedError(Exception):
     """Ends a run whose third step has been counted."""
 
 
 def third_step(monkeypatch: pytest.MonkeyPatch, store: Path, root: Path, *overrides: str) -> Cost:
-    """The cost of a step that no record or checkpoint follows, and in which every change is made."""
+    """The cost of a step that no record or checkpoint follows, with every change of its crops."""
     queue = Trainer._train_step
 
     def counted(self: Trainer, *arguments: Any) -> bool:
@@ -65,12 +65,12 @@ def third_step(monkeypatch: pytest.MonkeyPatch, store: Path, root: Path, *overri
             return queue(self, *arguments)
         with Cost() as cost:
             queue(self, *arguments)
-        raise Counted(cost)
+        raise CountedError(cost)
 
     monkeypatch.setattr(Trainer, "_train_step", counted)
     every = ("train.max_steps=9", "train.log_every=9", "train.fold=none", "train.precision=bf16")
     changes = [f"augment.{name}_probability=1" for name in ("flip", "affine", "noise", "gamma")]
-    with pytest.raises(Counted) as caught:
+    with pytest.raises(CountedError) as caught:
         train(tiny_config(store, root, *every, *changes, *overrides))
     found: Cost = caught.value.args[0]
     return found
