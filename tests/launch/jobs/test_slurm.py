@@ -246,6 +246,8 @@ def test_what_was_granted_is_the_configurations(
         "SLURM_CPUS_PER_TASK": "6",
         "SLURM_JOB_PARTITION": "gpu",
         "SLURM_JOB_ACCOUNT": "a1",
+        "SLURM_JOB_QOS": "long",
+        "SLURM_MEM_PER_NODE": "2500",
     }.items():
         monkeypatch.setenv(name, value)
     words = allocation.overrides()
@@ -258,6 +260,8 @@ def test_what_was_granted_is_the_configurations(
         "cluster.gpus_per_node=0",
         "cluster.partition=gpu",
         "cluster.account=a1",
+        "cluster.qos=long",
+        "cluster.memory_gib=3",
         f"cluster.time_min={minutes}",
     ]
     assert load_config([*words, "train.batch_size=8"]).cluster.time_min == minutes
