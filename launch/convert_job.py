@@ -150,7 +150,7 @@ def describe(request: ConversionRequest, cluster: ClusterConfig, tasks: int) -> 
         return f"cluster={cluster.name}: {tasks} process(es) here, {request.out}\n"
     array, _ = _array(request, cluster, tasks)
     end, _ = _end(request, cluster, after="ARRAY")
-    return f"{array.script(tasks)}\n{end.script()}"
+    return f"{array.script(tasks)}\n{end.described()}"
 
 
 def _array(

@@ -111,7 +111,7 @@ def describe(request: PredictRequest, cluster: ClusterConfig, tasks: int | None)
     if cluster.name != "slurm":
         devices = ", ".join(_devices(request, tasks))
         return f"cluster={cluster.name}: here, on {devices}, {request.out}\n"
-    return _executor(request, cluster).script(tasks or 8)
+    return _executor(request, cluster).described(tasks or 8)
 
 
 def _devices(request: PredictRequest, tasks: int | None) -> list[str]:

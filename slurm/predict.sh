@@ -22,4 +22,6 @@
 set -euo pipefail
 
 bin=$([[ -x .venv/bin/segresmamba ]] && echo .venv/bin/ || true)
+# Sizes of both kinds are left of a job that called sbatch, and srun refuses to choose between them.
+[[ -z ${SLURM_MEM_PER_CPU:-} || -z ${SLURM_MEM_PER_NODE:-} ]] || unset SLURM_MEM_PER_{CPU,NODE}
 exec srun --export=ALL --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "${bin}segresmamba" predict "$@"

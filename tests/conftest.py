@@ -85,7 +85,10 @@ def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An SQLite file with MLflow's tables, which take it seconds to make, and one empty run."""
+    """An SQLite file with MLflow's tables, which take it seconds to make, and one empty run.
+
+    It is made under the umask of users who share a folder.
+    """
     from segresmamba.config import TrackingConfig
     from segresmamba.storage.run_folder import RunFolder
     from segresmamba.tracking import sync
@@ -97,5 +100,9 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir()
     Journal(RunFolder(folder).journal, name="run").close()
     open_state(folder, TrackingConfig(experiment="made by the fixture"), root).save(folder)
-    sync(folder)
+    before = os.umask(0o002)
+    try:
+        sync(folder)
+    finally:
+        os.umask(before)
     return root / "mlflow.db"

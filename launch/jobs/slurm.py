@@ -69,13 +69,8 @@ class Slurm:
         return watch.follow(queued.job_id, queued.paths.stdout) if follow else 0
 
     def describe(self, job: RankJob) -> str:
-        """The sbatch script that `start` would submit, to the letter. Changes nothing.
-
-        Comments at its end name what the user's shell would add to it or change.
-        """
-        text = _executor(job.resolved_config()).script()
-        notes = environment.variables_of(text).notes
-        return "\n".join([text, *(f"# {note}" for note in notes), *([""] if notes else [])])
+        """The sbatch script that `start` would submit, to the letter. Changes nothing."""
+        return _executor(job.resolved_config()).described()
 
     def run_in_allocation(self, job: RankJob) -> NoReturn:
         """Become the script that `start` would have queued, inside the job that sbatch made.
@@ -150,6 +145,12 @@ class SlurmExecutor(submitit.SlurmExecutor):
         # Submitit sets this parameter in a copy of its own on its way to an array.
         shown.parameters = self.parameters | ({"map_count": jobs} if jobs > 1 else {})
         return shown._make_submission_file_text(self._submitit_command_str, uid="")
+
+    def described(self, jobs: int = 1) -> str:
+        """The script, with comments on what the user's shell would add to it or change."""
+        text = self.script(jobs)
+        notes = environment.variables_of(text).notes
+        return "\n".join([text, *(f"# {note}" for note in notes), *([""] if notes else [])])
 
 
 def rank_executor(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 from launch.slurm import squeue
@@ -45,6 +46,9 @@ def overrides() -> list[str]:
         "gpus_per_node": os.environ.get("SLURM_GPUS_ON_NODE", "0"),
         "partition": os.environ.get("SLURM_JOB_PARTITION"),
         "account": os.environ.get("SLURM_JOB_ACCOUNT"),
+        "qos": os.environ.get("SLURM_JOB_QOS"),
+        # In MiB; a job that goes on after this one asks for no less.
+        "memory_gib": math.ceil(int(os.environ.get("SLURM_MEM_PER_NODE", "0")) / 1024),
         "time_min": str(limit_min := squeue.limit_min(os.environ["SLURM_JOB_ID"])),
     }
     # How the GPUs were asked for no longer matters.

@@ -61,11 +61,12 @@ def variables_of(script: str) -> Variables:
         option = _OPTIONS.get(name) or name.removeprefix("SBATCH_").lower().replace("_", "-")
         if not name.startswith("SBATCH_") or _describes_a_job(name) or option in _HARMLESS:
             continue
+        shown = " ".join(f"{name}={value}".split())  # on one line
         if option in known | _NEVER:
             left_out.append(name)
-            notes.append(f"{name}={value} of your shell is left out: cluster.* decides on that")
+            notes.append(f"{shown} of your shell is left out: cluster.* decides on that")
         else:
-            notes.append(f"{name}={value} of your shell holds for the job, beside cluster.*")
+            notes.append(f"{shown} of your shell holds for the job, beside cluster.*")
     return Variables(left_out, notes)
 
 

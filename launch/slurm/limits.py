@@ -69,6 +69,8 @@ _REFUSALS = {
     "error: Assoc": _ASSOC,
     "error: QOS": _QOS,
     "Invalid account": _ASSOC,
+    "Invalid job array": "`scontrol show config` has the largest array of this cluster "
+    "(MaxArraySize)",
     "Invalid qos": f"{_ASSOC}; {_QOS}",
     "accounting/QOS policy": f"{_ASSOC}; {_QOS}",
     "group not permitted": _PARTITION,

@@ -19,6 +19,12 @@ from segresmamba.secrets import is_hidden
 
 # Ranks that have just been started, when a signal came before them, get this long to heed it.
 _START_S = 5
+# With sizes of both kinds, one is of a job from which sbatch was called for this one, and srun
+# refuses to choose. A step without a size has all memory of its job.
+_ONE_SIZE = (
+    '[ -z "$SLURM_MEM_PER_CPU" ] || [ -z "$SLURM_MEM_PER_NODE" ] || '
+    "unset SLURM_MEM_PER_CPU SLURM_MEM_PER_NODE"
+)
 _HAND_ON = (
     "ranks= stop=",
     # srun passes a signal on to all ranks. SIGUSR2 asks them to save, SIGUSR1 belongs to NCCL.
@@ -68,7 +74,12 @@ def environment(cluster: ClusterConfig, logs: Path) -> list[str]:
 
     What is secret is asked for when the job runs: everybody may read a script.
     """
-    return [*_HAND_ON, *_setup(cluster.setup, logs), *_variables(cluster.variables, logs)]
+    return [
+        _ONE_SIZE,
+        *_HAND_ON,
+        *_setup(cluster.setup, logs),
+        *_variables(cluster.variables, logs),
+    ]
 
 
 def after_ranks(logs: Path) -> list[str]:

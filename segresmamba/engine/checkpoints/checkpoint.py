@@ -16,9 +16,11 @@ not read checkpoints but the full weights of the best validation, see `task.weig
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -47,6 +49,10 @@ from segresmamba.task.ranks import Ranks
 from segresmamba.task.weights import check_shapes
 
 logger = logging.getLogger(__name__)
+
+_META = "meta.json"
+# A node may go on seeing an older listing of a folder for NFS's acdirmax, by default 60 s.
+STALE_PATIENCE_S = 90.0
 
 
 @dataclass(frozen=True)
@@ -211,8 +217,11 @@ def _examined_by_all(
     path: Path, step: int, engine: ZeroEngine, expected: Meta, ranks: Ranks
 ) -> tuple[Meta, RankFiles]:
     """Read a checkpoint and check it on all ranks; if one refuses it, all do (collective)."""
+    is_there = from_main((path / _META).exists() if ranks.is_main else False)
 
     def examined() -> tuple[Meta, RankFiles]:
+        if is_there:
+            _wait_until_seen(path / _META)
         found = _read_meta(path, step)
         _check_fits(found, expected, path)
         files = read_ranks(
@@ -221,6 +230,19 @@ def _examined_by_all(
         return found, files
 
     return agree(examined, ranks)
+
+
+def _wait_until_seen(path: Path) -> None:
+    """Wait for a file that the first rank sees, and that this rank's node may not see yet.
+
+    Raises:
+        OSError: If it stays away. Then the node is at fault, not the checkpoint.
+    """
+    deadline = time.monotonic() + STALE_PATIENCE_S
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise OSError(errno.ESTALE, "the first rank sees this file, this one does not", path)
+        time.sleep(0.2)
 
 
 def _check_fits(found: Meta, expected: Meta, path: Path) -> None:
@@ -262,11 +284,11 @@ def _none_is_sound(
 def _write_meta(folder: Path, meta: Meta) -> None:
     content = asdict(meta)
     text = json.dumps(content | {"digest": json_digest(content)})
-    write_text(folder / "meta.json", text)
+    write_text(folder / _META, text)
 
 
 def _read_meta(folder: Path, step: int) -> Meta:
-    path = folder / "meta.json"
+    path = folder / _META
     try:
         content = parse_json(path.read_bytes())
         digest = content.pop("digest", None)

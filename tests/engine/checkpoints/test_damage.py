@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from segresmamba.engine.checkpoints import checkpoint, rank_files
 from segresmamba.engine.checkpoints.checkpoint import Checkpoints, Meta, load_newest
 from segresmamba.engine.distributed import join
 from segresmamba.engine.zero import ZeroEngine
-from segresmamba.errors import CheckpointError
+from segresmamba.errors import PASSING_CODE, CheckpointError, sort_error
 from segresmamba.models import SegResMamba
 from segresmamba.storage.digest import file_digest, json_digest
 from segresmamba.storage.run_folder import RunFolder
@@ -236,3 +237,19 @@ def test_no_flipped_bit_of_a_description_is_loaded_with_other_content(tmp_path: 
     for place in flips(path / "meta.json", FLIPS):
         with contextlib.suppress(CheckpointError):
             assert checkpoint._read_meta(path, 2) == good, place
+
+
+def test_a_checkpoint_that_this_node_does_not_see_yet_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meta = tmp_path / "meta.json"
+    writer = threading.Timer(0.3, meta.touch)
+    writer.start()
+    checkpoint._wait_until_seen(meta)
+    writer.join()
+    meta.unlink()
+    # It is no damage, for which the checkpoint would be given up.
+    monkeypatch.setattr(checkpoint, "STALE_PATIENCE_S", 0.0)
+    with pytest.raises(OSError, match="this one does not") as caught:
+        checkpoint._wait_until_seen(meta)
+    assert sort_error(caught.value).exit_code == PASSING_CODE

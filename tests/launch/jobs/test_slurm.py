@@ -65,6 +65,16 @@ def test_dry_run_prints_exactly_what_a_submission_hands_to_sbatch(
     assert (tmp_path / "submitted").read_text() == Slurm().describe(job)
 
 
+def test_a_dry_run_names_what_the_users_shell_adds(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = Slurm().describe(make_job("big", *BIG))
+    monkeypatch.setenv("SBATCH_RESERVATION", "mine")
+    assert Slurm().describe(make_job("big", *BIG)) == (
+        f"{script}\n# SBATCH_RESERVATION=mine of your shell holds for the job, beside cluster.*\n"
+    )
+
+
 def test_describing_a_job_changes_neither_the_executor_nor_what_it_submits(
     make_job: MakeJob, tmp_path: Path, fake_command: FakeCommand
 ) -> None:
@@ -239,6 +249,8 @@ def test_what_was_granted_is_the_configurations(
         "SLURM_CPUS_PER_TASK": "6",
         "SLURM_JOB_PARTITION": "gpu",
         "SLURM_JOB_ACCOUNT": "a1",
+        "SLURM_JOB_QOS": "long",
+        "SLURM_MEM_PER_NODE": "2500",
     }.items():
         monkeypatch.setenv(name, value)
     words = allocation.overrides()
@@ -251,6 +263,8 @@ def test_what_was_granted_is_the_configurations(
         "cluster.gpus_per_node=0",
         "cluster.partition=gpu",
         "cluster.account=a1",
+        "cluster.qos=long",
+        "cluster.memory_gib=3",
         f"cluster.time_min={minutes}",
         "cluster.gpus=null",
         "cluster.gpus_per_task=null",

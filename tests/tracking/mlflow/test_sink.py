@@ -102,6 +102,10 @@ def test_a_folder_of_runs_may_have_any_name(tmp_path: Path, database: Path, name
     assert MlflowSource(UploadState.load(root / "run").uri).histories("segresmamba", tmp_path / "d")
 
 
+def test_the_users_of_a_shared_folder_may_write_to_its_database(database: Path) -> None:
+    assert database.stat().st_mode & 0o777 == 0o664
+
+
 def test_repeating_a_sync_changes_nothing(run: Path, journal: Journal) -> None:
     log_a_run(journal, run)
     sync(run)

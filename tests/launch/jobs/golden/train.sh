@@ -19,6 +19,7 @@
 #SBATCH --time=600
 
 # setup
+[ -z "$SLURM_MEM_PER_CPU" ] || [ -z "$SLURM_MEM_PER_NODE" ] || unset SLURM_MEM_PER_CPU SLURM_MEM_PER_NODE
 ranks= stop=
 trap 'stop=USR2; [ -z "$ranks" ] || kill -USR2 $ranks' USR1 USR2 HUP INT
 trap 'stop=TERM; [ -z "$ranks" ] || kill -TERM $ranks' TERM
