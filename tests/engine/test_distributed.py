@@ -50,10 +50,11 @@ def test_a_job_of_its_own_knows_nothing_of_the_job_that_starts_it(
 @pytest.mark.slow
 def test_torchrun_starts_the_ranks_of_a_training(tmp_path: Path, tiny_store: Path) -> None:
     """What starts torchrun, such as Kubernetes, LSF or PBS, can train without Slurm."""
-    words = [*TINY, "train.max_steps=2", "train.fold=none", f"data.store={tiny_store}"]
+    words = [*TINY, "train.max_steps=2", "train.fold=none", "run.name=two"]
+    words += [f"data.store={tiny_store}", f"run.root={tmp_path}"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [*torchrun, "-m", "segresmamba.cli.main", "train", *words, f"run.root={tmp_path}", "run.name=two"],
+        [*torchrun, "-m", "segresmamba.cli.main", "train", *words],
         capture_output=True, text=True, check=False, timeout=300,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
     )  # fmt: skip
