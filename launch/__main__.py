@@ -35,7 +35,6 @@ from segresmamba.cli.conversion import (
     SpacingPolicy,
     Splits,
 )
-from segresmamba.cli.main import Version
 from segresmamba.cli.predict import (
     Device,
     LabelFormat,
@@ -48,6 +47,7 @@ from segresmamba.cli.predict import (
     Tta,
     request_of,
 )
+from segresmamba.cli.version import Version
 from segresmamba.config import Config, load_config, read_config, with_own_presets
 from segresmamba.errors import OUR_CODE, LaunchError, sort_error
 from segresmamba.storage.run_folder import RunFolder, refuse_changes
@@ -108,7 +108,8 @@ def train(
     if not dry_run:
         _end_if_finished(job.config)
     # Ranks on this machine would say the same within seconds, and a requeued job has been checked.
-    if dry_run or (job.config.cluster.name == "slurm" and not allocation.is_restart()):
+    is_queued_again = in_allocation and allocation.is_restart()
+    if dry_run or (job.config.cluster.name == "slurm" and not is_queued_again):
         require_trainable({"": [job.config]})
     if in_allocation and not dry_run:
         Slurm().run_in_allocation(job)

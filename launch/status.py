@@ -59,17 +59,17 @@ class RunStatus:
     @property
     def dice(self) -> float | None:
         """Its last validation."""
-        return self.recorded and self.recorded.last(METRIC)
+        return self.recorded.last(METRIC) if self.recorded else None
 
     @property
     def energy_wh(self) -> float | None:
         """Energy of all its starts."""
-        return self.recorded and self.recorded.energy_wh
+        return self.recorded.energy_wh if self.recorded else None
 
     @property
     def recorded_s(self) -> float | None:
         """When it last recorded something, in seconds since the epoch; None if it never did."""
-        return self.recorded and self.recorded.recorded_s
+        return self.recorded.recorded_s if self.recorded else None
 
     def line(self) -> str:
         """One line for the terminal."""

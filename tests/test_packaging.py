@@ -1,6 +1,7 @@
 """What is installed: pyproject.toml, constraints.txt, environment.yml and the Makefile agree."""
 
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -17,6 +18,7 @@ from packaging.version import Version
 
 import segresmamba
 from segresmamba.config import presets
+from segresmamba.ops.dispatch import INSTALL_COMMANDS
 from segresmamba.view import niivue
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -82,6 +84,43 @@ def test_the_conda_environment_agrees_with_pyproject() -> None:
     assert set(editable.group(1).split(",")) == set(EXTRAS) - UNPINNED
 
 
+def test_both_ways_to_build_the_gpu_kernels_have_the_flags_of_the_doctors_command() -> None:
+    flags = set(re.findall(r"(\w+)=TRUE", INSTALL_COMMANDS["mamba_ssm"]))
+    environment = (REPOSITORY / "environment.yml").read_text()
+    assert yaml.safe_load(environment)["variables"] == dict.fromkeys(flags, "TRUE")
+    assert "pip install -c constraints.txt --no-build-isolation -e .[gpu]" in environment
+    script = (REPOSITORY / "containers" / "install.sh").read_text()
+    assert set(re.findall(r"(\w+)=TRUE", script)) == flags
+    built = {requirement.name for requirement in map(Requirement, EXTRAS["gpu"])} - {"triton"}
+    assert (
+        f"--no-binary {','.join(sorted(built))} \\\n        {' '.join(sorted(built))}\n" in script
+    )
+
+
+def test_both_containers_are_one_installation_from_the_constraints(tmp_path: Path) -> None:
+    folder = REPOSITORY / "containers"
+    docker, apptainer = (folder / name for name in ("Dockerfile", "segresmamba.def"))
+    script = (folder / "install.sh").read_text()
+    subprocess.run(["bash", "-n", str(folder / "install.sh")], check=True)
+    assert "--constraint constraints.txt" in script
+    (extras,) = re.findall(r"'\.\[(.*)\]'", script)
+    assert set(extras.split(",")) == set(EXTRAS) - UNPINNED - {"test", "dev", "docs"}
+    image = re.search(r"^From: nvidia/cuda:(.*)$", apptainer.read_text(), re.MULTILINE)
+    assert image is not None
+    assert f"ARG CUDA={image[1]}\n" in docker.read_text()
+    for file in (docker, apptainer):
+        assert "bash containers/install.sh" in file.read_text()
+    # What Apptainer copies is enough to build the package.
+    copied = re.findall(r"^ {4}(\S+) /tmp/source/\1$", apptainer.read_text(), re.MULTILINE)
+    for name in copied:
+        copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy
+        copy(REPOSITORY / name, tmp_path / name)
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel"]
+    subprocess.run(build, cwd=tmp_path, check=True, capture_output=True)
+    assert "containers" in copied
+    assert list((tmp_path / "dist").glob("*.whl"))
+
+
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The wheel and the source distribution, by their endings."""
@@ -142,6 +181,7 @@ def test_a_wheel_carries_the_presets_and_the_commands(packages: dict[str, Path])
         "segresmamba",
     }
     assert "segresmamba = segresmamba.cli.main:main" in commands
+    assert "segresmamba-launch = launch.__main__:main" in commands
 
 
 def make(*words: str) -> subprocess.CompletedProcess[str]:

@@ -58,7 +58,8 @@ class LocalPlan:
 
         It gets a session of its own, so that Ctrl-C reaches only the launcher, which then decides.
         """
-        command = [sys.executable, "-m", "launch.jobs.local_controller", json.dumps(asdict(self))]
+        module = "launch.jobs.local_controller"
+        command = [sys.executable, "-P", "-m", module, json.dumps(asdict(self))]
         return subprocess.Popen(command, start_new_session=True)
 
 

@@ -25,8 +25,11 @@ RANK_MODULES = (MODULE, SUBMITIT_MODULE)
 
 
 def rank_command(submitit_command: str) -> str:
-    """The command of a rank in the place of submitit's, whose interpreter and folder it keeps."""
-    return submitit_command.replace(SUBMITIT_MODULE, MODULE, 1)
+    """The command of a rank in the place of submitit's, whose interpreter and folder it keeps.
+
+    -P, because a launch.py in the folder where the job was submitted would be taken for `launch`.
+    """
+    return submitit_command.replace(f"-m {SUBMITIT_MODULE}", f"-Pm {MODULE}", 1)
 
 
 def main() -> None:

@@ -71,7 +71,7 @@ def check_path(folder: Path) -> None:
         LaunchError: If a name or the whole is longer than the file system allows.
     """
     path = folder.absolute()
-    existing = next(parent for parent in path.parents if parent.exists())
+    existing = next(parent for parent in path.parents if os.path.exists(parent))
     longest_name, longest_path = (
         os.pathconf(existing, name) for name in ("PC_NAME_MAX", "PC_PATH_MAX")
     )

@@ -123,4 +123,4 @@ def _secret(marker: str, logs: Path) -> str:
 
 
 def _python(module: str, logs: Path) -> str:
-    return f"{shlex.quote(sys.executable)} -m {module} {shlex.quote(str(logs))}"
+    return f"{shlex.quote(sys.executable)} -Pm {module} {shlex.quote(str(logs))}"

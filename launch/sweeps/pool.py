@@ -67,7 +67,7 @@ class Pool:
         if lock is None:
             return
         trial.folder.failure.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "launch", "trial", str(self.sweep.folder)]
+        command = [sys.executable, "-P", "-m", "launch", "trial", str(self.sweep.folder)]
         # This log holds one start. The logs of all starts are in the trial's run folder.
         with self._log(trial).open("wb") as log:
             process = subprocess.Popen(

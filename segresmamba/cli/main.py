@@ -20,7 +20,6 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from segresmamba import __version__
 from segresmamba.cli.conversion import (
     ConfigDir,
     CropPolicy,
@@ -38,24 +37,13 @@ from segresmamba.cli.predict import predict
 from segresmamba.cli.select import select
 from segresmamba.cli.serve import serve
 from segresmamba.cli.ship import export, import_model
+from segresmamba.cli.version import Version
 from segresmamba.cli.view import view
 from segresmamba.errors import OUR_CODE, ConfigError, UserError, sort_error
 from segresmamba.storage.terminal import shield_output, stop_signals
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 console = Console(soft_wrap=True)
-
-
-def _version(is_asked: bool) -> None:
-    if is_asked:
-        typer.echo(__version__)
-        raise typer.Exit
-
-
-Version = Annotated[
-    bool,
-    typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit."),
-]
 
 
 @app.callback()

@@ -82,11 +82,8 @@ def write_preset(path: Path) -> None:
     accounts = _ask(
         "sacctmgr", "-n", "-P", "show", "assoc", f"user={getpass.getuser()}", wanted, must=False
     )
-    facts = dict(
-        (part.strip() for part in line.split("=", 1))
-        for line in _ask("scontrol", "show", "config")
-        if "=" in line
-    )
+    lines = [line.partition("=") for line in _ask("scontrol", "show", "config")]
+    facts = {key.strip(): value.strip() for key, _, value in lines}
     text = preset([Partition.from_line(line) for line in partitions], accounts, facts)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)

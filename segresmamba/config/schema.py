@@ -454,8 +454,8 @@ class ClusterConfig(Section):
     """Host memory for each GPU in Slurm's form, such as 60G, in the place of memory_gib."""
     time_min: Annotated[PositiveInt | None, BeforeValidator(minutes)] = None
     """Time limit of a job in minutes, or in one of Slurm's forms, such as 24:00:00 or 1-12, which
-    becomes minutes; Slurm needs one. A job that reaches it saves a checkpoint and
-    is queued again."""
+    becomes minutes; Slurm needs one. A job that reaches it saves a checkpoint and is queued
+    again."""
     signal_delay_s: PositiveInt = 120
     """Seconds before the time limit at which Slurm warns the job, so that it saves a checkpoint."""
     partition: str | None = None
@@ -540,7 +540,14 @@ class ClusterConfig(Section):
     @classmethod
     def _options_of_sbatch(cls, sbatch: tuple[str, ...]) -> tuple[str, ...]:
         sbatch_options(sbatch)
-        return tuple(one_line(option, "cluster.sbatch") for option in sbatch)
+        return sbatch
+
+    @field_validator("sbatch", "binds")
+    @classmethod
+    def _each_stays_on_its_line(
+        cls, values: tuple[str, ...], info: ValidationInfo
+    ) -> tuple[str, ...]:
+        return tuple(one_line(value, f"cluster.{info.field_name}") for value in values)
 
     @field_validator(
         *("partition", "account", "constraint", "qos", "exclude", "interface", "nodelist"),

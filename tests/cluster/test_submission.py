@@ -41,7 +41,7 @@ def test_a_followed_job_shows_its_progress_and_ends_with_its_exit_code(
     assert shown.endswith(f"{job.run}  job {job.id} COMPLETED\n")
 
 
-def test_submitting_takes_less_than_three_seconds(reference: Followed) -> None:
+def test_submitting_takes_a_few_seconds(reference: Followed) -> None:
     assert reference.submitted_cpu_s < 6  # of which the check in a process with torch takes most
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from segresmamba.task.ranks import environment_of_one
+from tests.engine.tiny import TINY, journal_losses
 
 _JOINS = """
 import os
@@ -42,3 +45,19 @@ def test_a_job_of_its_own_knows_nothing_of_the_job_that_starts_it(
     environment = environment_of_one()
     assert environment["OMP_NUM_THREADS"] == "7"
     assert not {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"} & environment.keys()
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_ranks_of_a_training(tmp_path: Path, tiny_store: Path) -> None:
+    """What starts torchrun, such as Kubernetes, LSF or PBS, can train without Slurm."""
+    words = [*TINY, "train.max_steps=2", "train.fold=none", "run.name=two"]
+    words += [f"data.store={tiny_store}", f"run.root={tmp_path}"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*torchrun, "-m", "segresmamba.cli.main", "train", *words],
+        capture_output=True, text=True, check=False, timeout=300,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert sorted(journal_losses(tmp_path / "two")) == [1, 2]
+    assert '"world_size": "2"' in (tmp_path / "two" / "journal.jsonl").read_text()

@@ -19,7 +19,7 @@ module load x
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output ROOT/store.logs/%A_%a_%t_log.out --cpus-per-task=1 --cpu-bind=cores PYTHON -u -m launch.jobs.start ROOT/store.logs
+srun --unbuffered --output ROOT/store.logs/%A_%a_%t_log.out --cpus-per-task=1 --cpu-bind=cores PYTHON -u -Pm launch.jobs.start ROOT/store.logs
 
 #!/bin/bash
 
@@ -42,4 +42,4 @@ module load x
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output ROOT/store.logs/%j_%t_log.out --cpus-per-task=1 --cpu-bind=cores PYTHON -u -m launch.jobs.start ROOT/store.logs
+srun --unbuffered --output ROOT/store.logs/%j_%t_log.out --cpus-per-task=1 --cpu-bind=cores PYTHON -u -Pm launch.jobs.start ROOT/store.logs

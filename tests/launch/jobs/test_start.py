@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -121,3 +122,14 @@ def test_a_link_of_another_user_is_refused_even_if_it_leads_to_a_file_of_ours(
     monkeypatch.setattr(Path, "lstat", owned_by(4711, Path.lstat))
     with pytest.raises(LaunchError, match="another user"):
         load_job(logs, "4711")
+
+
+def test_a_file_of_the_user_is_not_taken_for_this_package(tmp_path: Path) -> None:
+    """Ranks start in the folder of the submission, which may have a launch.py."""
+    (tmp_path / "launch.py").write_text("raise SystemExit('the wrong launch')")
+    command = start.rank_command(f"{sys.executable} -u -m submitit.core._submit {tmp_path}")
+    done = subprocess.run(
+        command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert "the wrong launch" not in done.stderr
+    assert "submitit" in done.stderr  # which misses its job

@@ -74,7 +74,12 @@ def test_one_alternative_that_can_be_trained_is_enough(words: list[str]) -> None
 
 
 @pytest.mark.parametrize(
-    ("folder", "key"), [("a" * 256, "run.name"), ("/".join(["a" * 200] * 20), "run.root")]
+    ("folder", "key"),
+    [
+        ("a" * 256, "run.name"),
+        ("a" * 256 + "/b", "run.name"),
+        ("/".join(["a" * 200] * 20), "run.root"),
+    ],
 )
 def test_a_path_that_no_file_system_takes_is_refused(tmp_path: Path, folder: str, key: str) -> None:
     with pytest.raises(LaunchError, match="too long") as caught:

@@ -59,8 +59,8 @@ def test_a_job_waits_for_the_launchers_and_for_the_users(tmp_path: Path) -> None
 
 def test_the_nodes_may_have_another_python(make_job: MakeJob) -> None:
     text = Slurm().describe(make_job("mine", "cluster=slurm", "cluster.python=/opt/my env/python"))
-    assert "'/opt/my env/python' -u -m launch.jobs.start" in text
-    assert "'/opt/my env/python' -m launch.in_allocation.preflight" in text
+    assert "'/opt/my env/python' -u -Pm launch.jobs.start" in text
+    assert "'/opt/my env/python' -Pm launch.in_allocation.preflight" in text
     assert sys.executable not in text
 
 
@@ -78,9 +78,9 @@ def test_a_rank_starts_in_the_container_and_all_else_outside(
     job = make_job("mine", *words, f"data.store={store}", "cluster.binds=[/scratch]")
     text = Slurm().describe(job)
     (line,) = [line for line in text.splitlines() if line.startswith("srun")]
-    assert f"{sys.executable} -m launch.in_allocation.preflight" in text
+    assert f"{sys.executable} -Pm launch.in_allocation.preflight" in text
     assert "apptainer" not in text.replace(line, "")
-    command = "apptainer" + line.partition("apptainer")[2].partition(" -u -m")[0]
+    command = "apptainer" + line.partition("apptainer")[2].partition(" -u -Pm")[0]
     answer = subprocess.run(
         f"{command} -c 'import sys; print(sys.executable)'",
         shell=True, capture_output=True, text=True, check=True,

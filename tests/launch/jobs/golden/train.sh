@@ -41,12 +41,12 @@ export GLOO_SOCKET_IFNAME=ib0
 export NCCL_DEBUG=WARN
 export OMP_PLACES='{0:4}'
 export NCCL_IB_TIMEOUT=22
-MASTER_PORT=$(PYTHON -m launch.in_allocation.preflight ROOT/big/logs) || { code=$?; [ $code != 2 ] || exit $code; exec PYTHON -m launch.in_allocation.on_failure ROOT/big/logs $code; }
+MASTER_PORT=$(PYTHON -Pm launch.in_allocation.preflight ROOT/big/logs) || { code=$?; [ $code != 2 ] || exit $code; exec PYTHON -Pm launch.in_allocation.on_failure ROOT/big/logs $code; }
 export MASTER_PORT
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output ROOT/big/logs/%j_%t_log.out --export=ALL --cpus-per-task=8 --kill-on-bad-exit=1 --cpu-bind=verbose,cores --gpu-bind=closest PYTHON -u -m launch.jobs.start ROOT/big/logs auto &
+srun --unbuffered --output ROOT/big/logs/%j_%t_log.out --export=ALL --cpus-per-task=8 --kill-on-bad-exit=1 --cpu-bind=verbose,cores --gpu-bind=closest PYTHON -u -Pm launch.jobs.start ROOT/big/logs auto &
 
 
 # teardown
@@ -54,4 +54,4 @@ ranks=$!
 [ -z "$stop" ] || { sleep 5; kill -$stop $ranks; }
 while kill -0 $ranks 2>/dev/null; do wait $ranks; done
 wait $ranks; code=$?
-[ $code = 0 ] || exec PYTHON -m launch.in_allocation.on_failure ROOT/big/logs $code
+[ $code = 0 ] || exec PYTHON -Pm launch.in_allocation.on_failure ROOT/big/logs $code
