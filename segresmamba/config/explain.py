@@ -9,6 +9,7 @@ import difflib
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
@@ -84,8 +85,9 @@ def _translate(detail: ErrorDetails) -> ConfigError:
             problem, remedy = "there is no such choice", f"choose {choices}{similar}"
         case "string_type" if not isinstance(detail["input"], dict | list):
             problem, remedy = "the value has the wrong type", f"quote it: '{key}=\"{got}\"'"
-        case "tuple_type" | "list_type" if not isinstance(detail["input"], dict):
-            schema = TypeAdapter[object](_fields(key)[0].annotation).json_schema()
+        case "tuple_type" | "list_type" if _fields(key) and not isinstance(detail["input"], dict):
+            kind: Any = _fields(key)[0].annotation
+            schema = TypeAdapter(kind).json_schema()
             example = f"'{key}=[{','.join([got] * schema.get('minItems', 1))}]'"
             problem, remedy = "the value has to be a list", f"write {example}: {_help(path)}"
         case _:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from segresmamba.report.groups import Group
+from segresmamba.report.groups import Group, have_same_meters
 from segresmamba.report.measures import MeasuredRun
 from segresmamba.report.significance import ALL_PAIRS_UP_TO, Comparison
 
@@ -102,6 +102,8 @@ def _networks_note(groups: Sequence[Group], baseline: MeasuredRun | None) -> str
             "Energy that was not measured is estimated from load. The estimate does not tell which "
             "network needs less, so the least energy and CO₂e are not marked."
         )
+    if not have_same_meters(run for group in groups for run in group.runs):
+        sentences.append("The runs had different meters: their measured energies are not compared.")
     if baseline:
         sentences.append(
             f"Per Dice point: measured energy beyond that of {baseline.history.name} for each 0.01 "

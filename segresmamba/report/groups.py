@@ -96,6 +96,11 @@ def by_dataset(runs: Iterable[MeasuredRun]) -> list[list[MeasuredRun]]:
     return sorted(found.values(), key=lambda runs: runs[0].dataset_label)
 
 
+def have_same_meters(runs: Iterable[MeasuredRun]) -> bool:
+    """Whether the same hardware was measured in all runs: else their measured energies differ."""
+    return len({run.meters for run in runs if run.measured_wh is not None}) <= 1
+
+
 def group_runs(runs: Iterable[MeasuredRun]) -> list[Group]:
     """Group runs that differ only in seed and fold; the groups are sorted by their labels."""
     found: dict[frozenset[tuple[str, str]], list[MeasuredRun]] = defaultdict(list)

@@ -6,6 +6,7 @@ A measure is None if what it needs was not recorded.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,6 +132,11 @@ class MeasuredRun:
         if name and "dataset" in self.settings:
             return f"{name} ({self.dataset})"
         return name or self.dataset or "unknown"
+
+    @property
+    def meters(self) -> frozenset[str]:
+        """The hardware whose energy was measured, in the words of `History.power`."""
+        return frozenset(re.findall(r"(processors|GPUs) measured", self.history.power))
 
     def picture(self, case_id: str) -> Path | None:
         """The overlay picture of a case, if the evaluation drew one."""

@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
 
-from segresmamba.report.groups import Group
+from segresmamba.report.groups import Group, have_same_meters
 from segresmamba.report.tables import number
 
 # Okabe and Ito's palette without its yellow, which is too bright on white.
@@ -89,7 +89,8 @@ def draw_tradeoff(groups: Sequence[Group], front: Sequence[Group]) -> bytes | No
     ]
     if not placed:
         return None
-    most_wh = max((group.mean("measured_wh") or 0.0 for group in groups), default=0.0)
+    comparable = have_same_meters(run for group in groups for run in group.runs)
+    most_wh = max(group.mean("measured_wh") or 0.0 for group in groups) if comparable else 0.0
     figure = _figure(7.2, 4.2, len(placed) + 2)
     axes = figure.subplots()
     ends = [(group.mean("memory_gib") or 0.0, group.mean("dice") or 0.0) for group in front]

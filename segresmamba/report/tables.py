@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from segresmamba.report.groups import Group, Spread
+from segresmamba.report.groups import Group, Spread, have_same_meters
 from segresmamba.report.measures import MeasuredRun
 from segresmamba.report.significance import Comparison
 
@@ -100,7 +100,13 @@ def networks_table(
     baseline: MeasuredRun | None,
 ) -> Table:
     """Means and spreads of each group; a row for each."""
+    comparable = have_same_meters(run for group in groups for run in group.runs)
     measures = [measure.in_column(groups) for measure in _MEASURES]
+    if not comparable:
+        measures = [
+            replace(measure, marks_best=False) if measure.name == "measured_wh" else measure
+            for measure in measures
+        ]
     columns = [Column("Network", numeric=False), Column("Runs")]
     columns += [Column(measure.title, measure.unit) for measure in measures]
     if len(groups) > 1:
@@ -133,6 +139,8 @@ def wh_per_dice_point(group: Group, baseline: MeasuredRun) -> float | None:
     """
     energy, dice = group.mean("measured_wh"), group.mean("dice")
     if not energy or dice is None or not baseline.measured_wh or baseline.dice is None:
+        return None
+    if not have_same_meters([*group.runs, baseline]):
         return None
     gained = (dice - baseline.dice) / _DICE_POINT
     return (energy - baseline.measured_wh) / gained if gained > 0 else None

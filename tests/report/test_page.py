@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -106,6 +107,23 @@ def test_estimated_energy_makes_no_claim_between_networks(tmp_path: Path) -> Non
     assert (large[6:9], small[6:9]) == (["4.00", "0", "0.400"], ["1.00", "0", "0.100"])
     assert (large[-1], small[-1]) == ("", "")  # no energy per point of Dice
     assert "The estimate does not tell which network needs less" in text
+
+
+def test_energies_of_different_meters_are_not_compared(tmp_path: Path) -> None:
+    record_run(tmp_path / "runs", "metered", model="a", cases={"a": 0.8})
+    gpu = {"cpu_power": "estimated from load", "gpu_power": "measured (NVML): 1 x GPU"}
+    folder = record_run(tmp_path / "runs", "gpu", model="b", cases={"a": 0.7})
+    ledger = json.loads((folder / "emissions.json").read_text())
+    (segment,) = ledger["segments"].values()
+    segment |= {**gpu, "gpu_energy_kwh": 0.001}
+    (folder / "emissions.json").write_text(
+        json.dumps({"schema": 1, "segments": ledger["segments"]})
+    )
+    text = report(tmp_path / "runs", tmp_path, baseline="gpu").markdown.read_text()
+    by_gpu, metered = rows(text, "Networks")
+    assert (by_gpu[7], metered[7]) == ("1.00", "2.25")  # neither of them is marked as the best
+    assert metered[-1] == ""
+    assert "their measured energies are not compared" in text
 
 
 def test_datasets_have_sections_of_their_own(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from segresmamba.data.conversion.plan import ConversionPlan, ConversionRequest
 from segresmamba.data.conversion.store_folder import StoreFolder
 from segresmamba.data.formats.registry import AUTO
 from segresmamba.data.formats.source import SourceCase
-from segresmamba.data.preprocessing import Policy, Spacing
+from segresmamba.data.preprocessing import Policy
+from segresmamba.data.records import Spacing
 from segresmamba.data.store.manifest import CaseRecord, build_manifest
 from segresmamba.data.store.splits import Split
 from segresmamba.errors import DataError
