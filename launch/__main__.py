@@ -35,6 +35,7 @@ from segresmamba.cli.conversion import (
 )
 from segresmamba.cli.predict import (
     Device,
+    Energy,
     LabelFormat,
     NoPostprocessing,
     Overlap,
@@ -166,6 +167,7 @@ def predict(
     device: Device = "auto",
     precision: Precision = None,
     no_postprocessing: NoPostprocessing = False,
+    energy: Energy = True,
     config_dir: ConfigDir = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would run: on Slurm the sbatch script.")
@@ -184,6 +186,7 @@ def predict(
         kind=kind,
         probabilities=probabilities,
         split=split,
+        energy=energy,
     )
     if dry_run:
         typer.echo(predict_job.describe(request, cluster, tasks), nl=False)

@@ -20,12 +20,12 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from segresmamba import __version__
-from segresmamba.config import Config, RunConfig, TrackingConfig
+from segresmamba.config import Config, RunConfig, TrackingConfig, read_config
 from segresmamba.config.schema import ClusterConfig, PlanConfig
 from segresmamba.errors import ConfigError, UserError
 from segresmamba.inference.bundle import write_bundle
@@ -35,7 +35,7 @@ from segresmamba.inference.trained import MODEL_FILE, MODEL_VERSION, TrainedMode
 from segresmamba.storage.atomic import complete_folder
 from segresmamba.storage.digest import file_digest
 from segresmamba.storage.run_folder import RunFolder, write_config
-from segresmamba.task.weights import load_network, read_weights, save_weights
+from segresmamba.task.weights import load_network, read_facts, read_weights, save_weights
 from segresmamba.tracking import TrackingError
 from segresmamba.tracking.history import read_history
 from segresmamba.tracking.journal import read_journal
@@ -105,6 +105,19 @@ def export_model(
     fingerprint = json.loads(kept.read_bytes()) if kept.exists() else {}
     given = before.get("licence", licence) if licence == NO_LICENCE else licence
     return write_model_folder(out, models, origins, fingerprint, given, form)
+
+
+def export_weights(
+    run: Path, weights: Path, out: Path, *, licence: str = NO_LICENCE, form: Form | None = None
+) -> Path:
+    """Like `export_model`, with other weights of a run than the best, of which no score is known.
+
+    Raises:
+        UserError: As `export_model`.
+    """
+    model = TrainedModel(weights, read_config(RunFolder(run).config), read_facts(weights))
+    origin = replace(origin_of(run), scores=None)
+    return write_model_folder(out, [model], [origin], fingerprint_of(run), licence, form)
 
 
 def write_model_folder(
