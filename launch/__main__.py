@@ -37,6 +37,7 @@ from segresmamba.cli.conversion import (
 )
 from segresmamba.cli.predict import (
     Device,
+    Energy,
     LabelFormat,
     NoPostprocessing,
     Overlap,
@@ -173,6 +174,7 @@ def predict(
     device: Device = "auto",
     precision: Precision = None,
     no_postprocessing: NoPostprocessing = False,
+    energy: Energy = True,
     config_dir: ConfigDir = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would run: on Slurm the sbatch script.")
@@ -191,6 +193,7 @@ def predict(
         kind=kind,
         probabilities=probabilities,
         split=split,
+        energy=energy,
     )
     if dry_run:
         typer.echo(predict_job.describe(request, cluster, tasks), nl=False)

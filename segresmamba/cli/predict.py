@@ -59,6 +59,9 @@ Precision = Annotated[
 NoPostprocessing = Annotated[
     bool, typer.Option("--no-postprocessing", help="Leave out the rules stored with the model.")
 ]
+Energy = Annotated[
+    bool, typer.Option("--energy/--no-energy", help="Measure the energy of each case of a folder.")
+]
 
 
 def predict(
@@ -74,6 +77,7 @@ def predict(
     device: Device = "auto",
     precision: Precision = None,
     no_postprocessing: NoPostprocessing = False,
+    energy: Energy = True,
 ) -> None:
     """Segment images with trained models; the same command goes on with what is missing."""
     from segresmamba.inference.options import InferenceOptions
@@ -89,7 +93,9 @@ def predict(
         predict_one(model, images, out, options)
         typer.echo(f"labels: {out}")
         return
-    request = request_of(places, options, kind=kind, probabilities=probabilities, split=split)
+    request = request_of(
+        places, options, kind=kind, probabilities=probabilities, split=split, energy=energy
+    )
     with showing_progress(Console(stderr=True, soft_wrap=True)) as observer:
         if is_label_file(request.out):
             predict_file(request, observer)
@@ -118,6 +124,7 @@ def request_of(
     kind: str | None,
     probabilities: bool,
     split: str,
+    energy: bool,
 ) -> PredictRequest:
     """What the arguments ask for.
 
@@ -143,6 +150,7 @@ def request_of(
         format=kind,
         probabilities=probabilities,
         split=split,
+        energy=energy,
     )
 
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from segresmamba.errors import ConfigError
+
 
 def export(
     source: Annotated[
@@ -23,14 +25,50 @@ def export(
         str | None,
         typer.Option("--to", help="onnx, pt2 or bundle: also write what other programs run."),
     ] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="newest|STEP",
+            help="Of a run: the weights of a checkpoint instead of the best ones. The pieces of "
+            "its ranks are put together, without a GPU.",
+        ),
+    ] = None,
 ) -> None:
     """Write trained weights as a model folder, which needs neither the run nor its dataset."""
-    from segresmamba.inference.export import export_model
+    from segresmamba.inference.export import (
+        export_model,
+        export_weights,
+        refuse_used,
+        scratch_beside,
+    )
     from segresmamba.inference.portable import checked_form
 
     chosen = None if form is None else checked_form(form)
-    written = export_model(source, out, licence=licence, form=chosen)
+    if checkpoint is None:
+        written = export_model(source, out, licence=licence, form=chosen)
+    else:
+        from segresmamba.engine.checkpoints.consolidate import consolidate
+        from segresmamba.storage.run_folder import RunFolder
+
+        refuse_used(out)
+        with scratch_beside(out) as scratch:
+            weights = scratch / "weights.safetensors"
+            consolidate(RunFolder(source), weights, _step(checkpoint))
+            written = export_weights(source, weights, out, licence=licence, form=chosen)
     typer.echo(f"model: {written}")
+
+
+def _step(checkpoint: str) -> int | None:
+    if checkpoint == "newest":
+        return None
+    if checkpoint.isdecimal():
+        return int(checkpoint)
+    raise ConfigError(
+        "a checkpoint is named by its step",
+        where="--checkpoint",
+        got=checkpoint,
+        remedy="give newest, or a step such as 1000",
+    )
 
 
 def import_model(

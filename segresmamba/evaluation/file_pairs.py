@@ -12,8 +12,7 @@ from segresmamba.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-PROBABILITIES = ".probabilities.zarr"
-"""What `segresmamba predict --probabilities` writes beside label maps."""
+_PROBABILITIES = ".probabilities.zarr"  # `predict --probabilities` writes them beside label maps
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def _by_case(folder: Path) -> dict[str, Path]:
         # macOS leaves files such as ._case_0000.nii.gz beside those that it copies.
         if path.name.startswith(".") or not path.name.endswith(LABEL_ENDINGS):
             continue
-        if path.name.endswith(PROBABILITIES):
+        if path.name.endswith(_PROBABILITIES):
             continue
         case_id = strip_ending(path.name)
         if case_id in files:

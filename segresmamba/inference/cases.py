@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +15,11 @@ from segresmamba.errors import ConfigError, DataError
 from segresmamba.inference.model import PreparedCase, SegmentationModel
 from segresmamba.inference.trained import TrainedModel, require_same_preprocessing
 
+logger = logging.getLogger(__name__)
+
 SPLITS = ("all", "train", "val")
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
+_WORD = re.compile(r"[^\W_]+")
 _DICOM_MARK, _MARK_AT = b"DICM", 128
 _LOOKED_AT = 20  # files
 
@@ -90,6 +94,7 @@ def find_cases(
         )
     if path.is_file():
         return [_case_of_file(path, channels)]
+    _check_declared_channels(path, channels)
     cases = _dicom_cases(path, channels) or _cases_of_files(path, channels)
     if not cases:
         raise DataError(
@@ -110,7 +115,60 @@ def _case_of_channels(paths: Sequence[Path], channels: Sequence[str]) -> InputCa
             got=f"{len(paths)} images",
             remedy=f"give one for each channel, in this order: {', '.join(channels)}",
         )
+    _refuse_other_order(paths, channels)
     return InputCase(_case_of_file(paths[0], channels[:1]).name, tuple(paths))
+
+
+def _refuse_other_order(paths: Sequence[Path], channels: Sequence[str]) -> None:
+    """Refuse a file that is named as another channel than the one that it is given for."""
+    own = [_plain(channel) for channel in channels]
+    for number, path in enumerate(paths):
+        words = {_plain(word) for word in _WORD.findall(strip_ending(path.name))}
+        named = [one for one, name in zip(channels, own, strict=True) if name in words]
+        if len(named) == 1 and named[0] != channels[number]:
+            raise DataError(
+                "the images are named as other channels than they are given for",
+                where=path,
+                got=f"image {number + 1}, which the network takes for {channels[number]}; its name "
+                f"says {named[0]}",
+                remedy=f"give the images in this order: {', '.join(channels)}; or rename the file",
+            )
+
+
+def _check_declared_channels(folder: Path, channels: Sequence[str]) -> None:
+    """Compare the network's channels with those that a dataset.json of nnU-Net declares.
+
+    Raises:
+        DataError: If they are the same in another order.
+    """
+    for path in (folder / "dataset.json", folder.parent / "dataset.json"):
+        content = read_json(path)
+        names = content.get("channel_names") or content.get("modality")
+        if not isinstance(names, dict) or not all(str(key).isdecimal() for key in names):
+            continue
+        declared = [str(names[key]) for key in sorted(names, key=int)]
+        found, own = ([_plain(name) for name in some] for some in (declared, channels))
+        if found != own and sorted(found) == sorted(own):
+            raise DataError(
+                "the folder has the network's channels in another order",
+                where=path,
+                got=f"_0000 and so on are {', '.join(declared)}; the network takes them for "
+                + ", ".join(channels),
+                remedy="number the files in the network's order, and correct channel_names",
+            )
+        if found != own:
+            logger.warning(
+                "%s calls the channels %s, and the network was trained on %s: see that they are "
+                "the same, in the same order",
+                path,
+                ", ".join(declared),
+                ", ".join(channels),
+            )
+        return
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
 def _case_of_file(path: Path, channels: Sequence[str]) -> InputCase:

@@ -20,12 +20,16 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from segresmamba import __version__
-from segresmamba.config import Config, RunConfig, TrackingConfig
+import numpy as np
+import torch
+from torch import Tensor
+
+from segresmamba import __version__, data
+from segresmamba.config import Config, RunConfig, TrackingConfig, read_config
 from segresmamba.config.schema import ClusterConfig, PlanConfig
 from segresmamba.errors import ConfigError, UserError
 from segresmamba.inference.bundle import write_bundle
@@ -36,7 +40,7 @@ from segresmamba.storage.atomic import complete_folder
 from segresmamba.storage.digest import file_digest
 from segresmamba.storage.json_text import parse_json
 from segresmamba.storage.run_folder import RunFolder, write_config
-from segresmamba.task.weights import load_network, read_weights, save_weights
+from segresmamba.task.weights import load_network, read_facts, read_weights, save_weights
 from segresmamba.tracking import TrackingError
 from segresmamba.tracking.history import read_history
 from segresmamba.tracking.journal import read_journal
@@ -108,6 +112,19 @@ def export_model(
     return write_model_folder(out, models, origins, fingerprint, given, form)
 
 
+def export_weights(
+    run: Path, weights: Path, out: Path, *, licence: str = NO_LICENCE, form: Form | None = None
+) -> Path:
+    """Like `export_model`, with other weights of a run than the best, of which no score is known.
+
+    Raises:
+        UserError: As `export_model`.
+    """
+    model = TrainedModel(weights, read_config(RunFolder(run).config), read_facts(weights))
+    origin = replace(origin_of(run), scores=None)
+    return write_model_folder(out, [model], [origin], fingerprint_of(run), licence, form)
+
+
 def write_model_folder(
     out: Path,
     models: Sequence[TrainedModel],
@@ -132,9 +149,8 @@ def write_model_folder(
             save_weights(temporary / f"weights-{number}.safetensors", *read_weights(model.weights))
             if form is not None and form != "bundle":
                 network = load_network(model.weights, model.config).network
-                channels, patch = len(model.facts.channel_names), model.config.data.patch
                 path = temporary / f"network-{number}.{form}"
-                write_portable(network, channels, patch, path, form)
+                write_portable(network, _window(model), path, form)
         if fingerprint:
             _write_json(temporary / _FINGERPRINT, fingerprint)
         record = _record(models, origins, licence)
@@ -153,6 +169,29 @@ def write_model_folder(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return out
+
+
+def _window(model: TrainedModel) -> Tensor:
+    """A normalised window (1, C, D, H, W): from the middle of a case of the run's store.
+
+    A model folder knows no store; then it is of noise.
+    """
+    patch, store = model.config.data.patch, model.config.data.store
+    try:
+        dataset = data.open_dataset(store)
+    except UserError:
+        logger.info("%s is not here: what is written is compared on noise, not on an image", store)
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(1, len(model.facts.channel_names), *patch, generator=generator)
+    case = dataset[dataset.case_ids[0]]
+    image_CDHW, _ = case.read()
+    for axis, size in enumerate(patch, start=1):
+        first = max(0, (image_CDHW.shape[axis] - size) // 2)
+        image_CDHW = image_CDHW.take(range(first, min(first + size, image_CDHW.shape[axis])), axis)
+    missing = [(0, size - has) for size, has in zip(patch, image_CDHW.shape[1:], strict=True)]
+    window_CDHW = np.pad(image_CDHW, [(0, 0), *missing], "edge").astype(np.float32)
+    normalisation_1C4 = torch.from_numpy(case.normalisation_C4)[None]
+    return data.normalise(torch.from_numpy(window_CDHW)[None], normalisation_1C4)
 
 
 @contextmanager

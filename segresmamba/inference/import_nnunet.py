@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from torch import Tensor
 from segresmamba.errors import CheckpointError, DataError
 from segresmamba.inference.export import Origin, refuse_used, scratch_beside, write_model_folder
 from segresmamba.inference.nnunet_plans import Plans
+from segresmamba.inference.postprocessing import Rule
 from segresmamba.inference.trained import TrainedModel
 from segresmamba.storage.json_text import parse_json
 from segresmamba.task.weights import WeightsFacts, load_network, reading_problem, save_weights
 
 logger = logging.getLogger(__name__)
 
+_KEEP_LARGEST = "remove_all_but_largest_component_from_segmentation"
 _STEPS_PER_EPOCH = 250  # nnU-Net's
 _WRAPPERS = re.compile(r"(module\.|_orig_mod\.)*")
 _HEAD = re.compile(r"decoder\.seg_layers\.(\d+)\.")
@@ -81,6 +84,8 @@ def import_nnunet(
             weights = scratch / f"{number}.safetensors"
             models.append(_model(file, source, plans, dataset, weights))
             origins.append(_origin(file.parent, plans, dataset))
+        rules = _rules(source, [file.parent.name.removeprefix("fold_") for file in files], dataset)
+        models = [replace(model, postprocessing=rules) for model in models]
         return write_model_folder(out, models, origins, _fingerprint(source), licence)
 
 
@@ -118,6 +123,43 @@ def _model(
     save_weights(weights, dict(_our_names(given)), facts)
     load_network(weights, config)  # refuses weights of another network, or that are not finite
     return TrainedModel(weights, config, facts)
+
+
+def _rules(source: Path, folds: Sequence[str], dataset: Mapping[str, Any]) -> tuple[Rule, ...]:
+    """The post-processing that nnU-Net found for these folds; its pickle is not opened.
+
+    Raises:
+        DataError: If it is anything but keeping the largest component.
+    """
+    path = source / f"crossval_results_folds_{'_'.join(folds)}" / "postprocessing.json"
+    if not path.exists():
+        if left := sorted(source.glob("crossval_results_folds_*/postprocessing.*")):
+            logger.warning("%s is for other folds, or a pickle: not applied", left[0])
+        return ()
+    names = {tuple(_listed(value)): str(name) for name, value in dataset["labels"].items()}
+    content, rules = _json(path), []
+    try:
+        steps = zip(content["postprocessing_fns"], content["postprocessing_kwargs"], strict=True)
+        for function, options in steps:
+            if function != _KEEP_LARGEST or options.get("background_label", 0) != 0:
+                raise ValueError(f"{function} {options}")
+            # A label, a region, or several of which the largest component together is kept.
+            parts = [_listed(one) for one in _listed(options["labels_or_regions"])]
+            values = tuple(int(value) for part in parts for value in part)
+            name = names.get(values, "foreground")
+            rules.append(Rule(name=name, values=values, keep_largest=True))
+    except (LookupError, TypeError, ValueError) as error:
+        raise DataError(
+            "the post-processing of this nnU-Net model cannot be carried over",
+            where=path,
+            got=str(error),
+            remedy="move the file away; the labels are then those without post-processing",
+        ) from error
+    return tuple(rules)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,7 @@ class OutputFolder:
         self._models = [
             {"weights": str(model.weights), "sha256": _sha256(model.weights)} for model in models
         ]
+        self._labels, self._regions = dict(models[0].facts.labels), models[0].config.data.regions
         made_by = {
             "models": [model["sha256"] for model in self._models],
             "applied": [_applied(model) for model in models],
@@ -106,8 +107,8 @@ class OutputFolder:
         with writing_probabilities_of(model, prepared, self._path, case.name) as planes:
             return model.segment_prepared(prepared, planes, progress)
 
-    def write(self, case: InputCase, label: LabelMap, seconds: float) -> None:
-        """Write a label map, then how it was made.
+    def write(self, case: InputCase, label: LabelMap, cost: Mapping[str, Any]) -> None:
+        """Write a label map, then how it was made, and what it took: time and energy.
 
         Raises:
             DataError: If the disk is full, or the folder cannot be written.
@@ -119,7 +120,7 @@ class OutputFolder:
             "made_by": self._made_by,
             "label": self._label(case).name,
             "input": case.fingerprint(),
-            "seconds": round(seconds, 3),
+            **cost,
         }
         self._remember(case, record)
 
@@ -148,6 +149,8 @@ class OutputFolder:
             "models": self._models,
             "settings": self._settings,
             "made_by": self._made_by,
+            "labels": self._labels,
+            "regions": self._regions,
             "cases": {name: record for name, record in records.items() if record.get("label")},
         }
 

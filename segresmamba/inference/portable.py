@@ -43,15 +43,12 @@ def checked_form(name: str) -> Form:
     )
 
 
-def write_portable(
-    network: nn.Module, channels: int, patch: tuple[int, int, int], path: Path, form: Portable
-) -> None:
-    """Write a network, and compare what is written with it on a window of noise.
+def write_portable(network: nn.Module, x_BCDHW: Tensor, path: Path, form: Portable) -> None:
+    """Write a network, and compare what is written with it on a window.
 
     Args:
         network: The network, on the CPU.
-        channels: Channels of the image.
-        patch: Size (D, H, W) of a window.
+        x_BCDHW: A normalised window, as the network gets them.
         path: The file to write.
         form: onnx, or pt2 for `torch.export.load`.
 
@@ -61,7 +58,7 @@ def write_portable(
         UserError: If what was written computes something else.
     """
     if any(isinstance(module, TriOrientedMamba) for module in network.modules()):
-        voxels = int(np.prod(patch))
+        voxels = x_BCDHW[0, 0].numel()
         raise ConfigError(
             f"a network with selective scans cannot be written as {form}",
             where="--to",
@@ -70,8 +67,6 @@ def write_portable(
             remedy="leave --to out: segresmamba itself computes the model folder",
         )
     network.eval()
-    generator = torch.Generator().manual_seed(0)
-    x_BCDHW = torch.randn(1, channels, *patch, generator=generator)
     write = _write_onnx if form == "onnx" else _write_pt2
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporters warn about PyTorch's own code

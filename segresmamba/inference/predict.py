@@ -9,10 +9,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import Protocol
+from typing import Any, Protocol
 
 from segresmamba.errors import ConfigError, DataError, UserError, is_passing, sort_error
 from segresmamba.inference.cases import SPLITS, InputCase, find_cases
+from segresmamba.inference.energy import CaseMeter, measuring_energy
 from segresmamba.inference.label_map import ENDINGS, writer_for
 from segresmamba.inference.model import SegmentationModel
 from segresmamba.inference.options import InferenceOptions
@@ -69,6 +70,8 @@ class PredictRequest:
     probabilities: bool = False
     split: str = "all"
     """Which cases of a store: all, train or val."""
+    energy: bool = False
+    """Whether to measure the energy of each case of a folder."""
     share: tuple[int, int] = (0, 1)
     """This process takes each n-th case: number of the first, and n."""
 
@@ -157,10 +160,11 @@ def predict_cases(request: PredictRequest, observer: Observer | None = None) -> 
     observer.begin(len(left))
     if left:
         model = SegmentationModel(trained, request.options)
-        for case, problem in _segment(model, left, folder, observer):
-            if problem is not None:
-                failed[case.name] = problem
-            observer.done(case.name)
+        with measuring_energy(model.device, asked=request.energy) as meter:
+            for case, problem in _segment(model, left, folder, observer, meter):
+                if problem is not None:
+                    failed[case.name] = problem
+                observer.done(case.name)
     folder.summarise()
     written = tuple(case.name for case in left if case.name not in failed)
     return Prediction(written, skipped, failed)
@@ -207,6 +211,7 @@ def _segment(
     cases: Sequence[InputCase],
     folder: OutputFolder,
     observer: Observer,
+    meter: CaseMeter,
 ) -> Iterator[tuple[InputCase, str | None]]:
     """Segment cases; yields each with what is wrong with it, when it is written.
 
@@ -220,18 +225,19 @@ def _segment(
             if number + 1 < len(cases):
                 following = reader.submit(cases[number + 1].read, model)
             observer.case(case.name)
+            meter.begin()
             begin_s = perf_counter()
             try:
                 label = folder.segment(model, case, reading.result(), observer.windows)
                 problem = None
             except Exception as error:
                 problem = _problem(case, error)
-            seconds = perf_counter() - begin_s
+            cost: dict[str, Any] = {"seconds": round(perf_counter() - begin_s, 3)} | meter.used()
             if writing is not None:
                 yield writing[0], _outcome(*writing)
             writing = None
             if problem is None:
-                writing = case, writer.submit(folder.write, case, label, seconds)
+                writing = case, writer.submit(folder.write, case, label, cost)
             else:
                 yield case, problem
         if writing is not None:

@@ -242,20 +242,20 @@ class _Service:
         names, kind = self._model.channel_names, request.query_params.get("format", "nifti")
         if kind not in _FORMATS:
             raise HTTPException(422, f"format is one of {', '.join(_FORMATS)}, not {kind!r}")
-        async with request.form(max_files=len(names), max_fields=0) as form:
-            files = self._in_order(form.multi_items())
-            with TemporaryDirectory(prefix="segresmamba-serve-") as name:
-                folder = Path(name)
+        with TemporaryDirectory(prefix="segresmamba-serve-") as name:
+            folder = Path(name)
 
-                def is_unwanted() -> bool:
-                    return self._is_ending() or from_thread.run(request.is_disconnected)
+            def is_unwanted() -> bool:
+                return self._is_ending() or from_thread.run(request.is_disconnected)
 
-                try:
+            try:
+                async with request.form(max_files=len(names), max_fields=0) as form:
+                    files = self._in_order(form.multi_items())
                     return await to_thread.run_sync(
                         lambda: self._answer(files, folder, ENDINGS[kind], is_unwanted)
                     )
-                except (UserError, OSError) as error:
-                    return _error_answer(error, folder, names)
+            except (UserError, OSError) as error:
+                return _error_answer(error, folder, names)
 
     def _in_order(self, items: list[tuple[str, UploadFile | str]]) -> list[UploadFile]:
         """The files of a form in the order of the channels.

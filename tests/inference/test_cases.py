@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -135,3 +136,29 @@ def test_a_store_of_another_preprocessing_is_refused(tiny_store: Path, tmp_path:
     assert find_cases([str(tiny_store)], open_models(run))
     with pytest.raises(DataError, match="another policy"):
         find_cases([str(tiny_store)], open_models(other))
+
+
+@pytest.mark.parametrize("beside", ["", ".."])
+def test_a_folder_whose_dataset_json_has_another_order_is_refused(
+    tmp_path: Path, two: list[TrainedModel], beside: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = tmp_path / "imagesTs"
+    images.mkdir()
+    touch(images, "a_0000.nii.gz", "a_0001.nii.gz")
+    declaration = images / beside / "dataset.json"
+    declaration.write_text(json.dumps({"channel_names": {"1": "T1", "0": "T2"}}))
+    with pytest.raises(DataError, match="T2, T1; the network takes them for t1, t2"):
+        find_cases([str(images)], two)
+    declaration.write_text(json.dumps({"channel_names": {"0": "T1", "1": "T2"}}))
+    assert list(found(images, two)) == ["a"]
+    assert not caplog.messages
+    declaration.write_text(json.dumps({"modality": {"0": "T1", "1": "FLAIR"}}))
+    assert list(found(images, two)) == ["a"]
+    assert "calls the channels T1, FLAIR" in caplog.text
+
+
+def test_files_that_are_named_as_other_channels_are_refused(two: list[TrainedModel]) -> None:
+    with pytest.raises(DataError, match="takes for t1; its name says t2"):
+        find_cases(["p7-T2.nii.gz", "p7-T1.nii.gz"], two)
+    for names in (["p7_t1.nii.gz", "p7_t2.nii.gz"], ["a.nii.gz", "b.nii.gz"], ["t1_t2_a.nii", "b"]):
+        assert len(find_cases(names, two)) == 1

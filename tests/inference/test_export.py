@@ -13,7 +13,9 @@ import pytest
 import torch
 from torch import nn
 
+from segresmamba.data import open_dataset
 from segresmamba.errors import CheckpointError, ConfigError, DataError, UserError
+from segresmamba.inference import export
 from segresmamba.inference.export import export_model, scratch_beside
 from segresmamba.inference.model import load_model
 from segresmamba.inference.portable import Form, write_portable
@@ -193,7 +195,7 @@ def test_a_form_that_computes_something_else_is_refused(tmp_path: Path) -> None:
             return x_BCDHW * Unsteady.calls
 
     with pytest.raises(UserError, match="computes other logits"):
-        write_portable(Unsteady(), 1, (4, 4, 4), tmp_path / "network.pt2", "pt2")
+        write_portable(Unsteady(), torch.ones(1, 1, 4, 4, 4), tmp_path / "network.pt2", "pt2")
 
 
 def test_the_command_writes_one_screen_for_a_mistake(
@@ -275,3 +277,31 @@ def test_changed_files_and_missing_tensors_of_a_model_folder_are_refused(
     write_config(model.config.model_copy(update={"seed": 9}), out / "config-0.yaml")
     with pytest.raises(DataError, match=r"config-0\.yaml: checksum"):
         open_models(out)
+
+
+def test_what_is_written_is_compared_on_a_case_of_the_store(
+    tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = open_dataset(tiny_store)
+    run = write_run(
+        tmp_path / "run",
+        channels=tuple(dataset.channel_names),
+        data={"store": str(tiny_store), "patch": [16, 64, 16]},  # larger than the case
+        preprocessing=dataset.preprocessing,
+    )
+    windows: list[torch.Tensor] = []
+    monkeypatch.setattr(
+        export, "write_portable", lambda network, window, path, form: windows.append(window)
+    )
+    export_model(run, tmp_path / "out", form="pt2")
+    image_CDHW, _ = dataset[dataset.case_ids[0]].read()
+    shape = image_CDHW.shape[1:]
+    first = [(size - 16) // 2 for size in (shape[0], shape[2])]
+    middle = image_CDHW[:, first[0] : first[0] + 16, :, first[1] : first[1] + 16]
+    found = windows[0][0]
+    assert found.shape == (len(image_CDHW), 16, 64, 16)
+    for raw, seen in zip(torch.from_numpy(middle), found, strict=True):
+        both = torch.stack([raw.float().flatten(), seen[:, : shape[1]].flatten()])
+        assert torch.corrcoef(both)[0, 1] > 0.999
+    export_model(tmp_path / "out", tmp_path / "again", form="pt2")
+    assert windows[1][0].shape == found.shape

@@ -247,3 +247,28 @@ def test_an_imported_model_is_loaded_as_any_other(imported: Path) -> None:
     (model,) = open_models(imported)
     names = load_network(model.weights, model.config).network.state_dict()
     assert all(name.startswith("network.") for name in names)
+
+
+def test_the_postprocessing_of_the_same_folds_is_carried_over(
+    result: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = result / "crossval_results_folds_0"
+    folder.mkdir()
+    (folder / "postprocessing.pkl").write_bytes(pickle.dumps(Exploit(tmp_path / "ran")))
+    import_nnunet(result, tmp_path / "without")
+    assert "or a pickle: not applied" in caplog.text
+    keep = "remove_all_but_largest_component_from_segmentation"
+    found: dict[str, Any] = {
+        "postprocessing_fns": [keep, keep],
+        "postprocessing_kwargs": [{"labels_or_regions": [1, 2]}, {"labels_or_regions": 2}],
+    }
+    (folder / "postprocessing.json").write_text(json.dumps(found))
+    (model,) = open_models(import_nnunet(result, tmp_path / "with"))
+    assert [(rule.name, rule.values) for rule in model.postprocessing] == [
+        ("foreground", (1, 2)), ("lesion", (2,)),
+    ]  # fmt: skip
+    assert all(rule.keep_largest for rule in model.postprocessing)
+    found["postprocessing_fns"][1] = "my_own_function"
+    (folder / "postprocessing.json").write_text(json.dumps(found))
+    refused(result, tmp_path, DataError, "my_own_function")
+    assert not (tmp_path / "ran").exists()

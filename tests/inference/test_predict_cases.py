@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,8 @@ def test_each_case_gets_the_label_map_that_the_model_makes_of_it(
     assert summary["cases"]["case_0"]["seconds"] > 0
     assert summary["settings"]["tta"] is False
     assert len(summary["models"]) == 1
+    assert summary["labels"] == {"background": 0, "ball": 1, "box": 5}
+    assert "power" not in summary["cases"]["case_0"]  # it was not asked for
 
 
 def test_a_second_start_segments_only_what_is_missing_or_has_changed(
@@ -247,3 +250,14 @@ def test_label_maps_in_zarr_are_scored_and_shown(model_run: Path, tmp_path: Path
         with pytest.raises(DataError) as caught:
             list(open_voxels(zarrs / f"{name}.zarr").planes())
         assert f"{name}.zarr" in str(caught.value)
+
+
+def test_the_energy_of_each_case_says_how_it_was_measured(model_run: Path, images: Path) -> None:
+    predict_cases(request(model_run, images, energy=True))
+    cases = json.loads((images.parent / "out" / "predict.json").read_text())["cases"]
+    parts = ("cpu_energy_kwh", "gpu_energy_kwh", "ram_energy_kwh")
+    for case in cases.values():
+        assert case["energy_kwh"] > 0
+        assert case["energy_kwh"] == pytest.approx(sum(case[part] for part in parts), abs=1e-8)
+        assert re.search(r"processors (measured|estimated).*memory estimated", case["power"])
+    assert not [path.name for path in images.parent.rglob("*emissions*")]

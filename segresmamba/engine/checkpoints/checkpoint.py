@@ -27,11 +27,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from segresmamba.engine.checkpoints.rank_files import (
     DamagedCheckpointError,
     RankFiles,
     absent_ranks,
     damaged,
+    load_weights,
     rank_file,
     read_ranks,
     restore_ranks,
@@ -46,7 +50,7 @@ from segresmamba.storage.digest import json_digest
 from segresmamba.storage.json_text import parse_json
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.task.ranks import Ranks
-from segresmamba.task.weights import check_shapes
+from segresmamba.task.weights import check_shapes, shapes_of
 
 logger = logging.getLogger(__name__)
 
@@ -211,6 +215,30 @@ def load_newest(run: RunFolder, engine: ZeroEngine, expected: Meta, ranks: Ranks
     if unsound:
         raise _none_is_sound(run, unsound)
     return None
+
+
+def load_into(network: nn.Module, run: RunFolder, step: int) -> Meta:
+    """Load the weights of a checkpoint into a network that is on no engine.
+
+    Args:
+        network: Of the run's architecture, on the CPU.
+        run: The run's folder.
+        step: Of a checkpoint that is there.
+
+    Returns:
+        What the checkpoint says of itself.
+
+    Raises:
+        CheckpointError: If it is damaged, or of another architecture.
+    """
+    path = run.checkpoint(step)
+    found = _read_meta(path, step)
+    check_shapes(found.shapes, shapes_of(network), path)
+    alone = Ranks(0, 1, 0, 1, torch.device("cpu"))
+    sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
+    files = read_ranks(path, alone, writers=found.world_size, sizes=sizes, digests=found.digests)
+    load_weights(files, network)
+    return found
 
 
 def _examined_by_all(

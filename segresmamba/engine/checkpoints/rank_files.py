@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from segresmamba.engine.distributed import send_from_main
 from segresmamba.engine.sharding import MOMENTS, ROWS, Piece
@@ -141,6 +141,17 @@ def restore_ranks(files: RankFiles, engine: ZeroEngine, ranks: Ranks, *, step: i
     torch.set_rng_state(own["random"]["cpu"].clone())
     if own["random"]["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(own["random"]["cuda"].clone())
+
+
+def load_weights(files: RankFiles, network: nn.Module) -> None:
+    """Fill a network, which is on no engine, from the files of all ranks."""
+    for name, parameter in network.named_parameters():
+        flat_N = parameter.data.view(-1)
+        for start, piece_3n in _pieces(files.values(), name):
+            flat_N[start : start + piece_3n.shape[1]] = piece_3n[0]
+    buffers = dict(network.named_buffers())
+    own = next(iter(files.values()))["buffers"]
+    network.load_state_dict({name: own[name] for name in own if name in buffers}, strict=False)
 
 
 def _wholes(files: RankFiles, engine: ZeroEngine, ranks: Ranks) -> Iterator[tuple[str, Tensor]]:
