@@ -249,11 +249,11 @@ class SegResMamba(nn.Module):
 class ImageHead(nn.Module):
     """Mixes the image into the finest level of the decoder, which has half its resolution.
 
-    A voxel of that level stands for eight of the image. Most errors of the paper's network lie in
-    such blocks of eight with more than one class: its head has to draw their outline from what the
-    stem kept of it. Here the head reads the image again. Its convolution covers the 6 x 6 x 6
-    voxels below the 3 x 3 x 3 neighbours of a voxel; it equals a 3 x 3 x 3 convolution of the image
-    rearranged into eight channels at half the resolution. Nothing is kept at full resolution.
+    A voxel of that level stands for eight of the image, and the paper's head has to draw their
+    outline from what the stem kept of it. Here the head reads the image again. Its convolution
+    covers the 6 x 6 x 6 voxels below the 3 x 3 x 3 neighbours of a voxel; it equals a 3 x 3 x 3
+    convolution of the image rearranged into eight channels at half the resolution. Nothing but the
+    image is kept at full resolution.
     """
 
     def __init__(self, channels: int, image_channels: int) -> None:
