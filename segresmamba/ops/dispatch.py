@@ -54,8 +54,6 @@ def available_backends() -> dict[str, str]:
     return {name: missing.remedy if missing else "ok" for name, missing in found.items()}
 
 
-# torch.compile calls it while it traces: it could not trace how a compiler is looked for.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def resolve_backend(name: str, device: torch.device, *, float64: bool = False) -> str:
     """The backend that a call on this device uses.
 
@@ -74,6 +72,13 @@ def resolve_backend(name: str, device: torch.device, *, float64: bool = False) -
         NotImplementedError: If a backend other than the reference is to compute float64.
         BackendMissingError: If the named backend is not installed.
     """
+    backend: str = _resolve(name, device, float64)
+    return backend
+
+
+# torch.compile calls it while it traces: it could not trace how a compiler is looked for.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _resolve(name: str, device: torch.device, float64: bool) -> str:
     if name == "auto":
         return _choose(device, float64)
     if name not in BACKENDS:
