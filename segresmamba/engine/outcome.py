@@ -62,7 +62,7 @@ class QueuedStep:
         self._copied: torch.cuda.Event | None = None
         if values_3.is_cuda:
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._copied.record()  # type: ignore[no-untyped-call]
+            self._copied.record()
 
     def outcome(self) -> Outcome:
         """What the step has come to, when the device has computed it."""
