@@ -21,9 +21,9 @@ DS_BUILD_OPS=0 python3 -m pip wheel --quiet --no-deps --no-build-isolation --whe
 python3 -m pip download --quiet --no-deps --dest "$folder" --only-binary=:all: \
     --python-version 3.12 --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 \
     --constraint "$root/constraints.txt" \
-    annotated-types click cloudpickle donfig einops google-crc32c hjson hydra-core hypothesis \
+    annotated-doc annotated-types click cloudpickle donfig einops google-crc32c hjson hydra-core hypothesis \
     iniconfig markdown-it-py mdurl monai msgpack nibabel numcodecs nvidia-ml-py \
-    omegaconf pluggy psutil py-cpuinfo pydantic pydantic-core pygments pytest pytest-timeout pyyaml \
+    omegaconf packaging pluggy psutil py-cpuinfo pydantic pydantic-core pygments pytest pytest-timeout pyyaml \
     rich safetensors scipy shellingham sortedcontainers submitit tqdm typer typing-inspection zarr
 size_mib=$(du -sm "$folder" | cut -f1)
 echo "$size_mib MiB of at most $limit_mib MiB in $folder"

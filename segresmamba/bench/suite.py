@@ -24,7 +24,6 @@ import torch
 from rich.table import Table
 
 from segresmamba.bench.memory import default_limit_gib
-from segresmamba.bench.picture import draw
 from segresmamba.bench.report import results_table, write_csv, write_markdown
 from segresmamba.bench.result import Result, Setting, Status
 from segresmamba.bench.worker import RESULT_NAME, Measurement
@@ -86,6 +85,8 @@ def bench(
         UserError: Before anything runs, for settings or a store that cannot be used.
         KeyboardInterrupt: On Ctrl-C, when the files are written.
     """
+    from segresmamba.bench.picture import draw  # matplotlib, which a worker does not need
+
     on_cpu = "train.device=cpu" in overrides or not torch.cuda.device_count()
     device = "cpu" if on_cpu else "cuda"
     configs = _configurations(models, overrides, device)

@@ -70,7 +70,10 @@ def _step_s(task: Task, network: nn.Module, ranks: Ranks) -> float:
     kept = {name: value.clone() for name, value in network.named_buffers()}
     shape = (micro_batch(task.config, ranks.world_size), len(task.dataset.channel_names))
     step = Autocast(network, task.config.train.precision)
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start, end = (
+        torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        for _ in range(2)
+    )
     with torch.random.fork_rng(devices=[ranks.device]):
         x_BCDHW = torch.randn(*shape, *task.config.data.patch, device=ranks.device)
         for number in range(_WARM_UP + _TIMED):
@@ -78,10 +81,10 @@ def _step_s(task: Task, network: nn.Module, ranks: Ranks) -> float:
                 start.record()
             outputs = step(x_BCDHW)
             levels = [outputs] if isinstance(outputs, torch.Tensor) else outputs
-            torch.stack([level.float().mean() for level in levels]).sum().backward()
+            torch.autograd.backward([level.float().mean() for level in levels])
             network.zero_grad()
         end.record()
     end.synchronize()
     for name, value in network.named_buffers():
         value.copy_(kept[name])
-    return start.elapsed_time(end) / 1e3 / _TIMED
+    return float(start.elapsed_time(end)) / 1e3 / _TIMED

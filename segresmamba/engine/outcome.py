@@ -59,8 +59,9 @@ class QueuedStep:
         values_3 = torch.stack([torch.stack(list(losses)).mean(), gradient_norm, vote])
         # From a GPU this copy goes to page-locked memory, and nobody waits for it before the event.
         self._values_3 = values_3.to("cpu", non_blocking=True)
-        self._copied = torch.cuda.Event() if values_3.is_cuda else None
-        if self._copied:
+        self._copied: torch.cuda.Event | None = None
+        if values_3.is_cuda:
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record()
 
     def outcome(self) -> Outcome:

@@ -58,7 +58,8 @@ def make_changes(changes: Sequence[Change], device: torch.device) -> None:
     flat = torch.from_numpy(np.concatenate([np.empty(0), *map(np.ravel, arrays)]).astype("float32"))
     if device.type == "cuda":
         flat = flat.pin_memory()  # otherwise the host would wait for the copy
-    parts = flat.to(device, non_blocking=True).split([array.size for array in arrays])
+    sizes = [array.size for array in arrays]
+    parts = flat.to(device, non_blocking=True).split(sizes)  # type: ignore[no-untyped-call]
     sent = (part.view(array.shape) for part, array in zip(parts, arrays, strict=True))
     for change, numbers in zip(changes, asked, strict=True):
         with suppress(StopIteration):
@@ -79,8 +80,9 @@ def _blur(x_BCDHW: Tensor, drawn: Sequence[IntensityChanges]) -> Change:
 
 def _gaussian(sigma: float) -> Array:
     radius = math.ceil(3 * sigma)
-    weights: Array = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
-    return weights / weights.sum()
+    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    kernel: Array = weights / weights.sum()
+    return kernel
 
 
 def _smooth(x_DHW: Tensor, kernels: Sequence[Tensor]) -> Tensor:
