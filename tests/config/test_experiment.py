@@ -42,11 +42,12 @@ def test_every_setting_counts_where_it_is_not_the_default() -> None:
             ["augment.flip_axes=[D,H]"],
             ["loss=tversky"],
             ["train.epochs=3"],
+            ["model.image_head=true"],
             ["data=brats", "data.store=sample.zarr"],
             ["data=brats", "data.store=sample.zarr", "data.regions.ET=[1]"],
         )
     }
-    assert len(digests) == 6
+    assert len(digests) == 7
 
 
 def test_the_first_settings_are_still_there() -> None:
