@@ -12,7 +12,7 @@ from typing import Any
 
 STATE_TAG = "segresmamba.state"
 """How a run ended: MLflow has no status for a run that was preempted."""
-VIEW = "segresmamba"
+_VIEW = "segresmamba"
 # Columns of MLflow's table from left to right, with their widths in pixels, in which the names fit.
 _FIXED = {"1": 73, "attributes.`Run Name`": 170, "runDateAndNestInfo": 130, "duration": 80}
 _CHOSEN = {
@@ -36,18 +36,13 @@ def first_look(experiment_id: str) -> dict[str, str]:
         "columnOrder": list(widths),
         "columnWidths": widths,
     }
+    query = f"workflowType=machine_learning&viewStateShareKey={_VIEW}"
+    link = f"#/experiments/{experiment_id}/runs?{query}"
     return {
         "mlflow.experimentKind": "custom_model_development",
-        f"mlflow.sharedViewState.{VIEW}": json.dumps(view),
-        "mlflow.note.content": "[Runs with their scores, memory, step time and energy]"
-        f"({view_path(experiment_id)})",
+        f"mlflow.sharedViewState.{_VIEW}": json.dumps(view),
+        "mlflow.note.content": f"[Runs with their scores, memory, step time and energy]({link})",
     }
-
-
-def view_path(experiment_id: str) -> str:
-    """Where the pages show the runs with these columns, after the address of the server."""
-    query = f"workflowType=machine_learning&viewStateShareKey={VIEW}"
-    return f"#/experiments/{experiment_id}/runs?{query}"
 
 
 def prepare_experiment(client: Any, experiment: Any) -> None:
