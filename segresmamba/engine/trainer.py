@@ -202,8 +202,8 @@ class Trainer:
         self.loss = loss
         self.shapes = shapes_of(network)
         self.parameters = sum(p.numel() for p in network.parameters())
-        # The engine's first collective call keeps the other ranks of a node waiting for this.
         warm_up(network, config.train.precision, ranks)
+        wait_for_all()  # the first rank of a node compiles for the others, too
         self.layout = choose_layout(task, network, ranks)
         self.engine = ZeroEngine(network, config, ranks, loaded)
         self.skipped = SkippedSteps(config.train, folder, ranks)
