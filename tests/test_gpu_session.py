@@ -20,7 +20,10 @@ HIDE = """
 import sys
 from importlib.machinery import PathFinder
 
-HIDDEN = {"mlflow", "pandas", "pyarrow", "numba", "SimpleITK", "codecarbon", "obstore"}
+HIDDEN = {
+    *("mlflow", "pandas", "pyarrow", "numba", "SimpleITK", "codecarbon", "obstore"),
+    *("matplotlib", "PIL", "pydicom", "requests"),
+}
 
 
 class Others(PathFinder):
