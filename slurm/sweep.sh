@@ -21,4 +21,4 @@ python=python
 if [[ -x .venv/bin/python ]]; then
     python=.venv/bin/python
 fi
-exec "$python" -m launch sweep cluster=slurm "$@"
+exec "$python" -Pm launch sweep cluster=slurm "$@"

@@ -30,4 +30,4 @@ python=python
 if [[ -x .venv/bin/python ]]; then
     python=.venv/bin/python
 fi
-exec "$python" -m launch train --in-allocation "$@"
+exec "$python" -Pm launch train --in-allocation "$@"
