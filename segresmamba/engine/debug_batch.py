@@ -24,7 +24,7 @@ from segresmamba.config import read_config
 from segresmamba.errors import CheckpointError, UserError
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.task.precision import Autocast
-from segresmamba.task.ranks import Ranks
+from segresmamba.task.ranks import device_for
 from segresmamba.task.task import Task
 from segresmamba.task.weights import check_shapes, first_not_finite, shapes_of
 
@@ -68,7 +68,7 @@ def debug_batch(run: Path, step: int | None = None, store: str | None = None) ->
     if store is not None:
         data_here = config.data.model_copy(update={"store": store})
         config = config.model_copy(update={"data": data_here})
-    task, device = Task.from_config(config), Ranks.from_environment().device
+    task, device = Task.from_config(config), device_for(config.train.device)
     network = task.network()
     weights_step = _load_weights(network, folder.skipped_weights)
     logger.info(

@@ -32,7 +32,7 @@ from segresmamba.inference.postprocessing import Postprocessing, write_postproce
 from segresmamba.inference.sliding_window import SlidingWindow
 from segresmamba.inference.trained import require_same_preprocessing
 from segresmamba.storage.run_folder import RunFolder
-from segresmamba.task.ranks import Ranks
+from segresmamba.task.ranks import device_for
 from segresmamba.task.task import Task
 from segresmamba.task.weights import TrainedNetwork, load_network
 from segresmamba.tracking import Status, open_tracker, read_journal
@@ -152,7 +152,7 @@ class HeldOut:
             UserError: If one has no best weights, its store is not there or was converted anew
                 under another policy, or they held nothing or other cases out.
         """
-        device = Ranks.from_environment().device
+        device = device_for(read_config(folders[0].config).train.device)
         tasks, networks = list[Task](), list[TrainedNetwork]()
         for folder in folders:
             config = read_config(folder.config)

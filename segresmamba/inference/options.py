@@ -58,9 +58,10 @@ class InferenceOptions:
 
         Raises:
             ConfigError: If this machine has no such device.
+            LaunchError: If Slurm has granted GPUs that torch does not see.
         """
         if self.device == "auto":
-            return Ranks.from_environment().device
+            return Ranks.from_environment(cpu_choice="--device cpu").device
         gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
         known = ["cpu", *(["cuda"] if gpus else []), *gpus]
         if self.device not in known:

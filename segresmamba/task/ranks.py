@@ -58,7 +58,9 @@ class Ranks:
         return "nccl" if self.device.type == "cuda" else "gloo"
 
     @classmethod
-    def from_environment(cls, device: Device = "auto", gpus_asked: int = 0) -> Ranks:
+    def from_environment(
+        cls, device: Device = "auto", gpus_asked: int = 0, cpu_choice: str = "train.device=cpu"
+    ) -> Ranks:
         """Read the launcher's variables; without them the job is one process.
 
         A launcher shows each rank all GPUs of the node, or only its own, which then is number 0.
@@ -66,6 +68,7 @@ class Ranks:
         Args:
             device: What `train.device` says. auto takes the GPU if there is one.
             gpus_asked: GPUs that the job asked for on each node.
+            cpu_choice: What the user types to compute on the CPU, for errors.
 
         Raises:
             LaunchError: If torch sees no GPU although some were granted or asked for, or if the
@@ -78,7 +81,7 @@ class Ranks:
         if gpus:
             refuse_more_ranks_than_gpus(local_world_size, gpus)
         elif device != "cpu":
-            _refuse_the_cpu(device, max(gpus_asked, gpus_granted(os.environ)))
+            _refuse_the_cpu(device, max(gpus_asked, gpus_granted(os.environ)), cpu_choice)
         gpu = torch.device("cuda", local_rank if gpus > 1 else 0)
         return cls(
             rank=int(os.environ.get("RANK", "0")),
@@ -87,6 +90,19 @@ class Ranks:
             local_world_size=local_world_size,
             device=gpu if gpus else torch.device("cpu"),
         )
+
+
+def device_for(trained_on: Device) -> torch.device:
+    """The device of this process for the network of an earlier run.
+
+    Args:
+        trained_on: `train.device` of that run. A run on a GPU may go on on any device.
+
+    Raises:
+        LaunchError: If Slurm has granted GPUs that torch does not see.
+    """
+    device: Device = "cpu" if trained_on == "cpu" else "auto"
+    return Ranks.from_environment(device, cpu_choice="sbatch --gpus-per-node=0").device
 
 
 def gpus_granted(environment: Mapping[str, str]) -> int:
@@ -135,15 +151,15 @@ def _driver_text() -> str:
     return path.read_text() if path.exists() else ""
 
 
-def _refuse_the_cpu(device: Device, gpus: int) -> None:
+def _refuse_the_cpu(device: Device, gpus: int, cpu_choice: str) -> None:
     """Refuse to compute on the CPU where GPUs were granted or asked for."""
     if device == "auto" and not gpus:
         return
     raise LaunchError(
-        "torch sees no GPU, and the job would train on the CPU",
-        where="train.device",
+        "torch sees no GPU, and the job would compute on the CPU",
+        where=re.split("[ =]", cpu_choice)[0],
         got=f"{device}, with {gpus} GPU(s) granted or asked for on this node; {torch_build()}; "
         f"CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')}",
         remedy="install a build of torch that fits the driver (https://pytorch.org/get-started), "
-        "or give train.device=cpu to train on the CPU",
+        f"or give {cpu_choice} to compute on the CPU",
     )

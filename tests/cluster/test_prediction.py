@@ -34,7 +34,7 @@ def segmented(out: Path) -> list[str]:
 
 def test_an_array_segments_a_folder(model: Path, images: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    done = launch("predict", str(model), str(images), str(out), *WORDS)
+    done = launch("predict", str(model), str(images), str(out), "--device", "cpu", *WORDS)
     assert done.returncode == 0, done.stderr
     array = done.stdout.split()[5].strip(",")
     for number in range(3):  # no more jobs than cases
@@ -48,6 +48,7 @@ def test_the_script_segments_a_folder_on_one_node(
     model: Path, images: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    job = batch("predict.sh", str(model), str(images), str(out), cwd=tmp_path)
+    to_cpu = ("--device", "cpu")  # torch cannot use the cluster's stand-in GPUs
+    job = batch("predict.sh", str(model), str(images), str(out), *to_cpu, cwd=tmp_path)
     assert job.end().exit_code == 0, output(job)
     assert segmented(out) == ["a", "b", "c"]

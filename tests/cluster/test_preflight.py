@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 
@@ -29,7 +30,8 @@ SECONDS = 120  # ranks that wait for each other in vain do so for an hour
             "torch cannot use the GPUs of a node, and its ranks would train on the CPU",
             "n1",
         ),
-        (("data.store=/nowhere",), "the store cannot be read", "data.store on n1"),
+        # The second node has another, empty folder there.
+        ((f"data.store={cluster.UNSHARED}/store",), "the store cannot be read", "data.store on n2"),
         (
             ("data.workers=999",),
             "a node has too little memory for its ranks and their readers",
@@ -38,8 +40,12 @@ SECONDS = 120  # ranks that wait for each other in vain do so for an hour
     ],
 )
 def test_a_node_that_will_not_do_ends_the_job_in_seconds(
-    queue_run: Queue, overrides: tuple[str, ...], said: str, where: str
+    queue_run: Queue, tiny_store: Path, overrides: tuple[str, ...], said: str, where: str
 ) -> None:
+    if where == "data.store on n2":
+        if not cluster.may_unshare():
+            pytest.skip("this machine makes no mount namespaces")
+        shutil.copytree(tiny_store, cluster.UNSHARED / "store")
     started = time.monotonic()
     job = queue_run("refused", *overrides)
     assert job.end().exit_code == 2, job.log

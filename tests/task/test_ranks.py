@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from segresmamba.errors import LaunchError
-from segresmamba.task.ranks import Ranks
+from segresmamba.inference.options import InferenceOptions
+from segresmamba.task.ranks import Ranks, device_for
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +35,7 @@ def test_a_job_with_gpus_that_torch_does_not_see_is_refused(
     assert Ranks.from_environment().device.type == "cpu"
     for name, value in granted.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(LaunchError, match="would train on the CPU") as caught:
+    with pytest.raises(LaunchError, match="would compute on the CPU") as caught:
         Ranks.from_environment()
     assert "2 GPU(s)" in caught.value.got
     assert f"torch {torch.__version__}, built for" in caught.value.got
@@ -49,6 +50,29 @@ def test_gpus_that_were_asked_for_count_like_those_granted(monkeypatch: pytest.M
         Ranks.from_environment(gpus_asked=1)
     with pytest.raises(LaunchError, match="cuda, with 0 GPU"):
         Ranks.from_environment("cuda")
+
+
+def test_an_earlier_run_on_the_cpu_needs_no_gpu_in_a_job_that_has_some(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    see(monkeypatch, gpus=0)
+    assert device_for("cuda").type == "cpu"
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "1")
+    assert device_for("cpu").type == "cpu"
+    with pytest.raises(LaunchError, match="1 GPU") as caught:
+        device_for("auto")
+    assert "sbatch --gpus-per-node=0" in caught.value.remedy
+
+
+def test_the_remedy_is_an_option_of_the_command_that_was_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    see(monkeypatch, gpus=0)
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "1")
+    with pytest.raises(LaunchError) as caught:
+        InferenceOptions().torch_device()
+    assert caught.value.where == "--device"
+    assert "--device cpu" in caught.value.remedy
 
 
 def test_the_cpu_may_be_chosen_where_there_are_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
