@@ -36,7 +36,10 @@ class Prediction:
         made, config = self.activations, self.config
         frozen_bytes = made.weights_bytes - made.trained_bytes
         ranks = config.cluster.world_size
-        return states(config.train.zero_stage, made.trained_bytes, ranks, frozen_bytes)
+        return states(
+            config.train.zero_stage, made.trained_bytes, ranks, frozen_bytes,
+            overlap_comm=config.train.overlap_comm,
+        )  # fmt: skip
 
     @property
     def peak_bytes(self) -> int:

@@ -1,7 +1,8 @@
 """Memory of weights, gradients and optimizer states on one rank under each ZeRO stage.
 
 The formulas were fitted to what DeepSpeed 0.19.8 allocates on a CPU for networks of 32 and 128 MiB
-on one and two ranks, with torch's AdamW in fp32 and the bucket of `engine.zero`; all 16 runs agree.
+on one and two ranks, with torch's fused AdamW in fp32 and the bucket of `engine.zero`; all 16 runs
+agree, with `train.overlap_comm`. The peak of a run is that of the two parts which takes more.
 P is the bytes of the trained weights, w the number of ranks, K the bytes of the bucket for
 reductions. Frozen weights were found to take their own size and nothing more, on one rank.
 """
@@ -23,7 +24,14 @@ class States:
     """In the optimizer's step, when the activations are freed."""
 
 
-def states(stage: int, trained_bytes: int, world_size: int, frozen_bytes: int = 0) -> States:
+def states(
+    stage: int,
+    trained_bytes: int,
+    world_size: int,
+    frozen_bytes: int = 0,
+    *,
+    overlap_comm: bool = True,
+) -> States:
     """Memory of one rank without activations.
 
     Args:
@@ -32,10 +40,14 @@ def states(stage: int, trained_bytes: int, world_size: int, frozen_bytes: int = 
         world_size: w, the number of ranks.
         frozen_bytes: Size of the others. Stage 3 divides these too, but gathers them for use, so
             they count in full.
+        overlap_comm: Whether stages 1 and 2 reduce during the backward pass (`train.overlap_comm`).
     """
     p, share, k, f = trained_bytes, trained_bytes / world_size, BUCKET_BYTES, frozen_bytes
-    if stage == 0:  # weights, gradients, two moments; the step needs one temporary
-        return States(int(f + 4 * p), int(f + 5 * p))
-    if stage in (1, 2):
-        return States(int(f + 3 * p + 3 * share + k), int(f + 2 * p + 7 * share))
-    return States(int(f + 2 * p + k + 5 * share), int(f + k + p + 7 * share))
+    if stage == 0:  # weights, gradients, two moments; several ranks reduce a copy of the gradients
+        return States(int(f + 4 * p), int(f + (5 if world_size > 1 else 4) * p))
+    in_backward = f + 3 * p + 3 * share + k
+    if stage == 3:
+        return States(int(in_backward), int(f + k + p + 5 * share))
+    if overlap_comm and world_size > 1:  # one bucket is reduced while the next one is filled
+        in_backward += k
+    return States(int(in_backward), int(f + 2 * p + 5 * share))

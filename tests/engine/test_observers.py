@@ -83,7 +83,7 @@ def test_energy_is_told_per_patch_and_how_it_is_known(run: Path) -> None:
         metrics["energy/energy_kwh"] * 1e6 / patches
     )
     assert tags(run)["energy.cpu_power"] in ("measured (RAPL)", "estimated from load")
-    assert "energy mix of" in tags(run)["energy.intensity_source"]
+    assert "IEA's report of 2019" in tags(run)["energy.intensity_source"]
 
 
 def test_the_dataset_and_the_environment_are_recorded(run: Path) -> None:

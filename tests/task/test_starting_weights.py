@@ -99,7 +99,7 @@ def test_a_file_without_fitting_weights_is_refused(
 
 
 def test_a_missing_file_and_a_folder_without_weights_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="No such file"):
+    with pytest.raises(ConfigError, match="no such file"):
         load_starting_weights(tmp_path / "absent.pt", network(), 2)
     with pytest.raises(ConfigError, match=r"a folder without best/weights\.safetensors"):
         load_starting_weights(tmp_path, network(), 2)

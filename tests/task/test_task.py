@@ -129,7 +129,7 @@ def test_channels_last_reaches_the_convolutions(tmp_path: Path) -> None:
 def test_a_compiled_network_trains_the_same(tmp_path: Path) -> None:
     words = ["model.outer_toms=0"]
     expected = losses(tmp_path, *words)
-    assert losses(tmp_path, *words, "train.compile=true") == pytest.approx(expected, rel=1e-5)
+    assert losses(tmp_path, *words, "train.compile=true") == pytest.approx(expected, rel=1e-4)
 
 
 def test_compiling_without_a_compiler_is_refused_before_a_folder_is_written(

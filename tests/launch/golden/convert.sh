@@ -15,12 +15,35 @@
 #SBATCH --time=60
 
 # setup
+[ -z "$SLURM_MEM_PER_CPU" ] || [ -z "$SLURM_MEM_PER_NODE" ] || unset SLURM_MEM_PER_CPU SLURM_MEM_PER_NODE
+ranks= stop=
+trap 'stop=USR2; [ -z "$ranks" ] || kill -USR2 $ranks' USR1 USR2 HUP INT
+trap 'stop=TERM; [ -z "$ranks" ] || kill -TERM $ranks' TERM
+setup_failed() {
+  [ $BASH_SUBSHELL = 0 ] || return
+  case "${BASH_SOURCE[1]}" in "" | "$0") what=$2;; *) what="${BASH_SOURCE[1]}, line $3"; esac
+  printf "%s\n" "error: a line of cluster.setup failed" "  where:  cluster.setup" \
+    "  got:    ${hidden:-$what}: exit code $1" \
+    "  remedy: see its output above, then correct it; add || true if it may fail" >&2
+  exit 2
+}
+trap 'setup_failed $? "$BASH_COMMAND" $LINENO' ERR
+set -eE
 module load x
+set +eE
+trap - ERR
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output ROOT/store.logs/%A_%a_%t_log.out --cpus-per-task=1 --cpu-bind=cores PYTHON -u -Pm launch.jobs.start ROOT/store.logs
+srun --unbuffered --output ROOT/store.logs/%A_%a_%t_log.out --export=ALL --cpus-per-task=1 --cpu-bind=cores PYTHON -u -Pm launch.jobs.start ROOT/store.logs auto &
 
+
+# teardown
+ranks=$!
+[ -z "$stop" ] || { sleep 5; kill -$stop $ranks; }
+while kill -0 $ranks 2>/dev/null; do wait $ranks; done
+wait $ranks; code=$?
+exit $code
 #!/bin/bash
 
 # Parameters
@@ -38,8 +61,32 @@ srun --unbuffered --output ROOT/store.logs/%A_%a_%t_log.out --cpus-per-task=1 --
 #SBATCH --time=60
 
 # setup
+[ -z "$SLURM_MEM_PER_CPU" ] || [ -z "$SLURM_MEM_PER_NODE" ] || unset SLURM_MEM_PER_CPU SLURM_MEM_PER_NODE
+ranks= stop=
+trap 'stop=USR2; [ -z "$ranks" ] || kill -USR2 $ranks' USR1 USR2 HUP INT
+trap 'stop=TERM; [ -z "$ranks" ] || kill -TERM $ranks' TERM
+setup_failed() {
+  [ $BASH_SUBSHELL = 0 ] || return
+  case "${BASH_SOURCE[1]}" in "" | "$0") what=$2;; *) what="${BASH_SOURCE[1]}, line $3"; esac
+  printf "%s\n" "error: a line of cluster.setup failed" "  where:  cluster.setup" \
+    "  got:    ${hidden:-$what}: exit code $1" \
+    "  remedy: see its output above, then correct it; add || true if it may fail" >&2
+  exit 2
+}
+trap 'setup_failed $? "$BASH_COMMAND" $LINENO' ERR
+set -eE
 module load x
+set +eE
+trap - ERR
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output ROOT/store.logs/%j_%t_log.out --cpus-per-task=1 --cpu-bind=cores PYTHON -u -Pm launch.jobs.start ROOT/store.logs
+srun --unbuffered --output ROOT/store.logs/%j_%t_log.out --export=ALL --cpus-per-task=1 --cpu-bind=cores PYTHON -u -Pm launch.jobs.start ROOT/store.logs auto &
+
+
+# teardown
+ranks=$!
+[ -z "$stop" ] || { sleep 5; kill -$stop $ranks; }
+while kill -0 $ranks 2>/dev/null; do wait $ranks; done
+wait $ranks; code=$?
+exit $code
