@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from launch.run_state import read_run
 from segresmamba.storage.atomic import write_text
@@ -77,7 +77,8 @@ class _Entry:
     summary: RunSummary
 
 
-_INDEX = TypeAdapter(dict[str, _Entry])
+# JSON has no NaN, which the distance of a class that occurs in no label is.
+_INDEX = TypeAdapter(dict[str, _Entry], config=ConfigDict(ser_json_inf_nan="strings"))
 
 
 def summaries(folders: Iterable[Path]) -> dict[Path, RunSummary]:

@@ -1,6 +1,7 @@
 """The index beside the runs: it saves reading journals, and never shows what is no longer so."""
 
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +61,17 @@ def test_a_journal_is_read_once_until_it_changes(
     assert reads == [folder, folder]
     (folder / "emissions.json").write_text("{")  # the energy comes from there
     assert summaries([folder]) == {}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_value_that_is_no_number_does_not_void_the_index(
+    record: Callable[[float], Path], reads: list[Path], value: float
+) -> None:
+    folder = record(value)
+    for _ in range(2):
+        found = summaries([folder])[folder].last("validation/dice/mean")
+        assert str(found) == str(value)
+    assert reads == [folder]
 
 
 def test_a_journal_that_was_just_written_is_not_kept(
