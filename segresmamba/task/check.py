@@ -72,9 +72,10 @@ def first_error(runs: Sequence[Sequence[Config]]) -> tuple[int, Exception] | Non
     known: dict[str, Exception | None] = {}
 
     def error_of(config: Config) -> Exception | None:
-        # Trials often differ in what matters to no part of this check.
+        # Trials often differ in what matters to no part of this check, as in their names.
         train = config.train.model_copy(update={"lr": 1.0, "weight_decay": 0.0})
-        key = repr((config.data, config.model, config.loss, train, config.run))
+        is_new = not RunFolder.from_config(config).saved_steps()
+        key = repr((config.data, config.model, config.loss, train, config.run.root, is_new))
         if key not in known:
             known[key] = None
             try:

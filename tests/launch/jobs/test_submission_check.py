@@ -10,6 +10,7 @@ from launch.__main__ import main
 from launch.jobs.submission_check import check_path, require_trainable
 from segresmamba.config import Config, load_config
 from segresmamba.errors import ConfigError, LaunchError, UserError
+from segresmamba.task import check
 from segresmamba.task.check import first_error
 
 
@@ -132,3 +133,16 @@ def test_a_server_that_gives_no_answer_is_a_warning(
 ) -> None:
     require_trainable({"": [load_config([*words, "data.store=http://127.0.0.1:1/x.zarr"])]})
     assert "warning: not all could be checked here" in capsys.readouterr().err
+
+
+def test_trials_that_differ_in_seed_name_and_learning_rate_are_checked_once(
+    words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[Config] = []
+    monkeypatch.setattr(check, "check", checked.append)
+    trials = [
+        [load_config([*words, f"seed={number}", f"run.name=t{number}", f"train.lr=0.{number}"])]
+        for number in (1, 2, 3)
+    ]
+    assert first_error(trials) is None
+    assert checked == trials[0]
