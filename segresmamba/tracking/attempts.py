@@ -38,6 +38,28 @@ def current(records: Sequence[JournalRecord]) -> list[JournalRecord]:
     return kept[::-1]
 
 
+def marked(records: Iterable[JournalRecord]) -> list[JournalRecord]:
+    """The records, with a mark of each attempt that an earlier version began without one.
+
+    Those versions recorded the other settings, and then values of steps that were there already.
+    """
+    found, settings, has_changed = list[JournalRecord](), dict[str, str](), False
+    for record in records:
+        match record.kind:
+            case "params":
+                before, settings = settings, _settings(record.body["values"])
+                known = before.keys() & settings.keys()
+                has_changed = any(before[key] != settings[key] for key in known)
+            case "attempt":
+                has_changed = False
+            case "metrics" if has_changed:
+                step = record.body["step"] - 1
+                found.append(replace(record, kind="attempt", body={"step": step}))
+                has_changed = False
+        found.append(record)
+    return found
+
+
 def attempts_first(
     records: Iterable[JournalRecord], end: int, *, wait: bool
 ) -> Iterator[JournalRecord]:

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from segresmamba.config import TrainConfig
 from segresmamba.storage.run_folder import RunFolder
-from segresmamba.tracking.attempts import current
+from segresmamba.tracking.attempts import current, marked
 from segresmamba.tracking.energy.ledger import Ledger, power_line
 from segresmamba.tracking.journal import read_header, read_journal
 from segresmamba.tracking.mapping import MetricPoint, flatten, new_points
@@ -159,7 +159,7 @@ def read_history(folder: Path) -> History:
     curves: dict[str, list[MetricPoint]] = {}
     last_step: dict[str, int] = {}
     files: dict[str, Path] = {}
-    for record in current(read_journal(journal)):
+    for record in current(marked(read_journal(journal))):
         match record.kind:
             case "params":
                 settings = flatten(record.body["values"])  # a resume records all of them again

@@ -2,7 +2,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from segresmamba.tracking.attempts import attempts_first, current, goes_back, missing_steps
+from segresmamba.tracking.attempts import (
+    attempts_first,
+    current,
+    goes_back,
+    marked,
+    missing_steps,
+)
 from segresmamba.tracking.journal import JournalRecord
 
 
@@ -58,6 +64,20 @@ def test_what_is_shown_is_of_the_last_start_that_trained_the_step() -> None:
     )
     shown = [(record.end, record.body["step"]) for record in current(records)]
     assert shown == [(0, 1), (4, 3), (6, 1), (7, 2)]
+
+
+def test_an_attempt_that_an_earlier_version_did_not_mark_is_found_by_its_settings() -> None:
+    def shown(*after: Any) -> list[tuple[int, int]]:
+        records = current(marked(journal(*start(), *steps(1, 2, 3), *after)))
+        return [(r.end, r.body["step"]) for r in records if r.kind == "metrics"]
+
+    assert shown(*start(lr=0.2), *steps(2, 3)) == [(2, 1), (7, 2), (8, 3)]
+    same = [(2, 1), (3, 2), (4, 3), (7, 2), (8, 3)]
+    assert shown(*start(), *steps(2, 3)) == same
+    assert shown(*start(log_every=5), *steps(2, 3)) == same
+    assert shown(*start(lr=0.2), *steps(4)) == [(2, 1), (3, 2), (4, 3), (7, 4)]
+    with_mark = [*start(lr=0.2), ("attempt", {"step": 2}), *steps(3)]
+    assert shown(*with_mark) == [(2, 1), (3, 2), (8, 3)]
 
 
 def test_a_start_belongs_to_the_attempt_that_it_begins() -> None:
