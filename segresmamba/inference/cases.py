@@ -122,9 +122,11 @@ def _case_of_channels(paths: Sequence[Path], channels: Sequence[str]) -> InputCa
 def _refuse_other_order(paths: Sequence[Path], channels: Sequence[str]) -> None:
     """Refuse a file that is named as another channel than the one that it is given for."""
     own = [_plain(channel) for channel in channels]
+    words = [{_plain(word) for word in _WORD.findall(strip_ending(path.name))} for path in paths]
+    common = set.intersection(*words)  # the name of the case, such as CT_001
     for number, path in enumerate(paths):
-        words = {_plain(word) for word in _WORD.findall(strip_ending(path.name))}
-        named = [one for one, name in zip(channels, own, strict=True) if name in words]
+        said = words[number] - common
+        named = [one for one, name in zip(channels, own, strict=True) if name in said]
         if len(named) == 1 and named[0] != channels[number]:
             raise DataError(
                 "the images are named as other channels than they are given for",

@@ -160,5 +160,7 @@ def test_a_folder_whose_dataset_json_has_another_order_is_refused(
 def test_files_that_are_named_as_other_channels_are_refused(two: list[TrainedModel]) -> None:
     with pytest.raises(DataError, match="takes for t1; its name says t2"):
         find_cases(["p7-T2.nii.gz", "p7-T1.nii.gz"], two)
-    for names in (["p7_t1.nii.gz", "p7_t2.nii.gz"], ["a.nii.gz", "b.nii.gz"], ["t1_t2_a.nii", "b"]):
+    in_order, unnamed = ["p7_t1.nii.gz", "p7_t2.nii.gz"], ["a.nii.gz", "b.nii.gz"]
+    case_of_that_name = ["T1_7_0000.nii.gz", "T1_7_0001.nii.gz"]
+    for names in (in_order, unnamed, ["t1_t2_a.nii", "b"], case_of_that_name):
         assert len(find_cases(names, two)) == 1
