@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -134,9 +135,16 @@ def _missing(name: str) -> _Missing | None:
     for module in _MODULES[name]:
         if importlib.util.find_spec(module) is None:
             return _Missing(module, INSTALL_COMMANDS[name])
-    if name == "triton" and not _interpreted() and (tool := missing_build_tool()):
-        return _Missing(tool, INSTALL_BUILD_TOOLS)
+    if name == "triton" and not _interpreted():
+        tool = _missing_build_tool(os.environ.get("CC"), os.environ.get("PATH"))
+        return _Missing(tool, INSTALL_BUILD_TOOLS) if tool else None
     return None
+
+
+@cache  # every scan asks, in every step, and a PATH may lie on a slow file system
+def _missing_build_tool(compiler: str | None, path: str | None) -> str | None:
+    """What is missing with these values of CC and PATH."""
+    return missing_build_tool()
 
 
 def _interpreted() -> bool:

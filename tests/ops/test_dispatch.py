@@ -54,6 +54,15 @@ def test_auto_falls_back_to_the_reference_and_says_what_to_install(without, monk
     assert "no kernel runs on mps" in caplog.messages[2]
 
 
+def test_a_compiler_is_looked_for_once_and_not_in_every_step(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(dispatch, "missing_build_tool", lambda: asked.append(1))
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))  # of which nothing is known yet
+    assert {resolve_backend("auto", CUDA) for _ in range(3)} == {"triton"}
+    assert len(asked) == 1
+
+
 def test_auto_without_a_compiler_names_it_and_takes_the_next_backend(monkeypatch, caplog, tmp_path):
     monkeypatch.setattr(dispatch, "_logged", set())
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
