@@ -193,7 +193,8 @@ def require_build_tools(config: Config) -> None:
         LaunchError: Naming what is missing.
     """
     backend = getattr(config.model, "scan_backend", None)
-    tool = missing_build_tool() if config.cluster.gpus_per_node else None
+    on_gpus = config.cluster.gpus_per_node and config.train.device != "cpu"
+    tool = missing_build_tool() if on_gpus else None
     # Without Triton, auto goes on with mamba-ssm, or else with an implementation for tests.
     other = backend == "auto" and find_spec("selective_scan_cuda")
     if tool is None or other or backend not in ("auto", "triton"):

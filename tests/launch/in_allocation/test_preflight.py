@@ -290,6 +290,7 @@ def test_a_file_system_that_is_away_is_a_passing_fault(
         (("model.scan_backend=reference",), False),
         (("model=segresnet",), False),
         (("cluster.gpus_per_node=0",), False),
+        (("train.device=cpu",), False),
     ],
 )
 def test_scans_on_gpus_need_a_compiler(
