@@ -66,6 +66,7 @@ class Job:
             lambda: any(s >= step for s, _ in losses(self.run)),
             f"step {step}",
             lambda: f"{self.state}\n{self.log}",
+            every_s=0.02,  # the job would train on meanwhile
         )
 
     def ranks(self) -> dict[int, int]:
@@ -120,7 +121,7 @@ def queue(words: tuple[str, ...], root: Path, name: str) -> Job:
 
 def queue_stand_in(behaviour: str, root: Path, *words: str) -> Job:
     """Queue a job with a stand-in engine (see `tests.launch.engines`): it starts in a second."""
-    words = (*words, f"run.root={root}", f"run.name={behaviour}")
+    words = (*words, "tracking=none", f"run.root={root}", f"run.name={behaviour}")
     code = (
         "from launch import launcher; from launch.jobs.train_job import TrainJob;"
         "from segresmamba.config import load_config;"
@@ -171,11 +172,17 @@ def mlflow_run(root: Path, name: str) -> tuple[str, dict[str, str]]:
         return status, dict(tags.fetchall())
 
 
-def wait_until(condition: Callable[[], bool], what: str, why: Callable[[], str] = str) -> None:
+def wait_until(
+    condition: Callable[[], bool],
+    what: str,
+    why: Callable[[], str] = str,
+    *,
+    every_s: float = 0.25,  # most conditions start a command of Slurm, which takes a core 9 ms
+) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not come: {why()}"
-        time.sleep(0.02)
+        time.sleep(every_s)
 
 
 def pending_signals(pid: int) -> set[int]:
