@@ -23,7 +23,7 @@ def export(
     ] = "not stated",
     form: Annotated[
         str | None,
-        typer.Option("--to", help="onnx, pt2 or bundle: also write what other programs run."),
+        typer.Option("--to", help="onnx, pt2, bundle or nnunet: also write what others run."),
     ] = None,
     checkpoint: Annotated[
         str | None,
