@@ -178,6 +178,16 @@ class Preprocessing(StoreRecord):
     """Smallest and largest voxel size of the stored cases; weights of earlier versions lack it."""
     nnunet: NnUNetSteps | None = None
     """For a network that nnU-Net trained, see `segresmamba import`."""
+    axes: Literal["zyx", "xyz", "xyz-stored"] = "zyx"
+    """Order of the axes that the network saw: of RAS, or as files store them. MONAI's networks see
+    x first."""
+
+    @property
+    def seen(self) -> NnUNetSteps | None:
+        """How the network saw the axes of an image, where it was not as stores have them."""
+        if self.nnunet is not None or self.axes == "zyx":
+            return self.nnunet
+        return NnUNetSteps(as_stored=self.axes == "xyz-stored", transpose=(2, 1, 0))
 
     @property
     def only_mm(self) -> Spacing | None:
