@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,7 +165,7 @@ def losses(run: Path) -> list[tuple[int, float]]:
 
 def mlflow_run(root: Path, name: str) -> tuple[str, dict[str, str]]:
     """Status and tags of the one MLflow run of this name."""
-    with sqlite3.connect(root / "mlflow.db") as database:
+    with closing(sqlite3.connect(root / "mlflow.db")) as database:
         ((run_id, status),) = database.execute(
             "SELECT run_uuid, status FROM runs WHERE name = ?", [name]
         ).fetchall()

@@ -8,6 +8,7 @@ import re
 import sqlite3
 import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -204,7 +205,7 @@ def children(root: Path, parent: str, count: int) -> set[str]:
     found: set[str] = set()
     deadline = time.monotonic() + 200
     while len(found) < count and time.monotonic() < deadline:
-        with sqlite3.connect(root / "mlflow.db") as database:
+        with closing(sqlite3.connect(root / "mlflow.db")) as database:
             found = {name for (name,) in database.execute(query, [parent])}
         time.sleep(1)
     return found
