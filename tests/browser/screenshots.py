@@ -44,7 +44,7 @@ def picture_mlflow(browser: Browser, uri: str) -> None:
     page.set_default_timeout(60_000)
     page.goto(f"{uri}/#/experiments/1")
     table = page.get_by_role("link", name="Runs with their scores, memory, step time and energy")
-    bars = page.get_by_role("link", name="The same as bars, one for each run")
+    bars = page.get_by_role("link", name="the same as bars")
     links = [f"{uri}/{link.get_attribute('href')}" for link in (table, bars)]
     page.goto(links[0])
     expect(page.get_by_role("columnheader").get_by_text("energy/energy_kwh")).to_be_visible()

@@ -57,8 +57,9 @@ def first_look(experiment_id: str) -> dict[str, str]:
     return {
         "mlflow.experimentKind": "custom_model_development",
         f"mlflow.sharedViewState.{_VIEW}": json.dumps(view),
-        "mlflow.note.content": f"[Runs with their scores, memory, step time and energy]({table})"
-        f"\n\n[The same as bars, one for each run]({table}&compareRunsMode=CHART)",
+        # In one line: MLflow shows the first line of a description and folds the rest.
+        "mlflow.note.content": f"[Runs with their scores, memory, step time and energy]({table}), "
+        f"[the same as bars]({table}&compareRunsMode=CHART)",
     }
 
 
