@@ -193,6 +193,14 @@ def configure(
     for line in proposal.advice:
         typer.echo(line)
     typer.echo(f"settings: {file}")
+    import torch
+
+    if not torch.cuda.is_available():
+        typer.echo(
+            "this machine has no GPU; for a first try on its processors: configure with "
+            "--model segresmamba_fine_small, and train with train.precision=fp32 "
+            "train.max_steps=300 train.warmup_steps=20 train.validate_every=100"
+        )
 
 
 @app.command()
