@@ -291,7 +291,8 @@ class TrainConfig(Section):
     part of the batch."""
     fold: Annotated[int, Field(ge=0)] | None = 0
     """Number of the fold that is held out for validation; the store holds the split. none: all
-    cases train, nothing is validated, and the last weights count as the best."""
+    cases train, nothing is validated, and the last weights count as the best.
+    `python -m launch train train.fold=all` trains a run for each fold."""
     init_from: Path | None = None
     """Start from these weights: the folder of a run, a model folder of `segresmamba export`, or a
     file with a state dict. Weights whose name and shape fit are taken. If the number of input
