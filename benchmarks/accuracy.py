@@ -50,10 +50,11 @@ RATES = (1e-3, 2e-3, 4e-3)
 SHORT, LONG = 250, 1000
 FOLD, TUNING_FOLD = 0, 1
 
-# A quarter of the full widths, and for the family, whose stages need multiples of 8, a third. The
-# half of them, segresmamba_fine_24, takes about as long a step as SegResNet.
+# A quarter of the full widths, and for the family, whose stages need multiples of 8, a third. Half
+# of them is segresmamba_fine_24.
 _DIMS = "model.dims=[16,32,64,128]"
-_FINE = ("model=segresmamba_fine", _DIMS)
+_LEVEL = "model.fine_channels=8"
+_FINE = ("model=segresmamba_fine", _DIMS, _LEVEL)
 _LEVELS = "[8,16,32,64,80,80]"
 
 
@@ -70,7 +71,7 @@ CORE = {
     "segresmamba": Network(("model=segresmamba", _DIMS), lr=4e-3),
     "segresmamba_fine": Network(_FINE, lr=4e-3),
     "segresmamba_fine_24": Network(
-        ("model=segresmamba_fine", "model.dims=[24,48,96,192]"), lr=4e-3
+        ("model=segresmamba_fine", "model.dims=[24,48,96,192]", _LEVEL), lr=4e-3
     ),
     "segresmamba_fine_nomamba": Network((*_FINE, "model.inner_tom=false"), lr=4e-3),
     "segresmamba_fine_outer": Network((*_FINE, "model.outer_toms=1"), lr=4e-3),

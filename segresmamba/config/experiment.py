@@ -56,7 +56,7 @@ _FIRST = frozenset(
     }
 )  # fmt: skip
 # Settings of networks that are younger than their network.
-_LATER_OF_NETWORKS = frozenset({"zero_toms", "image_head"})
+_LATER_OF_NETWORKS = frozenset({"zero_toms", "fine_channels"})
 # A version of November 2026 also counted these with their defaults.
 _COUNTED_ONCE = frozenset(
     {

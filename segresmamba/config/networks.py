@@ -44,9 +44,9 @@ class SegResMambaFamily(Section):
     """Use one set of state-space parameters for all three scan orders instead of one for each."""
     zero_toms: bool = False
     """Begin with Mamba layers that add nothing: their output projection is zero."""
-    image_head: bool = False
-    """Let the head see the image at full resolution beside the decoder's last level, which has half
-    of it."""
+    fine_channels: NonNegativeInt = 0
+    """Channels of a level at full resolution around the stages, the finest of which has half of it;
+    0 builds none."""
     norm_biases: bool = False
     """Give a bias to convolutions before an instance norm. The norm cancels it, so it changes only
     the number of parameters."""
@@ -80,7 +80,7 @@ class SegResMambaNoMambaConfig(SegResMambaFamily):
 
 
 class SegResMambaFineConfig(SegResMambaFamily):
-    """The paper's network with a head that sees the image, and Mamba layers inside the blocks only.
+    """The paper's network with a level at full resolution, and Mamba layers inside blocks only.
 
     Inside a block the layers read an eighth of the tokens that they read after it.
     """
@@ -89,7 +89,7 @@ class SegResMambaFineConfig(SegResMambaFamily):
     """Name of the network."""
     outer_toms: NonNegativeInt = 0
     zero_toms: bool = True
-    image_head: bool = True
+    fine_channels: NonNegativeInt = 16
 
 
 class SegResMambaReleasedConfig(SegResMambaFamily):

@@ -55,7 +55,8 @@ class SegResMamba(nn.Module):
         shared_directions: One set of state-space parameters for the three scan orders.
         zero_toms: Begin with Mamba layers whose output projection is zero. With the residual they
             are the identity at first.
-        image_head: Let the head see the image at full resolution, see `ImageHead`.
+        fine_channels: Channels of a level at full resolution around the stages, see `FineLevel`; 0
+            builds none, as the paper.
         norm_biases: Biases on convolutions that feed an instance norm, which cancels them.
         released_padding: Pad as the released code does: the input to a multiple of the coarsest
             stage only (16 with four stages), odd sides inside the blocks, Mamba layers to even
@@ -68,8 +69,8 @@ class SegResMamba(nn.Module):
 
     Raises:
         ArgumentError: For anything but three dimensions, a count below its least value, widths that
-            the decoder's group norm cannot divide, or zero_toms without tom_residual. The message
-            names the argument.
+            the group norms cannot divide, or zero_toms without tom_residual. The message names the
+            argument.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class SegResMamba(nn.Module):
         tom_residual: bool = True,
         shared_directions: bool = False,
         zero_toms: bool = False,
-        image_head: bool = False,
+        fine_channels: int = 0,
         norm_biases: bool = False,
         released_padding: bool = False,
         deep_supervision: bool = False,
@@ -100,7 +101,7 @@ class SegResMamba(nn.Module):
         check_mamba(spatial_dims, in_channels, out_channels, d_state, d_conv, expand)
         check_counts(0, outer_toms=outer_toms, stage_convs=stage_convs)
         check_counts(1, num_slices=1 if num_slices is None else num_slices)
-        _check_stages(dims, checkpoint_stages)
+        _check_stages(dims, fine_channels, checkpoint_stages)
         if zero_toms and not tom_residual:
             # A branch of zeros would get no gradient through its norms and ReLUs, ever.
             raise ArgumentError("zero_toms", "needs tom_residual", zero_toms)
@@ -121,9 +122,13 @@ class SegResMamba(nn.Module):
             pad_to_even=released_padding,
             backend=scan_backend,
         )
-        # Checkpoints hold the parameters in the order in which modules are registered here. The
-        # stem is SegMamba's.
-        stem = nn.Conv3d(in_channels, dims[0], 7, stride=2, padding=3)
+        # Checkpoints hold the parameters in the order in which modules are registered here.
+        # The stem of the paper is SegMamba's.
+        stem = (
+            nn.Conv3d(fine_channels, dims[0], 3, stride=2, padding=1)
+            if fine_channels
+            else nn.Conv3d(in_channels, dims[0], 7, stride=2, padding=3)
+        )
         downs = [_down(fine, coarse, norm_biases) for fine, coarse in itertools.pairwise(dims)]
         self.downs = nn.ModuleList([stem, *downs])
         self.blocks = nn.ModuleList(
@@ -137,11 +142,15 @@ class SegResMamba(nn.Module):
             for width in dims
         )
         self.skips = nn.ModuleList(mlp_skip(width) for width in dims)
-        self._build_decoder(dims, in_channels if image_head else None, out_channels)
+        self._build_decoder(dims, out_channels)
+        self.fine: FineLevel | None = None
+        if fine_channels:
+            self.fine = FineLevel(in_channels, fine_channels, dims[0], out_channels)
+        else:
+            # The finest stage has half the resolution of the input: the head also doubles it.
+            self.head = nn.ConvTranspose3d(dims[0], out_channels, kernel_size=2, stride=2)
 
-    def _build_decoder(
-        self, dims: Sequence[int], image_channels: int | None, out_channels: int
-    ) -> None:
+    def _build_decoder(self, dims: Sequence[int], out_channels: int) -> None:
         """SegResNet's decoder (Figure 1), from the coarsest stage to the finest."""
         pairs = [(coarse, fine) for fine, coarse in itertools.pairwise(dims)][::-1]
         self.ups = nn.ModuleList(_up(coarse, fine) for coarse, fine in pairs)
@@ -150,9 +159,6 @@ class SegResMamba(nn.Module):
         self.coarse_heads = nn.ModuleList(
             nn.Conv3d(fine, out_channels, 1) for _, fine in pairs[:-1] if self.deep_supervision
         )
-        # The finest stage has half the resolution of the input: the head also doubles it.
-        self.refine = None if image_channels is None else ImageHead(dims[0], image_channels)
-        self.head = nn.ConvTranspose3d(dims[0], out_channels, kernel_size=2, stride=2)
 
     def forward(self, x_BCDHW: Tensor) -> Tensor | list[Tensor]:
         """Logits (B, out_channels, D, H, W) at the input size, which may be any.
@@ -168,9 +174,15 @@ class SegResMamba(nn.Module):
         # Before anything is computed: the scan's own error could not name the stage.
         self._check_slices(padded)
         x_BCDHW = pad(x_BCDHW, padded)
-        decoded = self._decode(self._encode(x_BCDHW))
-        finest_BCDHW = self.refine(decoded[-1], x_BCDHW) if self.refine else decoded[-1]
-        logits_BKDHW: Tensor = crop(self.head(finest_BCDHW), size)
+        if self.fine is None:
+            decoded = self._decode(self._encode(x_BCDHW))
+            logits_BKDHW = self.head(decoded[-1])
+        else:
+            # Both parts of the fine level are checkpointed with the finest stage.
+            fine_BCDHW = self._run(0, self.fine.encode, x_BCDHW)
+            decoded = self._decode(self._encode(fine_BCDHW))
+            logits_BKDHW = self._run(0, self.fine.decode, decoded[-1], fine_BCDHW)
+        logits_BKDHW = crop(logits_BKDHW, size)
         if not (self.deep_supervision and self.training):
             return logits_BKDHW
         # The levels go from coarse to fine; the last of them has half the resolution of the input.
@@ -246,37 +258,49 @@ class SegResMamba(nn.Module):
         return checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
-class ImageHead(nn.Module):
-    """Mixes the image into the finest level of the decoder, which has half its resolution.
+class FineLevel(nn.Module):
+    """A level at full resolution around the stages, as the first and last of SegResNet.
 
-    A voxel of that level stands for eight of the image, and the paper's head has to draw their
-    outline from what the stem kept of it. Here the head reads the image again. Its convolution
-    covers the 6 x 6 x 6 voxels below the 3 x 3 x 3 neighbours of a voxel; it equals a 3 x 3 x 3
-    convolution of the image rearranged into eight channels at half the resolution. Nothing but the
-    image is kept at full resolution.
+    The paper's stem halves the resolution at once and its head draws eight voxels from one, so
+    nothing between them has seen a single voxel. Two residual blocks of few channels do. Their
+    norms are computed again in the backward pass: at this resolution they are most of the memory.
     """
 
-    def __init__(self, channels: int, image_channels: int) -> None:
+    def __init__(self, in_channels: int, channels: int, coarse: int, out_channels: int) -> None:
         super().__init__()
-        self.level = nn.Conv3d(channels, channels, 3, padding=1, bias=False)
-        self.image = nn.Conv3d(image_channels, channels, 6, stride=2, padding=2, bias=False)
-        self.norm = nn.InstanceNorm3d(channels, affine=True)
-        self.act = nn.LeakyReLU(inplace=True)
+        self.stem = nn.Conv3d(in_channels, channels, 3, padding=1, bias=False)
+        self.encoder = ResBlock(channels, recompute_norms=True)
+        self.up = _up(coarse, channels)
+        self.decoder = ResBlock(channels, recompute_norms=True)
+        self.norm = nn.GroupNorm(_NORM_GROUPS, channels)
+        self.act = nn.ReLU(inplace=True)
+        self.head = nn.Conv3d(channels, out_channels, 1)
 
-    def forward(self, x_BCDHW: Tensor, image_BCDHW: Tensor) -> Tensor:
-        """The level, refined; the image has twice its sides."""
-        refined_BCDHW: Tensor = self.act(self.norm(self.level(x_BCDHW) + self.image(image_BCDHW)))
-        return refined_BCDHW
+    def encode(self, x_BCDHW: Tensor) -> Tensor:
+        """Features of the image for the first stage and for `decode`."""
+        encoded_BCDHW: Tensor = self.encoder(self.stem(x_BCDHW))
+        return encoded_BCDHW
+
+    def decode(self, x_BCDHW: Tensor, skip_BCDHW: Tensor) -> Tensor:
+        """Logits from the last decoder level, of half the resolution, and the features."""
+        x_BCDHW = self.decoder(self.up(x_BCDHW) + skip_BCDHW)
+        return _normed_again(self.norm, self.act, self.head, x_BCDHW)
 
 
 class ResBlock(nn.Module):
     """SegResNet's residual block. MONAI's has the same names of weights and the same output.
 
     Importing anything of MONAI takes two seconds, which every start of a training would pay.
+
+    Args:
+        channels: C, divisible by 8.
+        recompute_norms: Keep the input of each norm only, and compute the norm and its activation
+            again in the backward pass: half the memory for little time.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, recompute_norms: bool = False) -> None:
         super().__init__()
+        self._normed = _normed_again if recompute_norms else _normed
         self.norm1 = nn.GroupNorm(_NORM_GROUPS, channels)
         self.norm2 = nn.GroupNorm(_NORM_GROUPS, channels)
         self.act = nn.ReLU(inplace=True)
@@ -287,9 +311,28 @@ class ResBlock(nn.Module):
 
     def forward(self, x_BCDHW: Tensor) -> Tensor:
         """Two convolutions, each after a norm, added to the input; the shape stays."""
-        inner_BCDHW = self.conv1(self.act(self.norm1(x_BCDHW)))
-        residual_BCDHW: Tensor = self.conv2(self.act(self.norm2(inner_BCDHW)))
-        return residual_BCDHW.add_(x_BCDHW)
+        inner_BCDHW = self._normed(self.norm1, self.act, self.conv1, x_BCDHW)
+        return self._normed(self.norm2, self.act, self.conv2, inner_BCDHW).add_(x_BCDHW)
+
+
+def _normed(norm: nn.Module, act: nn.Module, conv: nn.Module, x_BCDHW: Tensor) -> Tensor:
+    """A convolution after a norm and an activation."""
+    convolved_BCDHW: Tensor = conv(act(norm(x_BCDHW)))
+    return convolved_BCDHW
+
+
+def _normed_again(norm: nn.Module, act: nn.Module, conv: nn.Module, x_BCDHW: Tensor) -> Tensor:
+    """The same, keeping x_BCDHW only for the backward pass.
+
+    The recomputation stops as soon as it has what the backward pass needs, which is before the
+    convolution.
+    """
+    if not torch.is_grad_enabled():
+        return _normed(norm, act, conv, x_BCDHW)
+    convolved_BCDHW: Tensor = checkpoint(
+        _normed, norm, act, conv, x_BCDHW, use_reentrant=False, preserve_rng_state=False
+    )
+    return convolved_BCDHW
 
 
 def _down(fine: int, coarse: int, norm_biases: bool) -> nn.Module:
@@ -310,7 +353,7 @@ def _up(coarse: int, fine: int) -> nn.Module:
     )
 
 
-def _check_stages(dims: Sequence[int], checkpoint_stages: int) -> None:
+def _check_stages(dims: Sequence[int], fine_channels: int, checkpoint_stages: int) -> None:
     if len(dims) < 2:
         raise ArgumentError("dims", "must name two stages or more", tuple(dims))
     check_counts(1, dims=min(dims))
@@ -318,7 +361,10 @@ def _check_stages(dims: Sequence[int], checkpoint_stages: int) -> None:
     if any(width % _NORM_GROUPS for width in dims[:-1]):
         rule = f"must be divisible by {_NORM_GROUPS}, all but the last (the decoder's group norm)"
         raise ArgumentError("dims", rule, tuple(dims))
-    check_counts(0, checkpoint_stages=checkpoint_stages)
+    check_counts(0, fine_channels=fine_channels, checkpoint_stages=checkpoint_stages)
+    if fine_channels % _NORM_GROUPS:
+        rule = f"must be divisible by {_NORM_GROUPS} (group norm)"
+        raise ArgumentError("fine_channels", rule, fine_channels)
     if checkpoint_stages > len(dims):
         rule = f"must be at most the {len(dims)} stages"
         raise ArgumentError("checkpoint_stages", rule, checkpoint_stages)

@@ -42,7 +42,7 @@ def test_every_setting_counts_where_it_is_not_the_default() -> None:
             ["augment.flip_axes=[D,H]"],
             ["loss=tversky"],
             ["train.epochs=3"],
-            ["model.image_head=true"],
+            ["model.fine_channels=8"],
             ["data=brats", "data.store=sample.zarr"],
             ["data=brats", "data.store=sample.zarr", "data.regions.ET=[1]"],
         )
