@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import shutil
 import signal
 import socket
 import threading
@@ -153,9 +154,12 @@ def test_a_fold_that_the_store_lacks_is_refused_and_not_replaced_by_noise(
     assert not (tmp_path / "out").exists()
 
 
-def test_each_network_is_a_run_of_its_own_in_mlflow(tmp_path: Path, tiny_store: Path) -> None:
+def test_each_network_is_a_run_of_its_own_in_mlflow(
+    tmp_path: Path, tiny_store: Path, database: Path
+) -> None:
     from mlflow import MlflowClient
 
+    shutil.copy(database, tmp_path / "mlflow.db")
     words = [*settings(tiny_store, tmp_path), "tracking=sqlite"]
     for result in (Result("segresnet", step_s=2.0), Result("unet", "out of memory", "why")):
         (config,) = suite._configurations([result.model], words, "cpu").values()

@@ -70,6 +70,12 @@ class Job:
             every_s=0.02,  # the job would train on meanwhile
         )
 
+    def wait_for_ranks(self) -> None:
+        """Wait until both ranks are in the stand-in engine."""
+        for rank in range(2):
+            ready = (self.run / f"ready-{rank}").exists
+            wait_until(ready, f"rank {rank}", lambda: f"{self.state}\n{self.log}")
+
     def ranks(self) -> dict[int, int]:
         """The process of each rank, by rank."""
         pids = {}

@@ -38,9 +38,10 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def real_overrides(tmp_path: Path, tiny_store: Path) -> list[str]:
-    """Real training, as small as can be."""
+    """Real training, as small as can be: of a network that needs neither MONAI nor numba."""
     words = ["data=custom", f"data.store={tiny_store}", "data.patch=[32,32,32]", "data.workers=0"]
-    words += ["model=segresnet", "model.init_filters=8", "train.warmup_steps=0", "tracking=none"]
+    words += ["model=segresmamba_nomamba", "model.dims=[8,8]"]
+    words += ["train.warmup_steps=0", "tracking=none"]
     words += ["train.precision=fp32", "train.threads=1", "train.log_every=1", "augment=none"]
     return [*words, "validation.overlap=0", "validation.overlays=0", f"run.root={tmp_path}"]
 

@@ -95,6 +95,14 @@ def _preempted_once(rank: int, folder: Path) -> dict[str, Any]:
     return _stopped(rank, folder)
 
 
+def _started_again(rank: int, folder: Path) -> dict[str, Any]:
+    """Run until something ends the rank; started again, finish."""
+    if (folder / f"ready-{rank}").exists():
+        return {"resumed": True}
+    (folder / f"ready-{rank}").touch()
+    return _hangs(rank, folder)
+
+
 def _stopped(rank: int, folder: Path) -> dict[str, Any]:
     (folder / f"ready-{rank}").write_text(str(os.getpid()))
     _wait_for(lambda: _stop)

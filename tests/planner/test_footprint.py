@@ -110,6 +110,7 @@ def test_shared_parameters_stay_shared_and_count_once() -> None:
     assert network.head.weight is network.unused.weight
 
 
+@pytest.mark.usefixtures("uninitialised")
 @pytest.mark.parametrize(
     ("make", "size", "saved_gib", "gmacs"),
     [
@@ -127,6 +128,7 @@ def test_the_figures_measured_on_real_tensors_before(
     assert gmacs is None or measured.macs / 1e9 == pytest.approx(gmacs, abs=0.05)
 
 
+@pytest.mark.usefixtures("uninitialised")
 def test_the_network_at_full_width_keeps_less_than_promised() -> None:
     network = SegResMamba(in_channels=4, out_channels=3)
     measured = fake_footprint(network, (1, 4, 128, 128, 128), "bf16")
