@@ -79,7 +79,7 @@ def _inference(model: TrainedModel) -> dict[str, Any]:
 
 def _metadata(model: TrainedModel, record: Mapping[str, Any]) -> dict[str, Any]:
     classes = Classes.from_labels(model.config, model.facts.labels)
-    names = ["background", *classes.members] if classes.exclusive else list(classes.members)
+    names = classes.channel_names
     patch = list(model.config.data.patch)
     image = {"type": "image", "format": "magnitude", "modality": "/".join(record["channels"])}
     shape = {"spatial_shape": patch, "dtype": "float32", "value_range": [], "is_patch_data": True}

@@ -106,8 +106,7 @@ class SegmentationModel:
     @property
     def outputs(self) -> tuple[str, ...]:
         """What each channel of the probabilities belongs to."""
-        foreground = tuple(self.classes.members)
-        return ("background", *foreground) if self.classes.exclusive else foreground
+        return self.classes.channel_names
 
     def segment(
         self, image: Image, *, spacing_mm: Spacing | None = None, probabilities: bool = False

@@ -1,26 +1,31 @@
 """A model over HTTP: a client sends the images of a case, and gets its label map back.
 
     GET  /model                      channels, labels and limits, as JSON
-    POST /segment?format=nifti       multipart/form-data, a NIfTI file for each channel, by its name
+    POST /segment?format=nifti       multipart/form-data, for each channel a NIfTI file, or a zip
+                                     file of a DICOM series, by its name; with probabilities=true
+                                     a zip file of the label map and its probabilities comes back
 
 Nothing that a client sends becomes a path: files get names of their own in a temporary folder, and
-are read as NIfTI whatever they are called. Headers of other formats can name further files of this
-machine, so these formats are refused.
+are read as NIfTI or DICOM whatever they are called. Headers of other formats can name further files
+of this machine, so these formats are refused.
 """
 
 from __future__ import annotations
 
 import logging
+import shutil
 import socket
+import zipfile
+import zlib
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from hmac import compare_digest
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 from urllib.parse import quote
 
 import uvicorn
@@ -39,6 +44,7 @@ from segresmamba.data.volumes.voxel_file import VoxelFile, open_voxels
 from segresmamba.errors import ConfigError, DataError, UserError, is_passing
 from segresmamba.inference.label_map import ENDINGS
 from segresmamba.inference.model import SegmentationModel
+from segresmamba.inference.output_folder import writing_probabilities_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,7 +63,9 @@ _VOXEL_BYTES = 4  # float32
 _WAITING = 32
 """Requests at a time, those that wait for the network included; more are answered with 503."""
 _FORMATS = ("nifti", "nrrd", "mha")
-_GZIP = b"\x1f\x8b"
+_GZIP, _ZIP = b"\x1f\x8b", b"PK\x03\x04"
+_DICOM_START = bytes(128) + b"DICM"
+_TRUE, _FALSE = ("true", "1"), ("false", "0")
 
 
 @dataclass(frozen=True)
@@ -242,6 +250,9 @@ class _Service:
         names, kind = self._model.channel_names, request.query_params.get("format", "nifti")
         if kind not in _FORMATS:
             raise HTTPException(422, f"format is one of {', '.join(_FORMATS)}, not {kind!r}")
+        asked = request.query_params.get("probabilities", "false")
+        if asked not in (*_TRUE, *_FALSE):
+            raise HTTPException(422, f"probabilities is true or false, not {asked!r}")
         with TemporaryDirectory(prefix="segresmamba-serve-") as name:
             folder = Path(name)
 
@@ -252,7 +263,13 @@ class _Service:
                 async with request.form(max_files=len(names), max_fields=0) as form:
                     files = self._in_order(form.multi_items())
                     return await to_thread.run_sync(
-                        lambda: self._answer(files, folder, ENDINGS[kind], is_unwanted)
+                        lambda: self._answer(
+                            files,
+                            folder,
+                            ENDINGS[kind],
+                            is_unwanted,
+                            probabilities=asked in _TRUE,
+                        )
                     )
             except (UserError, OSError) as error:
                 return _error_answer(error, folder, names)
@@ -281,6 +298,8 @@ class _Service:
         folder: Path,
         ending: str,
         is_unwanted: Callable[[], bool],
+        *,
+        probabilities: bool,
     ) -> Response:
         """Segment files of a client; runs in a thread."""
 
@@ -288,20 +307,40 @@ class _Service:
             if is_unwanted():
                 raise _UnwantedError
 
-        paths = [_saved(file, folder, number) for number, file in enumerate(files)]
+        paths = [self._saved(file, folder, number) for number, file in enumerate(files)]
         self._refuse_large([open_voxels(path) for path in paths])
-        out = folder / f"label{ending}"
+        answer = folder / "answer"
+        answer.mkdir()
+        out = answer / f"label{ending}"
         try:
             with self._one_at_a_time, _warnings() as found:
                 go_on(0, 0)  # the client may have gone while it waited
                 case = self._model.read(paths)
-                self._model.segment_prepared(case, progress=go_on).save(out)
+                with (
+                    writing_probabilities_of(self._model, case, answer, "label")
+                    if probabilities
+                    else nullcontext()
+                ) as planes:
+                    self._model.segment_prepared(case, planes, go_on).save(out)
         except _UnwantedError:
             return _refusal(503, "the server is ending")
+        if probabilities:
+            out = Path(shutil.make_archive(str(answer), "zip", answer))
         headers = {"Content-Disposition": f'attachment; filename="{out.name}"'}
         if found:
             headers[WARNINGS] = quote(_without(folder, "; ".join(found)), safe=" ;:,.()-+/")
         return Response(out.read_bytes(), media_type="application/octet-stream", headers=headers)
+
+    def _saved(self, file: UploadFile, folder: Path, number: int) -> Path:
+        """Write a file of a client, or the DICOM files of a zip file, under names of ours."""
+        start = file.file.read(len(_ZIP))
+        file.file.seek(0)
+        if start == _ZIP:
+            return _unpacked(file.file, folder / str(number), self._max_bytes)
+        path = folder / f"{number}.nii{'.gz' if start.startswith(_GZIP) else ''}"
+        with path.open("wb") as to:
+            shutil.copyfileobj(file.file, to, _COPY)
+        return path
 
     def _refuse_large(self, files: list[VoxelFile]) -> None:
         """Refuse a case by its headers, before memory is taken for it.
@@ -333,15 +372,47 @@ class _UnwantedError(Exception):
     """Nobody waits for the case any more."""
 
 
-def _saved(file: UploadFile, folder: Path, number: int) -> Path:
-    """Write a file of a client under a name of ours."""
-    start = file.file.read(len(_GZIP))
-    file.file.seek(0)
-    path = folder / f"{number}.nii{'.gz' if start == _GZIP else ''}"
-    with path.open("wb") as to:
-        while content := file.file.read(_COPY):
-            to.write(content)
-    return path
+def _unpacked(packed: IO[bytes], folder: Path, max_bytes: int) -> Path:
+    """Write the DICOM files of a zip file into a folder.
+
+    Raises:
+        DataError: If it is damaged, unpacks to more than this, or has no DICOM file.
+    """
+    folder.mkdir()
+    left = max_bytes
+    try:
+        with zipfile.ZipFile(packed) as archive:
+            for number, member in enumerate(archive.infolist()):
+                left -= member.file_size  # no more is read of it, whatever it has
+                if left < 0:
+                    raise DataError(
+                        "the series is larger than this server takes",
+                        where=folder,
+                        got=f"more than {max_bytes} bytes unpacked",
+                        remedy="send one series; --max-gib raises the limit",
+                    )
+                with archive.open(member) as file:
+                    if file.read(len(_DICOM_START))[128:] != _DICOM_START[128:]:
+                        continue
+                    with (folder / f"{number}.dcm").open("wb") as to:
+                        # The first 128 bytes mean nothing in DICOM, and something in other formats.
+                        to.write(_DICOM_START)
+                        shutil.copyfileobj(file, to, _COPY)
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+        raise DataError(
+            "the zip file is damaged or encrypted",
+            where=folder,
+            got=str(error),
+            remedy="pack the files of the series again, without a password",
+        ) from error
+    if not any(folder.iterdir()):
+        raise DataError(
+            "the zip file has no DICOM file",
+            where=folder,
+            got="no file with the mark DICM",
+            remedy="pack the files of one DICOM series; send other images as NIfTI",
+        )
+    return folder
 
 
 @contextmanager

@@ -1,9 +1,9 @@
 """The output of networks for a whole volume, window by window, without ever holding it whole.
 
 Windows go from the first slice to the last. Their outputs are summed up in bricks, which lie
-between the edges of the windows. As soon as the last window over a brick has been added, the brick
-is handed on and freed. With an overlap of a half the bricks that are held take about as much as
-the logits of half a window's depth of slices.
+between the edges of the windows along all three axes. As soon as the last window over a brick has
+been added, the brick is handed on and freed. With an overlap of a half the bricks that are held
+take about as much as the logits of half a window's depth of slices.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
-from itertools import combinations, groupby, pairwise
+from itertools import combinations, groupby, pairwise, product
+from math import prod
 from typing import Literal
 
 import numpy as np
@@ -204,7 +205,7 @@ def _batches(
 
 
 class _Sums:
-    """Sums of logits in the bricks between the edges of windows; bricks are as wide as the box.
+    """Sums of logits in the bricks between the edges of windows.
 
     Args:
         grids: All windows, over one box.
@@ -214,43 +215,36 @@ class _Sums:
     def __init__(self, grids: Sequence[WindowGrid], device: torch.device) -> None:
         self._device: torch.device = device
         self._may_move = True
-        self._box = grids[0].box
-        self._layers, self._rows = (_intervals(grids, axis) for axis in (0, 1))
-        self._sums: dict[tuple[VoxelRange, VoxelRange], Tensor] = {}
-        self._missing = {
-            (layer, row): sum(
-                _holding(grid, 0, layer) * _holding(grid, 1, row) * len(grid.axes[2].starts)
+        self._layers, self._rows, self._columns = (_intervals(grids, axis) for axis in range(3))
+        self._sums: dict[Box, Tensor] = {}
+        self._missing: dict[Box, int] = {
+            box: sum(
+                prod(_holding(grid, axis, interval) for axis, interval in enumerate(box))
                 for grid in grids
             )
-            for layer in self._layers
-            for row in self._rows
+            for box in product(self._layers, self._rows, self._columns)
         }
 
     def add(self, window: Window, logits_KDHW: Tensor) -> Iterator[Brick]:
         """Add a window's logits, and hand on the bricks that are now complete."""
         depth, height, width = window.spans
-        keys = [
-            (layer, row)
-            for layer in _within(self._layers, depth)
-            for row in _within(self._rows, height)
-        ]
-        self._make_room(keys, len(logits_KDHW))
+        layers, rows = _within(self._layers, depth), _within(self._rows, height)
+        boxes = list(product(layers, rows, _within(self._columns, width)))
+        self._make_room(boxes, len(logits_KDHW))
         share_D, share_H, share_W = (
             torch.from_numpy(share).to(self._device) for share in window.shares()
         )
         share_DHW = share_D[:, None, None] * share_H[:, None] * share_W
         logits_KDHW = logits_KDHW.to(self._device)
-        first_W = self._box[2][0]
-        for key in keys:
+        for box in boxes:
             place = tuple(
-                slice(span[0] - start, span[1] - start)
-                for span, start in zip((*key, width), window.starts, strict=True)
+                slice(first - start, end - start)
+                for (first, end), start in zip(box, window.starts, strict=True)
             )
-            summed_KDHW = self._sums[key][..., width[0] - first_W : width[1] - first_W]
-            summed_KDHW.addcmul_(logits_KDHW[:, *place], share_DHW[place])
-            self._missing[key] -= 1
-            if not self._missing[key]:
-                yield Brick((*key, self._box[2]), self._sums.pop(key))
+            self._sums[box].addcmul_(logits_KDHW[:, *place], share_DHW[place])
+            self._missing[box] -= 1
+            if not self._missing[box]:
+                yield Brick(box, self._sums.pop(box))
 
     def move_to_cpu(self) -> bool:
         """Free the device; False if that has been done before."""
@@ -262,18 +256,17 @@ class _Sums:
         self._sums = {key: summed.cpu() for key, summed in self._sums.items()}
         return True
 
-    def _make_room(self, keys: Sequence[tuple[VoxelRange, VoxelRange]], channels: int) -> None:
-        width = self._box[2][1] - self._box[2][0]
-        for layer, row in keys:
-            if (layer, row) in self._sums:
+    def _make_room(self, boxes: Sequence[Box], channels: int) -> None:
+        for box in boxes:
+            if box in self._sums:
                 continue
-            shape = channels, layer[1] - layer[0], row[1] - row[0], width
+            shape = channels, *(end - first for first, end in box)
             try:
-                self._sums[layer, row] = torch.zeros(shape, device=self._device)
+                self._sums[box] = torch.zeros(shape, device=self._device)
             except RuntimeError as error:
                 if not ran_out(error) or not self.move_to_cpu():
                     raise
-                self._sums[layer, row] = torch.zeros(shape)
+                self._sums[box] = torch.zeros(shape)
 
 
 def _intervals(grids: Sequence[WindowGrid], axis: int) -> list[VoxelRange]:

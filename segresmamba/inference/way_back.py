@@ -206,15 +206,18 @@ class Slabs:
 
     def add(self, brick: Brick) -> Iterator[tuple[VoxelRange, Tensor]]:
         """Add a brick; yields the planes and values of the slab that it completes."""
-        layer, (top, bottom), _ = brick.box
-        first_H, end_H = self._box[1]
+        layer, (top, bottom), (left, right) = brick.box
+        (first_H, end_H), (first_W, end_W) = self._box[1:]
         if layer not in self._slabs:
-            channels, depth, _, width = brick.logits_KDHW.shape
-            shape = channels, depth, end_H - first_H, width
+            channels, depth = brick.logits_KDHW.shape[:2]
+            shape = channels, depth, end_H - first_H, end_W - first_W
             self._slabs[layer] = brick.computed(lambda logits: logits.new_empty(shape))
-            self._missing[layer] = end_H - first_H
-        values_KDHW = brick.computed(self._values)
-        self._slabs[layer][:, :, top - first_H : bottom - first_H] = values_KDHW
-        self._missing[layer] -= bottom - top
+            self._missing[layer] = (end_H - first_H) * (end_W - first_W)
+        rows, columns = (
+            slice(top - first_H, bottom - first_H),
+            slice(left - first_W, right - first_W),
+        )
+        self._slabs[layer][:, :, rows, columns] = brick.computed(self._values)
+        self._missing[layer] -= (bottom - top) * (right - left)
         if not self._missing[layer]:
             yield layer, self._slabs.pop(layer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import segresmamba
 from segresmamba.data import Preprocessing
 from segresmamba.data.preprocessing import Normalisation
 from segresmamba.errors import ConfigError, DataError
+from segresmamba.inference.export import export_model
 from segresmamba.inference.model import SegmentationModel, _load_pyfunc, load_model
 from segresmamba.inference.options import InferenceOptions
 from segresmamba.inference.postprocessing import Postprocessing, Rule, write_postprocessing
@@ -55,6 +57,21 @@ def test_an_array_gives_the_label_of_the_file_that_holds_it(
         label = model.segment(array, probabilities=True)
         assert np.array_equal(label.array, expected)
         assert label.probabilities.shape == (3, *data_DHW.shape)
+
+
+def test_probabilities_are_named_in_the_order_of_the_label_values(tmp_path: Path) -> None:
+    labels = {"box": 5, "background": 0, "ball": 1}
+    run = write_run(tmp_path / "run", labels=labels)
+    model = load_model(run, device="cpu")
+    assert model.outputs == ("background", "ball", "box")
+    label = model.segment(noise(16, 16, 16), probabilities=True)
+    for name, value in (("ball", 1), ("box", 5)):
+        sure = label.probabilities[model.outputs.index(name)] > 0.6
+        assert sure.any()
+        assert (label.array[sure] == value).all()
+    out = export_model(run, tmp_path / "out", form="bundle")
+    named = json.loads((out / "configs" / "metadata.json").read_text())["network_data_format"]
+    assert list(named["outputs"]["pred"]["channel_def"].values()) == ["background", "ball", "box"]
 
 
 def test_an_array_is_seen_at_the_networks_voxel_size(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import io
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event, Thread
@@ -11,6 +13,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import zarr
 from starlette.testclient import TestClient
 
 from segresmamba.data import Preprocessing
@@ -18,6 +21,7 @@ from segresmamba.errors import ConfigError
 from segresmamba.inference import server
 from segresmamba.inference.model import SegmentationModel, load_model
 from segresmamba.inference.server import WARNINGS, ModelServer, ServerOptions, model_app
+from tests.data.raw import write_series
 from tests.inference.conftest import noise, write_run
 
 AFFINE = np.diag([-1.0, 2.0, 3.0, 1.0])
@@ -63,6 +67,68 @@ def test_a_file_is_sent_and_its_label_map_comes_back(
         np.testing.assert_array_equal(np.asarray(label.dataobj), expected.array)
         np.testing.assert_array_equal(label.affine, AFFINE)
     assert len(np.unique(expected.array)) > 1
+
+
+def zipped(files: dict[str, bytes]) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return packed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dicom") / "series"
+    write_series(folder, noise(18, 20, 22).astype(np.int16))
+    return folder
+
+
+def test_a_zip_of_a_dicom_series_is_an_image(
+    client: TestClient, model: SegmentationModel, series: Path
+) -> None:
+    expected = model.segment(series)
+    files = {f"../../{path.name}": path.read_bytes() for path in series.iterdir()}
+    # Others beside them are left out; so is what another format would read of a DICOM file.
+    files |= {"README": b"a text", "DIR/": b"", "x.nrrd": b"NRRD0004\ndata file: /etc/passwd\n"}
+    first = next(iter(files))
+    files[first] = b"NRRD0004\n".ljust(128) + files[first][128:]
+    answer = client.post("/segment", files={"t1": zipped(files)})
+    assert answer.status_code == 200
+    label = nib.Nifti1Image.from_bytes(gzip.decompress(answer.content))
+    np.testing.assert_array_equal(np.asarray(label.dataobj), expected.array)
+    np.testing.assert_allclose(label.affine, expected.affine)
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (zipped({"a.txt": b"nothing", "b.dcm": bytes(200)}), "no DICOM file"),
+        (zipped({"a.dcm": bytes(3 << 20)}), "larger than this server takes"),
+        (zipped({"a.dcm": noise(20, 20).tobytes()})[:300], "damaged or encrypted"),
+        (zipped({"a.dcm": bytes(128) + b"DICM" + bytes(300)}), "DICOM series"),
+    ],
+)
+def test_a_bad_zip_is_named_by_its_channel(client: TestClient, content: bytes, match: str) -> None:
+    answer = client.post("/segment", files={"t1": content})
+    assert (answer.status_code, answer.json()["where"]) == (422, "t1")
+    assert match in answer.json()["detail"]
+    assert "/tmp" not in answer.text
+
+
+def test_probabilities_come_with_the_label_map(
+    client: TestClient, model: SegmentationModel, tmp_path: Path
+) -> None:
+    answer = client.post("/segment?probabilities=true&format=mha", files={"t1": IMAGE})
+    assert answer.headers["content-disposition"] == 'attachment; filename="answer.zip"'
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        assert "label.mha" in archive.namelist()
+        archive.extractall(tmp_path)
+    (tmp_path / "image.nii").write_bytes(IMAGE)
+    expected = model.segment(tmp_path / "image.nii", probabilities=True).probabilities
+    found = zarr.open_group(tmp_path / "label.probabilities.zarr", mode="r")["0"]
+    np.testing.assert_allclose(found[1].sum(), expected[1].sum(), rtol=1e-3)
+    assert client.post("/segment?probabilities=x", files={"t1": IMAGE}).status_code == 422
 
 
 def test_channels_are_told_apart_by_their_names(two_channels: SegmentationModel) -> None:
@@ -190,7 +256,7 @@ def test_a_full_disk_is_no_mistake_of_the_client(
     def full(*given: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(server, "_saved", full)
+    monkeypatch.setattr(server.shutil, "copyfileobj", full)
     assert client.post("/segment", files={"t1": IMAGE}).status_code == 503
 
 
