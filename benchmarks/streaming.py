@@ -1,12 +1,12 @@
 """Random 128^3 crops: the project's store and loader against other ways to read them.
 
-    python benchmarks/streaming.py [--part mr ct zarr workers remote gaps sweep] [--work FOLDER]
+    python benchmarks/streaming.py [--part mr ct zarr_mr zarr_ct workers ...] [--work FOLDER]
 
 It needs the extra `bench`. Volumes are written once to --work. Every part prints a table and writes
 CSV. Each reader is one thread that returns the same crops as torch tensors. Readers take turns, and
 their files are in the page cache. The tables have the smallest and the median time of a crop over
-all rounds; ratios are those of the smallest times. The part `zarr` counts processor time instead,
-which depends less on what else the machine does.
+all rounds; ratios are those of the smallest times. The parts `zarr_mr` and `zarr_ct` count
+processor time instead, which depends less on what else the machine does.
 """
 
 from __future__ import annotations
@@ -134,26 +134,28 @@ def part_ct(work: Path) -> list[Row]:
     return compare(readers, starts(CT_SHAPE_DHW, 1, CROPS))
 
 
-def part_zarr(work: Path) -> list[Row]:
-    """Processor time, user and system, of all threads: zarr-python's pipelines on the same stores.
+def part_zarr_mr(work: Path) -> list[Row]:
+    """zarr-python's pipelines on the stores of mr: processor time (user, system) of all threads."""
+    volumes = _Lazy(lambda: [mr(seed) for seed in range(2)])
+    return _pipelines(work / "mr", volumes, starts(MR_SHAPE_DHW, 2, CROPS))
 
-    The fused one needs zarr-python 3.3, and that needs Python 3.12.
-    """
-    kinds = [Ours, PlainZarr]
-    if hasattr(zarr.core.codec_pipeline, "FusedCodecPipeline"):
+
+def part_zarr_ct(work: Path) -> list[Row]:
+    """The same on the store of ct."""
+    return _pipelines(work / "ct", _Lazy(lambda: [ct(0)]), starts(CT_SHAPE_DHW, 1, CROPS))
+
+
+def _pipelines(work: Path, volumes: list[Volume], crops: list[tuple[int, Start]]) -> list[Row]:
+    kinds: list[type[Reader]] = [Ours, PlainZarr]
+    if hasattr(zarr.core.codec_pipeline, "FusedCodecPipeline"):  # zarr-python 3.3, Python 3.12
         kinds.append(FusedZarr)
-    rows = []
-    for name, make, cases, shape in (("mr", mr, 2, MR_SHAPE_DHW), ("ct", ct, 1, CT_SHAPE_DHW)):
-        volumes = _Lazy(lambda make=make, cases=cases: [make(seed) for seed in range(cases)])
-        readers = [kind(_folder(work / name, kind), volumes) for kind in kinds]
-        found = compare(readers, starts(shape, cases, CROPS))
-        rows += [
-            {"volumes": name, "reader": row["reader"], "cpu_ms": row["cpu_ms"],
-             "of_ours": row["cpu_ms"] / found[0]["cpu_ms"], "zarr": zarr.__version__,
-             "numcodecs": numcodecs.__version__, "python": platform.python_version()}
-            for row in found
-        ]  # fmt: skip
-    return rows
+    rows = compare([kind(_folder(work, kind), volumes) for kind in kinds], crops)
+    return [
+        {"reader": row["reader"], "cpu_ms": row["cpu_ms"],
+         "of_ours": row["cpu_ms"] / rows[0]["cpu_ms"], "zarr": zarr.__version__,
+         "numcodecs": numcodecs.__version__, "python": platform.python_version()}
+        for row in rows
+    ]  # fmt: skip
 
 
 def _folder(work: Path, kind: type[Reader]) -> Path:
@@ -361,7 +363,8 @@ def _server(folder: Path, latency_ms: float) -> Iterator[tuple[str, psutil.Proce
 PARTS: dict[str, Callable[[Path], list[Row]]] = {
     "mr": part_mr,
     "ct": part_ct,
-    "zarr": part_zarr,
+    "zarr_mr": part_zarr_mr,
+    "zarr_ct": part_zarr_ct,
     "workers": part_workers,
     "remote": part_remote,
     "gaps": part_gaps,
