@@ -1,9 +1,11 @@
 """Counts the communication of a training step, and predicts that of large clusters from it.
 
-    python benchmarks/scaling.py
+    unshare --net sh -c 'ip link set lo up; python benchmarks/scaling.py'
 
 Starts 1, 2, 4 and 8 gloo processes on this machine, trains a narrow network under every ZeRO stage
-with the engine of `train`, and counts the collectives of one step and their bytes. Then it predicts
+with the engine of `train`, and under PyTorch's FSDP2, and counts the collectives of one step and
+their bytes. In a network of its own, as above, it also counts what really goes over the loopback
+device. `python benchmarks/scaling.py` alone counts there what others send too. Then it predicts
 the communication of the full network on 8, 64 and 512 GPUs from `scaling_model.py`, after checking
 that model against what was counted. Prints tables, writes two CSV files. Nothing is timed.
 """
@@ -16,17 +18,22 @@ import itertools
 import multiprocessing
 import os
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import deepspeed  # noqa: F401
 import torch
 from scaling_model import STAGES, Cluster, Traffic, predicted_traffic, step_s
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from launch.ports import free_port
 from segresmamba.config import Config, load_config
-from segresmamba.engine.distributed import join
+from segresmamba.engine.distributed import join, wait_for_all
 from segresmamba.engine.zero import ZeroEngine
 from segresmamba.task.ranks import Ranks
 from segresmamba.task.task import build_network
@@ -51,12 +58,34 @@ _KINDS = {
 }
 
 
+class Sharding(NamedTuple):
+    """How the ranks divide weights, gradients and optimizer state."""
+
+    name: str
+    stage: int
+    overlaps: bool = True
+
+
+SHARDINGS = (
+    Sharding("0", 0),
+    Sharding("1", 1),
+    Sharding("1 without overlap", 1, overlaps=False),
+    Sharding("2", 2),
+    Sharding("2 without overlap", 2, overlaps=False),
+    Sharding("3", 3),
+    Sharding("FSDP2", 2),
+)
+
+
 class Collective(NamedTuple):
     """One kind of collective in one training step, as one rank sees it."""
 
     world_size: int
+    sharding: str
     stage: int
     parameters: int
+    loopback_bytes: int
+    """What all ranks together sent in the step, on this machine's loopback device."""
     kind: str
     calls: int
     payload_bytes: int
@@ -91,56 +120,90 @@ def _bytes(argument: object) -> int:
     return 0
 
 
-def count_second_step(stage: int) -> list[Collective]:
-    """Train two steps and count the collectives of the second; runs on every rank at once."""
+def count_steps(sharding: Sharding) -> list[Collective]:
+    """Train three steps and count the collectives of the second; runs on every rank at once."""
     ranks = Ranks.from_environment()
     join(ranks, threads=1)
-    config = narrow_config(stage, ranks.world_size)
+    config = narrow_config(sharding, ranks.world_size)
     network = build_network(config, 1, 3)
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    engine = ZeroEngine(network, config, ranks)
+    make = fsdp_step if sharding.name == "FSDP2" else zero_step
+    step = make(network, config, ranks)
     counter = CollectiveCounter()
-    for step in range(2):
-        x_BCDHW = torch.randn(1, 1, *config.data.patch)
-        if step == 0:  # the first step also builds what later ones reuse
-            _step(engine, x_BCDHW)
-        else:
-            with counter:
-                _step(engine, x_BCDHW)
+    step()  # also builds what later ones reuse
+    with counter:
+        step()
+    sent = [_loopback_bytes()]
+    step()
+    sent.append(_loopback_bytes())
     return [
-        Collective(ranks.world_size, stage, parameters, kind, calls, counter.payload_bytes[kind])
+        Collective(
+            ranks.world_size, sharding.name, sharding.stage, parameters, sent[1] - sent[0],
+            kind, calls, counter.payload_bytes[kind],
+        )
         for kind, calls in sorted(counter.calls.items())
-    ]
+    ]  # fmt: skip
 
 
-def _step(engine: ZeroEngine, x_BCDHW: torch.Tensor) -> None:
-    logits = engine.forward(x_BCDHW)
-    assert isinstance(logits, torch.Tensor)
-    engine.backward(logits.square().mean(), lr=1e-3)
+def zero_step(network: nn.Module, config: Config, ranks: Ranks) -> Callable[[], None]:
+    """A training step of the engine of `train`."""
+    engine = ZeroEngine(network, config, ranks)
+
+    def step() -> None:
+        logits = engine.forward(torch.randn(1, 1, *config.data.patch))
+        assert isinstance(logits, torch.Tensor)
+        engine.backward(logits.square().mean(), lr=1e-3)
+
+    return step
 
 
-def narrow_config(stage: int, world_size: int) -> Config:
+def fsdp_step(network: nn.Module, config: Config, ranks: Ranks) -> Callable[[], None]:
+    """The same step with FSDP2, which keeps the gathered weights for the backward pass."""
+    fully_shard(network, mesh=init_device_mesh("cpu", (ranks.world_size,)),
+                reshard_after_forward=False)  # fmt: skip
+    optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
+
+    def step() -> None:
+        network(torch.randn(1, 1, *config.data.patch)).square().mean().backward()
+        nn.utils.clip_grad_norm_(network.parameters(), config.train.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def _loopback_bytes() -> int:
+    wait_for_all()
+    lines = Path("/proc/net/dev").read_text().splitlines()
+    line = next(line for line in lines if line.strip().startswith("lo:"))
+    sent = int(line.partition(":")[2].split()[8])
+    wait_for_all()
+    return sent
+
+
+def narrow_config(sharding: Sharding, world_size: int) -> Config:
     """A network of a quarter of the widths, and one crop per rank."""
     return load_config(
         [
             "data=custom", "data.store=none", "data.patch=[64,32,32]", "model=segresmamba",
-            "model.dims=[16,24,48,96]", f"train.zero_stage={stage}", "train.precision=fp32",
+            "model.dims=[16,24,48,96]", f"train.zero_stage={sharding.stage}",
+            f"train.overlap_comm={sharding.overlaps}", "train.precision=fp32",
             f"train.batch_size={world_size}", f"cluster.tasks_per_node={world_size}",
         ]
     )  # fmt: skip
 
 
 def count_collectives(world_size: int) -> list[Collective]:
-    """The collectives of every stage, as rank 0 of real gloo processes saw them."""
-    context = multiprocessing.get_context("spawn")
+    """The collectives of every way to shard, as rank 0 of real gloo processes saw them."""
+    context = multiprocessing.get_context("fork")  # they have all imports then
     port = free_port(f"scaling {os.getpid()}")
     rank = context.Value("i", 0)
     with ProcessPoolExecutor(
         world_size, context, initializer=_become_a_rank, initargs=(rank, world_size, port)
     ) as pool:
         found = []
-        for stage in STAGES:
-            calls = [pool.submit(count_second_step, stage) for _ in range(world_size)]
+        for sharding in SHARDINGS:
+            calls = [pool.submit(count_steps, sharding) for _ in range(world_size)]
             of_all_ranks = [call.result() for call in calls]
             found += of_all_ranks[0]
     return found
@@ -157,18 +220,22 @@ def _become_a_rank(counter: Any, world_size: int, port: int) -> None:
 
 
 def print_counted(found: list[Collective]) -> None:
-    """Print a line per world size and stage: what was counted, and what the model says."""
-    for (world_size, stage), rows in itertools.groupby(found, lambda row: row[:2]):
+    """Print a line per world size and sharding: what was counted, and what the model says."""
+    for (world_size, name), rows in itertools.groupby(found, lambda row: row[:2]):
         collectives = list(rows)
         weights_bytes = 4 * collectives[0].parameters
         traffic = Traffic.from_collectives(
             world_size, ((c.kind, c.calls, c.payload_bytes) for c in collectives)
         )
-        model = predicted_traffic(stage, world_size, weights_bytes)
+        overlaps = not name.endswith("without overlap")
+        stage = 0 if name == "FSDP2" else collectives[0].stage  # FSDP2 sends as much as stage 0
+        model = predicted_traffic(stage, world_size, weights_bytes, overlaps=overlaps)
+        loopback_bytes = collectives[0].loopback_bytes / world_size
         payload_bytes = sum(c.payload_bytes for c in collectives)
         print(
-            f"{world_size:5} {stage:5} {traffic.calls:6} {payload_bytes / weights_bytes:14.3f}"
-            f" {traffic.sent_bytes / weights_bytes:21.3f} {model / weights_bytes:6.2f}  "
+            f"{world_size:5}  {name:18} {traffic.calls:5} {payload_bytes / weights_bytes:14.3f}"
+            f" {traffic.sent_bytes / weights_bytes:21.3f} {model / weights_bytes:6.2f}"
+            f" {loopback_bytes / weights_bytes:14.3f}  "
             + ", ".join(f"{c.calls} {c.kind}" for c in collectives),
             flush=True,
         )
@@ -196,18 +263,23 @@ def main() -> None:
     parser.add_argument(
         "--latency-us", type=float, default=20.0, help="latency of a hop between GPUs"
     )
+    parser.add_argument("--ranks", type=int, nargs="+", default=WORLD_SIZES)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the CSV files")
     arguments = parser.parse_args()
-    print("ranks stage  calls  payload / 4 P  sent by a rank / 4 P  model  collectives")
+    print(
+        "ranks  sharding           calls  payload / 4 P  sent by a rank / 4 P  model"
+        "  loopback / 4 P  collectives"
+    )
     found = []
-    for world_size in WORLD_SIZES:
+    for world_size in arguments.ranks:
         new = count_collectives(world_size)
         print_counted(new)
         found += new
     _write(arguments.out / "scaling_collectives.csv", Collective._fields, found)
     cluster = Cluster(arguments.node_gb_s, arguments.network_gb_s, arguments.latency_us)
+    most = max(arguments.ranks)
     calls = {
-        stage: sum(c.calls for c in found if c.stage == stage and c.world_size == max(WORLD_SIZES))
+        stage: sum(c.calls for c in found if (c.world_size, c.sharding) == (most, str(stage)))
         for stage in STAGES
     }
     rows = []

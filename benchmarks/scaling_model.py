@@ -22,6 +22,9 @@ _RING = {"all-reduce": 2, "reduce-scatter": 1, "all-gather": 1, "broadcast": 1, 
 
 # The same for a whole step by ZeRO stage, in Psi.
 _STEP = {0: 2, 1: 3, 2: 3, 3: 2}
+# World sizes at which stages 1 and 2 send gradients to their owners alone, without overlap; see
+# `engine.zero`. A rank then sends as much as at stage 0.
+_TO_OWNERS = range(3, 65)
 
 
 class Cluster(NamedTuple):
@@ -51,8 +54,12 @@ class Traffic(NamedTuple):
         )
 
 
-def predicted_traffic(stage: int, world_size: int, weights_bytes: int) -> float:
-    """Bytes that a rank sends in a step."""
+def predicted_traffic(
+    stage: int, world_size: int, weights_bytes: int, *, overlaps: bool = True
+) -> float:
+    """Bytes that a rank sends in a step; `overlaps` is train.overlap_comm."""
+    if stage in (1, 2) and not overlaps and world_size in _TO_OWNERS:
+        stage = 0
     return _STEP[stage] * weights_bytes * (world_size - 1) / world_size
 
 

@@ -156,11 +156,12 @@ def _go_on(
         return True, f"queued again, {count}"
     if cluster.requeue == "never":
         return False, f"not queued again, cluster.requeue=never: {reached}"
+    why = succession.why_chain(cluster.requeue)
     try:
         following = succession.queue_successor(logs, job_id)
     except LaunchError as error:
-        return False, f"not queued again, this cluster does not requeue: {error}; {count}"
-    return False, f"this cluster does not requeue: job {following} goes on after this one, {count}"
+        return False, f"not queued again, {why}: {error}; {count}"
+    return False, f"{why}: job {following} goes on after this one, {count}"
 
 
 def main() -> None:

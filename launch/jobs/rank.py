@@ -134,7 +134,11 @@ def goes_back_to_queue(received: set[int]) -> bool:
     SIGUSR2 announces preemption or the time limit. SIGTERM is ambiguous: on Slurm it may announce
     preemption too, but it also comes from a user who wants the job to end. Slurm still calls a
     preempted job running, and a cancelled job completing.
+
+    On Slurm only the first rank requeues, so it alone asks: all ranks of a job get SIGTERM in the
+    same second, and slurmctld would have to answer each of them.
     """
+    here = place()
     if REQUEUE_SIGNAL in received:
         return True
-    return place().cluster == "slurm" and squeue.is_running(place().raw_job_id)
+    return here.cluster == "slurm" and here.global_rank == 0 and squeue.is_running(here.raw_job_id)

@@ -45,11 +45,9 @@ def leave(logs: Path, job_id: str, requeue: str, saved: str) -> NoReturn:
         try:
             following = queue_successor(logs, job_id)
         except LaunchError as error:
-            _say(
-                f"{saved}, this cluster does not requeue, and refuses a job after this one: {error}"
-            )
+            _say(f"{saved}, {why_chain(requeue)}, and a job after this one is refused: {error}")
         else:
-            _say(f"{saved}, this cluster does not requeue: job {following} goes on after this one")
+            _say(f"{saved}, {why_chain(requeue)}: job {following} goes on after this one")
             sys.exit(0)
     if requeue == "never":
         _say(f"{saved}, the job is not queued again: cluster.requeue=never")
@@ -61,6 +59,11 @@ def leave(logs: Path, job_id: str, requeue: str, saved: str) -> NoReturn:
 def will_be_requeued(job_id: str, requeue: str) -> bool:
     """Whether Slurm itself is asked to queue a job again."""
     return requeue == "slurm" or (requeue == "auto" and squeue.may_requeue(job_id))
+
+
+def why_chain(requeue: str) -> str:
+    """Why another job is to go on, for the log."""
+    return "cluster.requeue=chain" if requeue == "chain" else "this cluster does not requeue"
 
 
 def queue_successor(logs: Path, job_id: str) -> str:

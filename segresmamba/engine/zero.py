@@ -30,6 +30,11 @@ from segresmamba.engine.sharding import ShardedState
 from segresmamba.task.precision import Autocast, LossScaler, poison, set_gpu_arithmetic
 from segresmamba.task.ranks import Ranks
 
+# World sizes at which stages 1 and 2 reduce each part of a bucket to the rank that owns it, and not
+# the whole to all ranks: half the bytes, but a call for each rank. On two ranks gloo's reduction
+# saves nothing; on more than 64 the calls take longer than the bytes, see docs/scaling.md.
+_REDUCED_TO_OWNERS = range(3, 65)
+
 # No weight decay for norms and biases, which have one axis, nor for the scan's A_log, D and step
 # bias: they should not be pulled to zero. Mamba's reference code excludes the scan's too.
 _NO_DECAY = ("A_log", "D_K", "dt_bias", "conv_bias")
@@ -45,6 +50,8 @@ def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
         ConfigError: If the world size does not divide the batch.
     """
     train = config.train
+    # It takes a second bucket, and stage 0 reduces after the backward pass in any case.
+    overlaps = train.overlap_comm and train.zero_stage > 0 and world_size > 1
     return {
         "train_batch_size": train.batch_size,
         "train_micro_batch_size_per_gpu": micro_batch(config, world_size),
@@ -55,8 +62,9 @@ def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
         "zero_optimization": {
             "stage": train.zero_stage,
             "reduce_bucket_size": 1 << 25,
-            # It takes a second bucket, and stage 0 reduces after the backward pass in any case.
-            "overlap_comm": train.overlap_comm and train.zero_stage > 0 and world_size > 1,
+            "overlap_comm": overlaps,
+            # Where it overlaps, DeepSpeed waits for the device before each reduction to one rank.
+            "use_multi_rank_bucket_allreduce": overlaps or world_size not in _REDUCED_TO_OWNERS,
         },
         "communication_data_type": train.reduce_dtype,
         # PyTorch's AdamW: DeepSpeed would have to compile its own. All weights in one kernel.

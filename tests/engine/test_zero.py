@@ -36,7 +36,12 @@ def test_the_deepspeed_dict_follows_from_the_config_and_world_size(tmp_path: Pat
         "train_micro_batch_size_per_gpu": 2,
         "gradient_accumulation_steps": 2,
         "gradient_clipping": 12.0,
-        "zero_optimization": {"stage": 2, "reduce_bucket_size": 1 << 25, "overlap_comm": True},
+        "zero_optimization": {
+            "stage": 2,
+            "reduce_bucket_size": 1 << 25,
+            "overlap_comm": True,
+            "use_multi_rank_bucket_allreduce": True,
+        },
         "communication_data_type": "fp32",
         "optimizer": {
             "type": "AdamW",
@@ -45,6 +50,18 @@ def test_the_deepspeed_dict_follows_from_the_config_and_world_size(tmp_path: Pat
         "steps_per_print": 2**62,
         "timers": {"throughput": {"enabled": False}},
     }
+
+
+@pytest.mark.parametrize(
+    ("world_size", "overlaps", "to_all"),
+    [(2, "false", True), (4, "true", True), (4, "false", False), (128, "false", True)],
+)
+def test_gradients_go_to_their_owners_alone_where_that_sends_less_without_waiting(
+    tmp_path: Path, world_size: int, overlaps: str, to_all: bool
+) -> None:
+    words = ("train.batch_size=128", "train.zero_stage=1", f"train.overlap_comm={overlaps}")
+    zero_settings = deepspeed_config(tiny_config(tmp_path, tmp_path, *words), world_size)
+    assert zero_settings["zero_optimization"]["use_multi_rank_bucket_allreduce"] is to_all
 
 
 def test_a_world_size_that_does_not_divide_the_batch_names_a_size_that_does(

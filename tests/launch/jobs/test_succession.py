@@ -30,14 +30,15 @@ def leave(logs: Path, requeue: str, job_id: str = "4711") -> int | str | None:
     return caught.value.code
 
 
-@pytest.mark.parametrize("requeue", ["auto", "chain"])
+@pytest.mark.parametrize(
+    ("requeue", "why"),
+    [("auto", "this cluster does not requeue"), ("chain", "cluster.requeue=chain")],
+)
 def test_a_job_that_may_not_be_queued_again_queues_one_after_it(
-    logs: Path, requeue: str, capsys: pytest.CaptureFixture[str]
+    logs: Path, requeue: str, why: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert leave(logs, requeue) == 0
-    assert capsys.readouterr().err == (
-        "saved at step 3, this cluster does not requeue: job 4900 goes on after this one\n"
-    )
+    assert capsys.readouterr().err == (f"saved at step 3, {why}: job 4900 goes on after this one\n")
     script = logs / "4711_submission.sh"
     asked = f"--parsable --dependency=afterany:4711 {script}\n"
     assert (logs.parent / "asked").read_text() == asked

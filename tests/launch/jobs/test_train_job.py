@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -143,6 +144,16 @@ def test_on_slurm_a_job_goes_back_to_the_queue_unless_it_was_cancelled(
     fake_command("scontrol", f"echo '   JobState={state} Reason=None'")
     slurm_place(monkeypatch, "4711", number=0, nodes=1, tasks=1)
     assert rank.goes_back_to_queue(received) is expected
+
+
+def test_only_the_first_rank_asks_slurm_about_a_sigterm(
+    monkeypatch: pytest.MonkeyPatch, fake_command: Callable[..., None], tmp_path: Path
+) -> None:
+    fake_command("scontrol", f"echo asked >> {tmp_path}/asked; echo JobState=RUNNING")
+    for number in range(8):
+        slurm_place(monkeypatch, "4711", number=number, nodes=2, tasks=8)
+        assert rank.goes_back_to_queue({signal.SIGTERM}) is (number == 0)
+    assert (tmp_path / "asked").read_text() == "asked\n"
 
 
 def test_on_this_machine_sigterm_is_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
