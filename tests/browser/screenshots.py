@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def picture_mlflow(browser: Browser, uri: str) -> None:
-    page = browser.new_page(viewport={"width": 2050, "height": 620})
+    page = browser.new_page(viewport={"width": 2120, "height": 620})
     page.set_default_timeout(60_000)
     page.goto(f"{uri}/#/experiments/1")
     # By text and not by role: a dialog of MLflow's hides the page from the roles.
@@ -59,11 +59,11 @@ def picture_mlflow(browser: Browser, uri: str) -> None:
 
 
 def picture_report(browser: Browser, report: Path) -> None:
-    page = browser.new_page(viewport={"width": 1440, "height": 900})
+    page = browser.new_page(viewport={"width": 1180, "height": 1275})
     page.goto(report.as_uri())
     page.screenshot(path=IMAGES / "report.png")
-    page.locator("#cases").scroll_into_view_if_needed()
-    page.screenshot(path=IMAGES / "report-cases.png")
+    worst = page.get_by_role("heading", name="Worst cases")
+    page.locator("section", has=worst).screenshot(path=IMAGES / "report-cases.png")
 
 
 def _close_assistant(page: Page) -> None:

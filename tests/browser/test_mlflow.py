@@ -88,6 +88,7 @@ def test_the_second_link_compares_the_runs_by_the_same_metrics(page: Page, serve
     page.goto(f"{server.uri}/#/experiments/1")
     link = page.locator("a", has_text="the same as bars")
     page.goto(f"{server.uri}/{link.get_attribute('href')}")
+    page.get_by_role("row").filter(has_text=GROUP).get_by_role("button").first.click()
     expect(page.get_by_text("At a glance (6)")).to_be_visible()  # all but that of a GPU
     for name in ("evaluation/dice/mean", "memory/host_peak_gib", "energy/energy_kwh"):
         expect(page.get_by_text(name, exact=True).first).to_be_visible()
