@@ -59,11 +59,12 @@ def picture_mlflow(browser: Browser, uri: str) -> None:
 
 
 def picture_report(browser: Browser, report: Path) -> None:
-    page = browser.new_page(viewport={"width": 1180, "height": 1275})
+    page = browser.new_page(viewport={"width": 1180, "height": 1210})
     page.goto(report.as_uri())
     page.screenshot(path=IMAGES / "report.png")
-    worst = page.get_by_role("heading", name="Worst cases")
-    page.locator("section", has=worst).screenshot(path=IMAGES / "report-cases.png")
+    page.set_viewport_size({"width": 1180, "height": 800})
+    page.get_by_role("heading", name="Worst cases").evaluate("head => head.scrollIntoView()")
+    page.screenshot(path=IMAGES / "report-cases.png")
 
 
 def _close_assistant(page: Page) -> None:
