@@ -58,7 +58,7 @@ def test_the_commands_for_your_own_data_work_in_their_order(
 ) -> None:
     """With a small network and few steps, which the page leaves to `configure`."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MPLBACKEND", "svg")  # no window, and no warning that there is none
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # the notebook shows its picture
     raw = write_nnunet_dataset(tmp_path / "Dataset001_Mine")
     for kind in ("images", "labels"):
         (tmp_path / f"{kind}Ts").mkdir()

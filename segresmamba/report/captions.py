@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from segresmamba.report.groups import Group, have_same_meters
+from segresmamba.report.groups import Group, by_dataset, have_same_meters
 from segresmamba.report.measures import MeasuredRun
 from segresmamba.report.significance import ALL_PAIRS_UP_TO, Comparison
 
@@ -29,7 +29,8 @@ def title(datasets: Sequence[Sequence[Group]]) -> str:
 
 def lead(runs: Sequence[MeasuredRun]) -> str:
     """The line below the heading."""
-    datasets = sorted({run.dataset_label for run in runs if run.dataset})
+    # A copy of a dataset under another name is the same dataset.
+    datasets = [copies[0].dataset_label for copies in by_dataset(runs) if copies[0].dataset]
     devices = sorted({run.history.tags.get("device", "") for run in runs} - {""})
     text = _count(len(runs), "run")
     if devices:

@@ -40,11 +40,12 @@ def main() -> None:
 
 
 def picture_mlflow(browser: Browser, uri: str) -> None:
-    page = browser.new_page(viewport={"width": 2050, "height": 620})
+    page = browser.new_page(viewport={"width": 2120, "height": 620})
     page.set_default_timeout(60_000)
     page.goto(f"{uri}/#/experiments/1")
-    table = page.get_by_role("link", name="Runs with their scores, memory, step time and energy")
-    bars = page.get_by_role("link", name="the same as bars")
+    # By text and not by role: a dialog of MLflow's hides the page from the roles.
+    table = page.locator("a", has_text="Runs with their scores, memory, step time and energy")
+    bars = page.locator("a", has_text="the same as bars")
     links = [f"{uri}/{link.get_attribute('href')}" for link in (table, bars)]
     page.goto(links[0])
     expect(page.get_by_role("columnheader").get_by_text("energy/energy_kwh")).to_be_visible()
@@ -58,10 +59,11 @@ def picture_mlflow(browser: Browser, uri: str) -> None:
 
 
 def picture_report(browser: Browser, report: Path) -> None:
-    page = browser.new_page(viewport={"width": 1440, "height": 900})
+    page = browser.new_page(viewport={"width": 1180, "height": 1210})
     page.goto(report.as_uri())
     page.screenshot(path=IMAGES / "report.png")
-    page.locator("#cases").scroll_into_view_if_needed()
+    page.set_viewport_size({"width": 1180, "height": 800})
+    page.get_by_role("heading", name="Worst cases").evaluate("head => head.scrollIntoView()")
     page.screenshot(path=IMAGES / "report-cases.png")
 
 

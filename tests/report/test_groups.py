@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from segresmamba.report.captions import lead
 from segresmamba.report.groups import Group, by_dataset, differences, group_runs, pareto_front
 from segresmamba.report.measures import MeasuredRun
 from segresmamba.tracking import read_history
@@ -119,3 +120,11 @@ def test_the_front_is_what_no_other_group_beats(
     found = [(group.mean("memory_gib"), group.mean("dice")) for group in front]
     assert set(found) == unbeaten
     assert found == sorted(found, key=str)
+
+
+def test_a_copy_of_a_dataset_is_the_same_dataset(tmp_path: Path) -> None:
+    runs = [run_of(record_run(tmp_path, name, digest="b" * 16)) for name in ("a", "c")]
+    settings = runs[1].history.settings
+    copied = replace(runs[1].history, settings={**settings, "data.store": "/copy/other.zarr"})
+    runs[1] = replace(runs[1], history=copied)
+    assert lead(runs) == "2 runs on cpu, dataset bbbb.zarr (bbbbbbbb)."

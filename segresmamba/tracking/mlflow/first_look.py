@@ -16,7 +16,7 @@ STATE_TAG = "segresmamba.state"
 """How a run ended: MLflow has no status for a run that was preempted."""
 _VIEW = "segresmamba"
 # Columns of MLflow's table from left to right, with their widths in pixels, in which the names fit.
-_FIXED = {"1": 73, "attributes.`Run Name`": 170, "runDateAndNestInfo": 130, "duration": 80}
+_FIXED = {"1": 73, "attributes.`Run Name`": 200, "runDateAndNestInfo": 150, "duration": 80}
 _METRICS = {
     "evaluation/dice/mean": 160,
     "evaluation/hd95_mm/mean": 195,
