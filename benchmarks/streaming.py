@@ -1,11 +1,12 @@
 """Random 128^3 crops: the project's store and loader against other ways to read them.
 
-    python benchmarks/streaming.py [--part mr ct workers remote gaps sweep] [--work FOLDER]
+    python benchmarks/streaming.py [--part mr ct zarr workers remote gaps sweep] [--work FOLDER]
 
 It needs the extra `bench`. Volumes are written once to --work. Every part prints a table and writes
 CSV. Each reader is one thread that returns the same crops as torch tensors. Readers take turns, and
 their files are in the page cache. The tables have the smallest and the median time of a crop over
-all rounds; ratios are those of the smallest times.
+all rounds; ratios are those of the smallest times. The part `zarr` counts processor time instead,
+which depends less on what else the machine does.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numcodecs
 import numpy as np
 import psutil
 import torch
@@ -32,6 +35,7 @@ import zarr
 from streaming_readers import (
     PATCH,
     READERS,
+    FusedZarr,
     Mapped,
     NnUNet,
     NnUNetCropOnly,
@@ -128,6 +132,28 @@ def part_ct(work: Path) -> list[Row]:
     kinds = (Ours, NnUNetCT, NnUNetCTCropOnly, Mapped, PlainZarr, RustZarr)
     readers = [kind(_folder(work / "ct", kind), volumes) for kind in kinds]
     return compare(readers, starts(CT_SHAPE_DHW, 1, CROPS))
+
+
+def part_zarr(work: Path) -> list[Row]:
+    """Processor time, user and system, of all threads: zarr-python's pipelines on the same stores.
+
+    The fused one needs zarr-python 3.3, and that needs Python 3.12.
+    """
+    kinds = [Ours, PlainZarr]
+    if hasattr(zarr.core.codec_pipeline, "FusedCodecPipeline"):
+        kinds.append(FusedZarr)
+    rows = []
+    for name, make, cases, shape in (("mr", mr, 2, MR_SHAPE_DHW), ("ct", ct, 1, CT_SHAPE_DHW)):
+        volumes = _Lazy(lambda make=make, cases=cases: [make(seed) for seed in range(cases)])
+        readers = [kind(_folder(work / name, kind), volumes) for kind in kinds]
+        found = compare(readers, starts(shape, cases, CROPS))
+        rows += [
+            {"volumes": name, "reader": row["reader"], "cpu_ms": row["cpu_ms"],
+             "of_ours": row["cpu_ms"] / found[0]["cpu_ms"], "zarr": zarr.__version__,
+             "numcodecs": numcodecs.__version__, "python": platform.python_version()}
+            for row in found
+        ]  # fmt: skip
+    return rows
 
 
 def _folder(work: Path, kind: type[Reader]) -> Path:
@@ -335,6 +361,7 @@ def _server(folder: Path, latency_ms: float) -> Iterator[tuple[str, psutil.Proce
 PARTS: dict[str, Callable[[Path], list[Row]]] = {
     "mr": part_mr,
     "ct": part_ct,
+    "zarr": part_zarr,
     "workers": part_workers,
     "remote": part_remote,
     "gaps": part_gaps,

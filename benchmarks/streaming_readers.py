@@ -111,6 +111,19 @@ class PlainZarr(Ours):
         return torch.from_numpy(crop)[None], torch.from_numpy(np.asarray(label[box]))[None]
 
 
+class FusedZarr(PlainZarr):
+    """The same store, read by the pipeline without coroutines that zarr-python has from 3.3 on."""
+
+    name = "zarr-python, fused"
+
+    def pipeline(self) -> Any:
+        import zarr
+
+        return zarr.config.set(
+            {"codec_pipeline.path": "zarr.core.codec_pipeline.FusedCodecPipeline"}
+        )
+
+
 class RustZarr(PlainZarr):
     """The same store, read by zarr-python with the zarrs pipeline and one thread."""
 

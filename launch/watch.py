@@ -103,7 +103,10 @@ def _stopping(controller: subprocess.Popen[bytes]) -> Iterator[None]:
         again, stopping = stopping, True
         controller.send_signal(signal.SIGINT if again else signal.SIGTERM)
         if not again:
-            sys.stderr.write("\nsaving a checkpoint to stop; Ctrl-C again ends the job at once\n")
+            # No promise: the job may be failing at this moment.
+            sys.stderr.write(
+                "\nasked the job to save a checkpoint and stop; Ctrl-C again ends it at once\n"
+            )
 
     previous = {signum: signal.signal(signum, stop) for signum in stop_signals()}
     try:

@@ -73,6 +73,13 @@ def write_nnunet_dataset(folder: Path, cases: int = 5, size: int = 40, channels:
     return folder
 
 
+@pytest.fixture
+def uninitialised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New networks keep what lies in memory: the numbers of full-size ones take seconds to draw."""
+    for name in ("normal_", "uniform_", "erfinv_"):
+        monkeypatch.setattr(torch.Tensor, name, lambda tensor, *_, **__: tensor)
+
+
 @pytest.fixture(scope="session")
 def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five converted cases of 40^3 voxels, two channels, two classes."""

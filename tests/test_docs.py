@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -10,9 +9,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
+from nbformat import NotebookNode
 
 from segresmamba.cli.main import main
 from segresmamba.config import load_config
@@ -29,17 +30,13 @@ def commands(page: str) -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in lines]
 
 
-def run_notebook(name: str, **parameters: object) -> dict[str, Any]:
-    """Run the cells of an example with other values of its first cell; returns its variables."""
-    cells = json.loads((REPOSITORY / "examples" / name).read_text())["cells"]
-    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    variables: dict[str, Any] = {}
-    exec(code[0], variables)
-    assert variables.keys() >= parameters.keys()
-    variables |= parameters
-    for cell in code[1:]:
-        exec(cell, variables)
-    return variables
+def run_notebook(name: str, folder: Path, first_cell: str) -> NotebookNode:
+    """Run an example in `folder` with its first cell replaced; returns it with its outputs."""
+    notebook = nbformat.read(REPOSITORY / "examples" / name, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    code[0].source = first_cell
+    NotebookClient(notebook, resources={"metadata": {"path": str(folder)}}).execute()
+    return notebook
 
 
 def test_the_site_builds_without_a_broken_link(tmp_path: Path) -> None:
@@ -78,8 +75,12 @@ def test_the_commands_for_your_own_data_work_in_their_order(
     assert (tmp_path / "report" / "report.html").exists()
     assert len(list((tmp_path / "predictions").glob("*.nii.gz"))) == 1
     images = sorted(map(str, (tmp_path / "imagesTs").iterdir()))
-    label = run_notebook("use_a_model.ipynb", MODEL="runs/first", IMAGES=images)["label"]
-    assert label.array.shape == (40, 40, 40)
+    notebook = run_notebook(
+        "use_a_model.ipynb", tmp_path, f'MODEL, IMAGES = "runs/first", {images}'
+    )
+    _, printed, picture = (cell.outputs for cell in notebook.cells if cell.cell_type == "code")
+    assert "(40, 40, 40)" in printed[0].text
+    assert "image/png" in picture[0].data
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,8 @@ from launch.sweeps.trial_job import TrialJob
 from segresmamba.config import ClusterConfig
 from segresmamba.errors import UserError, sort_error
 
-# What the small job between two parts takes over from the trials. It needs no GPU.
+# What the small job between two parts takes over from the trials. It needs no GPU; a site that
+# wants one all the same says so in `cluster.next_part`.
 _KEPT = {
     "partition",
     "account",
@@ -169,7 +170,7 @@ def _hold_follower(
     rest: Sequence[Trial], sweep: Sweep, most: int, comment: str, cluster: ClusterConfig
 ) -> str:
     small = {"name": "slurm", "time_min": _SMALL_MIN, "cpus_per_task": 1}
-    small |= cluster.model_dump(include=_KEPT)
+    small |= cluster.model_dump(include=_KEPT) | cluster.next_part
     executor = share_executor(
         ClusterConfig.model_validate(small),
         f"{sweep.name}-next",

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -68,6 +68,7 @@ def bench(
     out: Path,
     steps: int | None = None,
     memory_gib: float | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Bench:
     """Measure networks and write networks_<device>.csv, .md and .png.
 
@@ -80,6 +81,7 @@ def bench(
         steps: Training steps to time; None takes 3 on a CPU and 20 on a GPU.
         memory_gib: Limit for each network: for its process on a CPU (None: nine tenths of what is
             free now), for its tensors on a GPU (None: no limit).
+        progress: Called with the number of finished networks and that of all networks.
 
     Raises:
         UserError: Before anything runs, for settings or a store that cannot be used.
@@ -107,6 +109,7 @@ def bench(
         ) from error
     stem, results, ui_hint = out / f"networks_{device}", list[Result](), ""
     files = [stem.with_suffix(".csv"), stem.with_suffix(".md")]
+    progress(0, len(configs))
     for model, config in configs.items():
         folder = RunFolder.from_config(config)
         folder.enter(config)
@@ -118,6 +121,7 @@ def bench(
             raise KeyboardInterrupt
         logger.info("%s: %s", model, results[-1].summary)
         ui_hint = _track(config, folder, results[-1], setting)
+        progress(len(results), len(configs))
     files += [stem.with_suffix(".png")] if has_picture else []
     return Bench(results, files, results_table(results, setting), ui_hint)
 

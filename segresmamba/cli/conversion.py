@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 FormatName = Annotated[
     str,
@@ -70,29 +79,44 @@ ConfigDir = Annotated[
     ),
 ]
 
+TIMED_COLUMNS = (
+    TextColumn("{task.description}"),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TimeElapsedColumn(),
+    TextColumn("left"),
+    TimeRemainingColumn(),
+)
+"""Of a bar with the time that has passed and the time that is left."""
+
 _LINES = 20  # the most that a log gets, after the line at the start
 
 
 @contextmanager
-def counting(what: str, console: Console) -> Iterator[Callable[[int, int], None]]:
-    """Show progress: a bar on a terminal, elsewhere a line for each twentieth.
+def counting(
+    what: str, console: Console, things: str = "cases"
+) -> Iterator[Callable[[int, int], None]]:
+    """Show progress and the time left: a bar on a terminal, elsewhere a line for each twentieth.
 
     Yields:
-        A function to call with the number of finished cases and that of all cases.
+        A function to call with the number of finished things and that of all things.
     """
     if console.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        with Progress(*columns, TimeElapsedColumn(), console=console) as bar:
+        with Progress(*TIMED_COLUMNS, console=console) as bar:
             task = bar.add_task(what, total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
         return
-    printed = -1
+    printed, started_s = -1, time.monotonic()
 
     def print_line(done: int, total: int) -> None:
         nonlocal printed
         twentieths = _LINES * done // max(total, 1)
         if twentieths > printed:
             printed = twentieths
-            console.print(f"{what}: {done} of {total} cases", highlight=False)
+            left = ""
+            if 0 < done < total:
+                left_s = (time.monotonic() - started_s) / done * (total - done)
+                left = f", {timedelta(seconds=round(left_s))} left"
+            console.print(f"{what}: {done} of {total} {things}{left}", highlight=False)
 
     yield print_line

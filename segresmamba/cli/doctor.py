@@ -129,9 +129,15 @@ def _torch() -> Iterator[Check]:
 
 def _scan_backends() -> Iterator[Check]:
     """The scan backends, then the packages of those that run on GPUs."""
+    import torch
+
+    has_gpu = torch.cuda.is_available()
     for name, answer in available_backends().items():
         if answer == "ok":
             yield Check(f"scan backend {name}", "ok", "usable")
+        elif name == "mamba_ssm" and not has_gpu:
+            # Building it takes minutes, and here nothing could use it.
+            yield Check(f"scan backend {name}", "off", "not installed, needs a GPU")
         else:
             yield Check(f"scan backend {name}", "missing", "not installed", answer)
     yield _build_tools()

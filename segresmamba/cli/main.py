@@ -193,6 +193,14 @@ def configure(
     for line in proposal.advice:
         typer.echo(line)
     typer.echo(f"settings: {file}")
+    import torch
+
+    if not torch.cuda.is_available():
+        typer.echo(
+            "this machine has no GPU; for a first try on its processors: configure with "
+            "--model segresmamba_fine_small, and train with train.precision=fp32 "
+            "train.max_steps=300 train.warmup_steps=20 train.validate_every=100"
+        )
 
 
 @app.command()
@@ -284,13 +292,15 @@ def bench(
     # SIGTERM must do what Ctrl-C does: end the network's process too, and keep the finished rows.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        result = run(
-            named or default_models(),
-            with_own_presets(overrides, config_dir),
-            out=out,
-            steps=steps,
-            memory_gib=memory_gib,
-        )
+        with counting("measuring", console, "networks") as progress:
+            result = run(
+                named or default_models(),
+                with_own_presets(overrides, config_dir),
+                out=out,
+                steps=steps,
+                memory_gib=memory_gib,
+                progress=progress,
+            )
     finally:
         signal.signal(signal.SIGTERM, before)
     console.print(result.table)
@@ -463,7 +473,7 @@ def doctor(
 
 @contextmanager
 def _stopping(request_stop: Callable[[], None]) -> Iterator[None]:
-    """The first Ctrl-C, SIGTERM or loss of the terminal saves a checkpoint and stops.
+    """The first Ctrl-C, SIGTERM or loss of the terminal asks to save a checkpoint and stop.
 
     A second Ctrl-C ends at once.
     """
@@ -471,7 +481,8 @@ def _stopping(request_stop: Callable[[], None]) -> Iterator[None]:
     def stop(signum: int, frame: FrameType | None) -> None:
         request_stop()
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        sys.stderr.write("\nsaving a checkpoint to stop; Ctrl-C again ends at once\n")
+        # No promise: the training may be failing at this moment.
+        sys.stderr.write("\nasked to save a checkpoint and stop; Ctrl-C again ends at once\n")
 
     before = {number: signal.signal(number, stop) for number in stop_signals()}
     try:

@@ -9,15 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress
 
+from segresmamba.cli.conversion import TIMED_COLUMNS
 from segresmamba.errors import ConfigError
 
 if TYPE_CHECKING:  # importing it takes as long as torch
@@ -166,10 +160,7 @@ def showing_progress(console: Console) -> Iterator[Observer]:
     if not console.is_terminal:
         yield _Lines(console)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(
-        *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console
-    ) as progress:
+    with Progress(*TIMED_COLUMNS, console=console) as progress:
         yield _Bars(progress)
 
 

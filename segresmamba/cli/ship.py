@@ -23,7 +23,7 @@ def export(
     ] = "not stated",
     form: Annotated[
         str | None,
-        typer.Option("--to", help="onnx, pt2 or bundle: also write what other programs run."),
+        typer.Option("--to", help="onnx, pt2, bundle or nnunet: also write what others run."),
     ] = None,
     checkpoint: Annotated[
         str | None,
@@ -75,8 +75,8 @@ def import_model(
     source: Annotated[
         Path,
         typer.Argument(
-            help="Result folder of nnU-Net v2 (plans.json, fold_0); or, with settings, a file of "
-            "weights or a MONAI bundle."
+            help="Result folder of nnU-Net v2 (plans.json, fold_0), MONAI bundle "
+            "(configs/metadata.json); or, with settings, a file of weights."
         ),
     ],
     overrides: Annotated[
@@ -101,6 +101,10 @@ def import_model(
         from segresmamba.inference.import_weights import import_weights
 
         written = import_weights(source, out, load_config(overrides), licence=licence)
+    elif (source / "configs").is_dir():
+        from segresmamba.inference.import_bundle import import_bundle
+
+        written = import_bundle(source, out, licence=licence)
     else:
         from segresmamba.inference.import_nnunet import import_nnunet
 

@@ -5,6 +5,7 @@ Hydra parses the overrides and composes the presets under configs/; pydantic val
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -279,8 +280,7 @@ def _compose(chosen: Iterable[Override], own: Mapping[str, Mapping[str, Path]]) 
     names = [(override.key_or_group, str(override.value())) for override in chosen]
     choices = [f"{group}={name}" for group, name in names if name not in own.get(group, ())]
     try:
-        with initialize_config_dir(str(config_folder()), version_base="1.3"):
-            composed = compose("config", overrides=choices)
+        composed = copy.deepcopy(_compose_shipped(config_folder(), tuple(choices)))
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(
             "the presets could not be composed",
@@ -288,12 +288,20 @@ def _compose(chosen: Iterable[Override], own: Mapping[str, Mapping[str, Path]]) 
             got=" ".join(choices),
             remedy=" ".join(str(error).split()),
         ) from error
-    # Hydra makes it refuse unknown keys. Here pydantic does that, because its error says more.
-    OmegaConf.set_struct(composed, False)
     names_by_group = default_choices() | dict(names)
     files = {g: own[g][name] for g, name in names_by_group.items() if name in own.get(g, ())}
     compose_own(composed, files)
     composed.run.own_presets = {group: str(path) for group, path in files.items()}
+    return composed
+
+
+@cache  # Hydra takes 0.1 s, and a sweep composes each of its trials
+def _compose_shipped(folder: Path, choices: tuple[str, ...]) -> DictConfig:
+    """Let Hydra compose the presets of the package; the result is not to be changed."""
+    with initialize_config_dir(str(folder), version_base="1.3"):
+        composed = compose("config", overrides=list(choices))
+    # Hydra makes it refuse unknown keys. Here pydantic does that, because its error says more.
+    OmegaConf.set_struct(composed, False)
     return composed
 
 

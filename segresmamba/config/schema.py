@@ -291,7 +291,8 @@ class TrainConfig(Section):
     part of the batch."""
     fold: Annotated[int, Field(ge=0)] | None = 0
     """Number of the fold that is held out for validation; the store holds the split. none: all
-    cases train, nothing is validated, and the last weights count as the best."""
+    cases train, nothing is validated, and the last weights count as the best.
+    `python -m launch train train.fold=all` trains a run for each fold."""
     init_from: Path | None = None
     """Start from these weights: the folder of a run, a model folder of `segresmamba export`, or a
     file with a state dict. Weights whose name and shape fit are taken. If the number of input
@@ -430,6 +431,12 @@ class ValidationConfig(Section):
     median case is drawn too."""
 
 
+_OfNextPart = Literal[
+    *("partition", "account", "qos", "constraint", "reservation"),
+    *("gpus", "gpus_per_node", "memory_gib", "time_min", "sbatch"),
+]
+
+
 class ClusterConfig(Section):
     """Where `python -m launch` runs a job."""
 
@@ -486,6 +493,10 @@ class ClusterConfig(Section):
     cluster.sbatch=[--mail-type=ALL]."""
     sbatch: tuple[str, ...] = ()
     """Any other options of sbatch, such as [--switches=1, --tmp=100G]."""
+    next_part: dict[_OfNextPart, Any] = Field(default_factory=dict)
+    """Settings of the small job that queues the next part of a sweep, where they are not those of
+    the trials, such as {partition: cpu, qos: short}. It asks for no GPU; where the partition or
+    quality of service allows no such job, give {gpus_per_node: 1}."""
     setup: tuple[str, ...] = ()
     """Shell lines that run before a Slurm job, such as `module load cuda`. Lines that may hold a
     secret are kept out of all files but secrets.json, which only you can read."""
@@ -541,6 +552,12 @@ class ClusterConfig(Section):
     def _options_of_sbatch(cls, sbatch: tuple[str, ...]) -> tuple[str, ...]:
         sbatch_options(sbatch)
         return sbatch
+
+    @field_validator("next_part")
+    @classmethod
+    def _settings_of_next_part(cls, next_part: dict[_OfNextPart, Any]) -> dict[_OfNextPart, Any]:
+        cls.model_validate(next_part)
+        return next_part
 
     @field_validator("sbatch", "binds")
     @classmethod

@@ -178,6 +178,27 @@ class Preprocessing(StoreRecord):
     """Smallest and largest voxel size of the stored cases; weights of earlier versions lack it."""
     nnunet: NnUNetSteps | None = None
     """For a network that nnU-Net trained, see `segresmamba import`."""
+    axes: Literal["zyx", "xyz", "xyz-stored"] = "zyx"
+    """Order of the axes that the network saw: of RAS, or as files store them. MONAI's networks see
+    x first."""
+
+    @property
+    def seen(self) -> NnUNetSteps | None:
+        """How the network saw the axes of an image, where it was not as stores have them."""
+        if self.nnunet is not None or self.axes == "zyx":
+            return self.nnunet
+        return NnUNetSteps(as_stored=self.axes == "xyz-stored", transpose=(2, 1, 0))
+
+    @property
+    def only_mm(self) -> Spacing | None:
+        """The voxel size of all images that the network saw; None if they had several."""
+        if self.spacing_mm or self.trained_mm is None:
+            return self.spacing_mm
+        low_3, high_3 = np.array(self.trained_mm)
+        if (high_3 > low_3 * (1 + _SAME_SIZE)).any():
+            return None
+        depth, height, width = (float(size) for size in np.sqrt(low_3 * high_3).round(6))
+        return depth, height, width
 
     def target_mm(self, spacing_mm: Spacing) -> Spacing | None:
         """The voxel size that an image gets, given its own; None if it keeps its own.
@@ -191,15 +212,14 @@ class Preprocessing(StoreRecord):
         own_3 = np.array(spacing_mm)
         if (own_3 * (1 + _SAME_SIZE) >= low_3).all() and (own_3 <= high_3 * (1 + _SAME_SIZE)).all():
             return None
-        if (high_3 <= low_3 * (1 + _SAME_SIZE)).all():
-            depth, height, width = (float(size) for size in np.sqrt(low_3 * high_3).round(6))
+        if (only_mm := self.only_mm) is not None:
             logger.info(
                 "the image has voxels of %s mm (D, H, W); it is resampled to %s mm, on which the "
                 "network was trained",
                 _mm(own_3),
-                _mm((depth, height, width)),
+                _mm(only_mm),
             )
-            return depth, height, width
+            return only_mm
         logger.warning(
             "the image has voxels of %s mm (D, H, W), and the network was trained on %s to %s mm: "
             "the result may be wrong",

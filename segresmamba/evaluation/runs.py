@@ -192,7 +192,8 @@ class HeldOut:
         scores: dict[str, Future[dict[str, dict[str, float]]]] = {}
         failed: dict[str, str] = {}
         with ThreadPoolExecutor(1) as scorer:
-            for done, case_id in enumerate(case_ids, start=1):
+            for done, case_id in enumerate(case_ids):
+                progress(done, len(case_ids))
                 try:
                     one = predict_case(
                         self.sliding, self.trained.classes, self.task.dataset, case_id
@@ -210,7 +211,7 @@ class HeldOut:
                 scores[case_id] = scorer.submit(
                     measure, *volumes, members, one.spacing_XYZ_mm, scoring, threads=workers
                 )
-                progress(done, len(case_ids))
+        progress(len(case_ids), len(case_ids))
         cases = {case_id: score.result() for case_id, score in scores.items()}
         if not cases:
             raise nothing_scored(self.task.dataset.where, failed)

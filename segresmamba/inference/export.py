@@ -8,6 +8,7 @@ OUT/
     README.md                 the model card
     network-0.onnx            the network for other runtimes, with `--to onnx`; or network-0.pt2
     configs/                  with `--to bundle`, see `inference.bundle`
+    plans.json, dataset.json, fold_0/   with `--to nnunet`, see `inference.export_nnunet`
 
 No file has a path, a name of a case, or anything of `secrets.json`.
 """
@@ -33,6 +34,7 @@ from segresmamba.config import Config, RunConfig, TrackingConfig, read_config
 from segresmamba.config.schema import ClusterConfig, PlanConfig
 from segresmamba.errors import ConfigError, UserError
 from segresmamba.inference.bundle import write_bundle
+from segresmamba.inference.export_nnunet import write_result_folder
 from segresmamba.inference.model_card import model_card
 from segresmamba.inference.portable import Form, write_portable
 from segresmamba.inference.trained import MODEL_FILE, MODEL_VERSION, TrainedModel, open_models
@@ -147,7 +149,7 @@ def write_model_folder(
         for number, model in enumerate(models):
             write_config(without_machine(model.config), temporary / f"config-{number}.yaml")
             save_weights(temporary / f"weights-{number}.safetensors", *read_weights(model.weights))
-            if form is not None and form != "bundle":
+            if form in ("onnx", "pt2"):
                 network = load_network(model.weights, model.config).network
                 path = temporary / f"network-{number}.{form}"
                 write_portable(network, _window(model), path, form)
@@ -158,6 +160,8 @@ def write_model_folder(
         (temporary / "README.md").write_text(card, encoding="utf-8")
         if form == "bundle":
             write_bundle(temporary, models, record)
+        elif form == "nnunet":
+            write_result_folder(temporary, models, record)
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         record["files"] = {str(path.relative_to(temporary)): file_digest(path) for path in files}
         _write_json(temporary / MODEL_FILE, record)

@@ -26,8 +26,9 @@ from segresmamba.inference.trained import TrainedModel
 from segresmamba.models.padding import Padded
 from segresmamba.models.segmamba import SegMamba
 from segresmamba.models.state_dicts import refuse_differences
+from segresmamba.task.classes import Classes
 from segresmamba.task.starting_weights import read_state_dict
-from segresmamba.task.task import Task
+from segresmamba.task.task import Task, build_network
 from segresmamba.task.weights import WeightsFacts, save_weights
 
 logger = logging.getLogger(__name__)
@@ -55,8 +56,35 @@ def import_weights(source: Path, out: Path, config: Config, *, licence: str = NO
     """
     refuse_used(out)
     file = source / "models" / "model.pt" if source.is_dir() else source
-    task = Task.from_config(config)
-    network = task.network()
+    dataset = Task.from_config(config).dataset
+    facts = WeightsFacts(
+        step=0,
+        dice=None,
+        labels=dataset.labels,
+        channel_names=dataset.channel_names,
+        preprocessing=dataset.preprocessing,
+    )
+    return import_state(file, out, config, facts, source.name, licence)
+
+
+def import_state(
+    file: Path, out: Path, config: Config, facts: WeightsFacts, name: str, licence: str
+) -> Path:
+    """Write a model folder with the weights of a file, of which all is known.
+
+    Args:
+        file: A file with a state dict, see `import_weights`.
+        out: The folder to write.
+        config: Settings of the network and the patch.
+        facts: Its channels, labels and preprocessing.
+        name: What it is called in the model folder.
+        licence: Licence of the weights.
+
+    Raises:
+        UserError: As `import_weights`.
+    """
+    classes = Classes.from_labels(config, facts.labels)
+    network = build_network(config, len(facts.channel_names), classes.channels)
     try:
         state, _ = read_state_dict(file)
     except ConfigError as error:
@@ -71,18 +99,11 @@ def import_weights(source: Path, out: Path, config: Config, *, licence: str = NO
             got=error,
             remedy="give the settings of the model group that they were trained with",
         ) from error
-    facts = WeightsFacts(
-        step=0,
-        dice=None,
-        labels=task.dataset.labels,
-        channel_names=task.dataset.channel_names,
-        preprocessing=task.dataset.preprocessing,
-    )
     with scratch_beside(out) as scratch:
         weights = scratch / "0.safetensors"
         save_weights(weights, network.state_dict(), facts)
         model = TrainedModel(weights, config, facts)
-        return write_model_folder(out, [model], [Origin(source.name)], {}, licence)
+        return write_model_folder(out, [model], [Origin(name)], {}, licence)
 
 
 def _load(network: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -182,8 +182,12 @@ class SegmentationModel:
             len(array_CDHW) if array_CDHW.ndim == 4 else 0, "an array (C, D, H, W)"
         )
         trained_mm = self.preprocessing.trained_mm or ((1.0, 1.0, 1.0),)
-        own_mm = spacing_mm or self.preprocessing.spacing_mm or trained_mm[0]
-        return self._prepared(volume_of(array_CDHW, own_mm, self.preprocessing), None)
+        seen_mm = self.preprocessing.spacing_mm or trained_mm[0]
+        if (steps := self.preprocessing.seen) is not None:  # along the axes of the array
+            depth, height, width = (seen_mm[steps.transpose.index(axis)] for axis in range(3))
+            seen_mm = depth, height, width
+        volume = volume_of(array_CDHW, spacing_mm or seen_mm, self.preprocessing)
+        return self._prepared(volume, None)
 
     def _prepared(self, volume: Volume, source: Path | None) -> PreparedCase:
         self.preprocessing.warn_of_other_intensities(volume.statistics, self.channel_names)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from segresmamba.errors import BackendMissingError, ConfigError, UserError
 from segresmamba.models.tom import TriOrientedMamba
 
-Form = Literal["onnx", "pt2", "bundle"]
-"""bundle: not of the network alone, see `inference.bundle`."""
+Form = Literal["onnx", "pt2", "bundle", "nnunet"]
+"""The last two are not of the network alone, see `inference.bundle`, `inference.export_nnunet`."""
 Portable = Literal["onnx", "pt2"]
 Logits = npt.NDArray[Any]
 _TOLERANCE = 1e-3
@@ -32,7 +32,7 @@ def checked_form(name: str) -> Form:
     Raises:
         ConfigError: If there is none.
     """
-    forms: dict[str, Form] = {"onnx": "onnx", "pt2": "pt2", "bundle": "bundle"}
+    forms: dict[str, Form] = {form: form for form in get_args(Form)}
     if name in forms:
         return forms[name]
     raise ConfigError(

@@ -73,12 +73,9 @@ def resolve_backend(name: str, device: torch.device, *, float64: bool = False) -
         NotImplementedError: If a backend other than the reference is to compute float64.
         BackendMissingError: If the named backend is not installed.
     """
-    backend: str = _resolve(name, device, float64)
-    return backend
+    return _resolve(name, device, float64)
 
 
-# torch.compile calls it while it traces: it could not trace how a compiler is looked for.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _resolve(name: str, device: torch.device, float64: bool) -> str:
     if name == "auto":
         return _choose(device, float64)
@@ -101,6 +98,12 @@ def _resolve(name: str, device: torch.device, float64: bool) -> str:
             f"the scan backend {name} computes in float32; for float64 take backend='reference'"
         )
     return name
+
+
+# torch.compile then calls it while it traces: it could not trace how a compiler is looked for.
+# This is all that `torch.compiler.assume_constant_result` does, but that imports torch._dynamo,
+# which takes every command that builds a network two seconds.
+_resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _choose(device: torch.device, float64: bool) -> str:

@@ -119,14 +119,15 @@ def _split(config: Config, dataset: data.Dataset) -> Mapping[str, Sequence[str]]
             "there is nothing to hold out: the dataset has a single case",
             where=config.data.store,
             got=f"{len(dataset.case_ids)} cases",
-            remedy="convert at least two cases",
+            remedy="convert at least two cases, or set train.fold=none to train on this one",
         )
     if fold >= len(dataset.splits):
         raise ConfigError(
             "the store has no such fold",
             where="train.fold",
             got=fold,
-            remedy=f"choose 0 to {len(dataset.splits) - 1}",
+            remedy=f"choose 0 to {len(dataset.splits) - 1}, or none to train on all cases; "
+            "`python -m launch train train.fold=all` trains a run for each fold",
         )
     return dataset.splits[fold]
 

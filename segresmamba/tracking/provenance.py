@@ -11,6 +11,7 @@ import platform
 import socket
 import subprocess
 from contextlib import suppress
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -39,11 +40,11 @@ def provenance() -> dict[str, str]:
     return tags | git_tags(Path(__file__))
 
 
+@cache  # parsing the metadata of all packages takes 0.1 s
 def environment() -> str:
     """Every installed package with its version, as `pip freeze` would list it."""
-    found = {
-        f"{package.metadata['Name']}=={package.version}" for package in metadata.distributions()
-    }
+    packages = (package.metadata for package in metadata.distributions())
+    found = {f"{package['Name']}=={package['Version']}" for package in packages}
     return "\n".join(sorted(found, key=str.lower)) + "\n"
 
 

@@ -82,6 +82,16 @@ def test_the_experiments_description_leads_to_the_columns_that_matter(
     expect(page.get_by_text("Model training", exact=True)).to_be_visible()
 
 
+def test_the_second_link_compares_the_runs_by_the_same_metrics(page: Page, server: Server) -> None:
+    page.set_viewport_size({"width": 2050, "height": 1200})
+    page.goto(f"{server.uri}/#/experiments/1")
+    link = page.get_by_role("link", name="the same as bars")
+    page.goto(f"{server.uri}/{link.get_attribute('href')}")
+    expect(page.get_by_text("At a glance (6)")).to_be_visible()  # all but that of a GPU
+    for name in ("evaluation/dice/mean", "memory/host_peak_gib", "energy/energy_kwh"):
+        expect(page.get_by_text(name, exact=True).first).to_be_visible()
+
+
 def test_a_comparison_shows_dice_memory_and_emissions_side_by_side(
     trials: Page, sweep: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 from rich.console import Console
 
@@ -22,6 +23,10 @@ def test_a_log_gets_a_line_for_each_twentieth() -> None:
     assert lines[0] == "converting: 0 of 484 cases"
     assert lines[-1] == "converting: 484 of 484 cases"
     assert len(lines) == 21
+    assert all(
+        re.fullmatch(r"converting: \d+ of 484 cases, \d:\d\d:\d\d left", line)
+        for line in lines[1:-1]
+    )
 
 
 def test_of_few_cases_each_has_its_line() -> None:
@@ -32,3 +37,4 @@ def test_of_few_cases_each_has_its_line() -> None:
 def test_a_terminal_shows_a_bar() -> None:
     assert "3/3" in shown(terminal=True, parts=3)
     assert "of 3 cases" not in shown(terminal=True, parts=3)
+    assert "left" in shown(terminal=True, parts=3)

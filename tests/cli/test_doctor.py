@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from launch.ports import free_port
-from segresmamba.cli.doctor import Check, _build_tools, checks, render
+from segresmamba.cli.doctor import Check, _build_tools, _scan_backends, checks, render
 from segresmamba.config import Config, load_config
 
 
@@ -45,6 +45,18 @@ def write_command(folder: Path, name: str, script: str) -> None:
 @pytest.fixture
 def closed_port() -> int:
     return free_port(f"closed {os.getpid()}")
+
+
+def test_without_a_gpu_nothing_asks_to_build_mamba_ssm(monkeypatch: pytest.MonkeyPatch) -> None:
+    build = "pip install mamba-ssm"
+    monkeypatch.setattr(
+        "segresmamba.cli.doctor.available_backends", lambda: {"cpu": "ok", "mamba_ssm": build}
+    )
+    for has_gpu, expected in ((False, ("off", "")), (True, ("missing", build))):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda answer=has_gpu: answer)
+        found = {check.name: check for check in _scan_backends()}
+        mamba = found["scan backend mamba_ssm"]
+        assert (mamba.status, mamba.remedy) == expected
 
 
 def test_everything_is_looked_at_without_importing_mlflow_or_deepspeed() -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,7 @@ class Job:
             lambda: any(s >= step for s, _ in losses(self.run)),
             f"step {step}",
             lambda: f"{self.state}\n{self.log}",
+            every_s=0.02,  # the job would train on meanwhile
         )
 
     def ranks(self) -> dict[int, int]:
@@ -120,7 +122,7 @@ def queue(words: tuple[str, ...], root: Path, name: str) -> Job:
 
 def queue_stand_in(behaviour: str, root: Path, *words: str) -> Job:
     """Queue a job with a stand-in engine (see `tests.launch.engines`): it starts in a second."""
-    words = (*words, f"run.root={root}", f"run.name={behaviour}")
+    words = (*words, "tracking=none", f"run.root={root}", f"run.name={behaviour}")
     code = (
         "from launch import launcher; from launch.jobs.train_job import TrainJob;"
         "from segresmamba.config import load_config;"
@@ -163,7 +165,7 @@ def losses(run: Path) -> list[tuple[int, float]]:
 
 def mlflow_run(root: Path, name: str) -> tuple[str, dict[str, str]]:
     """Status and tags of the one MLflow run of this name."""
-    with sqlite3.connect(root / "mlflow.db") as database:
+    with closing(sqlite3.connect(root / "mlflow.db")) as database:
         ((run_id, status),) = database.execute(
             "SELECT run_uuid, status FROM runs WHERE name = ?", [name]
         ).fetchall()
@@ -171,11 +173,17 @@ def mlflow_run(root: Path, name: str) -> tuple[str, dict[str, str]]:
         return status, dict(tags.fetchall())
 
 
-def wait_until(condition: Callable[[], bool], what: str, why: Callable[[], str] = str) -> None:
+def wait_until(
+    condition: Callable[[], bool],
+    what: str,
+    why: Callable[[], str] = str,
+    *,
+    every_s: float = 0.25,  # most conditions start a command of Slurm, which takes a core 9 ms
+) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not come: {why()}"
-        time.sleep(0.02)
+        time.sleep(every_s)
 
 
 def pending_signals(pid: int) -> set[int]:

@@ -73,7 +73,7 @@ def test_a_preempted_run_loses_and_repeats_no_step(
 
 
 def test_a_run_at_its_time_limit_saves_and_goes_on(reference: Followed, queue_run: Queue) -> None:
-    job = queue_run("limited", "cluster.signal_delay_s=118")
+    job = queue_run("limited", "cluster.signal_delay_s=118", "tracking=none")
     job.wait_for_step(3)
     job.hold()
     # 118 seconds before two minutes: Slurm warns when it next looks.
@@ -89,7 +89,7 @@ def test_a_run_at_its_time_limit_saves_and_goes_on(reference: Followed, queue_ru
 def test_a_preempted_run_goes_on_with_other_ranks_at_another_stage(
     reference: Followed, queue_run: Queue, words: tuple[str, ...], root: Path
 ) -> None:
-    job = queue_run("elastic", "train.zero_stage=2")
+    job = queue_run("elastic", "train.zero_stage=2", "tracking=none")
     job.wait_for_step(3)
     job.hold()
     slurm("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--wrap=sleep 1", "-o/dev/null")
@@ -97,7 +97,7 @@ def test_a_preempted_run_goes_on_with_other_ranks_at_another_stage(
     job.go_on()
     wait_until(lambda: job.state.name == "PENDING", "its way back to the queue", lambda: job.log)
 
-    changed = ("cluster.nodes=1", "train.zero_stage=3", "train.accumulation=2")
+    changed = ("cluster.nodes=1", "train.zero_stage=3", "train.accumulation=2", "tracking=none")
     done = launch("train", *words, *changed, f"run.root={root}", "run.name=elastic")
     assert done.returncode == 2
     assert f"got:    job {job.id}: PENDING (BeginTime)" in done.stderr
@@ -139,7 +139,7 @@ def test_a_killed_rank_is_named_and_costs_at_most_the_checkpoint_interval(
 
 
 def test_a_run_goes_on_after_a_node_has_failed(reference: Followed, queue_run: Queue) -> None:
-    job = queue_run("failed_node")
+    job = queue_run("failed_node", "tracking=none")
     job.wait_for_step(CHECKPOINT_EVERY + 2)
     cluster.kill_node("n2")
     slurm("scontrol", "update", "nodename=n2", "state=down", "reason=test")

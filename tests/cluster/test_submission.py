@@ -56,7 +56,7 @@ def test_sbatch_runs_the_same_job_on_what_it_was_granted(
         "--partition=low",
     )
     script = str(REPOSITORY / "slurm" / "train.sh")
-    more = ("train.max_steps=3", f"run.root={root}", "run.name=batch")
+    more = ("train.max_steps=3", "tracking=none", f"run.root={root}", "run.name=batch")
     done = run("sbatch", "--parsable", *asked, script, *words, *more, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     job = Job(done.stdout.strip(), root / "batch")

@@ -8,6 +8,7 @@ import re
 import sqlite3
 import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,13 @@ from tests.conftest import write_nnunet_dataset
 
 @pytest.fixture
 def trial_words(words: tuple[str, ...], tmp_path: Path) -> tuple[str, ...]:
-    """A small experiment of one rank, with a network that nothing has to be compiled for."""
-    small = ("cluster.nodes=1", "model=segresnet", "model.init_filters=8", "train.max_steps=3")
+    """A small experiment of one rank, with a network that needs neither MONAI nor numba."""
+    small = (
+        "cluster.nodes=1",
+        "model=segresmamba_nomamba",
+        "model.dims=[8,8]",
+        "train.max_steps=3",
+    )
     light = ("tracking.system_metrics=false", "tracking.log_model=false")
     same = (word for word in words if not word.startswith("model."))
     return (*same, *small, *light, "train.validate_every=1", f"run.root={tmp_path}/runs")
@@ -199,7 +205,7 @@ def children(root: Path, parent: str, count: int) -> set[str]:
     found: set[str] = set()
     deadline = time.monotonic() + 200
     while len(found) < count and time.monotonic() < deadline:
-        with sqlite3.connect(root / "mlflow.db") as database:
+        with closing(sqlite3.connect(root / "mlflow.db")) as database:
             found = {name for (name,) in database.execute(query, [parent])}
         time.sleep(1)
     return found

@@ -61,7 +61,9 @@ def test_the_proposal_for_a_ct_of_thick_slices_trains_without_other_words(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert run(monkeypatch, "configure", ct_store, "--gpu-memory-gib", 8, "--budget-h", 2) == 0
     file = Path(f"{ct_store}.yaml")
-    assert f"settings: {file}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"settings: {file}" in printed
+    assert torch.cuda.is_available() or "--model segresmamba_fine_small" in printed
     config = load_config([f"data.store={ct_store}"])
     assert config.augment.flip_axes == ("D", "H")
     assert config.augment.rotation_axes == ("D",)

@@ -210,7 +210,7 @@ def test_the_command_writes_one_screen_for_a_mistake(
     assert run_command(monkeypatch, "export", model_run, "--out", tmp_path / "b", "--to", "x") == 2
     text = capsys.readouterr().err
     assert "the place to export to is in use" in text
-    assert "choose onnx, pt2, bundle" in text
+    assert "choose onnx, pt2, bundle, nnunet" in text
 
 
 def test_a_training_starts_from_a_model_folder(model_run: Path, tmp_path: Path) -> None:

@@ -74,6 +74,7 @@ def test_every_tensor_finds_its_place() -> None:
     )
 
 
+@pytest.mark.usefixtures("uninitialised")
 def test_parameters_and_what_is_not_built_add_up_to_the_released_111_61_million() -> None:
     built = build("segresmamba_released", in_channels=4, out_channels=3)
     used = sum(p.numel() for p in built.parameters())

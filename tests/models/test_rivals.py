@@ -70,12 +70,14 @@ def test_these_are_all_the_networks_besides_the_family() -> None:
     assert set(SMALL) == {name for name in NETWORKS if not name.startswith("segresmamba")}
 
 
+@pytest.mark.usefixtures("uninitialised")
 @pytest.mark.parametrize("name", SMALL)
 def test_parameters_at_the_default_width(name: str) -> None:
     network = build(name, in_channels=4, out_channels=3)
     assert sum(parameter.numel() for parameter in network.parameters()) == SMALL[name][1]
 
 
+@pytest.mark.usefixtures("uninitialised")
 @pytest.mark.parametrize(
     ("name", "count"),
     [

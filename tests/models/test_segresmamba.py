@@ -76,6 +76,7 @@ def test_every_parameter_receives_a_gradient(name: str, arguments: dict[str, Any
     assert [name for name, g in zip(names, gradients, strict=True) if not g.any()] == []
 
 
+@pytest.mark.usefixtures("uninitialised")
 @pytest.mark.parametrize(
     ("name", "in_channels", "out_channels", "count"),
     [
@@ -92,6 +93,7 @@ def test_the_parameter_counts_that_the_configuration_states(
     assert parameters(build(name, in_channels=in_channels, out_channels=out_channels)) == count
 
 
+@pytest.mark.usefixtures("uninitialised")
 def test_the_paper_reconstruction_adds_up_to_the_printed_119_976_million() -> None:
     channels = {"in_channels": 1, "out_channels": 14}
     used = parameters(build("segresmamba_released", **channels))

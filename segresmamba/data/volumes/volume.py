@@ -90,7 +90,7 @@ def read_volume(
     original = OriginalGrid.from_header(first.header, np.uint8)
     others = (open_voxels(path) for path in images[1:])
     preprocessing = preprocessing or Preprocessing()
-    steps = preprocessing.nnunet
+    steps = preprocessing.seen
     channels: list[npt.NDArray[Any]] = []
     for file in chain([first], others):
         there = _on_grid(file, original, _FIRST, resample=resample_mismatched, order=1)
@@ -139,7 +139,7 @@ def volume_of(
             raise _no_voxel(name)
     fits = image_CDHW.dtype.kind in "iu" and np.can_cast(image_CDHW.dtype, np.int16)
     channels = list(image_CDHW.astype(np.int16 if fits else np.float32, copy=False))
-    if (steps := preprocessing.nnunet) is not None:
+    if (steps := preprocessing.seen) is not None:
         original = original.seen_by(nnunet.seen_affine(affine, steps))
         channels = [channel_DHW.transpose(steps.transpose) for channel_DHW in channels]
         _, affine = original.grid

@@ -18,12 +18,14 @@ from segresmamba.storage.atomic import write_text
 from segresmamba.storage.digest import json_digest
 from segresmamba.storage.json_text import parse_json
 from segresmamba.storage.run_folder import RunFolder
+from segresmamba.tracking.mlflow.first_look import page_of_runs
 from segresmamba.tracking.mlflow.login import SERVERS, running_server
 from segresmamba.tracking.protocol import TrackingError
 
 LOCK_NAME = ".mlflow.lock"
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 SQLITE_PREFIX = "sqlite:///"
+_UI = "http://127.0.0.1:5000"  # where `mlflow ui` listens
 
 
 @dataclass
@@ -142,9 +144,16 @@ class UploadState:
 
     @property
     def ui_hint(self) -> str:
-        """The command or the URL that shows the run."""
+        """The command or the URL that shows the run.
+
+        A plain click on an experiment ends among pages for language models; so the command is
+        followed by a comment with the page of the runs, once the experiment is there.
+        """
         if self.is_database:
-            return f"mlflow ui --backend-store-uri {shlex.quote(self.shown_uri)}"
+            command = f"mlflow ui --backend-store-uri {shlex.quote(self.shown_uri)}"
+            if self.experiment_id is None:
+                return command
+            return f"{command}  # then {_UI}/#{page_of_runs(self.experiment_id)}"
         if self.run_id is None:
             return self.shown_uri
         return f"{self.shown_uri}/#/experiments/{self.experiment_id}/runs/{self.run_id}"

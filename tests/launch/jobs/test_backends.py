@@ -149,7 +149,7 @@ def test_the_first_interruption_saves(tmp_path: Path, signum: signal.Signals) ->
     assert process.returncode == INTERRUPTED_CODE
     assert (tmp_path / "stopped" / "saved-0").exists()
     assert out.startswith("preempted at step 7: ")
-    assert "saving a checkpoint to stop" in err
+    assert "asked the job to save a checkpoint and stop" in err
 
 
 def test_the_second_interruption_ends_the_ranks_at_once(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_the_second_interruption_ends_the_ranks_at_once(tmp_path: Path) -> None:
     pid = int(wait_for_file(tmp_path / "hangs" / "hanging-0"))
     process.send_signal(signal.SIGINT)
     assert process.stderr is not None
-    while "saving a checkpoint" not in process.stderr.readline():
+    while "asked the job to save" not in process.stderr.readline():
         pass
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=200)

@@ -8,7 +8,8 @@ import pytest
 from launch.run_state import QUEUED, WAITING
 from launch.sweeps import parts
 from launch.sweeps.sweep import Sweep
-from segresmamba.errors import LaunchError
+from segresmamba.config import load_config
+from segresmamba.errors import ConfigError, LaunchError
 
 FakeCommand = Callable[[str, str], None]
 
@@ -100,3 +101,23 @@ def test_a_limit_without_room_for_one_trial_and_the_next_job_is_an_error(
     assert "sacctmgr show assoc" in caught.value.remedy
     assert {trial.state for trial in sweep.trials} == {WAITING}
     assert not (tmp_path / "told").exists()
+
+
+def test_the_small_job_has_the_resources_that_a_site_wants_for_it(
+    slurm: Callable[..., None], tmp_path: Path
+) -> None:
+    words = ["cluster=slurm", "cluster.partition=gpu", "cluster.gpus_per_node=4", "cluster.qos=big"]
+    words += ["cluster.next_part={partition: cpu, gpus_per_node: 1}", f"run.root={tmp_path}"]
+    words += ["data=custom", "data.store=x", "seed=range(0,7)"]
+    sweep = Sweep.from_overrides(words, "s")
+    slurm(5, "AssocMaxSubmitJobLimit")
+    parts.queue(sweep.trials, sweep, 2)
+    script = (sweep.folder / "jobs" / "100_submission.sh").read_text().splitlines()
+    asked = {"--partition=cpu", "--qos=big", "--gpus-per-node=1", "--time=30"}
+    assert {f"#SBATCH {option}" for option in asked} <= set(script)
+
+
+@pytest.mark.parametrize("value", ["{nodes: 2}", "{qos: [1]}"])
+def test_what_the_small_job_cannot_have_is_refused(value: str) -> None:
+    with pytest.raises(ConfigError, match="next_part"):
+        load_config(["cluster=slurm", "data=custom", "data.store=x", f"cluster.next_part={value}"])

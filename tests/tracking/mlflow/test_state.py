@@ -108,6 +108,15 @@ def test_the_hint_for_a_database_is_a_command() -> None:
     )
 
 
+def test_the_hint_leads_to_the_page_of_the_runs_once_there_is_one() -> None:
+    found = state("sqlite:////a/mlflow.db")
+    found.experiment_id = "7"
+    command, comment = found.ui_hint.split("  # then ")
+    assert command == "mlflow ui --backend-store-uri sqlite:////a/mlflow.db"
+    assert comment.startswith("http://127.0.0.1:5000/#/experiments/7/runs?")
+    assert "workflowType=machine_learning" in comment
+
+
 def test_the_hint_for_a_server_is_the_page_of_the_run() -> None:
     found = state("http://host:5000")
     assert found.ui_hint == "http://host:5000"
