@@ -39,7 +39,7 @@ train: $(VENV)/.train ## install, make the sample dataset, convert, verify, trai
 	@echo "==> verify: data/sample.zarr"
 	@$(BIN)/segresmamba verify data/sample.zarr
 	@echo "==> train: $(RUN)"
-	@$(BIN)/python -m launch train data=sample model=segresmamba_fine_small train=sample train.lr=4e-3 run.name=sample
+	@$(BIN)/python -m launch train data=sample model=segresmamba_fine_small train=sample train.lr=4e-3 train.max_steps=250 run.name=sample
 	@echo "==> evaluate: $(RUN)"
 	@$(BIN)/segresmamba evaluate $(RUN)
 

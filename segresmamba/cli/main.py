@@ -178,7 +178,7 @@ def configure(
     budget_h: Annotated[
         float | None, typer.Option(min=0.01, help="Hours that the training may take.")
     ] = None,
-    model: Annotated[str, typer.Option(help="Preset of configs/model.")] = "segresmamba",
+    model: Annotated[str, typer.Option(help="Preset of configs/model.")] = "segresmamba_fine",
     out: Annotated[
         Path | None, typer.Option(help="File to write. Default: STORE.yaml, beside the store.")
     ] = None,

@@ -45,7 +45,7 @@ class Request:
     gpus: int = 1
     budget_h: float | None = None
     """Hours that the training may take; None: as long as it needs."""
-    model: str = "segresmamba"
+    model: str = "segresmamba_fine"
     """A preset of configs/model."""
 
     @property
@@ -186,7 +186,7 @@ def _settings(request: Request, cases: Cases, found: Prediction) -> dict[str, tu
     return {
         **_data_settings(request, cases, found),
         **_augmentation_settings(cases),
-        **_model_settings(found.config, cases),
+        **_model_settings(request, found.config, cases),
         **_training_settings(request, cases, found),
         "plan.gpu_memory_gib": (
             request.gpu_memory_gib,
@@ -281,7 +281,7 @@ def _training_settings(
     }
 
 
-def _model_settings(config: Config, cases: Cases) -> dict[str, tuple[Any, str]]:
+def _model_settings(request: Request, config: Config, cases: Cases) -> dict[str, tuple[Any, str]]:
     model = config.model
     found: dict[str, tuple[Any, str]] = {"model.name": (model.name, "as asked with --model")}
     if isinstance(model, SegResMambaFamily):
@@ -298,6 +298,9 @@ def _model_settings(config: Config, cases: Cases) -> dict[str, tuple[Any, str]]:
         found["model.use_checkpoint"] = (True, "the patch fits only with recomputation")
     if hasattr(model, "deep_supervision"):
         found["model.deep_supervision"] = (True, "coarse levels learn too, at little cost")
+    # The file names the network and not the preset, so it repeats what the preset changes.
+    for name in model.model_dump(exclude_defaults=True):
+        found.setdefault(f"model.{name}", (getattr(model, name), f"as the preset {request.model}"))
     return found
 
 

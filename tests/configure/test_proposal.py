@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from segresmamba.cli.main import main
-from segresmamba.config import SegResMambaConfig, load_config
+from segresmamba.config import load_config
+from segresmamba.config.networks import SegResMambaFineConfig
 from segresmamba.configure import Proposal, Request, configure
 from segresmamba.configure.proposal import Cases, advice
 from segresmamba.data import convert
@@ -69,12 +70,13 @@ def test_the_proposal_for_a_ct_of_thick_slices_trains_without_other_words(
     assert config.augment.rotation_axes == ("D",)
     assert config.augment.scaling_axes == ("H", "W")
     assert config.data.patch == (8, 48, 48)
-    assert isinstance(config.model, SegResMambaConfig)
+    assert isinstance(config.model, SegResMambaFineConfig)
     assert config.model.dims == (48, 96)
     assert config.model.deep_supervision
     assert config.plan.gpu_memory_gib == 8
     smaller = [
-        "model.dims=[8,8]", "model.d_state=4", "train.max_steps=2", "train.warmup_steps=0",
+        "model.dims=[8,8]", "model.fine_channels=8", "model.d_state=4",
+        "train.max_steps=2", "train.warmup_steps=0",
         "train.precision=fp32", "train.threads=1", "data.workers=0", "tracking=none",
         f"run.root={tmp_path}", "run.name=one",
     ]  # fmt: skip
@@ -91,6 +93,11 @@ def test_every_value_has_its_reason_and_is_taken(tiny_store: Path, tmp_path: Pat
     assert len(values) > 12
     assert all(lines[number - 1].startswith("  # ") for number in values)
     assert max(map(len, lines)) <= 100
+
+
+def test_the_file_repeats_what_a_preset_changes_in_its_network(tiny_store: Path) -> None:
+    proposal = configure(Request(str(tiny_store), model="segresmamba_fine_small"))
+    assert "  fine_channels: 8\n" in proposal.text
 
 
 def test_a_store_of_one_voxel_size_needs_no_advice(tiny_store: Path, ct_store: Path) -> None:
