@@ -55,6 +55,13 @@ test: $(VENV)/.test ## install and run every test that needs no GPU
 	done; \
 	exit $$status
 
+# On a new machine each of them would compile the same bytecode and kernels.
+beside-browser beside-cluster beside-unit: $(VENV)/.imported
+
+$(VENV)/.imported: $(VENV)/.test
+	@$(BIN)/python -c 'import deepspeed, mlflow, monai, segresmamba.engine.trainer, segresmamba.ops.cpu.tri' >/dev/null
+	@touch $@
+
 # Ctrl-C is for the tests: tee stays until they have written their last line.
 beside-%:
 	@$(MAKE) --no-print-directory --output-sync=none $* 2>&1 | tee --ignore-interrupts $(LOGS)/$*.log

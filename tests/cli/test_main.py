@@ -170,8 +170,8 @@ def test_bench_reports_a_network_that_runs_out_of_memory(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    settings = ["data.patch=[320,320,320]", "train.threads=1", "tracking=none"]
-    # Python and its libraries take 0.7 GiB of it here, 1.7 GiB with 64 threads.
+    # The batch takes 16 GiB. Python and its libraries take 0.7 GiB here, 1.7 GiB with 64 threads.
+    settings = ["data.patch=[1024,1024,1024]", "train.threads=1", "tracking=none"]
     words = ["bench", "--models", "segresmamba_small", "--memory-gib", 3, *settings]
     assert run(monkeypatch, *words) == 0
     assert "networks_cpu.md" in capsys.readouterr().out

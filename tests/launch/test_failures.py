@@ -1,5 +1,6 @@
 """Failures among a job's logs, in the run's folder and on the MLflow run."""
 
+import shutil
 import sqlite3
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from launch.failures import Failure, first_failure, report_failure, write_failure
 from segresmamba.config import load_config, run_folder
 from segresmamba.errors import CheckpointError
-from segresmamba.tracking import open_tracker
+from segresmamba.tracking import open_tracker, sync
 
 FAILURE = Failure(3, 1.0, 1, "Traceback (most recent call last)\nKeyError: 7")
 
@@ -44,17 +45,21 @@ def test_a_mistake_of_the_user_is_its_screen_and_all_else_its_traceback() -> Non
 
 
 @pytest.mark.slow
-def test_the_run_in_mlflow_carries_the_traceback(tmp_path: Path) -> None:
+def test_the_run_in_mlflow_carries_the_traceback(tmp_path: Path, database: Path) -> None:
+    shutil.copy(database, tmp_path / "mlflow.db")
     config = load_config([f"run.root={tmp_path}", "run.name=mine", "tracking.emissions=false"])
     folder = run_folder(config)
     tracker = open_tracker(folder, config.tracking, root=tmp_path, run_name="mine")
     tracker.metrics({"train/loss": 1.0}, step=1)
     tracker.close("failed")
     report_failure(config, FAILURE)
-    with sqlite3.connect(tmp_path / "mlflow.db") as database:
-        ((run_id, status),) = database.execute("SELECT run_uuid, status FROM runs").fetchall()
-        tags = dict(database.execute("SELECT key, value FROM tags").fetchall())
-    database.close()
+    sync(folder)  # what a busy machine had no time to send
+    with sqlite3.connect(tmp_path / "mlflow.db") as found:
+        query = "SELECT run_uuid, status FROM runs WHERE name = 'mine'"
+        ((run_id, status),) = found.execute(query).fetchall()
+        query = "SELECT key, value FROM tags WHERE run_uuid = ?"
+        tags = dict(found.execute(query, [run_id]).fetchall())
+    found.close()
     assert status == "FAILED"
     assert tags["failure"] == "rank 3: KeyError: 7"
     (artifact,) = tmp_path.glob(f"mlartifacts/{run_id}/artifacts/failure.txt")
