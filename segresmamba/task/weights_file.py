@@ -17,6 +17,7 @@ values and runs no code.
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
@@ -186,6 +187,11 @@ def _facts(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 def _former(path: Path, *, mmap: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What an earlier version wrote. The weights are compared only if they are not mapped."""
+    with path.open("rb") as file:
+        if not zipfile.is_zipfile(file):  # as those of torch.save are
+            raise ValueError(
+                "neither safetensors nor a file of torch.save: a bare pickle, or damaged"
+            )
     content: dict[str, Any] = torch.load(path, "cpu", weights_only=True, mmap=mmap)
     digests = content.pop("digests", None)
     if digests is None and (unknown := content.keys() - _WITHOUT_DIGESTS):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,13 @@ class Exploit:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Path.write_text, (self.target, "ran")
+
+
+def test_a_bare_pickle_is_named_as_one(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    path.write_bytes(pickle.dumps({"weight": 1}))
+    with pytest.raises(CheckpointError, match="neither safetensors nor a file of"):
+        read_weights(path)
 
 
 def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path: Path) -> None:
