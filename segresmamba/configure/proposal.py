@@ -210,7 +210,7 @@ def _data_settings(request: Request, cases: Cases, found: Prediction) -> dict[st
         "data.store": (hide_url(request.store), "the store that all values follow from"),
         "data.patch": (
             patch,
-            f"{size}, in multiples of {multiple}; a step takes {found.needed_gib:.1f} of "
+            f"{size}, in multiples of {multiple}; a step takes {found.needed_gib:.2f} of "
             f"{request.gpu_memory_gib:g} GiB",
         ),
         "data.workers": (

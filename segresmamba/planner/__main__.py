@@ -27,7 +27,7 @@ def main() -> None:
     except UserError as error:
         sys.stderr.write(error.screen() + "\n")
         sys.exit(2)
-    needed = f"{plan.asked.needed_gib:.1f} of {plan.gpu_memory_gib:g} GiB"
+    needed = f"{plan.asked.needed_gib:.2f} of {plan.gpu_memory_gib:g} GiB"
     print(json.dumps({"fits": plan.fits, "needed": needed, "verdict": verdict(plan)}))
 
 

@@ -142,7 +142,7 @@ class Planner:
         raise ConfigError(
             "no training step of this network fits",
             where="plan.gpu_memory_gib",
-            got=f"{gpu_memory_gib:g}; the smallest tried needs {leanest.needed_gib:.1f} GiB, with "
+            got=f"{gpu_memory_gib:g}; the smallest tried needs {leanest.needed_gib:.2f} GiB, with "
             f"data.patch={list(leanest.config.data.patch)}, one crop at a time and every "
             "memory-saving setting",
             remedy="take more or larger GPUs, fewer model channels, or another model",

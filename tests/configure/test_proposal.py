@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -93,6 +94,9 @@ def test_every_value_has_its_reason_and_is_taken(tiny_store: Path, tmp_path: Pat
     assert len(values) > 12
     assert all(lines[number - 1].startswith("  # ") for number in values)
     assert max(map(len, lines)) <= 100
+    # One digit would make 1.05 of 1.06 GiB look like too much.
+    reasons = " ".join(proposal.text.replace("#", " ").split())
+    assert re.search(r"a step takes \d+\.\d\d of 8 GiB", reasons)
 
 
 def test_the_file_repeats_what_a_preset_changes_in_its_network(tiny_store: Path) -> None:
