@@ -84,7 +84,13 @@ def test_the_commands_for_your_own_data_work_in_their_order(
 
 
 @pytest.mark.parametrize(
-    "page", ["docs/start/laptop.md", "docs/start/cluster.md", "examples/brain/README.md"]
+    "page",
+    [
+        "docs/start/laptop.md",
+        "docs/start/cluster.md",
+        "examples/brain/README.md",
+        "examples/ct/README.md",
+    ],
 )
 def test_the_settings_of_a_shown_run_are_valid(page: str) -> None:
     runs = [words for words in commands(page) if words[:4] == ["python", "-m", "launch", "train"]]
