@@ -45,7 +45,8 @@ def test_clocks_and_locks_do_not_matter(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_outage_of_mlflow_loses_and_repeats_no_value(tmp_path: Path) -> None:
+def test_an_outage_of_mlflow_loses_and_repeats_no_value(tmp_path: Path, database: Path) -> None:
+    shutil.copy(database, tmp_path / "mlflow.db")
     assert faults.mlflow_outages(tmp_path, 1).harmless == 1
 
 
