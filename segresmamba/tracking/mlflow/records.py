@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -104,10 +105,12 @@ def leads_outside(folder: Path, name: str) -> str | None:
     try:
         inside = folder.resolve()
         for found in (folder / path, *(folder / path).rglob("*")):
+            with suppress(FileNotFoundError, NotADirectoryError):
+                found.stat()  # an OSError for links that lead to each other
             is_kept = found.is_file() or found.is_dir() or not found.exists()
             if not (is_kept and found.resolve().is_relative_to(inside)):
                 return str(found.relative_to(folder))
-    except (OSError, RuntimeError):  # RuntimeError: links that lead to each other
+    except OSError:
         return name
     return None
 
