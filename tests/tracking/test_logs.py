@@ -111,7 +111,7 @@ def test_on_a_real_terminal_lines_of_the_log_come_above_the_bar() -> None:
     assert child.wait() == 0
     assert b"\x1b[2K" in shown  # lines are drawn over: it is live
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
-    assert "1/2" in text
+    assert "2/2" in text  # whether 1/2 was drawn depends on the time
     assert "loss 0.2500" in text
     (line,) = [line for line in re.split(r"[\r\n]", text) if "case a" in line]
     assert "step" not in line  # it does not hang on the bar
