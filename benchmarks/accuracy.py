@@ -75,7 +75,7 @@ CORE = {
     ),
     "segresmamba_fine_nomamba": Network((*_FINE, "model.inner_tom=false"), lr=4e-3),
     "segresmamba_fine_outer": Network((*_FINE, "model.outer_toms=1"), lr=4e-3),
-    "segresnet": Network(("model=segresnet", "model.init_filters=8")),
+    "segresnet": Network(("model=segresnet", "model.init_filters=8"), lr=4e-3),
     "dynunet": Network(("model=dynunet", f"model.filters={_LEVELS}"), lr=4e-3),
     "resenc_unet": Network(
         ("model=resenc_unet", f"model.features={_LEVELS}", "model.blocks=[1,2,2,2,2,2]")
