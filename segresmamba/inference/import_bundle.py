@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from segresmamba.config import Config
 from segresmamba.data import Preprocessing
@@ -44,6 +45,8 @@ _LEVELS: dict[str, Callable[[Mapping[str, Any]], int]] = {
 _GONE = {"SwinUNETR": ("img_size",)}
 """Arguments of earlier versions of MONAI that changed nothing in the network."""
 _CHANGE_NOTHING = {"LoadImage", "EnsureChannelFirst", "AddChannel", "EnsureType", "ToTensor"}
+_LABELS_STAY = {*_CHANGE_NOTHING, "Activations", "AsDiscrete", "Invert", "SaveImage"}
+"""Transforms of a result after which its labels are those of the largest logit."""
 _OURS = "segresmamba."
 
 
@@ -64,14 +67,19 @@ def import_bundle(source: Path, out: Path, *, licence: str = NO_LICENCE) -> Path
     """
     refuse_used(out)
     bundle = _Bundle.read(source)
-    facts = WeightsFacts(
-        step=0,
-        dice=None,
-        labels=bundle.labels(),
-        channel_names=bundle.channels(),
-        preprocessing=bundle.preprocessing(),
-    )
-    config = bundle.config()
+    try:
+        facts = WeightsFacts(
+            step=0,
+            dice=None,
+            labels=bundle.labels(),
+            channel_names=bundle.channels(),
+            preprocessing=bundle.preprocessing(),
+        )
+        config = bundle.config()
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise bundle.refused("a value", f"{place}: {first['input']!r} ({first['msg']})") from error
     given = str(bundle.metadata.get("license", licence)) if licence == NO_LICENCE else licence
     name = source.resolve().name
     return import_state(source / "models" / "model.pt", out, config, facts, name, given)
@@ -210,7 +218,12 @@ class _Bundle:
             next(iter(self._format("outputs").values())), "outputs", int(network["out_channels"])
         )
         for one in self._transforms("postprocessing"):
-            if _class(one) == "Activations" and one.get("sigmoid"):
+            name = _class(one)
+            if name not in _LABELS_STAY:
+                logger.warning("predict does not apply %s, which this bundle does at the end", name)
+            if (name == "Activations" and one.get("sigmoid")) or (
+                name == "AsDiscrete" and one.get("threshold") is not None
+            ):
                 raise self.refused(
                     "a network with overlapping classes (sigmoid)",
                     ", ".join(names),
@@ -264,6 +277,8 @@ class _Bundle:
                 axes = "xyz"
             elif name == "Spacing" and normalisation.kind == "stored":
                 spacing_mm = given["pixdim"]
+                if not isinstance(spacing_mm, list) or len(spacing_mm) != 3 or min(spacing_mm) <= 0:
+                    raise self.refused("a voxel size other than three numbers", spacing_mm)
             elif name in ("ScaleIntensityRange", "NormalizeIntensity"):
                 normalisation = self._normalisation(name, given)
             elif name not in _CHANGE_NOTHING:
@@ -274,13 +289,18 @@ class _Bundle:
         )
 
     def _normalisation(self, name: str, given: Mapping[str, Any]) -> Normalisation:
-        if name == "ScaleIntensityRange" and given.get("clip"):
+        bounds = [given[key] for key in ("b_min", "b_max") if given.get(key) is not None]
+        # Without both bounds MONAI does not clip.
+        if name == "ScaleIntensityRange" and given.get("clip") and len(bounds) == 2:
             low, high = float(given["a_min"]), float(given["a_max"])
-            zero, one = float(given.get("b_min") or 0), float(given.get("b_max") or 1)
+            zero, one = map(float, bounds)
+            if low >= high or zero >= one:
+                raise self.refused("a range that is empty", dict(given))
             step = (high - low) / (one - zero)
             return Normalisation(kind="ct", low=low, high=high, mean=low - zero * step, std=step)
         alone = given.get("channel_wise") or len(self.channels()) == 1
-        if name == "NormalizeIntensity" and alone and not given.get("nonzero"):
+        by_case = given.get("subtrahend") is None and given.get("divisor") is None
+        if name == "NormalizeIntensity" and alone and by_case and not given.get("nonzero"):
             return Normalisation(kind="zscore-whole")
         raise self.refused(f"{name} with these arguments", dict(given))
 

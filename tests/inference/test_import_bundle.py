@@ -238,8 +238,44 @@ def transforms_with(one: dict[str, Any]) -> dict[str, Any]:
             },
             "NormalizeIntensity with these arguments",
         ),
+        (
+            transforms_with({"_target_": "NormalizeIntensityd", "subtrahend": 90.0}),
+            "NormalizeIntensity with these arguments",
+        ),
+        (
+            transforms_with({"_target_": "ScaleIntensityRanged", **RANGE, "b_max": None}),
+            "ScaleIntensityRange with these arguments",
+        ),
+        (
+            transforms_with({"_target_": "ScaleIntensityRanged", **RANGE, "b_max": RANGE["b_min"]}),
+            "range that is empty",
+        ),
+        (
+            {
+                "inference": {
+                    "preprocessing": {
+                        "transforms": [{"_target_": "Spacingd", "pixdim": [1.0, 1.0, -1.0]}]
+                    }
+                }
+            },
+            "voxel size other than three numbers",
+        ),
+        (
+            {
+                "inference": {
+                    "postprocessing": {
+                        "transforms": [{"_target_": "AsDiscreted", "threshold": 0.5}]
+                    }
+                }
+            },
+            "overlapping classes",
+        ),
         ({"inference": {"roi": "$[96] * 3"}}, r"expression.*\[96\] \* 3.*write its value"),
         ({"inference": {"inferer": {"_target_": "SimpleInferer"}}}, "inferer of this bundle"),
+        (
+            {"inference": {"inferer": {"_target_": "SlidingWindowInferer", "roi_size": -1}}},
+            r"data\.patch\.0: -1 \(Input should be greater than 0\)",
+        ),
         (
             {
                 "inference": {
@@ -262,6 +298,24 @@ def test_what_a_bundle_leaves_open_is_asked_for(
         path = bundle / "configs" / "inference.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"network_def": network}))
     refused(bundle, tmp_path, DataError, match)
+
+
+def test_a_range_that_ends_at_zero_is_kept(tmp_path: Path) -> None:
+    scale = {"_target_": "ScaleIntensityRanged", **RANGE, "b_min": -1.0, "b_max": 0.0}
+    bundle = write_bundle(tmp_path / "bundle", **transforms_with(scale))
+    (model,) = open_models(import_bundle(bundle, tmp_path / "out"))
+    (kind,) = model.facts.preprocessing.normalisation or ()
+    seen = [(value - kind.mean) / kind.std for value in (RANGE["a_min"], RANGE["a_max"])]
+    assert seen == pytest.approx([-1, 0])
+
+
+def test_a_step_after_the_network_that_is_left_out_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    steps = [{"_target_": "KeepLargestConnectedComponentd", "keys": "pred"}]
+    changes = {"postprocessing": {"transforms": steps}}
+    import_bundle(write_bundle(tmp_path / "bundle", inference=changes), tmp_path / "out")
+    assert "does not apply KeepLargestConnectedComponent" in caplog.text
 
 
 def refused(bundle: Path, tmp_path: Path, error: type[UserError], match: str) -> None:
