@@ -4,10 +4,11 @@
     python benchmarks/accuracy.py --minutes 170    # begins no run after that time
     python benchmarks/accuracy.py --show           # the tables and the picture of docs/accuracy.md
 
-The tasks are the brain sample (`segresmamba sample`), where outlines decide, and drawn spines
-(`accuracy_spine.py`), where context does. Runs use the ordinary commands (`python -m launch train`,
-`segresmamba evaluate`) with the same crops, batch, augmentation, loss and optimizer; the seed sets
-weights, crops and augmentation. The plan, in its order:
+The tasks are two samples, `segresmamba sample --kind brain` and `--kind hemispheres`. In the first
+outlines decide, in the second also the place, as left and right look alike. Runs use the ordinary
+commands (`python -m launch train`, `segresmamba evaluate`) with the same crops, batch,
+augmentation, loss and optimizer; the seed sets weights, crops and augmentation. The plan, in its
+order:
 
     1. main    the networks in question, both tasks, three seeds, 250 steps
     2. long    the same, one seed, 1000 steps
@@ -100,7 +101,11 @@ OTHERS = {
     ),
 }
 NETWORKS = CORE | OTHERS
-TASKS = ("brain", "spine")
+TASKS: Mapping[str, tuple[str, ...]] = {
+    "brain": (),
+    "hemispheres": ("augment.flip_axes=[D,H]",),  # mirrored, a left half would be a right one
+}
+"""By sample, what its training needs beyond the overrides of all runs."""
 
 
 @dataclass(frozen=True)
@@ -205,10 +210,7 @@ def prepare(task: str, data: Path) -> Path:
     """The store of a task, made if it is not there."""
     store, raw = data / f"accuracy_{task}.zarr", data / f"accuracy_{task}"
     if not store.exists():
-        spines = [str(Path(__file__).with_name("accuracy_spine.py"))]
-        make = _segresmamba("sample") if task == "brain" else [sys.executable, *spines]
-        if not raw.exists():
-            subprocess.run([*make, str(raw)], check=True)
+        subprocess.run([*_segresmamba("sample"), str(raw), "--kind", task], check=True)
         subprocess.run([*_segresmamba("convert"), str(raw), str(store)], check=True)
     return store
 
@@ -220,7 +222,8 @@ def perform(run: Run, store: Path, root: Path) -> Scores:
         "data=custom", f"data.store={store}", "data.patch=[64,64,64]", "train=sample",
         f"train.max_steps={run.steps}", f"train.lr={run.lr}", f"train.fold={run.fold}",
         "train.threads=1", "train.checkpoint_every=50", "tracking=none", f"seed={run.seed}",
-        f"run.root={root}", f"run.name={run.name}", *NETWORKS[run.network].overrides,
+        f"run.root={root}", f"run.name={run.name}", *TASKS[run.task],
+        *NETWORKS[run.network].overrides,
     ]  # fmt: skip
     if not (folder / "results.json").exists():
         subprocess.run([sys.executable, "-m", "launch", "train", *overrides], check=True)
@@ -324,7 +327,7 @@ def main() -> None:
     )
     parser.add_argument("--show", action="store_true", help="print the tables and end")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="then begin no run")
-    parser.add_argument("--only", default="", help="runs whose name has this, such as spine-segres")
+    parser.add_argument("--only", default="", help="runs whose name has this, such as brain-segres")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the stores")
     parser.add_argument("--root", type=Path, default=Path("runs/accuracy"), help="of the runs")
     arguments = parser.parse_args()

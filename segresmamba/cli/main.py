@@ -93,7 +93,10 @@ def sample(
     seed: Annotated[int, typer.Option(help="Seed of all that differs between them.")] = 0,
     kind: Annotated[
         str,
-        typer.Option(help="brain: T1 at 2 mm; ct: abdomen at 0.8 x 0.8 x 5 mm, in HU."),
+        typer.Option(
+            help="brain: T1 at 2 mm; hemispheres: the same, left and right told apart; "
+            "ct: abdomen at 0.8 x 0.8 x 5 mm, in HU."
+        ),
     ] = "brain",
 ) -> None:
     """Make a sample dataset: virtual subjects of the MNI152 template, or of a drawn CT."""

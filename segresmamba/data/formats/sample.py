@@ -1,10 +1,12 @@
-"""Two small public datasets, made on the spot: virtual subjects of a brain and of a CT.
+"""Three small public datasets, made on the spot: virtual subjects of two brains and of a CT.
 
 The ICBM 152 nonlinear 2009a template (Fonov et al., NeuroImage 2011, 54(1):313-327) with its grey-
 and white-matter maps ships inside nilearn, so nothing is downloaded. Each subject is the same head
 under its own smooth deformation, seen by its own scanner: bias field, contrast, noise, field of
-view, orientation and tilt. The CT is drawn, see `sample_ct`. Both are ordinary nnU-Net raw
-datasets.
+view, orientation and tilt. The kind "hemispheres" has the same images, but its labels tell the
+left half of the brain from the right one. The halves look alike, so only the place of a voxel
+decides, as it does for kidneys and lungs. The CT is drawn, see `sample_ct`. All are ordinary
+nnU-Net raw datasets.
 """
 
 from __future__ import annotations
@@ -38,7 +40,17 @@ _DESCRIPTION = {
     "labels": {"background": 0, "grey matter": 1, "white matter": 2},
     "file_ending": ".nii.gz",
 }
-_DESCRIPTIONS = {"brain": _DESCRIPTION, "ct": sample_ct.DESCRIPTION}
+_HEMISPHERES = _DESCRIPTION | {
+    "name": "MNI152Hemispheres",
+    "labels": {
+        "background": 0,
+        "left grey matter": 1,
+        "left white matter": 2,
+        "right grey matter": 3,
+        "right white matter": 4,
+    },
+}
+_DESCRIPTIONS = {"brain": _DESCRIPTION, "hemispheres": _HEMISPHERES, "ct": sample_ct.DESCRIPTION}
 _ORIENTATIONS = ("RAS", "LAS", "LPS", "PIR")
 _BRAIN_INTENSITY = 0.1  # the template is skull-stripped: what is darker lies outside the brain
 
@@ -62,7 +74,8 @@ def make_sample(out: Path, subjects: int = 12, seed: int = 0, kind: str = "brain
         out: The dataset's folder, which gets imagesTr/, labelsTr/ and dataset.json.
         subjects: Number of virtual subjects.
         seed: Seed for everything that differs between subjects.
-        kind: "brain" (T1 at 2 mm) or "ct" (abdomen at 0.8 x 0.8 x 5 mm).
+        kind: "brain" (T1 at 2 mm), "hemispheres" (the same with left and right told apart) or "ct"
+            (abdomen at 0.8 x 0.8 x 5 mm).
 
     Returns:
         `out`.
@@ -83,7 +96,7 @@ def make_sample(out: Path, subjects: int = 12, seed: int = 0, kind: str = "brain
     if _is_there(out, description):
         logger.info("the sample is already in %s (%d subjects, seed %d)", out, subjects, seed)
         return out
-    head = _template() if kind == "brain" else None
+    head = None if kind == "ct" else _template()
     # Complete or absent: a sample that was half written must not pass for a dataset.
     temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -94,7 +107,7 @@ def make_sample(out: Path, subjects: int = 12, seed: int = 0, kind: str = "brain
             if head is None:
                 sample_ct.write_subject(temporary, number, rng)
             else:
-                _write_subject(temporary, number, head, rng)
+                _write_subject(temporary, number, head, rng, halves=kind == "hemispheres")
         (temporary / "dataset.json").write_text(json.dumps(description, indent=2))
         complete_folder(temporary, out)
     except OSError as error:
@@ -142,7 +155,9 @@ def _template() -> _Head:
     return _Head(volumes[0], volumes[1], volumes[2], t1.affine)
 
 
-def _write_subject(folder: Path, number: int, head: _Head, rng: np.random.Generator) -> None:
+def _write_subject(
+    folder: Path, number: int, head: _Head, rng: np.random.Generator, halves: bool
+) -> None:
     coordinates = _deformation(head.t1.shape, rng)
     # Tissue probabilities are interpolated, and then the likeliest tissue is taken: outlines stay
     # smooth, and a voxel with two tissues gets the one that has more of it.
@@ -151,6 +166,9 @@ def _write_subject(folder: Path, number: int, head: _Head, rng: np.random.Genera
         for volume in (head.t1, head.grey, head.white)
     )
     label = np.stack([1 - grey - white, grey, white]).argmax(axis=0).astype(np.uint8)
+    if halves:
+        x_mm = np.tensordot(head.affine[0, :3], coordinates, axes=1) + head.affine[0, 3]
+        label[(label > 0) & (x_mm > 0)] += 2  # in RAS, x grows to the person's right
     scan = _simulate_scan(t1, rng)
     margins = rng.integers(0, 6, (3, 2))
     margins[2, 0] = 0  # the brain reaches down to the template's edge

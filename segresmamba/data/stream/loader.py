@@ -6,9 +6,11 @@ the order of their numbers for any number of readers.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Generator, Iterable, Sequence
 from multiprocessing import forkserver, parent_process, popen_forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext, ForkServerProcess
@@ -28,6 +30,8 @@ from segresmamba.errors import DamagedCaseError, DataError
 
 if TYPE_CHECKING:  # readers do not need the configuration library
     from segresmamba.config import DataConfig
+
+logger = logging.getLogger(__name__)
 
 _STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 
@@ -72,6 +76,7 @@ def make_loader(
         shared=not in_process,
         replacements=config.bad_cases_allowed(len(dataset)),
     )
+    _note_shared_cores(config.workers)
     loader = DataLoader(
         reader,
         batch_sampler=rank_indices(
@@ -96,6 +101,14 @@ def prepare_readers() -> None:
     It takes seconds to import torch. Without this call the first batch would wait for it.
     """
     _reader_context()
+
+
+def _note_shared_cores(workers: int) -> None:
+    """Say in our words what torch warns of when it makes the readers."""
+    cores = len(os.sched_getaffinity(0))
+    if workers > cores:
+        logger.info("data.workers=%d: the readers share %d core(s)", workers, cores)
+    warnings.filterwarnings("ignore", "This DataLoader will create .* worker processes")
 
 
 def _batches(loader: DataLoader[Batch | SharedBatch | DataError]) -> Generator[Batch]:

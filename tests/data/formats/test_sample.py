@@ -119,3 +119,24 @@ def test_a_missing_nilearn_names_the_install_command(
         make_sample(tmp_path / "raw")
     assert "pip install 'segresmamba[sample]'" in caught.value.remedy
     assert not (tmp_path / "raw").exists()
+
+
+def test_hemispheres_are_the_brain_with_left_and_right_told_apart(
+    sample: Path, tmp_path: Path
+) -> None:
+    halves = make_sample(tmp_path / "raw", subjects=4, kind="hemispheres")
+    for path in sorted((halves / "labelsTr").iterdir()):
+        brain, label = (nib.load(folder / "labelsTr" / path.name) for folder in (sample, halves))
+        image_name = path.name.replace(".nii.gz", "_0000.nii.gz")
+        for_both = [folder / "imagesTr" / image_name for folder in (sample, halves)]
+        np.testing.assert_array_equal(*(nib.load(image).dataobj for image in for_both))
+        np.testing.assert_array_equal(
+            np.asarray(brain.dataobj), np.array([0, 1, 2, 1, 2])[np.asarray(label.dataobj)]
+        )
+        # World coordinates are RAS whatever the file's orientation: x grows to the right.
+        middle_mm = [
+            nib.affines.apply_affine(label.affine, np.argwhere(np.isin(label.dataobj, side)))[:, 0]
+            for side in ((1, 2), (3, 4))
+        ]
+        assert np.median(middle_mm[0]) < np.median(middle_mm[1]) - 40
+        assert 0.8 < len(middle_mm[0]) / len(middle_mm[1]) < 1.25

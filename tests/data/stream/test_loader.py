@@ -76,6 +76,16 @@ def test_reader_processes_give_the_same_after_the_parent_has_read(sound_store: P
         assert_same(one, other)
 
 
+def test_more_readers_than_cores_are_noted_once(
+    sound_store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Torch's own warning has four lines, names no setting, and comes twice."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    with caplog.at_level("INFO", "segresmamba"):
+        next(batches(sound_store, workers=2))
+    assert caplog.messages == ["data.workers=2: the readers share 1 core(s)"]
+
+
 def test_readers_outlive_a_stop_signal_and_end_with_the_loader(sound_store: Path) -> None:
     expected = list(islice(batches(sound_store), 8))
     prepare_readers()
