@@ -24,10 +24,12 @@ from torch import Tensor, nn
 
 from segresmamba import data
 from segresmamba.config import Config
+from segresmamba.data.volumes.mapped_arrays import release_freed_memory
 from segresmamba.data.volumes.resampling import VoxelRange
 from segresmamba.inference.windows import Box, Window, WindowGrid
 from segresmamba.task.memory_errors import ran_out
 from segresmamba.task.precision import Autocast
+from segresmamba.tracking.memory import status_kib
 
 logger = logging.getLogger(__name__)
 
@@ -165,6 +167,7 @@ class SlidingWindow:
             None
         ]
         total, done = sum(map(len, grids.values())), 0
+        heap = _Heap()
         for patch, windows in _batches(grids, self._window_batch):
             cuts = [window.cut_from(image_CDHW, self._extend) for window in windows]
             cut = torch.from_numpy(np.stack(cuts))
@@ -182,6 +185,7 @@ class SlidingWindow:
                 yield from sums.add(window, logits_KDHW)
             done += len(windows)
             progress(done, total)
+            heap.release_if_grown()
 
     def _logits(self, patch: tuple[int, int, int], x_BCDHW: Tensor) -> Tensor:
         """What the members with this patch contribute to the mean over all members."""
@@ -267,6 +271,24 @@ class _Sums:
                 if not ran_out(error) or not self.move_to_cpu():
                     raise
                 self._sums[box] = torch.zeros(shape)
+
+
+class _Heap:
+    """Keeps the memory of this process near to what it uses, over thousands of windows.
+
+    The C library's allocator does not always find the gap of a freed output again for the next one
+    of the same size. Then the heap grows with each window, to several times of what lives in it.
+    """
+
+    def __init__(self) -> None:
+        self._before_kib = status_kib("VmRSS") or 0.0
+
+    def release_if_grown(self) -> None:
+        """Give freed memory back once the process has grown by a quarter, and by 256 MiB."""
+        now_kib = status_kib("VmRSS") or 0.0
+        if now_kib > 1.25 * self._before_kib + 256 * 1024:
+            release_freed_memory()
+            self._before_kib = status_kib("VmRSS") or 0.0
 
 
 def _intervals(grids: Sequence[WindowGrid], axis: int) -> list[VoxelRange]:

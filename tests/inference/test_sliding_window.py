@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from segresmamba import data
 from segresmamba.config import load_config
+from segresmamba.inference import sliding_window
 from segresmamba.inference.sliding_window import Member, SlidingWindow, _Sums, evaluating
 from segresmamba.inference.windows import WindowGrid
 
@@ -135,6 +136,33 @@ def test_the_sums_that_are_held_do_not_grow_with_the_number_of_slices() -> None:
         most[depth] = max(held)
     # As docs/inference.md has it: half a patch of all slices, and the rows of a window.
     assert most[160] == most[32] <= classes * (8 * height * width + 16 * 16 * width)
+
+
+def test_a_heap_that_grows_is_given_back_before_it_is_large(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A heap of the C library once grew to 7.6 GiB in 1,125 windows of 64^3 and 25 classes."""
+    gib = 2.0**20
+    resident_kib, given_back = gib, []
+
+    def give_back() -> None:
+        nonlocal resident_kib
+        given_back.append(resident_kib / gib)
+        resident_kib = gib
+
+    def grow(done: int, total: int) -> None:
+        nonlocal resident_kib
+        resident_kib += 0.026 * gib  # the output of one such window
+
+    monkeypatch.setattr(sliding_window, "status_kib", lambda field: resident_kib)
+    monkeypatch.setattr(sliding_window, "release_freed_memory", give_back)
+    sliding = SlidingWindow(
+        [Member(Probe(), PATCH, "fp32")], device=CPU, overlap=0.5, window_batch=1
+    )
+    for _ in sliding.bricks(image(64, 20, 12), BOUNDS_C4, ((0, 64), (0, 20), (0, 12)), grow):
+        pass
+    assert len(given_back) == 6  # of 135 windows
+    assert max(given_back) < 1.6
 
 
 def test_the_network_runs_in_evaluation_mode_without_gradients_and_gets_its_mode_back() -> None:
