@@ -283,7 +283,7 @@ def _training_settings(
 
 def _model_settings(request: Request, config: Config, cases: Cases) -> dict[str, tuple[Any, str]]:
     model = config.model
-    found: dict[str, tuple[Any, str]] = {"model.name": (model.name, "as asked with --model")}
+    found: dict[str, tuple[Any, str]] = {"model.name": (model.name, "the preset of --model")}
     if isinstance(model, SegResMambaFamily):
         found["model.dims"] = (
             model.dims,
