@@ -111,7 +111,7 @@ def test_both_containers_are_one_installation_from_the_constraints(tmp_path: Pat
     for file in (docker, apptainer):
         assert "bash containers/install.sh" in file.read_text()
     # What Apptainer copies is enough to build the package.
-    copied = re.findall(r"^ {4}(\S+) /tmp/source/\1$", apptainer.read_text(), re.MULTILINE)
+    copied = re.findall(r"^ {4}(\S+) /opt/source/\1$", apptainer.read_text(), re.MULTILINE)
     for name in copied:
         copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy
         copy(REPOSITORY / name, tmp_path / name)

@@ -1,10 +1,11 @@
 """Answers whether runs can be trained, as a process: the launcher must not import torch.
 
-    python -m segresmamba.task.check
-
 It reads a pickled list of runs from standard input, each a list of alternative configurations, and
 writes None or a pair to standard output, pickled too: the number of the first run of which no
 alternative can be trained, and the error of its first. Nothing is written to disk.
+
+Somebody waits for the answer, so the process leaves out what takes time and does not change it: the
+garbage collector, the random numbers of new weights, and the interpreter's way of shutting down.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
+import torch
 from torch import nn
 
 from segresmamba.config import Config
@@ -91,15 +94,16 @@ def first_error(runs: Sequence[Sequence[Config]]) -> tuple[int, Exception] | Non
     return None
 
 
-def main() -> None:
-    """Read configurations from standard input, check them, and write the answer."""
+def main() -> NoReturn:
+    """Read configurations from standard input, check them, write the answer, and end."""
     logging.disable(logging.WARNING)
+    # 0.3 s for the network of the paper.
+    for draw in ("normal_", "uniform_"):
+        setattr(torch.Tensor, draw, lambda weights, *_, **__: weights)
     # What libraries print must not get into the answer.
     with os.fdopen(os.dup(1), "wb") as answer:
         os.dup2(2, 1)
         found = first_error(pickle.load(sys.stdin.buffer))
         pickle.dump(found, answer)
-
-
-if __name__ == "__main__":
-    main()
+    sys.stderr.flush()
+    os._exit(0)  # the interpreter would take 0.7 s to take torch down
