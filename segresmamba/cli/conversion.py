@@ -24,8 +24,8 @@ FormatName = Annotated[
     str,
     typer.Option(
         "--format",
-        help="Format of the dataset: auto, nnunet, decathlon, monai, brats2021, brats2023, bids or "
-        "dicom.",
+        help="Format of the dataset: auto, nnunet, decathlon, monai, brats2021, brats2023, bids, "
+        "dicom, or one of another package by its entry point or as package.module:NAME.",
     ),
 ]
 ResampleMismatched = Annotated[

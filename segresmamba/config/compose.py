@@ -271,7 +271,7 @@ def _check_choice(override: Override, choices: Sequence[str]) -> None:
             f"there is no {key} preset of that name",
             where=key,
             got=choice,
-            remedy=f"choose one of {', '.join(choices)}{suggestion(choice, choices)}",
+            remedy=f"{suggestion(choice, choices)}choose one of {', '.join(choices)}",
         )
 
 

@@ -57,9 +57,9 @@ def _fields(key: str) -> list[FieldInfo]:
 
 
 def suggestion(word: str, choices: Sequence[str]) -> str:
-    """The end of a remedy that asks for the choice most similar to `word`; empty if none is."""
+    """The beginning of a remedy that asks for the choice most similar to `word`, if one is."""
     close = difflib.get_close_matches(word, choices, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+    return f"did you mean {close[0]}? " if close else ""
 
 
 def _translate(detail: ErrorDetails) -> ConfigError:
@@ -71,7 +71,7 @@ def _translate(detail: ErrorDetails) -> ConfigError:
     got = _shown(detail["input"])
     match detail["type"]:
         case "extra_forbidden":
-            return _unknown_key(path, network, got)
+            return _unknown_key(path, network, detail["input"])
         case "missing":
             problem, got, remedy = "a value is missing", "nothing", f"give {key}: {_help(path)}"
         case "union_tag_invalid" | "union_tag_not_found":
@@ -82,7 +82,7 @@ def _translate(detail: ErrorDetails) -> ConfigError:
         case "literal_error":
             choices = detail["ctx"]["expected"].replace("'", "")
             similar = suggestion(got, choices.replace(" or ", ", ").split(", "))
-            problem, remedy = "there is no such choice", f"choose {choices}{similar}"
+            problem, remedy = "there is no such choice", f"{similar}choose {choices}"
         case "string_type" if not isinstance(detail["input"], dict | list):
             problem, remedy = "the value has the wrong type", f"quote it: '{key}=\"{got}\"'"
         case "tuple_type" | "list_type" if _fields(key) and not isinstance(detail["input"], dict):
@@ -112,20 +112,25 @@ def _help(path: list[str]) -> str:
     return "a mapping of sections, as in configs/config.yaml"
 
 
-def _unknown_key(path: list[str], network: str | None, got: str) -> ConfigError:
+def _unknown_key(path: list[str], network: str | None, value: object) -> ConfigError:
     kinds: list[type[BaseModel]] = [Config]
     for part in path[:-1]:
         kinds = sections(kinds[0].model_fields[part].annotation)
-    problem, advice = "unknown key", ""
+    problem, first, last = "unknown key", "", ""
     if network:
         kinds = [kind for kind in kinds if kind.model_fields["name"].default == network]
         problem = f"unknown key for model.name={network}"
-        advice = "; choose another network by its preset, as in model=NAME"
-    key, keys = ".".join(path), all_keys()
+        last = "; choose another network by its preset, as in model=NAME"
+    # Where the section is unknown too, what was written in it tells what was meant.
+    while isinstance(value, dict) and len(value) == 1:
+        ((name, value),) = value.items()
+        path = [*path, name]
+    key, got, keys = ".".join(path), _shown(value), all_keys()
     if network == "plugin":
-        advice = f"; a keyword of the class is given as model.kwargs.{path[-1]}={got}"
+        keyword = ".".join(path[1:])
+        first, last = f"a keyword of the class is given as model.kwargs.{keyword}={got}; ", ""
     # A known key belongs to another network.
     elif key not in keys and (meant := likely_key(key, keys)):
-        advice += f"; did you mean {meant}?"
-    remedy = f"valid keys here: {', '.join(kinds[0].model_fields)}{advice}"
+        first = f"did you mean {meant}? "
+    remedy = f"{first}valid keys here: {', '.join(kinds[0].model_fields)}{last}"
     return ConfigError(problem, where=key, got=got, remedy=remedy)

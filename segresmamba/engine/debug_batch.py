@@ -23,7 +23,7 @@ from segresmamba import data
 from segresmamba.config import read_config
 from segresmamba.errors import CheckpointError, UserError
 from segresmamba.storage.run_folder import RunFolder
-from segresmamba.task.precision import Autocast
+from segresmamba.task.precision import Autocast, spare_small_maps
 from segresmamba.task.ranks import device_for
 from segresmamba.task.task import Task
 from segresmamba.task.weights import check_shapes, first_not_finite, shapes_of
@@ -130,6 +130,8 @@ class _Repeated:
 
     def __init__(self, task: Task, network: nn.Module, device: torch.device) -> None:
         self._task, self._network, self._device = task, network.train(), device
+        if device.type == "cpu" and task.config.train.precision == "bf16":
+            spare_small_maps(network)
         self._forward = Autocast(network, task.config.train.precision)
         self.loss = task.loss()
         self._outputs, self._gradients = list[str](), list[str]()

@@ -27,7 +27,13 @@ from torch import Tensor, nn
 from segresmamba.config import Config, TrainConfig
 from segresmamba.engine.distributed import micro_batch
 from segresmamba.engine.sharding import ShardedState
-from segresmamba.task.precision import Autocast, LossScaler, poison, set_gpu_arithmetic
+from segresmamba.task.precision import (
+    Autocast,
+    LossScaler,
+    poison,
+    set_gpu_arithmetic,
+    spare_small_maps,
+)
 from segresmamba.task.ranks import Ranks
 
 # World sizes at which stages 1 and 2 reduce each part of a bucket to the rank that owns it, and not
@@ -103,6 +109,8 @@ class ZeroEngine:
         deepspeed = import_deepspeed(ranks)
         if ranks.device.type == "cuda":
             set_gpu_arithmetic(config.train)
+        elif config.train.precision == "bf16":
+            spare_small_maps(network)
         self._ranks = ranks
         self.network = network.to(ranks.device)
         self.sizes = {name: weight.numel() for name, weight in network.named_parameters()}

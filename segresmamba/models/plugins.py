@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from segresmamba.config.plugins import make
 from segresmamba.errors import ConfigError
+from segresmamba.models.arguments import ArgumentError
 from segresmamba.models.padding import Padded
 
 
@@ -25,7 +26,7 @@ def plugin(
         out_channels: Number of classes, background included, or of regions.
         target: As in package.module:Class.
         kwargs: Further keywords of the class.
-        stride: See `Padded`.
+        stride: See `Padded`. Errors name it as model.stride, which a user has set.
 
     Raises:
         ConfigError: If it cannot be imported, or does not take these arguments.
@@ -46,7 +47,51 @@ def plugin(
 
     # Before `Padded` crops the logits: it would make the right size of a wrong one.
     network.register_forward_hook(check)
-    return Padded(network, stride)
+    return _Plugin(network, stride, target)
+
+
+class _Plugin(Padded):
+    """A padded network whose errors name what the user has set: its target and its stride."""
+
+    def __init__(self, network: nn.Module, stride: int, target: str) -> None:
+        super().__init__(network, stride)
+        self.target = target
+
+    def forward(self, x_BCDHW: Tensor) -> Tensor | list[Tensor]:
+        """As `Padded` does.
+
+        Raises:
+            ConfigError: If maps of different sizes meet in the network, or its logits are not as
+                they have to be.
+        """
+        try:
+            return super().forward(x_BCDHW)
+        except RuntimeError as error:
+            if "must match" not in str(error):
+                raise
+            size = tuple(self._padded(x_BCDHW.shape[2:]))
+            raise ConfigError(
+                "the network does not take an input of this size",
+                where="model.stride",
+                got=f"{self.target}: {size}, the multiples of model.stride={self.stride}: {error}",
+                remedy="give the number of voxels that its sides have to be multiples of as "
+                "model.stride; for a U-Net that is the product of its strides",
+            ) from error
+
+    def check_patch(self, size: Sequence[int]) -> None:
+        """As `Padded` does.
+
+        Raises:
+            ArgumentError: If the deepest level would see the patch as one voxel and padding.
+        """
+        try:
+            super().check_patch(size)
+        except ArgumentError as error:
+            rule = (
+                f"{error.rule}. That is model.stride={self.stride}; "
+                f"if {self.target} takes multiples of fewer voxels, give their number there"
+            )
+            raise ArgumentError(error.name, rule, error.got) from error
 
 
 def _check_logits(

@@ -7,6 +7,9 @@ that it skips every later step (its `stage_1_and_2.py`, method `step`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -48,6 +51,30 @@ class Autocast(nn.Module):
         ):
             logits: Tensor | list[Tensor] = self.network(x_BCDHW)
         return logits
+
+
+def spare_small_maps(network: nn.Module) -> None:
+    """Let a CPU convolve maps that are smaller than the kernel in fp32, whatever autocast says.
+
+    In bf16 the oneDNN of torch 2.13 leaves parts of such a kernel's gradient unwritten (seen with
+    16 channels or more, AVX512-BF16): they hold whatever lay in that memory before. A patch of 64^3
+    has such maps at the deepest level of the networks here. They are small, so fp32 costs little.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+            module.forward = partial(_convolve, module, module.forward)  # type: ignore[method-assign]
+
+
+def _convolve(
+    convolution: nn.Conv3d | nn.ConvTranspose3d, forward: Callable[..., Tensor], x_BCDHW: Tensor
+) -> Tensor:
+    # The gradient of a kernel looks at the larger of both maps.
+    scales = convolution.stride if isinstance(convolution, nn.ConvTranspose3d) else (1, 1, 1)
+    sides = [side * scale for side, scale in zip(x_BCDHW.shape[2:], scales, strict=True)]
+    if all(side >= k for side, k in zip(sides, convolution.kernel_size, strict=True)):
+        return forward(x_BCDHW)
+    with torch.autocast("cpu", enabled=False):
+        return forward(x_BCDHW.float())
 
 
 def poison(loss: Tensor) -> Tensor:

@@ -18,8 +18,9 @@ MISTAKES = [
     ("train.learning_rat=1", "train.learning_rat", "1", "did you mean train.lr?"),
     ("batchsize=4", "batchsize", "4", "did you mean train.batch_size?"),
     ("data.patch_size=[8,8,8]", "data.patch_size", "[8, 8, 8]", "did you mean data.patch?"),
-    ("trian.lr=1", "trian", "{'lr': 1}", "did you mean train?"),
-    ("foo.bar.baz=1", "foo", "{'bar': {'baz': 1}}", "valid keys here: seed, run, data"),
+    ("trian.lr=1", "trian.lr", "1", "did you mean train.lr? valid keys here: seed, run"),
+    ("bogus.loss=dice", "bogus.loss", "dice", "did you mean loss? valid"),
+    ("foo.bar.baz=1", "foo.bar.baz", "1", "valid keys here: seed, run, data"),
     ("model.init_filters=8", "model.init_filters", "8", "valid keys here: name, dims"),
     (
         "model=segresmamba_small model.name=segresnet",
@@ -88,6 +89,29 @@ def test_a_mistake_names_key_value_and_remedy(
     screen = caught.value.screen()
     assert len(screen.splitlines()) <= 24
     assert len(screen) < 24 * 80
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("train.learning_rat=1", "train.lr"),
+        ("train.loss=dice", "loss"),
+        ("model=segresnets", "segresnet"),
+        ("train.schedule=cosin", "cosine"),
+    ],
+)
+def test_what_was_meant_comes_before_the_long_list_of_all_choices(word: str, meant: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config([word])
+    assert caught.value.remedy.startswith(f"did you mean {meant}? ")
+
+
+def test_the_keyword_of_a_network_of_another_package_comes_first() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(["model.target=torch.nn:Conv3d", "model.kernel_size=3"])
+    assert caught.value.remedy.startswith(
+        "a keyword of the class is given as model.kwargs.kernel_size=3; valid keys here: name"
+    )
 
 
 def test_a_huge_value_stays_on_one_line() -> None:

@@ -28,7 +28,7 @@ def test_an_entry_point_is_a_name_for_a_target(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(module, "entry_points", {plugins.NETWORKS: points}.get)
     assert load_config(["model=mynet"]) == load_config([f"model.target={TARGET}"])
     assert load_config(["model=unet"]).model.name == "unet"  # the package's own come first
-    with pytest.raises(ConfigError, match=r"mynet.*did you mean mynet\?"):
+    with pytest.raises(ConfigError, match=r"did you mean mynet\?.*mynet"):
         load_config(["model=mynett"])
 
 
@@ -51,7 +51,7 @@ def test_a_loss_and_an_augmentation_have_entry_points_too(monkeypatch: pytest.Mo
     added = load_config(["augment.target=monai.transforms:RandFlip"]).augment
     assert added.flip_probability == 0.5
     assert load_config(["loss=tversky"]).loss.target is None
-    with pytest.raises(ConfigError, match=r"mine.*did you mean mine\?"):
+    with pytest.raises(ConfigError, match=r"did you mean mine\?.*mine"):
         load_config(["augment=mime"])
 
 
@@ -79,7 +79,7 @@ def test_entry_points_are_read_from_the_metadata_of_packages(
             "model.init_filters",
             "model.kwargs.init_filters=8",
         ),
-        (["model.kwargs.x=1"], "model.kwargs", "valid keys here"),
+        (["model.kwargs.x=1"], "model.kwargs.x", "valid keys here"),
         (["loss.kwargs.x=1"], "loss.kwargs", "loss.target=package.module:Class"),
         (["augment.kwargs.x=1"], "augment.kwargs", "augment.target=package.module:Class"),
         (["loss.target=no_such_package.losses:Dice"], "loss.target", "PYTHONPATH"),

@@ -88,11 +88,14 @@ def test_a_step_makes_the_host_wait_once_at_most(
     assert own == []
 
 
-def test_a_step_of_the_default_network_has_less_than_2000_dispatches(
-    monkeypatch: pytest.MonkeyPatch, tiny_store: Path, tmp_path: Path
+# What `launch train` takes by default, and what `configure` proposes.
+@pytest.mark.parametrize("network", ["segresmamba", "segresmamba_fine"])
+def test_a_step_of_a_default_network_has_less_than_2000_dispatches(
+    monkeypatch: pytest.MonkeyPatch, tiny_store: Path, tmp_path: Path, network: str
 ) -> None:
     # As many layers as by default. Their widths do not change how many operations there are.
-    default = ("model.dims=[8,16,32,64]", "model.d_state=16", "data.patch=[64,32,32]")
+    default = (f"model={network}", "model.dims=[8,16,32,64]", "model.d_state=16",
+               "data.patch=[64,32,32]")  # fmt: skip
     cost = third_step(monkeypatch, tiny_store, tmp_path, *default, "train.batch_size=1")
     assert cost.calls.total() < 2000, cost.calls.most_common(30)
     assert cost.reads == cost.uploads == []

@@ -38,6 +38,14 @@ class Valid(Halving):
         return super().forward(x)[..., 1:-1]
 
 
+class Skipping(Halving):
+    """Adds its input's half to what it upsampled, so an odd side ends in an error of torch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = x[:, :1, ::2, ::2, ::2]
+        return super().forward(x) + half.repeat_interleave(2, -1)
+
+
 def no_network(in_channels: int, out_channels: int) -> str:
     return "x"
 
@@ -99,9 +107,29 @@ def test_logits_of_another_size_are_refused(name: str, stride: int) -> None:
         network(torch.zeros(1, 2, 8, 8, 9))
 
 
-def test_a_patch_of_one_voxel_at_the_deepest_level_is_refused() -> None:
-    with pytest.raises(ValueError, match="patch needs a side of more than 8"):
+def test_a_size_that_the_network_fails_at_is_refused_with_its_stride() -> None:
+    network = made("Skipping", stride=3)
+    with pytest.raises(ConfigError, match=r"model\.stride") as caught:
+        network(torch.zeros(1, 2, 8, 8, 9))
+    assert "must match" in caught.value.got
+    assert "(9, 9, 9), the multiples of model.stride=3" in caught.value.got
+
+
+def test_other_failures_of_a_network_are_not_taken_for_its_stride() -> None:
+    with pytest.raises(RuntimeError, match="expected input"):
+        made("Halving")(torch.zeros(1, 5, 8, 8, 8))
+
+
+def test_a_patch_of_one_voxel_at_the_deepest_level_is_refused_with_the_stride() -> None:
+    with pytest.raises(ValueError, match="patch needs a side of more than 8") as caught:
         made("Halving", stride=8)
+    assert "model.stride=8" in str(caught.value)
+    assert f"{NAME}:Halving" in str(caught.value)
+
+
+def test_the_network_is_compiled_in_one_piece() -> None:
+    network = torch.compile(made("Halving"), backend="eager", fullgraph=True)
+    assert network(torch.zeros(1, 2, 8, 8, 9)).shape == (1, 3, 8, 8, 9)
 
 
 def test_a_module_that_fails_while_it_is_imported_is_named() -> None:

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
-from segresmamba.task.precision import LossScaler
+from segresmamba.task.precision import Autocast, LossScaler, spare_small_maps
 
 
 def scaled_backward(network: nn.Module, scaler: LossScaler, loss: torch.Tensor) -> None:
@@ -53,3 +54,30 @@ def test_the_scale_doubles_after_many_clean_steps_and_survives_a_restore() -> No
     before = restored.scale
     restored.update(made=torch.tensor(True))
     assert restored.scale == 2 * before
+
+
+@pytest.mark.parametrize(
+    ("convolution", "side", "exact"),
+    [
+        (nn.Conv3d(16, 16, 3, padding=1), 2, True),
+        (nn.Conv3d(16, 16, 5, stride=2, padding=2), 4, True),
+        (nn.ConvTranspose3d(16, 16, 5, stride=2, padding=2, output_padding=1), 2, True),
+        (nn.Conv3d(16, 16, 3, padding=1), 8, False),
+    ],
+)
+def test_kernels_larger_than_the_map_get_their_whole_gradient(
+    convolution: nn.Module, side: int, exact: bool
+) -> None:
+    # In bf16 a part of it was what lay in the memory before, so only its precision can be tested.
+    def gradient(network: nn.Module, x_BCDHW: torch.Tensor) -> torch.Tensor:
+        convolution.zero_grad()
+        network(x_BCDHW).float().square().sum().backward()
+        found = convolution.weight.grad
+        assert isinstance(found, torch.Tensor)
+        return found.clone()
+
+    x_BCDHW = torch.randn(1, 16, side, side, side)
+    expected = gradient(convolution, x_BCDHW)
+    spare_small_maps(convolution)
+    found = gradient(Autocast(convolution, "bf16"), x_BCDHW)
+    assert torch.equal(found, expected) == exact

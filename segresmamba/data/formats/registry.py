@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from segresmamba.config import plugins
+from segresmamba.config.explain import suggestion
 from segresmamba.data.formats.bids import find_bids, read_bids
 from segresmamba.data.formats.brats import find_brats, read_brats
 from segresmamba.data.formats.datalist import (
@@ -53,11 +54,15 @@ def read_source(source: Path, name: str = AUTO) -> SourceDataset:
 
     Args:
         source: Its folder; for a MONAI datalist also the JSON.
-        name: One of `FORMATS`, or "auto", which logs what it found and why.
+        name: One of `all_formats`, or a `Format` elsewhere as in package.module:NAME, or "auto",
+            which logs what it found and why.
 
     Raises:
         DataError: If the format is unknown or cannot be found out, or the dataset contradicts it.
+        ConfigError: If a format elsewhere cannot be imported.
     """
+    if ":" in name:
+        return _load_format(name, "--format").read(source)
     if name == AUTO:
         name = detect(source)
     if name not in (known := FORMATS if name in FORMATS else all_formats()):
@@ -65,7 +70,7 @@ def read_source(source: Path, name: str = AUTO) -> SourceDataset:
             "there is no such format",
             where="--format",
             got=name,
-            remedy=f"one of {AUTO}, {', '.join(known)}",
+            remedy=f"{suggestion(name, list(known))}choose one of {AUTO}, {', '.join(known)}",
         )
     return known[name].read(source)
 
@@ -81,16 +86,21 @@ def all_formats() -> dict[str, Format]:
     """
     others: dict[str, Format] = {}
     for name, target in plugins.entry_points(plugins.READERS).items():
-        found = plugins.load_target(target, f"entry point {name} of {plugins.READERS}")
-        if not isinstance(found, Format):
-            raise DataError(
-                "an entry point names no format",
-                where=f"entry point {name} of {plugins.READERS}",
-                got=f"{target} is {type(found).__name__}",
-                remedy="name an object of segresmamba.data.formats.registry.Format",
-            )
-        others[name] = found
+        others[name] = _load_format(target, f"entry point {name} of {plugins.READERS}")
     return others | FORMATS
+
+
+def _load_format(target: str, key: str) -> Format:
+    """The format that a target names, for the option or entry point `key`."""
+    found = plugins.load_target(target, key)
+    if isinstance(found, Format):
+        return found
+    raise DataError(
+        "the target is no format",
+        where=key,
+        got=f"{target} is {type(found).__name__}",
+        remedy="name an object of segresmamba.data.formats.registry.Format",
+    )
 
 
 def detect(source: Path) -> str:

@@ -365,12 +365,22 @@ def test_a_reader_of_another_package_is_found_by_its_entry_point(
     assert read_source(tmp_path, "marked").name == "marked"
     with pytest.raises(DataError, match="no such format") as caught:
         read_source(tmp_path, "mark")
-    assert "marked" in caught.value.remedy
+    assert caught.value.remedy.startswith("did you mean marked? choose one of auto, marked, nnunet")
+
+
+def test_a_reader_may_be_named_without_an_entry_point(tmp_path: Path) -> None:
+    write_nnunet_dataset(tmp_path / "inside", cases=2, size=16)
+    assert read_source(tmp_path, f"{__name__}:MARKED").name == "marked"
+    with pytest.raises(DataError, match="no format") as caught:
+        read_source(tmp_path, "os:name")
+    assert caught.value.where == "--format"
+    with pytest.raises(ConfigError, match="cannot be imported"):
+        read_source(tmp_path, "nosuch:FORMAT")
 
 
 @pytest.mark.parametrize(
     ("target", "kind", "text"),
-    [("nothing:here", ConfigError, "cannot be imported"), ("os:name", DataError, "no format")],
+    [("nothing:here", ConfigError, "cannot be imported"), ("os:name", DataError, "is no format")],
 )
 def test_an_entry_point_that_is_no_reader_is_named(
     target: str, kind: type[Exception], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
