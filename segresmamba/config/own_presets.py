@@ -67,18 +67,14 @@ def own_presets(folder: Path | None, groups: Sequence[str]) -> dict[str, dict[st
             got=folder,
             remedy="give a folder with a folder for each group, as in DIR/data/mine.yaml",
         )
-    return {
-        group: {
-            path.stem: path.resolve()
-            for path in sorted((folder / group).glob("*.yaml"))
-            if not _is_copy(path, config_folder() / group / path.name)
-        }
-        for group in groups
-    }
-
-
-def _is_copy(path: Path, original: Path) -> bool:
-    return original.exists() and path.read_bytes() == original.read_bytes()
+    found: dict[str, dict[str, Path]] = {}
+    for group in groups:
+        found[group] = {}
+        for path in sorted((folder / group).glob("*.yaml")):
+            original = config_folder() / group / path.name
+            if not original.exists() or path.read_bytes() != original.read_bytes():
+                found[group][path.stem] = path.resolve()
+    return found
 
 
 def compose_own(composed: DictConfig, files: Mapping[str, Path]) -> None:
