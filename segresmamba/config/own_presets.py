@@ -13,14 +13,14 @@ import logging
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
-from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 from segresmamba.errors import ConfigError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +87,11 @@ def compose_own(composed: DictConfig, files: Mapping[str, Path]) -> None:
     Raises:
         ConfigError: For a file that is no preset.
     """
+    # Slow to import, and processes that only read a run's configuration need none of it.
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
     for group, path in files.items():
         search = f"hydra.searchpath=['file://{config_folder()}']"
         try:
