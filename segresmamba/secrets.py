@@ -48,7 +48,13 @@ def hide_urls(text: str) -> str:
 
 def hide_variables(variables: Mapping[str, str | int]) -> dict[str, str | int]:
     """Environment variables with markers for the values of all that may be secret."""
-    return {name: _hide_variable(name, value) for name, value in variables.items()}
+    hidden: dict[str, str | int] = {}
+    for name, value in variables.items():
+        if not _OPEN_VARIABLE.fullmatch(name):
+            hidden[name] = _remember(f"{HIDDEN}{name}{HIDDEN}", str(value))
+        else:
+            hidden[name] = hide_url(value) if isinstance(value, str) else value
+    return hidden
 
 
 def hide_lines(lines: tuple[str, ...]) -> tuple[str, ...]:
@@ -102,12 +108,6 @@ def _remember(marker: str, secret: str) -> str:
     if marker != secret:  # else it was read back
         os.environ[VARIABLE] = json.dumps(known_secrets() | {marker: secret})
     return marker
-
-
-def _hide_variable(name: str, value: str | int) -> str | int:
-    if _OPEN_VARIABLE.fullmatch(name):
-        return hide_url(value) if isinstance(value, str) else value
-    return _remember(f"{HIDDEN}{name}{HIDDEN}", str(value))
 
 
 def _hide_line(number: int, line: str) -> str:

@@ -71,7 +71,11 @@ class NextPart:
         """
         while True:
             try:
-                self._queue()
+                sweep = Sweep.read(self.sweep)
+                with sweep.controlled():
+                    sweep.refresh()
+                    left = [sweep.trials[number] for number in self.trials]
+                    queue([trial for trial in left if is_missing(trial)], sweep, self.most)
             except TooManyJobsError as error:
                 sys.stderr.write(f"{error.got}; trying again every {_RETRY_S:.0f} s\n")
                 time.sleep(_RETRY_S)
@@ -84,13 +88,6 @@ class NextPart:
     def checkpoint(self) -> object:
         """What is submitted again after a requeue."""
         return resubmission(self)
-
-    def _queue(self) -> None:
-        sweep = Sweep.read(self.sweep)
-        with sweep.controlled():
-            sweep.refresh()
-            left = [sweep.trials[number] for number in self.trials]
-            queue([trial for trial in left if is_missing(trial)], sweep, self.most)
 
 
 def is_missing(trial: Trial) -> bool:
@@ -123,17 +120,12 @@ def queue(missing: Sequence[Trial], sweep: Sweep, most: int) -> None:
         try:
             _queue_part(missing[:size], missing[size:], sweep, most, comment)
         except TooManyJobsError as error:
-            size = _smaller(size, error)
+            largest = limits.max_array_size() if "array" in str(error.got) else None
+            size = largest if largest and largest < size else size // 2
             if not size:
                 raise
         else:
             return
-
-
-def _smaller(size: int, error: TooManyJobsError) -> int:
-    """How many jobs to try after so many were refused."""
-    largest = limits.max_array_size() if "array" in str(error.got) else None
-    return largest if largest and largest < size else size // 2
 
 
 def _queue_part(

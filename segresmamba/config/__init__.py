@@ -1,6 +1,11 @@
-"""Configuration: Hydra composes the presets under configs/, and pydantic validates the result."""
+"""Configuration: Hydra composes the presets under configs/, and pydantic validates the result.
 
-from segresmamba.config.compose import load_config, presets, read_config, to_yaml
+What composes is imported on first use, since ranks only read a run's configuration.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from segresmamba.config.experiment import (
     changes_result,
     config_digest,
@@ -10,6 +15,7 @@ from segresmamba.config.experiment import (
 )
 from segresmamba.config.networks import ModelConfig, SegResMambaConfig, SegResNetConfig
 from segresmamba.config.own_presets import with_own_presets
+from segresmamba.config.run_config import read_config, to_yaml
 from segresmamba.config.schema import (
     AugmentConfig,
     ClusterConfig,
@@ -21,6 +27,9 @@ from segresmamba.config.schema import (
     ValidationConfig,
 )
 from segresmamba.config.tracking import TrackingConfig
+
+if TYPE_CHECKING:
+    from segresmamba.config.compose import load_config, presets
 
 __all__ = [
     "AugmentConfig",
@@ -46,3 +55,9 @@ __all__ = [
     "to_yaml",
     "with_own_presets",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in ("load_config", "presets"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("segresmamba.config.compose"), name)

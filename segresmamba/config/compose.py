@@ -1,4 +1,4 @@
-"""From `key=value` overrides to a validated `Config`, and reading a run's config.yaml back.
+"""From `key=value` overrides to a validated `Config`.
 
 Hydra parses the overrides and composes the presets under configs/; pydantic validates the result.
 """
@@ -6,8 +6,6 @@ Hydra parses the overrides and composes the presets under configs/; pydantic val
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,20 +20,18 @@ from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import ValidationError
 
 from segresmamba.config.experiment import flat
-from segresmamba.config.explain import explain, field_help, suggestion
+from segresmamba.config.explain import field_help, suggestion
 from segresmamba.config.own_presets import KEY, compose_own, config_folder, own_presets
 from segresmamba.config.plugins import GROUPS, check_installed, entry_points, plugin_sections
+from segresmamba.config.run_config import validated
 from segresmamba.config.schema import Config
 from segresmamba.config.slurm_values import quoted
 from segresmamba.errors import ConfigError
-from segresmamba.secrets import recall
 
 logger = logging.getLogger(__name__)
 
-_CHECKSUM = "# checksum: "
 _CONFIG = "config"
 """The key that names a file of settings."""
 _BESIDE = {"data", "augment", "model", "train", "plan", "cluster.tasks_per_node"}
@@ -101,7 +97,7 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
             got=" ".join(overrides),
             remedy=str(error).splitlines()[0],
         ) from error
-    config = _validated(values)
+    config = validated(values)
     check_installed(config)
     return config
 
@@ -168,45 +164,6 @@ def _read_settings(path: Path) -> dict[str, Any]:
             got=(str(error).splitlines() or [type(error).__name__])[0],
             remedy="name a YAML file with sections, as `segresmamba configure STORE` writes it",
         ) from error
-
-
-def to_yaml(config: Config) -> str:
-    """A resolved configuration as YAML, after a line with its checksum."""
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    return f"{_CHECKSUM}{_checksum(text)}\n{text}"
-
-
-def read_config(path: Path) -> Config:
-    """Read a run's resolved config.yaml back, and the secrets that lie beside it.
-
-    Raises:
-        ConfigError: If the file is missing or does not fit this version's schema. If it does not
-            fit its checksum, which earlier versions did not write, a warning says so.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = yaml.safe_load(text)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(
-            "the run's configuration cannot be read",
-            where=path,
-            got=(str(error).splitlines() or [type(error).__name__])[0],
-            remedy="name a run folder that `segresmamba train` or `python -m launch` wrote",
-        ) from error
-    first, _, rest = text.partition("\n")
-    if first.startswith(_CHECKSUM) and first != _CHECKSUM + _checksum(rest):
-        # Not an error: people edit this file, for instance when they have moved the dataset.
-        logger.warning(
-            "%s is not what the run wrote (checksum %s, written with %s): somebody has edited it, "
-            "or it is damaged; MLflow has the original among the artifacts of the run",
-            *(path, _checksum(rest), first.removeprefix(_CHECKSUM)[:20]),
-        )
-    recall(path.parent)
-    return _validated(values, file=path)
-
-
-def _checksum(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _parse(text: str) -> Override:
@@ -303,13 +260,3 @@ def _compose_shipped(folder: Path, choices: tuple[str, ...]) -> DictConfig:
     # Hydra makes it refuse unknown keys. Here pydantic does that, because its error says more.
     OmegaConf.set_struct(composed, False)
     return composed
-
-
-def _validated(values: Any, file: Path | None = None) -> Config:
-    """Validate values from overrides, or from `file`."""
-    try:
-        # pydantic's strict mode for JSON accepts a list for a tuple and a string for a path, but
-        # neither true nor "3" for a number. YAML also has dates, which JSON lacks: hence `str`.
-        return Config.model_validate_json(json.dumps(values, default=str), strict=True)
-    except ValidationError as error:
-        raise explain(error, file) from error

@@ -13,14 +13,14 @@ import logging
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
-from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 from segresmamba.errors import ConfigError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 logger = logging.getLogger(__name__)
 
@@ -67,18 +67,14 @@ def own_presets(folder: Path | None, groups: Sequence[str]) -> dict[str, dict[st
             got=folder,
             remedy="give a folder with a folder for each group, as in DIR/data/mine.yaml",
         )
-    return {
-        group: {
-            path.stem: path.resolve()
-            for path in sorted((folder / group).glob("*.yaml"))
-            if not _is_copy(path, config_folder() / group / path.name)
-        }
-        for group in groups
-    }
-
-
-def _is_copy(path: Path, original: Path) -> bool:
-    return original.exists() and path.read_bytes() == original.read_bytes()
+    found: dict[str, dict[str, Path]] = {}
+    for group in groups:
+        found[group] = {}
+        for path in sorted((folder / group).glob("*.yaml")):
+            original = config_folder() / group / path.name
+            if not original.exists() or path.read_bytes() != original.read_bytes():
+                found[group][path.stem] = path.resolve()
+    return found
 
 
 def compose_own(composed: DictConfig, files: Mapping[str, Path]) -> None:
@@ -91,6 +87,11 @@ def compose_own(composed: DictConfig, files: Mapping[str, Path]) -> None:
     Raises:
         ConfigError: For a file that is no preset.
     """
+    # Slow to import, and processes that only read a run's configuration need none of it.
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
     for group, path in files.items():
         search = f"hydra.searchpath=['file://{config_folder()}']"
         try:

@@ -17,15 +17,17 @@ from collections.abc import Collection, Iterable, Mapping
 from importlib import metadata
 from importlib.util import find_spec
 from textwrap import shorten
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from hydra.core.override_parser.types import Override
 
 from segresmamba.config.networks import PluginConfig
 from segresmamba.config.own_presets import config_folder
 from segresmamba.config.schema import Config
 from segresmamba.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
 
 NETWORKS, READERS = "segresmamba.networks", "segresmamba.readers"
 LOSSES, AUGMENTATIONS = "segresmamba.losses", "segresmamba.augmentations"

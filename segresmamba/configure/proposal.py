@@ -134,7 +134,20 @@ def configure(request: Request) -> Proposal:
     cases = Cases.of(manifest)
     channels, labels = len(manifest.channel_names), manifest.labels
     found = largest_step(request, cases.shape_3, len(cases.shape_N3), channels, labels)
-    settings = _settings(request, cases, found)
+    settings: dict[str, tuple[Any, str]] = {  # value and reason by dotted key
+        **_data_settings(request, cases, found),
+        **_augmentation_settings(cases),
+        **_model_settings(request, found.config, cases),
+        **_training_settings(request, cases, found),
+        "plan.gpu_memory_gib": (
+            request.gpu_memory_gib,
+            "`python -m launch train` warns if later changes do not fit",
+        ),
+        "cluster.tasks_per_node": (
+            request.gpus,
+            "a process for each GPU; repeat it after cluster=slurm, which replaces this section",
+        ),
+    }
     return Proposal(request.store, _text(request, cases, settings), tuple(advice(request, cases)))
 
 
@@ -179,24 +192,6 @@ def _base(request: Request, shape_3: Array) -> Config:
     if isinstance(model, SegResMambaFamily):
         values["dims"] = model.dims[: rules.stages_for(shape_3, len(model.dims))]
     return changed(config, "model", **values)
-
-
-def _settings(request: Request, cases: Cases, found: Prediction) -> dict[str, tuple[Any, str]]:
-    """Value and reason by dotted key."""
-    return {
-        **_data_settings(request, cases, found),
-        **_augmentation_settings(cases),
-        **_model_settings(request, found.config, cases),
-        **_training_settings(request, cases, found),
-        "plan.gpu_memory_gib": (
-            request.gpu_memory_gib,
-            "`python -m launch train` warns if later changes do not fit",
-        ),
-        "cluster.tasks_per_node": (
-            request.gpus,
-            "a process for each GPU; repeat it after cluster=slurm, which replaces this section",
-        ),
-    }
 
 
 def _data_settings(request: Request, cases: Cases, found: Prediction) -> dict[str, tuple[Any, str]]:
@@ -312,9 +307,10 @@ def advice(request: Request, cases: Cases) -> list[str]:
     off = rules.share_off_target(cases.spacing_N3, target_3)
     kinds = [one.kind for one in manifest.preprocessing.normalisation]
     kinds = kinds or ["zscore"] * len(manifest.channel_names)
+    least_NC = np.array([[one.min for one in case.statistics] for case in manifest.cases.values()])
     wanted = [
-        "ct" if kind == "zscore" and rules.looks_like_ct(_least(manifest, channel)) else kind
-        for channel, kind in enumerate(kinds)
+        "ct" if kind == "zscore" and rules.looks_like_ct(least_N) else kind
+        for kind, least_N in zip(kinds, least_NC.T, strict=True)
     ]
     reasons, options = [], []
     spacing_3 = ",".join(f"{size:.4g}" for size in target_3)
@@ -339,10 +335,6 @@ def advice(request: Request, cases: Cases) -> list[str]:
     source, out = manifest.storage.source or "SOURCE", f"{Path(request.store).stem}-better.zarr"
     command = shlex.join(["segresmamba", "convert", source, out, *options])
     return [*reasons, f"a better store: {command}, then segresmamba configure {shlex.quote(out)}"]
-
-
-def _least(manifest: Manifest, channel: int) -> Array:
-    return np.array([record.statistics[channel].min for record in manifest.cases.values()])
 
 
 def _text(request: Request, cases: Cases, settings: Mapping[str, tuple[Any, str]]) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -87,7 +88,11 @@ def debug_batch(run: Path, step: int | None = None, store: str | None = None) ->
 def _record(folder: RunFolder, step: int | None) -> dict[str, Any]:
     lines = folder.skipped.read_text(encoding="utf-8") if folder.skipped.exists() else ""
     # A job that was killed may have cut a line, and steps that were trained twice have two.
-    records = {r["step"]: r for r in map(_parsed, lines.splitlines()) if r is not None}
+    records: dict[int, dict[str, Any]] = {}
+    for line in lines.splitlines():
+        with suppress(ValueError):
+            record = json.loads(line)
+            records[record["step"]] = record
     if not records or (step is not None and step not in records):
         raise UserError(
             "the run has not skipped this step" if records else "the run has skipped no step",
@@ -95,16 +100,7 @@ def _record(folder: RunFolder, step: int | None) -> dict[str, Any]:
             got="STEP" if step is None else f"step {step}",
             remedy=f"give one of {sorted(records)[-10:]}" if records else "there is nothing to do",
         )
-    found: dict[str, Any] = records[max(records) if step is None else step]
-    return found
-
-
-def _parsed(line: str) -> dict[str, Any] | None:
-    try:
-        record: dict[str, Any] = json.loads(line)
-    except ValueError:
-        return None
-    return record
+    return records[max(records) if step is None else step]
 
 
 def _load_weights(network: nn.Module, path: Path) -> int:

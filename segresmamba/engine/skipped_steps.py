@@ -60,7 +60,16 @@ class SkippedSteps:
             return
         self.total += 1
         self.in_a_row += 1
-        parts = gather(_evidence(queued, self.ranks.rank), self.ranks)
+        own = [
+            {
+                "rank": self.ranks.rank,
+                "loss": str(float(loss)),
+                "crops": numbers,
+                "cases": list(case_ids),
+            }
+            for (numbers, case_ids), loss in zip(queued.crops, queued.losses, strict=True)
+        ]
+        parts = gather(own, self.ranks)
         # The weights stay as they are until a step is made.
         weights = engine.weights() if self.in_a_row == 1 else None
         if self.ranks.is_main:
@@ -85,13 +94,6 @@ class SkippedSteps:
                     save_torch({"step": record["step"], "weights": weights}, path)
         except OSError as error:  # training matters more than its evidence
             logger.error("what was skipped at step %s is not kept: %s", record["step"], error)
-
-
-def _evidence(queued: QueuedStep, rank: int) -> list[dict[str, object]]:
-    return [
-        {"rank": rank, "loss": str(float(loss)), "crops": numbers, "cases": list(case_ids)}
-        for (numbers, case_ids), loss in zip(queued.crops, queued.losses, strict=True)
-    ]
 
 
 def _warn(step: int, found: Sequence[dict[str, object]]) -> None:

@@ -88,17 +88,14 @@ class Watchdog:
 
     def _report(self, timeout_s: float) -> None:
         text = f"rank {self._rank} has made no progress for {timeout_s:g} s (train.hang_timeout_s)"
-        stacks = f"{text}; the stacks of its threads:\n{_stacks()}"
+        names = {thread.ident: thread.name for thread in threading.enumerate()}
+        frames = "\n".join(
+            f"thread {names.get(number, number)}:\n{''.join(traceback.format_stack(frame))}"
+            for number, frame in sys._current_frames().items()
+        )
+        stacks = f"{text}; the stacks of its threads:\n{frames}"
         logger.critical("%s", stacks)
         with suppress(OSError):  # the log has them
             self._logs.mkdir(parents=True, exist_ok=True)
             path = self._logs / f"hang-rank-{self._rank:05d}.txt"
             path.write_text(stacks, encoding="utf-8")
-
-
-def _stacks() -> str:
-    names = {thread.ident: thread.name for thread in threading.enumerate()}
-    return "\n".join(
-        f"thread {names.get(number, number)}:\n{''.join(traceback.format_stack(frame))}"
-        for number, frame in sys._current_frames().items()
-    )

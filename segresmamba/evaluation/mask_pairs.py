@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -86,21 +86,16 @@ class ClassPairs:
     def __getitem__(self, values: Sequence[int]) -> MaskPair:
         """The masks of a class that has these label values."""
         boxes = [box for found in self._boxes for value in values if (box := found.get(value))]
-        box = self._around(boxes)
+        around = tuple(
+            slice(
+                max(min(side.start for side in sides) - self._margin, 0),
+                max(side.stop for side in sides) + self._margin,
+            )
+            for sides in zip(*boxes, strict=True)
+        )
+        box = around or (slice(0),) * 3
         found, expected = (np.isin(volume[box], values) for volume in self._maps)
         return MaskPair(found, expected, self._spacing_mm, self._diagonal_mm)
-
-    def _around(self, boxes: Iterable[Box]) -> Box:
-        return (
-            tuple(
-                slice(
-                    max(min(side.start for side in sides) - self._margin, 0),
-                    max(side.stop for side in sides) + self._margin,
-                )
-                for sides in zip(*boxes, strict=True)
-            )
-            or (slice(0),) * 3
-        )
 
 
 def _integers(label: Any) -> Labels:

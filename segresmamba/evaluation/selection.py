@@ -103,7 +103,13 @@ def select(
         )
         for one in ranked
     )
-    return Selection(rows, tuple(cases), _decide(ranked[0], workers, progress))
+    winner = ranked[0]
+    first = winner.models[0]
+    members = Classes.from_labels(first.config, first.facts.labels).members
+    with TemporaryDirectory() as temporary:
+        kept = KeptPredictions(Path(temporary), originals=True)
+        held_out = winner.predicted(kept, workers, progress)
+        return Selection(rows, tuple(cases), decide_rules(kept.cases(held_out), members))
 
 
 def _common_cases(candidates: Sequence[Candidate]) -> list[str]:
@@ -128,13 +134,3 @@ def _values(candidate: Candidate, cases: Sequence[str], metric: str) -> np.ndarr
 
 def _statistic(values: np.ndarray[Any, Any]) -> Statistic:
     return statistics(values[:, None, None])[0][0]
-
-
-def _decide(winner: Candidate, workers: int, progress: Progress) -> Decision:
-    """Decide the post-processing on all held-out cases of the winner."""
-    first = winner.models[0]
-    members = Classes.from_labels(first.config, first.facts.labels).members
-    with TemporaryDirectory() as temporary:
-        kept = KeptPredictions(Path(temporary), originals=True)
-        cases = winner.predicted(kept, workers, progress)
-        return decide_rules(kept.cases(cases), members)

@@ -37,7 +37,13 @@ from segresmamba.inference.bundle import write_bundle
 from segresmamba.inference.export_nnunet import write_result_folder
 from segresmamba.inference.model_card import model_card
 from segresmamba.inference.portable import Form, write_portable
-from segresmamba.inference.trained import MODEL_FILE, MODEL_VERSION, TrainedModel, open_models
+from segresmamba.inference.trained import (
+    MODEL_FILE,
+    MODEL_VERSION,
+    TrainedModel,
+    common_rules,
+    open_models,
+)
 from segresmamba.storage.atomic import complete_folder
 from segresmamba.storage.digest import file_digest
 from segresmamba.storage.json_text import parse_json
@@ -311,17 +317,8 @@ def _record(
         "regions": {name: list(values) for name, values in regions.items()} if regions else None,
         "preprocessing": first.facts.preprocessing.model_dump(mode="json"),
         "members": members,
-        "postprocessing": _shared_rules(models),
+        "postprocessing": [rule.model_dump(mode="json") for rule in common_rules(models)],
     }
-
-
-def _shared_rules(models: Sequence[TrainedModel]) -> list[dict[str, Any]]:
-    """The post-processing of all models; none if theirs differ."""
-    rules = models[0].postprocessing
-    if any(model.postprocessing != rules for model in models):
-        logger.warning("the models have different post-processing rules: none are exported")
-        return []
-    return [rule.model_dump(mode="json") for rule in rules]
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

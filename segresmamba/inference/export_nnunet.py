@@ -92,6 +92,8 @@ def write_result_folder(
     _write_json(folder / "dataset.json", dataset)
     for fold, model in enumerate(models):
         init = {"plans": plans, "configuration": _CONFIGURATION, "fold": fold}
+        augment = model.config.augment
+        mirrored = augment.flip_axes if augment.flip_probability else ()
         content = {
             "network_weights": _weights(model, network, order),
             "optimizer_state": {},
@@ -101,7 +103,7 @@ def write_result_folder(
             "current_epoch": model.facts.step // _STEPS_PER_EPOCH,
             "init_args": {**init, "dataset_json": dataset},
             "trainer_name": "nnUNetTrainer",
-            "inference_allowed_mirroring_axes": _mirrored(model) or None,
+            "inference_allowed_mirroring_axes": tuple(map("DHW".index, mirrored)) or None,
         }
         (folder / f"fold_{fold}").mkdir()
         save_torch(content, folder / f"fold_{fold}" / "checkpoint_final.pth")
@@ -349,12 +351,6 @@ def _treatment(model: TrainedModel) -> dict[str, Any]:
             "use_mask_for_norm": list(masked),
         },
     }
-
-
-def _mirrored(model: TrainedModel) -> tuple[int, ...]:
-    augment = model.config.augment
-    axes = augment.flip_axes if augment.flip_probability else ()
-    return tuple("DHW".index(axis) for axis in axes)
 
 
 def _refused(what: str, got: object, remedy: str) -> ConfigError:

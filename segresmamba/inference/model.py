@@ -34,7 +34,12 @@ from segresmamba.inference.label_map import LabelMap
 from segresmamba.inference.options import InferenceOptions
 from segresmamba.inference.segmentation import segment_volume
 from segresmamba.inference.sliding_window import Member, Progress, SlidingWindow
-from segresmamba.inference.trained import TrainedModel, open_models, require_same_task
+from segresmamba.inference.trained import (
+    TrainedModel,
+    common_rules,
+    open_models,
+    require_same_task,
+)
 from segresmamba.inference.way_back import ProbabilityPlanes
 from segresmamba.storage.run_folder import RunFolder, best_weights
 from segresmamba.task.weights import load_network
@@ -85,7 +90,7 @@ class SegmentationModel:
         self.classes = loaded[0].classes
         self.channel_names, self.labels = tuple(facts.channel_names), dict(facts.labels)
         self.preprocessing = facts.preprocessing
-        self.rules = _common_rules(models) if options.postprocessing else ()
+        self.rules = common_rules(models) if options.postprocessing else ()
         validation = config.validation
         self._sliding = SlidingWindow(
             [
@@ -223,15 +228,6 @@ def _are_files(image: Image) -> bool:
     return isinstance(image, str | Path) or (
         not isinstance(image, np.ndarray) and isinstance(image[0], str | Path)
     )
-
-
-def _common_rules(models: Sequence[TrainedModel]) -> tuple[postprocessing.Rule, ...]:
-    """The post-processing that all models have."""
-    first, *others = (model.postprocessing for model in models)
-    if all(rules == first for rules in others):
-        return first
-    logger.warning("the averaged models have different post-processing: none is applied")
-    return ()
 
 
 class _KeptPlanes:

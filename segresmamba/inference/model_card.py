@@ -5,6 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+_USE = (
+    "## Use",
+    "",
+    "    pip install segresmamba",
+    "    segresmamba predict THIS_FOLDER image.nii.gz --out label.nii.gz",
+)
+
 
 def model_card(record: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> str:
     """The card in Markdown.
@@ -15,7 +22,7 @@ def model_card(record: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> str
     """
     sections = (
         _model(record),
-        _use(),
+        _USE,
         _data(record, fingerprint),
         _scores(record),
         _limits(record),
@@ -37,13 +44,6 @@ def _model(record: Mapping[str, Any]) -> Iterator[str]:
         yield f"- Trained regions: {', '.join(unions)}"
     yield f"- Licence of the weights: {record['licence']}"
     yield f"- Written by {record['tool']}"
-
-
-def _use() -> Iterator[str]:
-    yield "## Use"
-    yield ""
-    yield "    pip install segresmamba"
-    yield "    segresmamba predict THIS_FOLDER image.nii.gz --out label.nii.gz"
 
 
 def _data(record: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> Iterator[str]:

@@ -61,9 +61,11 @@ class OutputFolder:
     ) -> None:
         self._path, self._format, self._probabilities = path, format, probabilities
         self._settings = options.identity | {"probabilities": probabilities}
-        self._models = [
-            {"weights": str(model.weights), "sha256": _sha256(model.weights)} for model in models
-        ]
+        self._models = []
+        for model in models:
+            with model.weights.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            self._models.append({"weights": str(model.weights), "sha256": digest})
         self._labels, self._regions = dict(models[0].facts.labels), models[0].config.data.regions
         made_by = {
             "models": [model["sha256"] for model in self._models],
@@ -134,25 +136,24 @@ class OutputFolder:
         try:
             # The last of several processes then knows what all have done.
             with locked(self._path / _RECORDS / "lock"):
-                write_text(path, json.dumps(self._summary(), indent=1) + "\n")
+                records = {
+                    path.name.removesuffix(".json"): read_json(path)
+                    for path in sorted((self._path / _RECORDS).glob("*.json"))
+                }
+                done = {name: record for name, record in records.items() if record.get("label")}
+                content = {
+                    "version": _VERSION,
+                    "segresmamba": __version__,
+                    "models": self._models,
+                    "settings": self._settings,
+                    "made_by": self._made_by,
+                    "labels": self._labels,
+                    "regions": self._regions,
+                    "cases": done,
+                }
+                write_text(path, json.dumps(content, indent=1) + "\n")
         except OSError as error:
             raise cannot_write(path, error) from error
-
-    def _summary(self) -> dict[str, Any]:
-        records = {
-            path.name.removesuffix(".json"): read_json(path)
-            for path in sorted((self._path / _RECORDS).glob("*.json"))
-        }
-        return {
-            "version": _VERSION,
-            "segresmamba": __version__,
-            "models": self._models,
-            "settings": self._settings,
-            "made_by": self._made_by,
-            "labels": self._labels,
-            "regions": self._regions,
-            "cases": {name: record for name, record in records.items() if record.get("label")},
-        }
 
     def _remember(self, case: InputCase, record: dict[str, Any]) -> None:
         try:
@@ -187,11 +188,6 @@ def writing_probabilities_of(
             yield planes
     except OSError as error:
         raise cannot_write(path, error) from error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _applied(model: TrainedModel) -> dict[str, Any]:

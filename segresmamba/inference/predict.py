@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -21,6 +21,9 @@ from segresmamba.inference.output_folder import OutputFolder, writing_probabilit
 from segresmamba.inference.trained import TrainedModel, open_models, require_same_task
 
 logger = logging.getLogger(__name__)
+
+_SHOWN = 20
+"""Failed cases that a message names."""
 
 
 class Observer(Protocol):
@@ -273,8 +276,9 @@ def _check_output(request: PredictRequest) -> None:
         )
 
 
-def failures_text(failed: dict[str, str], shown: int = 20) -> str:
+def failures_text(failed: dict[str, str]) -> str:
     """The cases that failed, as the lines that end a command."""
-    lines = [f"  {name}: {problem}" for name, problem in list(failed.items())[:shown]]
-    more: Iterable[str] = [f"  and {len(failed) - shown} more"] if len(failed) > shown else []
-    return "\n".join([f"{len(failed)} cases failed:", *lines, *more])
+    lines = [f"  {name}: {problem}" for name, problem in list(failed.items())[:_SHOWN]]
+    if len(failed) > _SHOWN:
+        lines.append(f"  and {len(failed) - _SHOWN} more")
+    return "\n".join([f"{len(failed)} cases failed:", *lines])

@@ -219,12 +219,19 @@ class _Sums:
     def __init__(self, grids: Sequence[WindowGrid], device: torch.device) -> None:
         self._device: torch.device = device
         self._may_move = True
-        self._layers, self._rows, self._columns = (_intervals(grids, axis) for axis in range(3))
+        spans_3 = [[_spans(grid, axis) for grid in grids] for axis in range(3)]
+        self._layers, self._rows, self._columns = (
+            list(pairwise(sorted({edge for spans in axis for span in spans for edge in span})))
+            for axis in spans_3
+        )
         self._sums: dict[Box, Tensor] = {}
         self._missing: dict[Box, int] = {
             box: sum(
-                prod(_holding(grid, axis, interval) for axis, interval in enumerate(box))
-                for grid in grids
+                prod(
+                    sum(bool(_within([interval], span)) for span in spans)
+                    for interval, spans in zip(box, of_grid, strict=True)
+                )
+                for of_grid in zip(*spans_3, strict=True)
             )
             for box in product(self._layers, self._rows, self._columns)
         }
@@ -291,21 +298,9 @@ class _Heap:
             self._before_kib = status_kib("VmRSS") or 0.0
 
 
-def _intervals(grids: Sequence[WindowGrid], axis: int) -> list[VoxelRange]:
-    """The parts of an axis between the edges of all windows."""
-    return list(
-        pairwise(sorted({edge for grid in grids for span in _spans(grid, axis) for edge in span}))
-    )
-
-
 def _spans(grid: WindowGrid, axis: int) -> list[VoxelRange]:
     windows, box = grid.axes[axis], grid.box[axis]
     return [windows.span(index, box) for index in range(len(windows.starts))]
-
-
-def _holding(grid: WindowGrid, axis: int, interval: VoxelRange) -> int:
-    """How many windows hold an interval."""
-    return sum(bool(_within([interval], span)) for span in _spans(grid, axis))
 
 
 def _within(intervals: Sequence[VoxelRange], span: VoxelRange) -> list[VoxelRange]:

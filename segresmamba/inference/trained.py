@@ -113,6 +113,15 @@ def require_same_task(models: Sequence[TrainedModel]) -> None:
                 )
 
 
+def common_rules(models: Sequence[TrainedModel]) -> tuple[Rule, ...]:
+    """The post-processing of all models; none if theirs differ, and a warning."""
+    first, *others = (model.postprocessing for model in models)
+    if all(rules == first for rules in others):
+        return first
+    logger.warning("the models have different post-processing rules: none is used")
+    return ()
+
+
 def require_same_preprocessing(facts: WeightsFacts, dataset: Dataset) -> None:
     """Refuse a store whose cases were converted otherwise than those that the network saw.
 
@@ -200,15 +209,12 @@ def _members(folder: Path) -> list[TrainedModel]:
         if not (stays_inside(member.config) and stays_inside(member.weights)):
             raise _unreadable(path, f"files outside the folder: {member}")
         weights, config = folder / member.weights, folder / member.config
-        _require_digest(config, record.files.get(member.config))
+        written = record.files.get(member.config)
+        if written and config.exists() and (found := file_digest(config)) != written:
+            raise _unreadable(config, f"checksum {found}, written with {written}")
         facts, rules = read_facts(weights), record.postprocessing
         models.append(TrainedModel(weights, read_config(config), facts, rules))
     return models
-
-
-def _require_digest(path: Path, written: str | None) -> None:
-    if written and path.exists() and (found := file_digest(path)) != written:
-        raise _unreadable(path, f"checksum {found}, written with {written}")
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -59,7 +59,12 @@ class WayBack:
         self._classes, self._full_DHW, self._probabilities = classes, full_DHW, probabilities
         self._decode = classes.decode if logits else classes.decode_probabilities
         self._logits = logits
-        maps = transform.way_back() if transform else [_same(size) for size in shape_DHW]
+        voxels = [np.arange(size) for size in shape_DHW]
+        maps = (
+            transform.way_back()
+            if transform
+            else [AxisMap(own, own, np.zeros(len(own), np.float32)) for own in voxels]
+        )
         firsts = [first for first, _ in transform.box_DHW] if transform else [0, 0, 0]
         self._depth, self._rows, self._columns = (
             _Targets.of(*sizes) for sizes in zip(maps, box, shape_DHW, firsts, strict=True)
@@ -147,11 +152,6 @@ class _Targets:
     def places(self) -> slice:
         """Where they lie in the files' grid."""
         return slice(self.first, self.first + len(self.below))
-
-
-def _same(size: int) -> AxisMap:
-    places = np.arange(size)
-    return AxisMap(places, places, np.zeros(size, np.float32))
 
 
 def _around(

@@ -43,7 +43,17 @@ def plugin(
         )
 
     def check(_: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor | Sequence[Tensor]) -> None:
-        _check_logits(inputs[0], outputs, out_channels, target)
+        x_BCDHW, finest = inputs[0], outputs if isinstance(outputs, Tensor) else outputs[0]
+        expected = (len(x_BCDHW), out_channels, *x_BCDHW.shape[2:])
+        if tuple(finest.shape) == expected:
+            return
+        raise ConfigError(
+            "the network does not return logits of the input's size, one channel for each class",
+            where="model.target",
+            got=f"{target}: {tuple(finest.shape)} for an input {tuple(x_BCDHW.shape)}",
+            remedy=f"return {expected}, or a list of logits that begins with them; if the network "
+            "takes only multiples of a number of voxels, give that number as model.stride",
+        )
 
     # Before `Padded` crops the logits: it would make the right size of a wrong one.
     network.register_forward_hook(check)
@@ -92,18 +102,3 @@ class _Plugin(Padded):
                 f"if {self.target} takes multiples of fewer voxels, give their number there"
             )
             raise ArgumentError(error.name, rule, error.got) from error
-
-
-def _check_logits(
-    x_BCDHW: Tensor, outputs: Tensor | Sequence[Tensor], out_channels: int, target: str
-) -> None:
-    finest = outputs if isinstance(outputs, Tensor) else outputs[0]
-    expected = (len(x_BCDHW), out_channels, *x_BCDHW.shape[2:])
-    if tuple(finest.shape) != expected:
-        raise ConfigError(
-            "the network does not return logits of the input's size, one channel for each class",
-            where="model.target",
-            got=f"{target}: {tuple(finest.shape)} for an input {tuple(x_BCDHW.shape)}",
-            remedy=f"return {expected}, or a list of logits that begins with them; if the network "
-            "takes only multiples of a number of voxels, give that number as model.stride",
-        )

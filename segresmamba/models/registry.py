@@ -65,7 +65,11 @@ def build(
         raise ValueError(f"unknown network {name!r}; choose one of {', '.join(sorted(NETWORKS))}")
     # For the networks of libraries; those written here check it themselves as well.
     check_counts(1, in_channels=in_channels, out_channels=out_channels)
-    builder = _BUILDERS.get(name) or _rival(name)
+    builder = _BUILDERS.get(name)
+    if builder is None:
+        # MONAI takes two seconds to import, which a training of another network would pay.
+        module = "nnunet" if name in _OF_NNUNET else "rivals"
+        builder = getattr(import_module(f"segresmamba.models.{module}"), name)
     if name == _FIXED_SIZE:
         builder = partial(builder, patch=patch or _DEFAULT_PATCH)
     defaults = NETWORKS[name]().model_dump(exclude={"name"}) if name in NETWORKS else {}
@@ -73,13 +77,6 @@ def build(
     if patch is not None:
         network.check_patch(patch)
     return network
-
-
-def _rival(name: str) -> Callable[..., Padded]:
-    # MONAI takes two seconds to import, which a training of another network would pay.
-    module = "nnunet" if name in _OF_NNUNET else "rivals"
-    builder: Callable[..., Padded] = getattr(import_module(f"segresmamba.models.{module}"), name)
-    return builder
 
 
 def scan_backend(network: nn.Module, device: torch.device) -> str:

@@ -98,7 +98,9 @@ def _networks_note(groups: Sequence[Group], baseline: MeasuredRun | None) -> str
     ]
     if any(spread and len(spread.values) < len(group.runs) for group, spread in spreads):
         sentences.append("A mean leaves out the runs that lack this value.")
-    if len(groups) > 1 and any(_is_estimated(run) for group in groups for run in group.runs):
+    runs = [run for group in groups for run in group.runs]
+    # An energy that nobody knows is no estimate.
+    if len(groups) > 1 and any((run.measured_wh or 0.0) < (run.energy_wh or 0.0) for run in runs):
         sentences.append(
             "Energy that was not measured is estimated from load. The estimate does not tell which "
             "network needs less, so the least energy and CO₂e are not marked."
@@ -111,11 +113,6 @@ def _networks_note(groups: Sequence[Group], baseline: MeasuredRun | None) -> str
             "of Dice gained over it; empty where nothing was gained or measured."
         )
     return " ".join(sentences)
-
-
-def _is_estimated(run: MeasuredRun) -> bool:
-    """Whether some of a run's energy is an estimate; unknown counts as one."""
-    return run.energy_wh is not None and (run.measured_wh or 0.0) < run.energy_wh
 
 
 def _significance_note(comparisons: Sequence[Comparison]) -> str:

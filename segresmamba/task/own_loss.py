@@ -50,7 +50,8 @@ class OwnLoss:
                 got=target,
                 remedy="register them as buffers, or give a loss without weights",
             )
-        if padded and not self._takes_mask():
+        call = self._loss.forward if isinstance(self._loss, nn.Module) else self._loss
+        if padded and "mask" not in inspect.signature(call).parameters:
             raise ConfigError(
                 "the loss cannot leave out voxels that do not count",
                 where="loss.target",
@@ -69,10 +70,6 @@ class OwnLoss:
         masked = {} if counted_B1DHW is None else {"mask": counted_B1DHW}
         loss: Tensor = self._loss(logits_BKDHW, masks_BKDHW, **masked)
         return loss
-
-    def _takes_mask(self) -> bool:
-        call = self._loss.forward if isinstance(self._loss, nn.Module) else self._loss
-        return "mask" in inspect.signature(call).parameters
 
     def _try(self, channels: int, *, padded: bool) -> None:
         logits_BKDHW = torch.zeros(2, channels, 8, 8, 8, requires_grad=True)

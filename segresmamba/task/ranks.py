@@ -141,14 +141,10 @@ def torch_build() -> str:
     version: dict[str, str | None] = vars(torch.version)
     cuda, hip = version.get("cuda"), version.get("hip")
     built = f"for CUDA {cuda}" if cuda else f"for ROCm {hip}" if hip else "for CPUs only"
-    found = re.search(r"Kernel Module\D*([\d.]+)", _driver_text())
+    path = Path("/proc/driver/nvidia/version")
+    found = re.search(r"Kernel Module\D*([\d.]+)", path.read_text() if path.exists() else "")
     driver = f"NVIDIA driver {found[1]}" if found else "no NVIDIA driver was found"
     return f"torch {torch.__version__}, built {built}; {driver}"
-
-
-def _driver_text() -> str:
-    path = Path("/proc/driver/nvidia/version")
-    return path.read_text() if path.exists() else ""
 
 
 def _refuse_the_cpu(device: Device, gpus: int, cpu_choice: str) -> None:

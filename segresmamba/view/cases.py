@@ -85,7 +85,8 @@ class ViewRequest:
         if RunFolder(Path(first)).config.exists():
             self._refuse(others, label=self.label, reference=self.reference)
             return _run(RunFolder(Path(first)), self.store, self.predictions)
-        if _is_store(first):
+        is_remote = "://" in first or first.endswith(".zip")
+        if is_remote or "cases" in read_json(Path(first) / "dataset.json"):
             self._refuse(others, label=self.label, reference=self.reference, store=self.store)
             return _stored(open_dataset(first), self.predictions)
         self._refuse([], predictions=self.predictions, store=self.store)
@@ -109,11 +110,6 @@ class ViewRequest:
                     remedy="--label and --reference go with image files, --predictions with a run "
                     "or a store, --store with a run",
                 )
-
-
-def _is_store(target: str) -> bool:
-    is_remote = "://" in target or target.endswith(".zip")
-    return is_remote or "cases" in read_json(Path(target) / "dataset.json")
 
 
 def _run(folder: RunFolder, store: str | None, predictions: Path | None) -> CaseList:

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from hmac import compare_digest
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 from segresmamba.errors import ConfigError, UserError
 from segresmamba.view.cases import CaseList, ViewedCase
@@ -100,27 +99,25 @@ class ViewServer(ThreadingHTTPServer):
             path, kind = _FILES[name]
             return _Answer(path.read_bytes(), kind)
         if name == "cases.json":
-            return _Answer(json.dumps(self._index()).encode(), "application/json")
+            index = {
+                "title": self.shown.title,
+                "label_names": self.shown.label_names,
+                "ignore_value": self.shown.ignore_value,
+                "cases": [
+                    {
+                        "name": case.name,
+                        "dice": case.dice,
+                        "channels": list(case.channels),
+                        "labels": list(case.labels),
+                    }
+                    for case in self.shown.cases
+                ],
+            }
+            return _Answer(json.dumps(index).encode(), "application/json")
         volume = _VOLUME.fullmatch(name)
         if volume is None or int(volume[1]) >= len(self.shown.cases):
             return _NOT_FOUND
         return _volume(self.shown.cases[int(volume[1])], volume[2], volume[3])
-
-    def _index(self) -> dict[str, Any]:
-        return {
-            "title": self.shown.title,
-            "label_names": self.shown.label_names,
-            "ignore_value": self.shown.ignore_value,
-            "cases": [
-                {
-                    "name": case.name,
-                    "dice": case.dice,
-                    "channels": list(case.channels),
-                    "labels": list(case.labels),
-                }
-                for case in self.shown.cases
-            ],
-        }
 
 
 _NOT_FOUND = _Answer(b"there is nothing of that name here", status=HTTPStatus.NOT_FOUND)
@@ -151,7 +148,13 @@ class _Handler(BaseHTTPRequestHandler):
     sys_version = ""
 
     def do_GET(self) -> None:
-        self._send(self._answer())
+        answer = self._answer()
+        self.send_response(answer.status)
+        headers = {"Content-Type": answer.kind, "Content-Length": str(len(answer.content))}
+        for name, value in (headers | _EVERY_ANSWER | answer.headers).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(answer.content)
 
     def _answer(self) -> _Answer:
         if not _OUR_NAMES.fullmatch(self.headers.get("Host", "")):
@@ -169,14 +172,6 @@ class _Handler(BaseHTTPRequestHandler):
                 b"this cannot be shown; the terminal says why",
                 status=HTTPStatus.INTERNAL_SERVER_ERROR,
             )
-
-    def _send(self, answer: _Answer) -> None:
-        self.send_response(answer.status)
-        headers = {"Content-Type": answer.kind, "Content-Length": str(len(answer.content))}
-        for name, value in (headers | _EVERY_ANSWER | answer.headers).items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(answer.content)
 
     def log_message(self, format: str, *args: object) -> None:
         """Keep each request out of the terminal."""

@@ -203,19 +203,16 @@ class Case:
                     got=f"{type(error).__name__}: {error}".splitlines()[0],
                     remedy="see that the file system answers, then the same command",
                 ) from error
-            kind = DataError if _is_trouble_of_the_system(error) else DamagedCaseError
-            raise kind(
+            # Other errors of the system say nothing about the file's bytes.
+            absent = {None, ENOENT, ENOTDIR, EISDIR}
+            is_damage = not isinstance(error, OSError) or error.errno in absent
+            raise (DamagedCaseError if is_damage else DataError)(
                 "a stored case is damaged",
                 where=self._files.join(f"{self.case_id}/{name}"),
                 got=f"{type(error).__name__}: {error}".splitlines()[0],
                 remedy="run `segresmamba verify --fix` on the store, which converts damaged cases "
                 "anew",
             ) from error
-
-
-def _is_trouble_of_the_system(error: Exception) -> bool:
-    """Whether a file could not be read for a reason that says nothing about its bytes."""
-    return isinstance(error, OSError) and error.errno not in {None, ENOENT, ENOTDIR, EISDIR}
 
 
 class Dataset:

@@ -77,7 +77,10 @@ def read_slices(folder: Path) -> list[SliceHeader]:
         try:
             headers[str(path)] = header = _read_header(path)
         except RuntimeError:
-            if _holds_image(path):
+            from pydicom import dcmread
+
+            # DICOMDIR and reports have no pixels.
+            if "Rows" in dcmread(path, stop_before_pixels=True, specific_tags=["Rows"]):
                 raise
             others.add(str(path))
             continue
@@ -135,13 +138,14 @@ def _read_header(path: Path) -> SliceHeader:
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
     x, y, *_ = reader.GetSpacing()
+    is_said = reader.HasMetaDataKey(_PHOTOMETRIC)
     return SliceHeader(
         path=path,
         position_3=np.array(reader.GetOrigin()[:3]),
         axes_33=np.reshape(reader.GetDirection(), (reader.GetDimension(),) * 2)[:3, :3],
         pixel_mm=(x, y),
         shape_XYZ=(*reader.GetSize(), 1)[:3],
-        photometric=_tag(reader, _PHOTOMETRIC),
+        photometric=str(reader.GetMetaData(_PHOTOMETRIC)).strip() if is_said else "",
         pixel_type=reader.GetPixelID(),
     )
 
@@ -187,17 +191,6 @@ def is_sound_dicom(path: Path) -> bool:
         if at > size:
             raise EOFError(f"an element of {length} bytes in a file of {size} bytes")
     return True
-
-
-def _holds_image(path: Path) -> bool:
-    """Whether a DICOM file has pixels, as DICOMDIR and reports have not."""
-    from pydicom import dcmread
-
-    return "Rows" in dcmread(path, stop_before_pixels=True, specific_tags=["Rows"])
-
-
-def _tag(reader: sitk.ImageFileReader, key: str) -> str:
-    return str(reader.GetMetaData(key)).strip() if reader.HasMetaDataKey(key) else ""
 
 
 def _require_alike(slices: Sequence[SliceHeader]) -> None:

@@ -81,7 +81,12 @@ def _whole(image: Any) -> OpenedFile:
         for index in np.ndindex(data.shape[2:][::-1]):
             yield data[(..., *index[::-1])]
 
-    return OpenedFile(_affine(image), data.shape, data.dtype, planes)
+    affine = np.eye(4)
+    axes = np.reshape(image.GetDirection(), (image.GetDimension(),) * 2)[:3, :3]
+    count = len(axes)  # 2 in a single image, which has no place in space and is refused later
+    affine[:count, :count] = axes * np.array(image.GetSpacing()[:3])
+    affine[:count, 3] = image.GetOrigin()[:3]
+    return OpenedFile(LPS_TO_RAS @ affine, data.shape, data.dtype, planes)
 
 
 def _require_voxels(path: Path) -> None:
@@ -155,13 +160,4 @@ def _series_affine(slices: Sequence[SliceHeader]) -> npt.NDArray[np.float64]:
     tilted = np.linalg.norm(extent_3 - straight_3) > _ROUNDING_MM
     affine[:3, 2] = (extent_3 if tilted else straight_3) / (len(slices) - 1)
     affine[:3, 3] = first.position_3
-    return LPS_TO_RAS @ affine
-
-
-def _affine(image: Any) -> npt.NDArray[np.float64]:
-    affine = np.eye(4)
-    axes = np.reshape(image.GetDirection(), (image.GetDimension(),) * 2)[:3, :3]
-    count = len(axes)  # 2 in a single image, which has no place in space and is refused later
-    affine[:count, :count] = axes * np.array(image.GetSpacing()[:3])
-    affine[:count, 3] = image.GetOrigin()[:3]
     return LPS_TO_RAS @ affine
