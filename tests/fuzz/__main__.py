@@ -28,7 +28,7 @@ DOCUMENTS = 20
 MUTANTS = 19
 """Inputs that are made from each document, besides the document itself."""
 TURN_S = 2.0
-"""How long it is a target's turn. A fast reader gets more inputs."""
+"""Processor time of a target's turn. A fast reader gets more inputs."""
 SLOW_S = 10.0
 """Processor time above which an input is a finding."""
 
@@ -117,10 +117,11 @@ def main() -> None:
         end_s, number = time.monotonic() + 60 * minutes, first
         while time.monotonic() < end_s:
             for target in targets:
-                turn_s = time.monotonic() + TURN_S
-                while time.monotonic() < turn_s:
+                turn_s = time.process_time() + TURN_S
+                while time.process_time() < turn_s:
                     fuzz_round(target, number, counts[target.name])
                     number += 1
+            print(f"{sum(count.inputs for count in counts.values()):,} inputs", flush=True)
     print(f"seeds {first} to {number - 1}\n")
     print("| target | inputs | accepted | places of refusal | findings |\n|---|--:|--:|--:|--:|")
     totals = [0, 0, 0, 0]

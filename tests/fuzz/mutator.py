@@ -41,7 +41,7 @@ def mutated(content: bytes, rng: random.Random) -> bytes:
             number = struct.pack(form, rng.choice(_EXTREMES) % (1 << bits))
             content = (head + number + content[start + len(number) :])[: len(content)]
         elif kind == "token" and (found := _TOKEN.search(content, start)):
-            token = rng.choice(rng.choice((own, _TOKENS)))
+            token = rng.choice(rng.choice((own or _TOKENS, _TOKENS)))
             content = content[: found.start()] + token + content[found.end() :]
         elif kind == "insert":
             content = head + rng.choice(_TOKENS) + span + tail

@@ -69,4 +69,5 @@ def test_a_mutant_may_be_empty_and_of_any_length() -> None:
     rng = random.Random(0)
     mutants = [mutated(b'{"a": [1, "x"]}', rng) for _ in range(300)]
     assert len(set(mutants)) > 200
-    mutated(b"", rng)
+    for nothing in (b"", b"{}"):
+        assert len({mutated(nothing, rng) for _ in range(300)}) > 30
