@@ -20,13 +20,13 @@ _TOKENS = (
 """What is put in the place of words, numbers and texts of a document, besides its own."""
 _FORMS = ("<B", "<H", "<I", "<Q", ">H", ">I")
 _EXTREMES = (0, 1, -1, 2, 7, 255, 256, 2**15 - 1, -(2**15), 10**5, 2**31 - 1, -(2**31), 2**63 - 1)
-_MOST_CHANGES, _LONGEST_SPAN = 4, 40
+_LONGEST_SPAN = 40
 
 
 def mutated(content: bytes, rng: random.Random) -> bytes:
     """The bytes after one to four changes."""
     own = _TOKEN.findall(content)
-    for _ in range(rng.randint(1, _MOST_CHANGES)):
+    for _ in range(rng.choice((1, 1, 2, 4))):  # with many, little would be accepted
         start = rng.randrange(len(content) + 1)
         end = min(len(content), start + rng.randint(1, _LONGEST_SPAN))
         head, span, tail = content[:start], content[start:end], content[end:]
