@@ -36,3 +36,14 @@ def flips(path: Path, count: int) -> Iterator[str]:
         path.write_bytes(content)
         yield f"bit {bit} of byte {at}"
     path.write_bytes(good)
+
+
+def cuts(path: Path, count: int) -> Iterator[str]:
+    """Cut a file off at one random place after another, each in the file as it was."""
+    good, rng = path.read_bytes(), random.Random(0)
+    for _ in range(count):
+        length = rng.randrange(len(good))
+        path.unlink()
+        path.write_bytes(good[:length])
+        yield f"after {length} bytes"
+    path.write_bytes(good)

@@ -47,7 +47,6 @@ from segresmamba.engine.timing import StepTimer, WaitAdvice
 from segresmamba.engine.watchdog import Watchdog
 from segresmamba.engine.zero import ZeroEngine
 from segresmamba.errors import DamagedCaseError, DataError, UserError
-from segresmamba.evaluation.score_cases import CaseResult, Summary, evaluate_cases
 from segresmamba.planner.out_of_memory import out_of_memory
 from segresmamba.storage.atomic import write_text
 from segresmamba.storage.patience import patience
@@ -407,6 +406,9 @@ class Trainer:
             return self._validated()
 
     def _validated(self) -> bool:
+        # What it needs (nibabel, SciPy) takes long to import, and training starts without it.
+        from segresmamba.evaluation import score_cases
+
         started = time.monotonic()
         weights = self.engine.weights()
         if not self.task.split["val"]:
@@ -421,7 +423,7 @@ class Trainer:
         network.load_state_dict(weights)
         network.to(self.ranks.device)
         network.register_forward_hook(lambda *_: self.watchdog.beat())  # a window
-        cases, results = self.task.split["val"], list[CaseResult]()
+        cases, results = self.task.split["val"], list[score_cases.CaseResult]()
         # One case for each rank at a time, so that the ranks can stop between cases.
         for first in range(0, len(cases), self.ranks.world_size):
             self.watchdog.beat()
@@ -430,7 +432,7 @@ class Trainer:
                 return False
             mine = cases[first + self.ranks.rank : first + self.ranks.rank + 1]
             try:
-                results += evaluate_cases(
+                results += score_cases.evaluate_cases(
                     network, self.task.dataset, mine, self.config, self.ranks.device
                 )
             except DamagedCaseError as error:
@@ -439,7 +441,7 @@ class Trainer:
         everywhere = [case for part in gather(results, self.ranks) for case in part]
         if len(everywhere) < len(cases):
             self._say_left_out(len(cases) - len(everywhere), len(cases))
-        summary = Summary.from_results(everywhere)
+        summary = score_cases.Summary.from_results(everywhere)
         self.last_dice = summary.mean.dice
         if self.ranks.is_main:
             values = {f"validation/{key}": value for key, value in summary.metrics().items()}

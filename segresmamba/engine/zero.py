@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from segresmamba.config import Config, TrainConfig
+from segresmamba.engine.adamw import EagerAdamW
 from segresmamba.engine.distributed import micro_batch
 from segresmamba.engine.sharding import ShardedState
 from segresmamba.task.precision import (
@@ -73,16 +74,7 @@ def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
             "use_multi_rank_bucket_allreduce": overlaps or world_size not in _REDUCED_TO_OWNERS,
         },
         "communication_data_type": train.reduce_dtype,
-        # PyTorch's AdamW: DeepSpeed would have to compile its own. All weights in one kernel.
-        "optimizer": {
-            "type": "AdamW",
-            "params": {
-                "lr": train.lr,
-                "weight_decay": train.weight_decay,
-                "torch_adam": True,
-                "fused": True,
-            },
-        },
+        "zero_allow_untested_optimizer": True,  # it knows optimizers by their exact class
         "steps_per_print": 2**62,  # metrics go through the tracker
         # This timer, on by default, waits for the device twice in every backward pass.
         "timers": {"throughput": {"enabled": False}},
@@ -127,9 +119,11 @@ class ZeroEngine:
         if config.train.compile:
             network.compile()
         with _environment_for_deepspeed(ranks):
+            # PyTorch's AdamW: DeepSpeed would have to compile its own. All weights in one kernel.
+            groups = _parameter_groups(network, config.train, loaded)
             self._engine, *_ = deepspeed.initialize(
                 model=Autocast(network, config.train.precision),
-                model_parameters=_parameter_groups(network, config.train, loaded),
+                optimizer=EagerAdamW(groups, lr=config.train.lr, fused=True),
                 config=deepspeed_config(config, ranks.world_size),
             )
         if config.train.zero_stage == 0 and ranks.world_size == 1:

@@ -17,6 +17,7 @@ from segresmamba.ops import flops
 from segresmamba.ops.checks import check_scan
 from segresmamba.ops.dispatch import resolve_backend
 from segresmamba.ops.kernels import ScanOperands, load
+from segresmamba.ops.operators import custom_op
 from segresmamba.ops.reference import selective_scan_ref
 
 
@@ -111,9 +112,8 @@ _OPERANDS = (
 )
 
 
-@torch.library.custom_op(
+@custom_op(
     "segresmamba::selective_scan",
-    mutates_args=(),
     schema=f"({_OPERANDS}, bool softplus, bool keep, str backend) -> (Tensor, Tensor, Tensor)",
 )
 def _scan(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -130,9 +130,8 @@ def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     return u.new_empty(u.shape), last, u.new_empty(kept, dtype=torch.float32)
 
 
-@torch.library.custom_op(
+@custom_op(
     "segresmamba::selective_scan_backward",
-    mutates_args=(),
     schema=f"(Tensor dy, Tensor? d_last, {_OPERANDS}, Tensor checkpoints, bool softplus, "
     "str backend) -> Tensor[]",
 )

@@ -17,6 +17,7 @@ from segresmamba.ops import flops
 from segresmamba.ops.checks import check_tri
 from segresmamba.ops.dispatch import resolve_backend
 from segresmamba.ops.kernels import TriOperands, load
+from segresmamba.ops.operators import custom_op
 from segresmamba.ops.reference import tri_scan_ref
 from segresmamba.ops.scan import has_float64
 
@@ -82,9 +83,8 @@ def tri_scan(
     return y_BDL
 
 
-@torch.library.custom_op(
+@custom_op(
     "segresmamba::tri_scan",
-    mutates_args=(),
     schema="(Tensor x, Tensor z, Tensor conv_weight, Tensor conv_bias, Tensor x_proj, "
     "Tensor dt_proj, Tensor dt_bias, Tensor A, Tensor D, SymInt num_slices, str backend) -> Tensor",
 )
@@ -100,7 +100,7 @@ def _(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x)
 
 
-@torch.library.custom_op("segresmamba::tri_scan_backward", mutates_args=())
+@custom_op("segresmamba::tri_scan_backward")
 def _tri_backward(
     dy: Tensor, operands: list[Tensor], num_slices: int, backend: str
 ) -> list[Tensor]:

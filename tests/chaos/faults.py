@@ -39,7 +39,7 @@ from segresmamba.tracking.history import read_history
 from segresmamba.tracking.journal import Journal
 from segresmamba.tracking.mlflow.source import MlflowSource
 from segresmamba.tracking.mlflow.state import UploadState, open_state
-from tests.damage import cut, flips, lose
+from tests.damage import cuts, flips, lose
 from tests.data.server import failing_server
 from tests.engine.ranks import SLOW_IMPORTS
 from tests.engine.tiny import journal_losses, tiny_config
@@ -109,7 +109,7 @@ def judge(row: Row, read: Callable[[], object], expected: object) -> None:
 
 
 def damaged_files(run: Path, store: Path, count: int) -> Iterator[Row]:
-    """Flipped bits in every kind of file of a run and of a store; then it is cut off, then lost."""
+    """So many flipped bits and cuts in every kind of file of a run and of a store, and its loss."""
     folder = RunFolder(run)
     step = max(folder.saved_steps())
     checkpoint, meta = folder.checkpoint(step), _read_meta(folder.checkpoint(step), step)
@@ -151,12 +151,12 @@ def damaged_files(run: Path, store: Path, count: int) -> Iterator[Row]:
     for path, read in readers.items():
         name = "a store's shard" if path.suffix == "" else path.name
         row, good, expected = Row(f"damaged: {name}"), path.read_bytes(), read()
-        for _ in flips(path, max(1, count - 2)):
-            judge(row, read, expected)
-        for damage in (cut, lose):
-            damage(path)
-            judge(row, read, expected)
-            path.write_bytes(good)
+        for damages in (flips, cuts):
+            for _ in damages(path, count):
+                judge(row, read, expected)
+        lose(path)
+        judge(row, read, expected)
+        path.write_bytes(good)
         yield row
 
 

@@ -222,7 +222,7 @@ def test_a_validation_that_was_killed_is_made_up_for_by_the_same_command(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("segresmamba.engine.trainer.evaluate_cases", killed)
+        patch.setattr("segresmamba.evaluation.score_cases.evaluate_cases", killed)
         with pytest.raises(KeyboardInterrupt):
             train(tiny_config(tiny_store, tmp_path))
     assert RunFolder(tmp_path / "tiny").saved_steps()[-1] == 4

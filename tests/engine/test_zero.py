@@ -12,6 +12,7 @@ from torch import nn
 
 from segresmamba.config import Config, TrainConfig
 from segresmamba.engine import zero
+from segresmamba.engine.adamw import EagerAdamW
 from segresmamba.engine.distributed import join
 from segresmamba.engine.zero import (
     ZeroEngine,
@@ -43,10 +44,7 @@ def test_the_deepspeed_dict_follows_from_the_config_and_world_size(tmp_path: Pat
             "use_multi_rank_bucket_allreduce": True,
         },
         "communication_data_type": "fp32",
-        "optimizer": {
-            "type": "AdamW",
-            "params": {"lr": 1e-3, "weight_decay": 1e-5, "torch_adam": True, "fused": True},
-        },
+        "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**62,
         "timers": {"throughput": {"enabled": False}},
     }
@@ -90,6 +88,24 @@ def test_weight_decay_spares_norms_biases_and_the_state_space_parameters() -> No
 
 def test_a_network_without_vectors_has_one_group() -> None:
     assert len(_parameter_groups(nn.Linear(2, 2, bias=False), TrainConfig())) == 1
+
+
+def test_the_optimizer_steps_exactly_as_pytorchs() -> None:
+    torch.manual_seed(0)
+    ours, theirs = nn.Linear(5, 5), nn.Linear(5, 5)
+    ours.load_state_dict(theirs.state_dict())
+    settings: dict[str, Any] = {"lr": 1e-2, "weight_decay": 0.1, "fused": True}
+    steps = [
+        (ours, EagerAdamW(ours.parameters(), **settings)),
+        (theirs, torch.optim.AdamW(theirs.parameters(), **settings)),
+    ]
+    for x_BC in torch.randn(3, 4, 5):
+        for network, optimizer in steps:
+            optimizer.zero_grad()
+            network(x_BC).square().mean().backward()
+            optimizer.step()
+    assert torch.equal(ours.weight, theirs.weight)
+    assert torch.is_grad_enabled()
 
 
 @pytest.mark.parametrize("stage", range(4))

@@ -1,7 +1,7 @@
 """What others may have written, and the code that reads it: each target is one such reader.
 
 A target begins with a sound document and changes its structure: values become absurd, keys vanish
-or come twice, bytes flip, the end is cut off. The reader may accept the result or raise a
+or come twice. `mutator` then changes its bytes. The reader may accept the result or raise a
 `UserError`. Anything else is a finding.
 """
 
@@ -13,9 +13,11 @@ import shutil
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
@@ -27,12 +29,18 @@ from segresmamba.config import load_config, read_config
 from segresmamba.data import open_dataset
 from segresmamba.data.formats.registry import FORMATS, read_source
 from segresmamba.data.store import layout
+from segresmamba.data.store.locations import files_at
+from segresmamba.data.store.shard import _CRC_BYTES, ShardedArray
 from segresmamba.data.volumes.volume import read_volume
 from segresmamba.engine.checkpoints.checkpoint import Meta, _read_meta, _write_meta
 from segresmamba.errors import UserError
+from segresmamba.storage.digest import digest_of, json_digest
+from segresmamba.storage.json_text import parse_json
+from segresmamba.task.weights import check_shapes
 from segresmamba.tracking.energy.ledger import SUMMED, Ledger
 from segresmamba.tracking.history import read_history
 from segresmamba.tracking.journal import Journal
+from segresmamba.tracking.journal_lines import _CHECK
 from segresmamba.tracking.mlflow.state import UploadState
 from tests.data.dicom import FrameSpec, write_frames
 from tests.data.raw import describe, write_raw, write_series
@@ -42,7 +50,6 @@ ABSURD = (
     "", "0", "x", "..", "../../x", "/", "\0", "\ud800", "\u2028", "1e999", "=", "[", "{", "a:b",
     [], {}, [[]], [None], {"": None}, {"x": {}}, ["x", 1, {}], [1, 2, 3], [[0.0]], "9" * 5000,
 )  # fmt: skip
-DEEP = "[" * 20_000
 
 Change = tuple[int, str, Any]
 """Which place of a document, what happens there, and the value for it."""
@@ -53,18 +60,12 @@ class Target:
     """One kind of file or text."""
 
     name: str
-    strategy: st.SearchStrategy[Any]
-    read: Callable[[Any], object]
+    strategy: st.SearchStrategy[bytes]
+    """Documents whose structure is changed."""
+    read: Callable[[bytes], object]
     """Reads one input; a `UserError` is an answer."""
-
-
-def survives(target: Target, written: Any) -> bool:
-    """Read one input; return whether it was accepted."""
-    try:
-        target.read(written)
-    except UserError:
-        return False
-    return True
+    seal: Callable[[bytes], bytes] = bytes
+    """Makes the checksums fit what the document says, so that more than these are tried."""
 
 
 def changes() -> st.SearchStrategy[list[Change]]:
@@ -77,34 +78,8 @@ def changes() -> st.SearchStrategy[list[Change]]:
 def documents(
     sound: Any, write: Callable[[Any], bytes] = lambda content: json.dumps(content).encode()
 ) -> st.SearchStrategy[bytes]:
-    """A document with changes of its structure and of its bytes."""
-    changed = changes().map(lambda some: write(_changed(copy.deepcopy(sound), some)))
-    return st.builds(damaged, changed, damages())
-
-
-def damages() -> st.SearchStrategy[list[tuple[str, int, int]]]:
-    """A few changes of bytes; mostly none, so that the structure is reached."""
-    one = st.tuples(
-        st.sampled_from(["flip", "cut", "insert", "deep"]),
-        st.integers(0, 10**6),
-        st.integers(0, 255),
-    )
-    return st.just([]) | st.lists(one, max_size=2)
-
-
-def damaged(content: bytes, changes: list[tuple[str, int, int]]) -> bytes:
-    """The bytes after these changes."""
-    for kind, place, value in changes:
-        at = place % (len(content) + 1)
-        if kind == "flip" and at < len(content):
-            content = content[:at] + bytes([content[at] ^ (value or 1)]) + content[at + 1 :]
-        elif kind == "cut":
-            content = content[:at]
-        elif kind == "insert":
-            content = content[:at] + bytes([value]) + content[at:]
-        elif kind == "deep":
-            content = content[:at] + DEEP.encode() + content[at:]
-    return content
+    """A document with changes of its structure."""
+    return changes().map(lambda some: write(_changed(copy.deepcopy(sound), some)))
 
 
 def _places(content: Any) -> Iterator[tuple[Any, Any]]:
@@ -137,7 +112,7 @@ def _changed(content: Any, some: list[Change]) -> Any:
 
 
 def config_words() -> Target:
-    """`key=value` overrides."""
+    """`key=value` overrides. The bytes of words end at a NUL, as those of a process do."""
     sound = [
         "model=segresnet", "train.lr=1e-3", "data.patch=[32,32,32]", "cluster.env={A:b,C:1}",
         "cluster.setup=['module load x']", "data.regions={WT:[1,2],TC:[1]}", "run.name=a",
@@ -155,7 +130,14 @@ def config_words() -> Target:
             st.sampled_from(sound), st.integers(0, 99), special,
         )
     )  # fmt: skip
-    return Target("config words", st.lists(word, max_size=2), load_config)
+    words = st.lists(word, max_size=2).map(
+        lambda some: "\0".join(some).encode(errors="surrogatepass")
+    )
+    return Target("config words", words, lambda written: load_config(_words(written)))
+
+
+def _words(written: bytes) -> list[str]:
+    return written.decode(errors="surrogateescape").split("\0") if written else []
 
 
 def config_file(folder: Path) -> Target:
@@ -212,12 +194,36 @@ def journal(folder: Path) -> Target:
     written.close()
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     inputs = documents(lines, _as_lines)
-    return Target("journal", inputs, _reader(path, lambda: read_history(folder)))
+    return Target("journal", inputs, _reader(path, lambda: read_history(folder)), _sealed_lines)
 
 
 def _as_lines(records: Any) -> bytes:
     records = records if isinstance(records, list) else [records]
     return b"".join(json.dumps(record).encode() + b"\n" for record in records)
+
+
+def _sealed_lines(written: bytes) -> bytes:
+    return b"\n".join(map(_sealed_line, written.split(b"\n")))
+
+
+def _sealed_line(line: bytes) -> bytes:
+    content, mark, _ = line.rpartition(_CHECK)
+    return content + mark + digest_of([content]).encode() + b'"}' if mark else line
+
+
+def _sealed_json(key: str) -> Callable[[bytes], bytes]:
+    """Sets the checksum that a JSON document keeps under this key, if it has the key."""
+
+    def seal(written: bytes) -> bytes:
+        try:
+            content = parse_json(written)
+            if content.pop(key, None) is None:
+                return written
+            return json.dumps(content | {key: json_digest(content)}).encode()
+        except (ValueError, AttributeError, TypeError):  # not JSON, or not an object
+            return written
+
+    return seal
 
 
 def ledger(folder: Path) -> Target:
@@ -229,13 +235,14 @@ def ledger(folder: Path) -> Target:
         "country": "USA", "intensity_source": "x",
     }  # fmt: skip
     segment = {**dict.fromkeys(SUMMED, 0.5), **facts}
-    sound = {"schema": 1, "segments": {"local/0/n": segment, "local/1/n": segment}}
+    segments = {"local/0/n": segment, "local/1/n": segment}
+    sound = {"schema": 1, "segments": segments, "digest": ""}
 
     def read() -> None:
         Ledger(folder).totals()
         Ledger(folder).power()
 
-    return Target("ledger", documents(sound), _reader(path, read))
+    return Target("ledger", documents(sound), _reader(path, read), _sealed_json("digest"))
 
 
 def upload_state(folder: Path) -> Target:
@@ -250,11 +257,12 @@ def upload_state(folder: Path) -> Target:
         found = UploadState.load(folder)
         _ = found.ui_hint, found.shown_uri, found.sqlite_file, found.is_database
 
-    return Target("mlflow.json", documents(sound), _reader(path, read))
+    seal = _sealed_json("checksum")
+    return Target("mlflow.json", documents(sound), _reader(path, read), seal)
 
 
 def sweep_manifest(folder: Path) -> Target:
-    """manifest.json of a sweep, and what a trial of a search has recorded."""
+    """manifest.json of a sweep and, after a NUL, what a trial of a search has recorded."""
     folder.mkdir()
     search = {
         "words": ["train.lr=1e-3,1e-4"], "storage": None, "digest": "0", "sample": {"train.lr": "1"}
@@ -265,11 +273,12 @@ def sweep_manifest(folder: Path) -> Target:
     }  # fmt: skip
     sound = {"name": "x", "search": search, "trials": [trial, trial | {"number": 1}]}
     record = {"digest": "0", "values": {"train.lr": "1e-3"}, "pruned_at": None}
-    parts = st.tuples(documents(sound), documents(record))
+    parts = st.builds(lambda *both: b"\0".join(both), documents(sound), documents(record))
 
-    def read(written: tuple[bytes, bytes]) -> None:
-        (folder / "manifest.json").write_bytes(written[0])
-        (folder / "trial-000.json").write_bytes(written[1])
+    def read(written: bytes) -> None:
+        manifest, _, recorded = written.partition(b"\0")
+        (folder / "manifest.json").write_bytes(manifest)
+        (folder / "trial-000.json").write_bytes(recorded)
         sweep = Sweep.read(folder)
         for one in sweep.trials:
             sweep.settings(one)
@@ -283,7 +292,13 @@ def checkpoint_meta(folder: Path) -> Target:
     _write_meta(folder, Meta(4, 2, 0, "digest", {"a.weight": [1, 2]}, {"rank-00000.pt": "crc"}))
     path = folder / "meta.json"
     sound = json.loads(path.read_text())
-    return Target("checkpoint meta", documents(sound), _reader(path, lambda: _read_meta(folder, 4)))
+
+    def read() -> None:
+        meta = _read_meta(folder, 4)
+        check_shapes(meta.shapes, {"a.weight": [1, 2]}, folder)
+
+    seal = _sealed_json("digest")
+    return Target("checkpoint meta", documents(sound), _reader(path, read), seal)
 
 
 def store_manifest(store: Path) -> Target:
@@ -299,7 +314,8 @@ def store_manifest(store: Path) -> Target:
             _ = case.normalisation_C4, case.affine, case.original
             case.crop((0, 0, 0), (2, 2, 2))
 
-    return Target("store manifest", documents(sound), _reader(path, read))
+    seal = _sealed_json("checksum")
+    return Target("store manifest", documents(sound), _reader(path, read), seal)
 
 
 def zarr_json(store: Path) -> Target:
@@ -316,20 +332,37 @@ def zarr_json(store: Path) -> Target:
 
 
 def shard(store: Path) -> Target:
-    """The shard of a stored image: flips anywhere, and absurd entries of its index."""
+    """The shard of a stored image."""
     path = layout.shard_file(store / "case_0" / layout.IMAGE, 4)
     sound, dataset = path.read_bytes(), open_dataset(store)
+    chunks = ShardedArray(files_at(store), f"case_0/{layout.IMAGE}")._index.size // 2
 
     def read() -> None:
         dataset._case.cache_clear()
         case = dataset["case_0"]
         case.crop((0, 0, 0), case.shape_DHW)
 
-    return Target("shard", st.builds(damaged, st.just(sound), damages()), _reader(path, read))
+    seal = partial(_sealed_shard, chunks=chunks)
+    return Target("shard", _patched(sound), _reader(path, read), seal)
 
 
-def headers(folder: Path) -> Target:
-    """Headers of NIfTI-1, NIfTI-2, NRRD, MetaImage, TIFF and DICOM files, and of DICOM slices."""
+def _sealed_shard(written: bytes, chunks: int) -> bytes:
+    content, begin = bytearray(written), len(written) - 16 * chunks - _CRC_BYTES
+    if begin < 0:
+        return written
+    parts = [
+        (offset, offset + count)
+        for offset, count in struct.iter_unpack("<QQ", content[begin:-_CRC_BYTES])
+    ]
+    for start, end in [*parts, (begin, len(content))]:
+        if start + _CRC_BYTES <= end <= len(content):
+            crc = google_crc32c.value(bytes(content[start : end - _CRC_BYTES]))
+            content[end - _CRC_BYTES : end] = crc.to_bytes(_CRC_BYTES, "little")
+    return bytes(content)
+
+
+def headers(folder: Path) -> list[Target]:
+    """Headers of NIfTI-1, NIfTI-2, NRRD, MetaImage, TIFF and DICOM files, and of a DICOM slice."""
     folder.mkdir()
     voxels = np.arange(1, 65, dtype=np.int16).reshape(4, 4, 4)
     nib.Nifti1Image(voxels, np.eye(4)).to_filename(folder / "a.nii")
@@ -338,42 +371,58 @@ def headers(folder: Path) -> Target:
         sitk.WriteImage(sitk.GetImageFromArray(voxels), str(folder / name))
     write_frames(folder / "f.dcm", [FrameSpec(voxels[..., z], 2.0 * z) for z in range(4)])
     write_series(folder / "series", voxels)
-    slices = sorted((folder / "series").glob("*.dcm"))
-    files = {path.name: path for path in [*folder.glob("*.*"), slices[0]] if path.is_file()}
-    contents = {name: path.read_bytes() for name, path in files.items()}
-    for path in files.values():
-        (folder / f"{path.name}.d").mkdir()
-    numbers = st.sampled_from(
+    names = {
+        "NIfTI-1": "a.nii", "NIfTI-2": "b.nii", "NRRD": "c.nrrd", "MetaImage": "d.mha",
+        "TIFF": "e.tif", "DICOM frames": "f.dcm",
+    }  # fmt: skip
+    targets = [_header(kind, folder / name, folder / f"{kind}.d") for kind, name in names.items()]
+    first = min((folder / "series").glob("*.dcm"))
+    return [*targets, _header("DICOM series", first, folder / "series")]
+
+
+def _header(kind: str, path: Path, folder: Path) -> Target:
+    """The header of one file, in a folder that may hold other slices of its series."""
+    folder.mkdir(exist_ok=True)
+    content, place = path.read_bytes(), folder / path.name
+    texts = st.lists(
+        st.tuples(st.integers(0, 30), st.sampled_from(ABSURD).map(str) | _numbers().map(str)),
+        max_size=2 if kind in ("NRRD", "MetaImage") else 0,
+    )
+
+    def changed(patched: bytes, words: list[Any]) -> bytes:
+        lines = patched.split(b"\n")
+        for line, word in words:
+            if line < len(lines):
+                key, mark, _ = lines[line].partition(b" ")
+                lines[line] = key + mark + word.encode(errors="replace")
+        return b"\n".join(lines)
+
+    def read(written: bytes) -> None:
+        place.unlink(missing_ok=True)  # an earlier volume may be mapped
+        place.write_bytes(written)
+        read_volume([folder if kind == "DICOM series" else place])
+
+    return Target(kind, st.builds(changed, _patched(content), texts), read)
+
+
+def _numbers() -> st.SearchStrategy[int]:
+    return st.sampled_from(
         [0, 1, -1, 2, 7, 255, 256, 32767, -32768, 2**31 - 1, 10**5]
     ) | st.integers(-(2**31), 2**31 - 1)
-    patches = st.lists(
-        st.tuples(st.integers(0, 1200), st.sampled_from(["<h", "<i", "<f", "<q", "<d"]), numbers),
-        max_size=4,
-    )
-    texts = st.lists(
-        st.tuples(st.integers(0, 30), st.sampled_from(ABSURD).map(str) | numbers.map(str)),
-        max_size=2,
-    )
 
-    def read(written: tuple[str, list[Any], list[Any], list[Any]]) -> None:
-        name, some, words, flips = written
-        content = bytearray(contents[name])
+
+def _patched(content: bytes) -> st.SearchStrategy[bytes]:
+    """The content with up to four other numbers at any place."""
+    places, forms = st.integers(0, len(content)), st.sampled_from(["<h", "<i", "<f", "<q", "<d"])
+
+    def patched(some: list[tuple[int, str, int]]) -> bytes:
+        changed = bytearray(content)
         for at, form, number in some:
-            if at + struct.calcsize(form) <= len(content):
-                struct.pack_into(form, content, at, _fitting(form, number))
-        lines = bytes(content).split(b"\n")
-        for place, word in words if name[0] in "cd" else ():
-            if place < len(lines):
-                key, mark, _ = lines[place].partition(b" ")
-                lines[place] = key + mark + word.encode(errors="replace")
-        series = name == slices[0].name
-        path = folder / "series" / name if series else folder / f"{name}.d" / name
-        path.unlink(missing_ok=True)  # an earlier volume may be mapped
-        path.write_bytes(damaged(b"\n".join(lines), flips))
-        read_volume([folder / "series" if series else path])
+            if at + struct.calcsize(form) <= len(changed):
+                struct.pack_into(form, changed, at, _fitting(form, number))
+        return bytes(changed)
 
-    inputs = st.tuples(st.sampled_from(sorted(files)), patches, texts, damages())
-    return Target("headers", inputs, read)
+    return st.lists(st.tuples(places, forms, _numbers()), max_size=4).map(patched)
 
 
 def _fitting(form: str, number: int) -> float:
@@ -409,5 +458,5 @@ def all_targets(folder: Path, store: Path) -> list[Target]:
         store_manifest(stores[0]),
         zarr_json(stores[1]),
         shard(stores[2]),
-        headers(folder / "headers"),
+        *headers(folder / "headers"),
     ]

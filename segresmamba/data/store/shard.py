@@ -30,6 +30,8 @@ _CRC_BYTES = 4
 _CRC_RESIDUE = 0x48674BC7
 """The CRC-32C of any bytes that end with their own little-endian CRC-32C."""
 _BLOSC_MOST_BYTES = 2**31 - 1 - 16  # its sizes are int32, and its own header takes 16
+_OVERHEAD_BYTES = 16 + _CRC_BYTES
+"""By how much a chunk that cannot be compressed grows."""
 _BLOSC_HEADER = struct.Struct("<4xI4xI")
 """Number of bytes of a chunk when decoded and when encoded."""
 
@@ -97,6 +99,9 @@ class ShardedArray:
         )
         if not chunks:
             return
+        # Memory is taken for what is read, so the index must not say how much.
+        if (longest := max(count for _, count, _ in chunks)) > self._chunk_bytes + _OVERHEAD_BYTES:
+            raise ValueError(f"the shard's index names a chunk of {longest} bytes: it is damaged")
         scratch = np.empty(self._chunk, self._dtype)
         parts = self._shard.read_ranges([(offset, count) for offset, count, _ in chunks])
         for part, (_, count, place) in zip(parts, chunks, strict=True):

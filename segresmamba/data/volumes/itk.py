@@ -43,6 +43,9 @@ _LINE_BYTES = 4096
 _VOXELS_ELSEWHERE = re.compile(
     rb"^(data ?file\s*:|ElementDataFile\s*=(?!\s*LOCAL))", re.IGNORECASE | re.MULTILINE
 )
+# For each dimension ITK's reader of MetaImage fills a place of an array of ten, and does not count.
+_DIMENSIONS = re.compile(rb"^\s*NDims\s*=([^\r\n]*)", re.IGNORECASE | re.MULTILINE)
+_SOUND_DIMENSIONS = (b"2", b"3", b"4", b"5")
 
 
 def open_itk(path: Path) -> OpenedFile:
@@ -95,6 +98,9 @@ def _require_voxels(path: Path) -> None:
         header = file.read(_HEADER_BYTES)
     if path.suffix == ".nrrd":
         _require_nrrd_header(header)
+    for number in _DIMENSIONS.findall(header):
+        if number.strip() not in _SOUND_DIMENSIONS:
+            raise ValueError(f"its header names {number.decode(errors='replace'):.40} dimensions")
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 
 from segresmamba.engine.checkpoints.rank_files import (
@@ -320,14 +321,15 @@ def _read_meta(folder: Path, step: int) -> Meta:
     try:
         content = parse_json(path.read_bytes())
         digest = content.pop("digest", None)
-        meta = Meta(**content)
+        Meta(**content)  # refuses keys that this version does not know
+        meta = TypeAdapter(Meta).validate_python(content)
     except FileNotFoundError as error:
         raise damaged(path, "the file is missing") from error
     except (ValueError, TypeError, AttributeError) as error:
-        raise damaged(path, (str(error).splitlines() or ["not an object"])[0]) from error
+        raise damaged(path, " ".join(str(error).split())[:200] or "not an object") from error
     # Earlier versions wrote no digests.
     if (digest or meta.digests) and digest != json_digest(content):
         raise damaged(path, f"checksum {json_digest(content)}, written with {digest}")
-    if meta.step != step or not isinstance(meta.world_size, int):
+    if meta.step != step or meta.world_size < 1:
         raise damaged(path, f"it is of step {meta.step}, by {meta.world_size} ranks")
     return meta

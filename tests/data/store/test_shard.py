@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import pytest
 import zarr
@@ -85,6 +87,17 @@ def test_every_flipped_bit_of_a_chunk_is_found(tmp_path: Path) -> None:
             with pytest.raises(ValueError, match="checksum of a chunk"):
                 array.read((0, 0, 0, 0), out)
             os.pwrite(file.fileno(), sound[bit // 8 : bit // 8 + 1], bit // 8)
+
+
+def test_an_index_with_absurd_sizes_takes_no_memory(tmp_path: Path) -> None:
+    write(tmp_path, np.ones((2, 4, 4, 4), np.int16), (2, 4, 4, 4))
+    (shard,) = [path for path in (tmp_path / "array").rglob("c/**/*") if path.is_file()]
+    content = bytearray(shard.read_bytes())
+    struct.pack_into("<QQ", content, len(content) - 20, 0, 1 << 62)
+    content[-4:] = google_crc32c.value(bytes(content[-20:-4])).to_bytes(4, "little")
+    shard.write_bytes(content)
+    with pytest.raises(ValueError, match="4611686018427387904 bytes"):
+        ShardedArray(LocalFiles(tmp_path), "array").read((0, 0, 0, 0), np.zeros((2, 4, 4, 4)))
 
 
 @pytest.mark.parametrize("remote", [False, True])

@@ -14,6 +14,7 @@ from scipy.spatial.transform import Rotation
 
 from segresmamba.config import AugmentConfig, load_config
 from segresmamba.data import Batch, augment, normalise
+from segresmamba.data.stream import augmentation
 from segresmamba.errors import ConfigError
 
 OFF: dict[str, Any] = {
@@ -181,6 +182,12 @@ def test_image_and_label_stay_aligned_under_affine() -> None:
     assert (apart[~certain] <= 3).all()
     rounded = x_BCDHW[:, 0].round().long()
     assert (rounded == label_BDHW).float().mean() > 0.9
+
+
+def test_a_rotation_is_that_of_scipy() -> None:
+    angles_3, scale_3 = np.array([12.0, -25.0, 70.0]), np.array([0.9, 1.0, 1.2])
+    expected = Rotation.from_euler("xyz", angles_3, degrees=True).as_matrix() / scale_3
+    np.testing.assert_allclose(augmentation._matrix(angles_3, scale_3), expected, atol=1e-15)
 
 
 def test_the_affine_is_a_rotation_about_the_centre(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -336,6 +336,19 @@ def test_absurd_headers_of_other_formats_are_refused(
     assert refused(path).problem == "a file is truncated or damaged"
 
 
+@pytest.mark.parametrize("dimensions", ["39223372036854775808", "11", "0", "-3", "x"])
+def test_an_absurd_number_of_dimensions_does_not_end_the_process(
+    tmp_path: Path, dimensions: str
+) -> None:
+    """ITK has room for ten, and does not count them."""
+    path = tmp_path / "a.mha"
+    path.write_text(
+        f"ObjectType = Image\nNDims = {dimensions}\nTransformMatrix = 1 0 0 0 1 0 0 0 1\n"
+        "Offset = 0 0 0\nDimSize = 4 4 4\nElementType = MET_SHORT\nElementDataFile = LOCAL\n"
+    )
+    assert refused(path).problem == "a file is truncated or damaged"
+
+
 def test_voxels_of_an_nrrd_may_lie_in_a_file_beside_it(tmp_path: Path) -> None:
     image = sitk.GetImageFromArray(
         np.arange(1, 60 * 70 * 80 + 1, dtype=np.int32).reshape(60, 70, 80)

@@ -10,7 +10,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 
 from segresmamba.engine.checkpoints import checkpoint, rank_files
 from segresmamba.engine.checkpoints.checkpoint import Checkpoints, Meta, load_newest
+from segresmamba.engine.checkpoints.rank_files import DamagedCheckpointError
 from segresmamba.engine.distributed import join
 from segresmamba.engine.zero import ZeroEngine
 from segresmamba.errors import PASSING_CODE, CheckpointError, sort_error
@@ -204,6 +205,20 @@ def test_a_checkpoint_under_the_name_of_another_step_is_skipped(tmp_path: Path) 
     step, skipped, _ = resumed(tmp_path)
     assert step == 2
     assert "it is of step 4" in skipped["step-00000006.damaged"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"shapes": [{"a": [1]}]}, {"digests": ["crc"]}, {"world_size": 0}, {"step": "x"}, {"new": 1}],
+)
+def test_an_absurd_description_whose_checksum_fits_is_damaged(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    content = asdict(Meta(4, 2, 0, "digest", {"a": [1]}, {RANK_0: "crc"})) | change
+    sealed = content | {"digest": json_digest(content)}
+    (tmp_path / "meta.json").write_text(json.dumps(sealed))
+    with pytest.raises(DamagedCheckpointError, match=r"meta\.json"):
+        checkpoint._read_meta(tmp_path, 4)
 
 
 def test_a_file_that_cannot_be_read_is_not_taken_for_a_damaged_one(
