@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import threading
 from pathlib import Path
 
@@ -20,6 +21,7 @@ class Ended:
         self.codes: list[int] = []
 
     def __call__(self, code: int) -> None:
+        faulthandler.cancel_dump_traceback_later()  # the process that the real one ends has none
         self.codes.append(code)
         self.event.set()
 
