@@ -27,7 +27,7 @@ DOCUMENTS = 20
 """Documents of Hypothesis' in a round, which has one seed."""
 MUTANTS = 19
 """Inputs that are made from each document, besides the document itself."""
-TURN_S = 2.0
+TURN_S = 1.0
 """Processor time of a target's turn. A fast reader gets more inputs."""
 SLOW_S = 10.0
 """Processor time above which an input is a finding."""
@@ -118,7 +118,7 @@ def main() -> None:
         while time.monotonic() < end_s:
             for target in targets:
                 turn_s = time.process_time() + TURN_S
-                while time.process_time() < turn_s:
+                while time.process_time() < turn_s and time.monotonic() < end_s:
                     fuzz_round(target, number, counts[target.name])
                     number += 1
             print(f"{sum(count.inputs for count in counts.values()):,} inputs", flush=True)
