@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
 import io
 import os
 import shlex
@@ -334,12 +335,15 @@ def make_logs(logs: Path) -> None:
     """
     try:
         logs.mkdir(parents=True, exist_ok=True)
+        if not os.access(logs, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise LaunchError(
             "the run folder cannot be written",
             where=logs,
             got=error.strerror,
-            remedy="choose a writable folder, as in run.root=FOLDER",
+            remedy="choose a writable folder, as in run.root=FOLDER; for the run of another "
+            "user, its owner gives it to your group: chmod -R g+w, and umask 002 from then on",
         ) from error
 
 

@@ -1,6 +1,7 @@
 """Submission to Slurm, up to sbatch; `sbatch` itself is a stand-in here."""
 
 import copy
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import yaml
 
 from launch.__main__ import main
 from launch.jobs import slurm
-from launch.jobs.slurm import Slurm
+from launch.jobs.slurm import Slurm, make_logs
 from launch.jobs.train_job import TrainJob
 from launch.launcher import run_in_allocation, start
 from launch.slurm import allocation, squeue
@@ -393,3 +394,13 @@ def test_a_folder_that_would_end_its_line_of_the_script_is_refused(
     with pytest.raises(ConfigError, match="line break"):
         slurm.share_executor(job.config.cluster, "convert-a\nb", tmp_path)
     assert list(folder.iterdir()) == []
+
+
+def test_a_run_folder_of_another_user_is_refused_before_anything_is_submitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(LaunchError, match="cannot be written") as refusal:
+        make_logs(tmp_path / "logs")
+    assert refusal.value.got == "Permission denied"
+    assert "umask 002" in refusal.value.remedy
