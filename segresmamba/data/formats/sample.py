@@ -90,7 +90,7 @@ def make_sample(out: Path, subjects: int = 12, seed: int = 0, kind: str = "brain
             "there is no such sample",
             where="--kind",
             got=kind,
-            remedy=f"choose {' or '.join(_DESCRIPTIONS)}",
+            remedy=f"choose one of {', '.join(_DESCRIPTIONS)}",
         )
     description = {**_DESCRIPTIONS[kind], "numTraining": subjects, "seed": seed}
     if _is_there(out, description):

@@ -96,5 +96,5 @@ def test_the_same_seed_gives_the_same_bytes(sample: Path, tmp_path: Path) -> Non
 def test_one_kind_does_not_pass_for_the_other(sample: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="something else"):
         make_sample(sample, subjects=3)
-    with pytest.raises(DataError, match="choose brain or ct"):
+    with pytest.raises(DataError, match="choose one of brain, hemispheres, ct"):
         make_sample(tmp_path / "raw", kind="mr")
