@@ -74,10 +74,9 @@ def worker(model: Path, image: Path, label: Path) -> None:
     from segresmamba.inference.model import load_model
 
     loaded = load_model(model, device="cpu")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _GIB
     loaded.segment(image).save(label)
     used = resource.getrusage(resource.RUSAGE_SELF)
-    found = {"before_gib": before, "peak_gib": used.ru_maxrss / _GIB, "cpu_s": used.ru_utime}
+    found = {"peak_gib": used.ru_maxrss / _GIB, "cpu_s": used.ru_utime}
     print(json.dumps(found))
 
 
@@ -100,7 +99,6 @@ def measure(case: str) -> dict[str, Any]:
         "shape": size,
         "classes": int(classes),
         "patch": int(patch),
-        "before_gib": round(found["before_gib"], 2),
         "peak_gib": round(found["peak_gib"], 2),
         "cpu_s": round(found["cpu_s"]),
         "all_logits_fp32_gib": round(np.prod(shape_DHW) * int(classes) * 4 / (1 << 30), 1),
