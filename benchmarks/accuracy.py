@@ -286,15 +286,21 @@ def draw(table: Table, path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4), layout="constrained")
-    for panel, task in zip(figure.subplots(1, len(TASKS)), TASKS, strict=True):
-        for network, seeds in scores_of(table, task, SHORT).items():
+    panels = figure.subplots(1, len(TASKS))
+    for number, network in enumerate(NETWORKS):
+        for panel, task in zip(panels, TASKS, strict=True):
+            seeds = scores_of(table, task, SHORT)[network]
             if seeds:
                 dice = [found["dice"] for found in seeds.values()]
-                x, y = saved_mib(network), statistics.mean(dice)
-                panel.errorbar(x, y, [[y - min(dice)], [max(dice) - y]], fmt="o", capsize=3)
-                panel.annotate(network, (x, y), textcoords="offset points", xytext=(6, 4))
+                y, x = statistics.mean(dice), saved_mib(network)
+                spread = [[y - min(dice)], [max(dice) - y]]
+                mark, colour = "os^D"[number // 10], f"C{number % 10}"
+                panel.errorbar(x, y, spread, fmt=mark, color=colour, capsize=3, label=network)
+    for panel, task in zip(panels, TASKS, strict=True):
         panel.set(title=f"{task}, {SHORT} steps", xlabel="saved memory (MiB)", ylabel="Dice")
-        panel.set_xscale("log")
+        panel.margins(0.15)
+        panel.grid(alpha=0.3)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.savefig(path, dpi=120)
 
 
