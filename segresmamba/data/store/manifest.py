@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, PositiveInt
 
 from segresmamba.data.preprocessing import (
     CT_KINDS,
@@ -57,7 +57,7 @@ class CaseRecord(StoreRecord):
     # A stored key keeps its name when its attribute gets another: other versions read it too.
     model_config = ConfigDict(validate_by_name=True, serialize_by_alias=True)
 
-    shape_CDHW: tuple[int, int, int, int]
+    shape_CDHW: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt]
     image_dtype: Literal["int16", "float32", "float16"]
     label_dtype: Literal["uint8", "int16"]
     spacing_mm: tuple[float, float, float]
@@ -99,7 +99,7 @@ class Storage(StoreRecord):
     converter: str
     """Version of this package."""
     codec: str
-    chunk_DHW: tuple[int, int, int]
+    chunk_DHW: tuple[PositiveInt, PositiveInt, PositiveInt]
     """Shape of an inner chunk. The shard is the whole array."""
     orientation: Literal["RAS"] = "RAS"
     source: str = ""

@@ -39,6 +39,9 @@ _SLICES_AT_ONCE = 8
 _ROUNDING_MM = 1e-3
 _HEADER_BYTES = 1 << 16
 _LINE_BYTES = 4096
+# A field of NRRD is `name: value`; `key:=value` is text of any program.
+_FIELD = re.compile(rb"[^#:]*:(?!=)")
+_FIELD_BYTES = 500
 # A header of NRRD or MetaImage may name another file, which holds the voxels.
 _VOXELS_ELSEWHERE = re.compile(
     rb"^(data ?file\s*:|ElementDataFile\s*=(?!\s*LOCAL))", re.IGNORECASE | re.MULTILINE
@@ -96,7 +99,7 @@ def _require_voxels(path: Path) -> None:
     """Compare a file's header with the file's size; reading allocates what the header says."""
     with path.open("rb") as file:
         header = file.read(_HEADER_BYTES)
-    if path.suffix == ".nrrd":
+    if path.suffix.lower() in {".nrrd", ".nhdr"}:
         _require_nrrd_header(header)
     for number in _DIMENSIONS.findall(header):
         if number.strip() not in _SOUND_DIMENSIONS:
@@ -113,11 +116,12 @@ def _require_nrrd_header(header: bytes) -> None:
     lines, end, _ = header.replace(b"\r\n", b"\n").partition(b"\n\n")
     if not end and len(header) == _HEADER_BYTES:
         raise ValueError(f"its header has more than {_HEADER_BYTES} bytes")
-    longest = max(map(len, lines.split(b"\n")))
-    if longest > _LINE_BYTES:
-        raise ValueError(f"a line of its header has {longest} bytes")
     if not lines.isascii() or b"\0" in lines:
         raise ValueError("its header is not plain text")
+    for line in lines.split(b"\n"):
+        # What is wrong with a field is written to a buffer together with its value, unchecked.
+        if len(line) > (_FIELD_BYTES if _FIELD.match(line) else _LINE_BYTES):
+            raise ValueError(f"a line of its header has {len(line)} bytes: {line[:20].decode()}")
 
 
 def _series(slices: Sequence[SliceHeader]) -> OpenedFile:

@@ -349,6 +349,20 @@ def test_an_absurd_number_of_dimensions_does_not_end_the_process(
     assert refused(path).problem == "a file is truncated or damaged"
 
 
+@pytest.mark.parametrize("name", ["a.nrrd", "a.NRRD", "a.nhdr"])
+@pytest.mark.parametrize("field", ["space", "type", "kinds", "data file"])
+def test_a_long_field_of_an_nrrd_does_not_end_the_process(
+    tmp_path: Path, field: str, name: str
+) -> None:
+    """ITK's reader writes the value into its message, for which it has some thousand bytes."""
+    path = tmp_path / name
+    path.write_text(
+        f"NRRD0004\ntype: short\ndimension: 3\n{field}: {'9' * 2000}\nsizes: 4 4 4\n"
+        "endian: little\nencoding: raw\n\n"
+    )
+    assert refused(path).problem == "a file is truncated or damaged"
+
+
 def test_voxels_of_an_nrrd_may_lie_in_a_file_beside_it(tmp_path: Path) -> None:
     image = sitk.GetImageFromArray(
         np.arange(1, 60 * 70 * 80 + 1, dtype=np.int32).reshape(60, 70, 80)

@@ -65,6 +65,7 @@ class _Scans(torch.utils.data.Dataset):
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on one core
 def test_data_loader_workers_scan_beside_their_parent(two_threads, operands):
     expected = _scan(operands)
     loader = torch.utils.data.DataLoader(_Scans(operands), batch_size=None, num_workers=2)
