@@ -174,7 +174,8 @@ def _datalists(source: Path) -> list[Path]:
 def _has_folds(content: dict[str, Any]) -> bool:
     training = content["training"] if isinstance(content["training"], list) else []
     # Decathlon's own lists have a "test" of bare paths; "validation" is MONAI's.
-    return bool(content.get("validation")) or any("fold" in entry for entry in training)
+    folds = (isinstance(entry, dict) and "fold" in entry for entry in training)
+    return bool(content.get("validation")) or any(folds)
 
 
 def _read(path: Path) -> SourceDataset:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import ConfigDict, Field, PositiveInt
+from pydantic import ConfigDict, Field
 
 from segresmamba.data.preprocessing import (
     CT_KINDS,
@@ -57,7 +57,7 @@ class CaseRecord(StoreRecord):
     # A stored key keeps its name when its attribute gets another: other versions read it too.
     model_config = ConfigDict(validate_by_name=True, serialize_by_alias=True)
 
-    shape_CDHW: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt]
+    shape_CDHW: tuple[int, int, int, int]
     image_dtype: Literal["int16", "float32", "float16"]
     label_dtype: Literal["uint8", "int16"]
     spacing_mm: tuple[float, float, float]
@@ -99,7 +99,7 @@ class Storage(StoreRecord):
     converter: str
     """Version of this package."""
     codec: str
-    chunk_DHW: tuple[PositiveInt, PositiveInt, PositiveInt]
+    chunk_DHW: tuple[int, int, int]
     """Shape of an inner chunk. The shard is the whole array."""
     orientation: Literal["RAS"] = "RAS"
     source: str = ""
@@ -124,7 +124,7 @@ class Manifest(StoreRecord):
     channel_names: tuple[str, ...]
     labels: dict[str, int]
     storage: Storage
-    cases: dict[str, CaseRecord]
+    cases: dict[str, CaseRecord] = Field(min_length=1)
     splits: tuple[Split, ...]
     fingerprint: dict[str, Any]
     """Summary statistics, see `dataset_fingerprint`."""

@@ -19,6 +19,7 @@ import SimpleITK as sitk  # noqa: N813
 
 from segresmamba.data.untrusted import require_voxels
 from segresmamba.data.volumes.mapped_arrays import release_freed_memory
+from segresmamba.data.volumes.opened_file import value_errors
 from segresmamba.errors import DataError
 
 # Positions in DICOM are decimal text, often rounded to hundredths.
@@ -79,8 +80,9 @@ def read_slices(folder: Path) -> list[SliceHeader]:
         except RuntimeError:
             from pydicom import dcmread
 
-            # DICOMDIR and reports have no pixels.
-            if "Rows" in dcmread(path, stop_before_pixels=True, specific_tags=["Rows"]):
+            with value_errors():
+                header_of_any = dcmread(path, stop_before_pixels=True, specific_tags=["Rows"])
+            if "Rows" in header_of_any:  # DICOMDIR and reports have no pixels
                 raise
             others.add(str(path))
             continue

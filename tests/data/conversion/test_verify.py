@@ -343,6 +343,12 @@ def test_an_absurd_record_is_a_fault_of_its_case(store: Path, changes: dict[str,
     assert {problem.case_id for problem in verify(store)} == {CASE}
 
 
+def test_a_negative_number_of_channels_is_a_fault_of_its_case(store: Path) -> None:
+    edit_records(store, shape_CDHW=[-1, 8, 8, 8])
+    with pytest.raises(DataError, match="a stored case is damaged"):
+        open_dataset(store)[CASE].crop((0, 0, 0), (8, 8, 8))
+
+
 def test_nested_metadata_of_a_case_is_its_fault_and_repaired(raw: Path, tmp_path: Path) -> None:
     convert(raw, tmp_path / "store")
     nested(tmp_path / "store" / CASE / "zarr.json")

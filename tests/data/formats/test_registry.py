@@ -388,3 +388,12 @@ def test_an_entry_point_that_is_no_reader_is_named(
     monkeypatch.setattr(plugins, "entry_points", {plugins.READERS: {"mine": target}}.get)
     with pytest.raises(kind, match=f"{text}.*entry point mine of segresmamba.readers"):
         read_source(tmp_path)
+
+
+def test_a_list_of_other_things_than_cases_is_refused(tmp_path: Path) -> None:
+    source = decathlon(tmp_path / "raw")
+    content = json.loads((source / "dataset.json").read_text())
+    content["training"] = [8276, *content["training"]]
+    (source / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="training"):
+        read_source(source)

@@ -170,6 +170,14 @@ def test_dicom_without_an_image_is_left_alone(tmp_path: Path, series: str) -> No
     np.testing.assert_array_equal(voxels_XYZ(open_itk(tmp_path / "CT")), VOXELS_XYZ)
 
 
+def test_a_file_that_ends_in_its_first_element_is_said_to_be_unreadable(tmp_path: Path) -> None:
+    write_series(tmp_path / "CT", VOXELS_XYZ)
+    cut = bytes(128) + b"DICM" + b"\x02\x00\x00\x00UL\x04\x00\xc8\x00"
+    (tmp_path / "CT" / "000.dcm").write_bytes(cut)
+    with pytest.raises(ValueError, match="BytesLengthException"):
+        open_itk(tmp_path / "CT")
+
+
 def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
     write_series(tmp_path / "CT", VOXELS_XYZ)
     (tmp_path / "CT" / ".DS_Store").write_bytes(b"\0" * 100)
