@@ -110,9 +110,13 @@ class Case:
             DataError: If the file system or the server of the store is in trouble.
         """
         # Filled with zeros: chunks of zeros are not stored, and so not written.
-        with self._damage_reported(""):  # a damaged record may have any number of channels
-            image = np.zeros((self.record.shape_CDHW[0], *size_DHW), self.record.image_dtype)
-            label = np.zeros(size_DHW, self.record.label_dtype)
+        channels = self.record.shape_CDHW[0]
+        with self._damage_reported(""):
+            # A damaged record may name any number, and memory is taken for it.
+            if channels != (count := len(self.record.statistics)):
+                raise ValueError(f"its record has statistics of {count} channels of {channels}")
+        image = np.zeros((channels, *size_DHW), self.record.image_dtype)
+        label = np.zeros(size_DHW, self.record.label_dtype)
         self.crop_into(start_DHW, image, label)
         return image, label
 

@@ -143,7 +143,7 @@ def _parse_metadata(metadata: bytes) -> tuple[tuple[int, ...], np.dtype[Any], tu
         found = [codec["name"] for codec in settings["codecs"] + settings["index_codecs"]]
         fill, shape, chunk = array["fill_value"], array["shape"], settings["chunk_shape"]
         dtype = np.dtype(array["data_type"]).newbyteorder("<")
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, SyntaxError) as error:  # numpy parses a type
         raise ValueError(f"the array's metadata is damaged: {error!r}") from error
     if found != ["bytes", "blosc", "crc32c", "bytes", "crc32c"] or fill != 0:
         raise ValueError(f"the array is coded by {found}, not as `segresmamba convert` does it")

@@ -324,6 +324,7 @@ ABSURD: dict[str, Callable[[Path], Any]] = {
     ),
     "a negative shape": lambda path: edit_json(path, lambda c: c.update(shape=[2, -1, 5, 5])),
     "a dtype of pointers": lambda path: edit_json(path, lambda c: c.update(data_type="object")),
+    "a dtype that is no name": lambda path: edit_json(path, lambda c: c.update(data_type=", ")),
     "an odd dtype": lambda path: edit_json(path, lambda c: c.update(data_type={"name": 7})),
 }
 
@@ -343,8 +344,9 @@ def test_an_absurd_record_is_a_fault_of_its_case(store: Path, changes: dict[str,
     assert {problem.case_id for problem in verify(store)} == {CASE}
 
 
-def test_a_negative_number_of_channels_is_a_fault_of_its_case(store: Path) -> None:
-    edit_records(store, shape_CDHW=[-1, 8, 8, 8])
+@pytest.mark.parametrize("channels", [-1, 5029199413383655])
+def test_an_absurd_number_of_channels_is_a_fault_of_its_case(store: Path, channels: int) -> None:
+    edit_records(store, shape_CDHW=[channels, 8, 8, 8])
     with pytest.raises(DataError, match="a stored case is damaged"):
         open_dataset(store)[CASE].crop((0, 0, 0), (8, 8, 8))
 
