@@ -79,9 +79,7 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
             _merge_section(composed, section, settings[section])
         for override in parsed:
             if override.key_or_group not in groups and override.key_or_group != _CONFIG:
-                key, value = override.key_or_group, override.value()
-                # An unknown key is added here, and pydantic refuses it with the valid keys.
-                OmegaConf.update(composed, key, value, merge=False, force_add=True)
+                _set(composed, override.key_or_group, override.value())
         if missing := sorted(OmegaConf.missing_keys(composed)):
             raise ConfigError(
                 "a value has to be given",
@@ -100,6 +98,22 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
     config = validated(values)
     check_installed(config)
     return config
+
+
+def _set(composed: DictConfig, key: str, value: Any) -> None:
+    """Set a value. An unknown key is added, and pydantic refuses it with the valid keys."""
+    try:
+        OmegaConf.update(composed, key, value, merge=False, force_add=True)
+    except OmegaConfBaseException:
+        raise
+    except ValueError as error:  # below a list only a number can follow
+        above = key.rpartition(".")[0]
+        raise ConfigError(
+            "there is no such part of a value",
+            where=key,
+            got=value,
+            remedy=f"give the whole of {above}: {field_help(above)}",
+        ) from error
 
 
 def _merge_section(composed: DictConfig, section: str, values: Any) -> None:

@@ -546,7 +546,8 @@ class ClusterConfig(Section):
     @classmethod
     def _partitions(cls, partition: Any) -> Any:
         """A list of partitions as Slurm writes it."""
-        return ",".join(partition) if isinstance(partition, list | tuple) else partition
+        is_list = isinstance(partition, list | tuple) and all(isinstance(p, str) for p in partition)
+        return ",".join(partition) if is_list else partition
 
     @field_validator("sbatch")
     @classmethod

@@ -248,3 +248,13 @@ def test_configuration_needs_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_key_below_a_list_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"give the whole of data\.patch"):
+        load_config(["data=custom", "data.store=none", "data.patch.patch=[32,32,32]"])
+
+
+def test_a_partition_without_a_name_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"cluster\.partition"):
+        load_config(["data=sample", "cluster=slurm", "cluster.partition=[null]"])
