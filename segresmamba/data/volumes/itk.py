@@ -39,8 +39,8 @@ _SLICES_AT_ONCE = 8
 _ROUNDING_MM = 1e-3
 _HEADER_BYTES = 1 << 16
 _LINE_BYTES = 4096
-# A field of NRRD is `name: value`; `key:=value` is text of any program.
-_FIELD = re.compile(rb"[^#:]*:(?!=)")
+# In NRRD a comment and `key:=value` are text of any program; what else there is are fields.
+_FREE_TEXT = re.compile(rb"#|[^:]*:=")
 _FIELD_BYTES = 500
 # A header of NRRD or MetaImage may name another file, which holds the voxels.
 _VOXELS_ELSEWHERE = re.compile(
@@ -120,7 +120,7 @@ def _require_nrrd_header(header: bytes) -> None:
         raise ValueError("its header is not plain text")
     for line in lines.split(b"\n"):
         # What is wrong with a field is written to a buffer together with its value, unchecked.
-        if len(line) > (_FIELD_BYTES if _FIELD.match(line) else _LINE_BYTES):
+        if len(line) > (_LINE_BYTES if _FREE_TEXT.match(line) else _FIELD_BYTES):
             raise ValueError(f"a line of its header has {len(line)} bytes: {line[:20].decode()}")
 
 

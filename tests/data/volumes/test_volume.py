@@ -350,17 +350,27 @@ def test_an_absurd_number_of_dimensions_does_not_end_the_process(
 
 
 @pytest.mark.parametrize("name", ["a.nrrd", "a.NRRD", "a.nhdr"])
-@pytest.mark.parametrize("field", ["space", "type", "kinds", "data file"])
+@pytest.mark.parametrize("begin", ["space: ", "type: ", "data file: ", "s", "a: b:="])
 def test_a_long_field_of_an_nrrd_does_not_end_the_process(
-    tmp_path: Path, field: str, name: str
+    tmp_path: Path, begin: str, name: str
 ) -> None:
     """ITK's reader writes the value into its message, for which it has some thousand bytes."""
     path = tmp_path / name
     path.write_text(
-        f"NRRD0004\ntype: short\ndimension: 3\n{field}: {'9' * 2000}\nsizes: 4 4 4\n"
+        f"NRRD0004\ntype: short\ndimension: 3\nsizes: 4 4 4\n{begin}{'9' * 2000}\n"
         "endian: little\nencoding: raw\n\n"
     )
     assert refused(path).problem == "a file is truncated or damaged"
+
+
+def test_an_nrrd_may_have_long_comments_and_long_text_of_a_program(tmp_path: Path) -> None:
+    path = tmp_path / "a.nrrd"
+    path.write_bytes(
+        b"NRRD0004\n# " + b"x" * 2000 + b"\nkey:=" + b"x" * 2000 + b"\ntype: uchar\ndimension: 3\n"
+        b"space: left-posterior-superior\nsizes: 4 4 4\nencoding: raw\n"
+        b"space directions: (1,0,0) (0,1,0) (0,0,1)\nspace origin: (0,0,0)\n\n" + bytes(range(64))
+    )
+    assert read_volume([path]).image_CDHW.size == 64
 
 
 def test_voxels_of_an_nrrd_may_lie_in_a_file_beside_it(tmp_path: Path) -> None:
