@@ -81,8 +81,8 @@ def read_slices(folder: Path) -> list[SliceHeader]:
             from pydicom import dcmread
 
             with value_errors():
-                header_of_any = dcmread(path, stop_before_pixels=True, specific_tags=["Rows"])
-            if "Rows" in header_of_any:  # DICOMDIR and reports have no pixels
+                elements = dcmread(path, stop_before_pixels=True, specific_tags=["Rows"])
+            if "Rows" in elements:  # DICOMDIR and reports have no pixels
                 raise
             others.add(str(path))
             continue

@@ -99,8 +99,9 @@ def _require_voxels(path: Path) -> None:
     """Compare a file's header with the file's size; reading allocates what the header says."""
     with path.open("rb") as file:
         header = file.read(_HEADER_BYTES)
-    if path.suffix.lower() in {".nrrd", ".nhdr"}:
-        _require_nrrd_header(header)
+    if (kind := path.suffix.lower()) in {".nrrd", ".nhdr"}:
+        # The path of the file with the voxels may have letters of any language.
+        _require_nrrd_header(header, plain=kind == ".nrrd")
     for number in _DIMENSIONS.findall(header):
         if number.strip() not in _SOUND_DIMENSIONS:
             raise ValueError(f"its header names {number.decode(errors='replace'):.40} dimensions")
@@ -111,17 +112,18 @@ def _require_voxels(path: Path) -> None:
         require_voxels(path, reader.GetSize(), 1, packed=True)
 
 
-def _require_nrrd_header(header: bytes) -> None:
+def _require_nrrd_header(header: bytes, plain: bool) -> None:
     """Refuse lines at which ITK's reader of NRRD ends the whole process instead of failing."""
     lines, end, _ = header.replace(b"\r\n", b"\n").partition(b"\n\n")
     if not end and len(header) == _HEADER_BYTES:
         raise ValueError(f"its header has more than {_HEADER_BYTES} bytes")
-    if not lines.isascii() or b"\0" in lines:
+    if plain and (not lines.isascii() or b"\0" in lines):
         raise ValueError("its header is not plain text")
     for line in lines.split(b"\n"):
         # What is wrong with a field is written to a buffer together with its value, unchecked.
         if len(line) > (_LINE_BYTES if _FREE_TEXT.match(line) else _FIELD_BYTES):
-            raise ValueError(f"a line of its header has {len(line)} bytes: {line[:20].decode()}")
+            begin = line[:20].decode(errors="replace")
+            raise ValueError(f"a line of its header has {len(line)} bytes: {begin}")
 
 
 def _series(slices: Sequence[SliceHeader]) -> OpenedFile:

@@ -363,6 +363,18 @@ def test_a_long_field_of_an_nrrd_does_not_end_the_process(
     assert refused(path).problem == "a file is truncated or damaged"
 
 
+def test_the_voxels_of_an_nhdr_may_lie_in_a_file_with_an_umlaut(tmp_path: Path) -> None:
+    (tmp_path / "Müller.raw").write_bytes(bytes(range(64)))
+    path = tmp_path / "a.nhdr"
+    path.write_text(
+        "NRRD0004\ntype: uchar\ndimension: 3\nspace: left-posterior-superior\nsizes: 4 4 4\n"
+        "space directions: (1,0,0) (0,1,0) (0,0,1)\nspace origin: (0,0,0)\nencoding: raw\n"
+        "data file: Müller.raw\n",
+        encoding="utf-8",
+    )
+    assert read_volume([path]).image_CDHW.size == 64
+
+
 def test_an_nrrd_may_have_long_comments_and_long_text_of_a_program(tmp_path: Path) -> None:
     path = tmp_path / "a.nrrd"
     path.write_bytes(
