@@ -13,6 +13,10 @@ JOBS ?= $(shell nproc)
 # What `make test` runs side by side. The last one is the largest: its result is shown last.
 PARTS := browser cluster unit
 LOGS := $(VENV)/logs
+# Where the tests hang beyond the limit of each test, they end with a summary after 70 minutes. macOS
+# has no such command.
+LIMIT := $(and $(shell command -v timeout),timeout --foreground --signal=INT --kill-after=60 70m)
+PYTEST := OMP_NUM_THREADS=1 $(LIMIT) $(BIN)/python -u -m pytest
 
 # Tests and training start many Python processes. Without bytecode each of them would compile torch
 # and MONAI again, which takes as long as the rest of their import.
@@ -62,23 +66,27 @@ $(VENV)/.imported: $(VENV)/.test
 	@$(BIN)/python -c 'import deepspeed, mlflow, monai, segresmamba.engine.trainer, segresmamba.ops.cpu.tri' >/dev/null
 	@touch $@
 
-# Ctrl-C is for the tests: tee stays until they have written their last line.
+# Into a file and not a pipe: the end of a pipe comes only when the last process that a test has left
+# behind is gone. Ctrl-C is for the tests: the shell stays to show their last line.
 beside-%:
-	@$(MAKE) --no-print-directory --output-sync=none $* 2>&1 | tee --ignore-interrupts $(LOGS)/$*.log
+	@trap : INT; status=0; \
+	$(MAKE) --no-print-directory --output-sync=none $* > $(LOGS)/$*.log 2>&1 || status=$$?; \
+	cat $(LOGS)/$*.log; \
+	exit $$status
 
 unit: $(VENV)/.test
 	@echo "==> tests: $(JOBS) processes"
 	@# More threads would queue for the same cores.
 	@# Neighbours stay in one process, which makes the fixtures that they share once.
-	@OMP_NUM_THREADS=1 $(BIN)/python -u -m pytest -n $(JOBS) --dist worksteal -m 'not cluster and not browser'
+	@$(PYTEST) -n $(JOBS) --dist worksteal -m 'not cluster and not browser'
 
 cluster: $(VENV)/.test
 	@echo "==> tests on a real Slurm, brought up on this machine where it has one"
-	@OMP_NUM_THREADS=1 $(BIN)/python -u -m pytest -n 2 --dist worksteal tests/cluster
+	@$(PYTEST) -n 2 --dist worksteal tests/cluster
 
 browser: $(VENV)/.test
 	@echo "==> tests in a real browser, where this machine has Chromium"
-	@OMP_NUM_THREADS=1 $(BIN)/python -u -m pytest tests/browser
+	@$(PYTEST) tests/browser
 
 MINUTES := 5
 SEED :=

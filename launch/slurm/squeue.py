@@ -21,11 +21,15 @@ CANCEL_PATIENCE_S = 120.0
 UNLIMITED_MIN = 365 * 24 * 60
 _LIVE = {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "RESIZING", "SUSPENDED"}
 _LIVE |= {"REQUEUE_FED", "REQUEUE_HOLD", "SIGNALING", "STAGE_OUT", "STOPPED"}
+# A job is SIGNALING for the moment in which slurmctld sends a signal to its nodes, of preemption too.
+_RUNNING = re.compile("JobState=(RUNNING|SIGNALING|RESIZING|STOPPED)")
 # How long a job waits for an answer of slurmctld, which may be restarted at any time.
 AWAY_PATIENCE_S = 600.0
-# What Slurm's commands say when it does not answer.
+# What Slurm's commands say when it does not answer, or munge does not.
 _AWAY = re.compile(
     "Unable to contact slurm controller|Socket timed out|Zero Bytes were transmitted"
+    "|(Message (send|receive)|Communication (connection|shutdown)) failure|standby mode"
+    "|Insane message length|Protocol authentication error|Invalid authentication credential"
 )
 
 
@@ -179,7 +183,7 @@ def is_running(job_id: str) -> bool:
 
     Waits if slurmctld is away: taken for an ended job, a failed one would not be queued again.
     """
-    return "JobState=RUNNING" in _scontrol("show", "job", job_id).stdout
+    return _RUNNING.search(_scontrol("show", "job", job_id).stdout) is not None
 
 
 def release_after(job_id: str, other: str) -> None:

@@ -10,6 +10,16 @@ from launch.slurm import squeue
 from launch.slurm.squeue import JobState, LiveJob, is_running, job_state, living, requeue
 
 FakeCommand = Callable[[str, str], None]
+AWAY = [
+    "slurm_load_jobs error: Unable to contact slurm controller (connect failure)",
+    "slurm_load_jobs error: Socket timed out on send/recv operation",
+    "slurm_load_jobs error: Zero Bytes were transmitted or received",
+    "slurm_load_jobs error: Message receive failure",
+    "slurm_load_jobs error: Communication connection failure",
+    "slurm_load_jobs error: Slurm backup controller in standby mode",
+    "slurm_load_jobs error: Insane message length",
+    "slurm_load_jobs error: Protocol authentication error",
+]
 
 
 def test_squeue_knows_a_living_job(fake_command: FakeCommand) -> None:
@@ -83,6 +93,36 @@ def test_a_controller_that_is_away_does_not_make_a_job_an_ended_one(
     fake_command: FakeCommand, away_twice: str
 ) -> None:
     fake_command("scontrol", f"{away_twice}; echo JobState=RUNNING")
+    assert is_running("4711")
+
+
+@pytest.mark.parametrize(
+    ("state", "runs"),
+    [
+        ("RUNNING", True),
+        # Seen once in 300 answers while Slurm preempted a job: the run was not queued again.
+        ("SIGNALING", True),
+        ("RESIZING", True),
+        ("COMPLETING", False),
+        ("CANCELLED", False),
+        ("REQUEUED", False),
+        ("PENDING", False),
+    ],
+)
+def test_a_job_that_is_being_signalled_still_runs(
+    fake_command: FakeCommand, state: str, runs: bool
+) -> None:
+    fake_command("scontrol", f"echo '   JobState={state} Reason=None Dependency=(null)'")
+    assert is_running("4711") == runs
+
+
+@pytest.mark.parametrize("message", AWAY)
+def test_a_question_that_did_not_reach_slurm_is_repeated(
+    fake_command: FakeCommand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, message: str
+) -> None:
+    monkeypatch.setattr(squeue.time, "sleep", lambda _: None)
+    again = f"[ -e {tmp_path}/asked ] && echo JobState=RUNNING && exit"
+    fake_command("scontrol", f"{again}; touch {tmp_path}/asked; echo '{message}' >&2; exit 1")
     assert is_running("4711")
 
 
