@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gzip
 import signal
-import subprocess
 import sys
 from pathlib import Path
+from subprocess import PIPE
 
 import nibabel as nib
 import numpy as np
@@ -17,6 +17,7 @@ from segresmamba.inference.model import load_model
 from tests.cli.test_main import run
 from tests.data.raw import write_nifti
 from tests.inference.conftest import noise, write_run
+from tests.processes import started
 
 COMMAND = [sys.executable, "-m", "segresmamba.cli.main", "serve"]
 
@@ -25,17 +26,14 @@ def test_a_client_sends_a_file_and_gets_the_label_map_of_predict(tmp_path: Path)
     model, image = write_run(tmp_path / "run"), tmp_path / "case_0000.nii.gz"
     write_nifti(image, noise(18, 20, 22))
     command = [*COMMAND, str(model), "--port", "0", "--device", "cpu"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            channels, address = process.stdout.readline(), process.stdout.readline()
-            url = address.split()[1]
-            with image.open("rb") as file:
-                answer = requests.post(f"{url}/segment", files={"t1": file}, timeout=240)
-            process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=240) == 0
-        finally:
-            process.kill()
+    with started(command, stdout=PIPE) as process:
+        assert process.stdout is not None
+        channels, address = process.stdout.readline(), process.stdout.readline()
+        url = address.split()[1]
+        with image.open("rb") as file:
+            answer = requests.post(f"{url}/segment", files={"t1": file}, timeout=240)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=240) == 0
     assert channels == "channels: t1\n"
     assert url.startswith("http://127.0.0.1:")
     answer.raise_for_status()

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from segresmamba.cli.main import app
 from segresmamba.view import niivue
+from tests.processes import started
 from tests.view.test_cases import write_volume
 
 COMMAND = [sys.executable, "-m", "segresmamba.cli.main", "view"]
@@ -21,7 +22,7 @@ COMMAND = [sys.executable, "-m", "segresmamba.cli.main", "view"]
 @pytest.mark.skipif(not niivue.SCRIPT.exists(), reason="NiiVue is not installed (npm)")
 def test_it_prints_the_address_serves_it_and_ends_with_ctrl_c(tmp_path: Path) -> None:
     image = write_volume(tmp_path / "image.nii.gz")
-    with subprocess.Popen([*COMMAND, str(image)], stdout=subprocess.PIPE, text=True) as process:
+    with started([*COMMAND, str(image)], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         cases, page = process.stdout.readline(), process.stdout.readline()
         address = page.split()[1]

@@ -20,6 +20,7 @@ import pytest
 from tests import debian
 from tests.cluster import cluster
 from tests.cluster.jobs import REPOSITORY, Job, Queue, queue
+from tests.processes import started
 
 # The experiment that the tests interrupt: two ranks on two nodes.
 STEPS, CHECKPOINT_EVERY = 24, 5
@@ -122,19 +123,19 @@ def reference(slurm_conf: Path, words: tuple[str, ...], root: Path) -> Followed:
     environment = os.environ | {"SLURM_CONF": str(slurm_conf), "OMP_NUM_THREADS": "1"}
     with (
         (root / "stderr").open("w") as errors,
-        subprocess.Popen(
+        started(
             [*command, f"run.root={root}", "run.name=reference"],
             cwd=REPOSITORY,
             env=environment,
             stdout=subprocess.PIPE,
             stderr=errors,
-            text=True,
         ) as process,
     ):
         assert process.stdout is not None
         first = process.stdout.readline()
         spent = psutil.Process(process.pid).cpu_times()
         rest = process.stdout.read()
+        process.wait(timeout=200)
     job = Job(first.split()[1].strip(","), root / "reference")
     err = (root / "stderr").read_text()
     submitted_cpu_s = spent.user + spent.system + spent.children_user + spent.children_system

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from multiprocessing import forkserver, popen_forkserver
@@ -75,7 +76,11 @@ class RankPool:
         if any(call.running() for call in self._calls):
             for process in multiprocessing.active_children():
                 process.terminate()
+        # A thread of a library may keep a process from ending, when no limit of a test counts.
+        end = threading.Timer(120, lambda: [p.kill() for p in multiprocessing.active_children()])
+        end.start()
         self._pool.shutdown(cancel_futures=True)
+        end.cancel()
 
 
 def _become_a_rank(counter: Synchronized[int], world_size: int, port: int) -> None:

@@ -1,14 +1,15 @@
 """Watching a job; the queue is a stand-in here."""
 
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
 from launch import watch
+from tests.processes import started
 
 FakeCommand = Callable[[str, str], None]
 
@@ -64,10 +65,11 @@ def test_ctrl_c_ends_the_watching_and_not_the_job(
         f"sys.exit(follow('4711', Path('{tmp_path}/log')))"
     )
     command = [sys.executable, "-c", code]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with started(command, stderr=PIPE) as process:
         assert process.stderr is not None
         assert process.stderr.readline() == "job 4711: RUNNING\n"
         process.send_signal(signal.SIGINT)
         assert process.stderr.read().startswith("job 4711: goes on; `scancel 4711` ends it")
+        process.wait(timeout=200)
     assert process.returncode == 130
     assert not (tmp_path / "cancelled").exists()

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from segresmamba.storage.locks import is_locked, locked, try_lock
+from tests.processes import started
 
 HOLD = """
 import pathlib, sys
@@ -29,14 +30,13 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def holder(path: Path) -> Iterator[subprocess.Popen[bytes]]:
+def holder(path: Path) -> Iterator[subprocess.Popen[str]]:
     """A process that holds the lock until its input closes or it is killed."""
     command = [sys.executable, "-c", HOLD, str(path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with started(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == b"held\n"
+        assert process.stdout.readline() == "held\n"
         yield process
-        process.kill()
 
 
 def take(path: Path) -> bool:
@@ -48,7 +48,7 @@ def take(path: Path) -> bool:
         os.close(fd)
 
 
-def test_a_lock_is_held_until_its_holder_dies(path: Path, holder: subprocess.Popen[bytes]) -> None:
+def test_a_lock_is_held_until_its_holder_dies(path: Path, holder: subprocess.Popen[str]) -> None:
     assert is_locked(path)
     assert not take(path)
     holder.kill()
@@ -64,7 +64,7 @@ def test_shared_locks_exclude_only_those_who_want_it_alone(path: Path) -> None:
         assert not try_lock(alone.fileno(), path)
 
 
-def test_a_lock_is_waited_for(path: Path, holder: subprocess.Popen[bytes]) -> None:
+def test_a_lock_is_waited_for(path: Path, holder: subprocess.Popen[str]) -> None:
     taken = threading.Event()
 
     def wait() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from segresmamba.storage.terminal import shield_output, stop_signals
+from tests.processes import started
 
 PROGRAM = """
 import logging, sys
@@ -29,10 +30,13 @@ Path(sys.argv[1]).write_text("done")
 def test_a_process_outlives_the_reader_of_its_output(tmp_path: Path) -> None:
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "end")]
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    with subprocess.Popen(command, **pipes) as process:  # type: ignore[call-overload]
+    with started(command, **pipes) as process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stderr
         process.stdout.close()
         process.stderr.close()
-        process.stdin.write(b"\n")
+        process.stdin.write("\n")
         process.stdin.close()
         assert process.wait() == 0
     assert (tmp_path / "end").read_text() == "done"

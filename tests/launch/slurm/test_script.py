@@ -11,6 +11,7 @@ import pytest
 from launch.slurm import script
 from segresmamba.config import ClusterConfig, load_config
 from segresmamba.errors import USER_CODE
+from tests.processes import started
 
 
 def run_script(folder: Path, monkeypatch: pytest.MonkeyPatch, preflight: str) -> tuple[int, str]:
@@ -107,7 +108,7 @@ def test_a_signal_to_the_script_alone_reaches_the_ranks(
     path = tmp_path / "script.sh"
     before = script.environment(load_config(["cluster=slurm"]).cluster, tmp_path)
     path.write_text("\n".join([*before, ranks, *script.after_share()]))
-    with subprocess.Popen(["bash", str(path)], stdout=subprocess.PIPE, text=True) as process:
+    with started(["bash", str(path)], stdout=subprocess.PIPE) as process:
         while not (tmp_path / "ready").exists():
             time.sleep(0.02)
         process.send_signal(signum)

@@ -23,6 +23,7 @@ from launch.sweeps.trial_job import TrialJob, catch_up, chosen
 from segresmamba.config import Config
 from segresmamba.errors import ConfigError, LaunchError
 from segresmamba.tracking.journal import Journal, read_journal
+from tests.processes import started
 
 LR = "train.lr=tag(log,interval(1e-4,1e-2))"
 
@@ -217,11 +218,8 @@ def test_a_pruned_trial_that_slurm_starts_again_ends_at_once(tmp_path: Path) -> 
 def controller(*words: str) -> Iterator[subprocess.Popen[str]]:
     """`python -m launch sweep`, whose trials end with the test."""
     command = [sys.executable, "-m", "launch", "sweep", *words]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+    with started(command, stdout=subprocess.PIPE) as process:
+        yield process
 
 
 def steps(trial: Path) -> list[int]:

@@ -25,6 +25,7 @@ from launch.sweeps.sweep import Sweep
 from segresmamba.config import config_digest, former_digest
 from segresmamba.errors import ConfigError, LaunchError
 from segresmamba.tracking.journal import Journal
+from tests.processes import started
 
 FakeCommand = Callable[[str, str], None]
 
@@ -282,7 +283,7 @@ def test_a_killed_controller_leaves_its_trial_to_the_next_one(
     """Real training: kill -9 of the controller; the same command does not start the trial twice."""
     words = [*real_overrides, "train.max_steps=1", "seed=0,1"]
     command = [sys.executable, "-m", "launch", "sweep", "--name", "s", *words]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
+    with started(command, stdout=subprocess.PIPE) as first:
         assert first.stdout is not None
         while "started" not in first.stdout.readline():
             pass
