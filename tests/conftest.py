@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel as nib
@@ -25,6 +26,9 @@ if not torch.cuda.is_available():
     # DeepSpeed does.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# What Slurm, a terminal and our own launcher send.
+STOP_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
 # How long an example takes depends on what else the machine does.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
@@ -43,6 +47,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def _signals_stay() -> Iterator[None]:
+    """Let no test change what signals do: what a later test starts would inherit an ignored one."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    yield
+    after = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    for number in STOP_SIGNALS:
+        if after[number] != before[number]:
+            signal.signal(number, before[number])
+    assert after == before
 
 
 def write_nnunet_dataset(folder: Path, cases: int = 5, size: int = 40, channels: int = 2) -> Path:

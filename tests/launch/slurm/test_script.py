@@ -112,5 +112,5 @@ def test_a_signal_to_the_script_alone_reaches_the_ranks(
         while not (tmp_path / "ready").exists():
             time.sleep(0.02)
         process.send_signal(signum)
-        out, _ = process.communicate()
+        out, _ = process.communicate(timeout=200)
     assert (process.returncode, out) == (7, f"got {passed_on}\n")
