@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.nn import functional
 
 from tests.engine.ranks import RankPool
 from tests.engine.tiny import tiny_config
@@ -53,9 +52,3 @@ def on_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     """These tests compare with CPU results and run two ranks: GPUs of the machine stay out."""
     if "gpu" not in request.keywords:
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-
-
-@pytest.fixture(autouse=True)
-def _plain_linear(monkeypatch: pytest.MonkeyPatch) -> None:
-    """DeepSpeed's stage 3 replaces PyTorch's linear layer, for the whole process."""
-    monkeypatch.setattr(functional, "linear", functional.linear)
