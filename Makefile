@@ -9,7 +9,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/sample
-JOBS ?= $(shell nproc)
+# One more than there are cores: tests also wait, for processes that they start.
+JOBS ?= $(shell expr $$(nproc) + 1)
 # What `make test` runs side by side. The last one is the largest: its result is shown last.
 PARTS := browser cluster unit
 LOGS := $(VENV)/logs
