@@ -21,7 +21,7 @@ CANCEL_PATIENCE_S = 120.0
 UNLIMITED_MIN = 365 * 24 * 60
 _LIVE = {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "RESIZING", "SUSPENDED"}
 _LIVE |= {"REQUEUE_FED", "REQUEUE_HOLD", "SIGNALING", "STAGE_OUT", "STOPPED"}
-# A job is SIGNALING for the moment in which slurmctld sends a signal to its nodes, of preemption too.
+# A job is SIGNALING for the moment in which slurmctld sends its nodes a signal, as to preempt it.
 _RUNNING = re.compile("JobState=(RUNNING|SIGNALING|RESIZING|STOPPED)")
 # How long a job waits for an answer of slurmctld, which may be restarted at any time.
 AWAY_PATIENCE_S = 600.0
