@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from segresmamba.data import convert
 from segresmamba.errors import UserError
+from segresmamba.tracking.memory import status_kib
 from tests.data.raw import write_raw
 from tests.fuzz.mutator import mutated
 from tests.fuzz.targets import Target, all_targets
@@ -31,6 +32,8 @@ TURN_S = 1.0
 """Processor time of a target's turn. A fast reader gets more inputs."""
 SLOW_S = 10.0
 """Processor time above which an input is a finding."""
+PEAK_GIB = 1.0
+"""Memory beyond that of the process before, above which an input is a finding."""
 
 
 @dataclass
@@ -47,7 +50,7 @@ class Count:
     def read(self, target: Target, written: bytes, number: int) -> None:
         """Read an input, count it, and show a finding that is new."""
         self.inputs += 1
-        started_s = time.process_time()
+        started_s, before_gib = time.process_time(), _peak_gib()
         try:
             target.read(written)
             self.accepted += 1
@@ -57,12 +60,20 @@ class Count:
             self._add(f"{target.name}: {_place(error)}", written, number)
         if time.process_time() - started_s > SLOW_S:
             self._add(f"{target.name}: slow", written, number)
+        # The peak of the process only grows, so a later input of the same kind is not counted.
+        if _peak_gib() > before_gib + PEAK_GIB:
+            self._add(f"{target.name}: memory", written, number)
 
     def _add(self, kind: str, written: bytes, number: int) -> None:
         self.found[kind] = self.found.get(kind, 0) + 1
         if self.found[kind] == 1:
             print(f"finding: {kind}, seed {number}\n  input: {written!r:.2000}", flush=True)
             traceback.print_exc(limit=-4)
+
+
+def _peak_gib() -> float:
+    """The highest memory of this process so far."""
+    return (status_kib("VmHWM") or 0.0) / 2**20
 
 
 def _place(error: BaseException) -> str:
