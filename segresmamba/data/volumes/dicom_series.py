@@ -27,8 +27,25 @@ _UNEVEN_MM = 0.05
 _TURNED = 1e-3
 """Difference of direction cosines from which two slices are not parallel: 0.06 degrees."""
 _DICOM_AT = 128  # bytes of preamble, which may hold anything
-_LONG_KINDS = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"UC", b"UN", b"UR", b"UT"}
+_SHORT_KINDS = {b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT"}
+_SHORT_KINDS |= {b"PN", b"SH", b"SL", b"SS", b"ST", b"TM", b"UI", b"UL", b"US"}
+_LONG_KINDS = {
+    b"OB",
+    b"OD",
+    b"OF",
+    b"OL",
+    b"OV",
+    b"OW",
+    b"SQ",
+    b"SV",
+    b"UC",
+    b"UN",
+    b"UR",
+    b"UT",
+    b"UV",
+}
 _UNKNOWN_LENGTH = 0xFFFFFFFF
+_IMPLICIT_SYNTAX = b"1.2.840.10008.1.2\0"
 _OTHER_SYNTAXES = (b"1.2.840.10008.1.2.2\0", b"1.2.840.10008.1.2.1.99")  # big-endian, deflated
 _HEADER_BYTES = 1 << 16
 _PHOTOMETRIC = "0028|0004"
@@ -170,7 +187,8 @@ def is_sound_dicom(path: Path) -> bool:
     The look ends at the first sequence whose length is not written down.
 
     Raises:
-        EOFError: If an element is longer than the file.
+        EOFError: If an element is longer than the file, or of a kind that DICOM does not have: GDCM
+            would take its length from other bytes.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -178,13 +196,16 @@ def is_sound_dicom(path: Path) -> bool:
     at = _DICOM_AT + 4
     if head[_DICOM_AT:at] != b"DICM":
         return False
+    has_kinds = _IMPLICIT_SYNTAX not in head
     packed = any(syntax in head for syntax in _OTHER_SYNTAXES)
     while at + 12 <= len(head):
         group, _, kind, short = struct.unpack_from("<HH2sH", head, at)
         if packed and group != 2:  # what follows has other bytes
             break
-        explicit = kind.isalpha() and kind.isupper()
-        is_short = explicit and kind not in _LONG_KINDS
+        explicit = (group == 2 or has_kinds) and kind.isalpha() and kind.isupper()
+        is_short = explicit and kind in _SHORT_KINDS
+        if explicit and not is_short and kind not in _LONG_KINDS:
+            raise EOFError(f"an element of the unknown kind {kind.decode()}")
         begin = at + (12 if explicit and not is_short else 8)
         length = short if is_short else struct.unpack_from("<I", head, begin - 4)[0]
         if length == _UNKNOWN_LENGTH:

@@ -11,7 +11,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk  # noqa: N813
-from pydicom.uid import RLELossless
+from pydicom.uid import ImplicitVRLittleEndian, RLELossless
 
 from segresmamba.data.volumes.itk import open_itk
 from segresmamba.data.volumes.opened_file import OpenedFile
@@ -176,6 +176,26 @@ def test_a_file_that_ends_in_its_first_element_is_said_to_be_unreadable(tmp_path
     (tmp_path / "CT" / "000.dcm").write_bytes(cut)
     with pytest.raises(ValueError, match="BytesLengthException"):
         open_itk(tmp_path / "CT")
+
+
+def test_an_element_of_an_unknown_kind_takes_no_memory(tmp_path: Path) -> None:
+    """GDCM took 1.2 GiB for it: it read the length from other bytes."""
+    write_series(tmp_path / "CT", VOXELS_XYZ)
+    path = tmp_path / "CT" / "000.dcm"
+    path.write_bytes(path.read_bytes().replace(b"\x02\x00\x10\x00UI", b"\x02\x00\x10\x00AU", 1))
+    with pytest.raises(EOFError, match="unknown kind AU"):
+        open_itk(tmp_path / "CT")
+
+
+def test_lengths_that_look_like_kinds_are_those_of_a_file_without_kinds(tmp_path: Path) -> None:
+    write_series(tmp_path / "CT", VOXELS_XYZ)
+    for path in (tmp_path / "CT").iterdir():
+        dataset = pydicom.dcmread(path)
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+        dataset.add_new(0x00091001, "UN", bytes(0x4142))  # a length that is written as BA
+        dataset.save_as(path, implicit_vr=True, little_endian=True)
+        assert b"\x09\x00\x01\x10BA\0\0" in path.read_bytes()
+    np.testing.assert_array_equal(voxels_XYZ(open_itk(tmp_path / "CT")), VOXELS_XYZ)
 
 
 def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
