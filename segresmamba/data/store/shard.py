@@ -100,8 +100,9 @@ class ShardedArray:
         if not chunks:
             return
         # Memory is taken for what is read, so the index must not say how much.
-        if (longest := max(count for _, count, _ in chunks)) > self._chunk_bytes + _OVERHEAD_BYTES:
-            raise ValueError(f"the shard's index names a chunk of {longest} bytes: it is damaged")
+        for _, count, _ in chunks:
+            if not _OVERHEAD_BYTES <= count <= self._chunk_bytes + _OVERHEAD_BYTES:
+                raise ValueError(f"the shard's index names a chunk of {count} bytes: it is damaged")
         scratch = np.empty(self._chunk, self._dtype)
         parts = self._shard.read_ranges([(offset, count) for offset, count, _ in chunks])
         for part, (_, count, place) in zip(parts, chunks, strict=True):

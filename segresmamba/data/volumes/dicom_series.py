@@ -29,21 +29,9 @@ _TURNED = 1e-3
 _DICOM_AT = 128  # bytes of preamble, which may hold anything
 _SHORT_KINDS = {b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT"}
 _SHORT_KINDS |= {b"PN", b"SH", b"SL", b"SS", b"ST", b"TM", b"UI", b"UL", b"US"}
-_LONG_KINDS = {
-    b"OB",
-    b"OD",
-    b"OF",
-    b"OL",
-    b"OV",
-    b"OW",
-    b"SQ",
-    b"SV",
-    b"UC",
-    b"UN",
-    b"UR",
-    b"UT",
-    b"UV",
-}
+_LONG_KINDS = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT"}
+_LONG_KINDS |= {b"UV"}
+_ITEMS = 0xFFFE  # the group of the items of a sequence
 _UNKNOWN_LENGTH = 0xFFFFFFFF
 _IMPLICIT_SYNTAX = b"1.2.840.10008.1.2\0"
 _OTHER_SYNTAXES = (b"1.2.840.10008.1.2.2\0", b"1.2.840.10008.1.2.1.99")  # big-endian, deflated
@@ -187,8 +175,8 @@ def is_sound_dicom(path: Path) -> bool:
     The look ends at the first sequence whose length is not written down.
 
     Raises:
-        EOFError: If an element is longer than the file, or of a kind that DICOM does not have: GDCM
-            would take its length from other bytes.
+        EOFError: If an element is longer than the file, of a kind that DICOM does not have, or an
+            item of no sequence. GDCM would take the length of the last two from other bytes.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -202,6 +190,8 @@ def is_sound_dicom(path: Path) -> bool:
         group, _, kind, short = struct.unpack_from("<HH2sH", head, at)
         if packed and group != 2:  # what follows has other bytes
             break
+        if group == _ITEMS:
+            raise EOFError("an item that is not in a sequence")
         explicit = (group == 2 or has_kinds) and kind.isalpha() and kind.isupper()
         is_short = explicit and kind in _SHORT_KINDS
         if explicit and not is_short and kind not in _LONG_KINDS:

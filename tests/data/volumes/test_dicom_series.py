@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import locale
 import shutil
+import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -184,6 +185,16 @@ def test_an_element_of_an_unknown_kind_takes_no_memory(tmp_path: Path) -> None:
     path = tmp_path / "CT" / "000.dcm"
     path.write_bytes(path.read_bytes().replace(b"\x02\x00\x10\x00UI", b"\x02\x00\x10\x00AU", 1))
     with pytest.raises(EOFError, match="unknown kind AU"):
+        open_itk(tmp_path / "CT")
+
+
+def test_an_item_of_no_sequence_takes_no_memory(tmp_path: Path) -> None:
+    """GDCM took 2.3 GiB for a file with some."""
+    write_series(tmp_path / "CT", VOXELS_XYZ)
+    path = tmp_path / "CT" / "000.dcm"
+    head, tag, pixels = path.read_bytes().partition(b"\xe0\x7f\x10\x00")
+    path.write_bytes(head + struct.pack("<HHI", 0xFFFE, 0xE000, 4) + bytes(4) + tag + pixels)
+    with pytest.raises(EOFError, match="not in a sequence"):
         open_itk(tmp_path / "CT")
 
 
