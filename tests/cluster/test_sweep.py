@@ -16,6 +16,7 @@ import pytest
 from launch.run_state import FINISHED, OVER, STOPPED
 from launch.sweeps.sweep import Sweep
 from segresmamba.data import convert
+from segresmamba.tracking import sync
 from tests.cluster.jobs import REPOSITORY, Job, launch, losses, release, run, slurm, wait_until
 from tests.conftest import write_nnunet_dataset
 
@@ -197,7 +198,10 @@ def test_a_search_needs_nobody_on_the_login_node(
 
 
 def children(root: Path, parent: str, count: int) -> set[str]:
-    """Runs in MLflow below this one; uploads may be late."""
+    """Runs in MLflow below this one."""
+    # A busy machine may keep a job from sending everything in its time. This sends what is left.
+    for journal in root.glob("*/journal.jsonl"):
+        sync(journal.parent)
     query = (
         "SELECT child.name FROM tags JOIN runs AS child USING (run_uuid) JOIN runs AS parent ON "
         "parent.run_uuid = tags.value WHERE tags.key = 'mlflow.parentRunId' AND parent.name = ?"
