@@ -252,7 +252,8 @@ def read_manifest(store: Path | Files) -> Manifest:
             remedy="run `segresmamba convert SOURCE STORE` to its end (it goes on where it "
             "stopped), or correct data.store",
         ) from error
-    except (ValueError, KeyError, TypeError) as error:  # pydantic's errors are ValueErrors
+    # Pydantic's errors are ValueErrors; a version that is infinite overflows.
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise DataError(
             "the manifest of a dataset is damaged",
             where=path,

@@ -158,7 +158,9 @@ def test_converting_again_replaces_a_damaged_manifest(raw: Path, tmp_path: Path)
     assert (store / MANIFEST).read_bytes() == right
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"schema_version": 1}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"schema_version": 1}', '{"schema_version": Infinity}']
+)
 def test_a_damaged_manifest_is_refused(store: Path, content: str) -> None:
     (store / "dataset.json").write_text(content)
     with pytest.raises(DataError, match="damaged") as caught:
