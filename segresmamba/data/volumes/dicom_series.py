@@ -186,7 +186,7 @@ def is_sound_dicom(path: Path) -> bool:
         return False
     has_kinds = _IMPLICIT_SYNTAX not in head
     packed = any(syntax in head for syntax in _OTHER_SYNTAXES)
-    while at + 12 <= len(head):
+    while at + 8 <= len(head):
         group, _, kind, short = struct.unpack_from("<HH2sH", head, at)
         if packed and group != 2:  # what follows has other bytes
             break
@@ -197,7 +197,10 @@ def is_sound_dicom(path: Path) -> bool:
         if explicit and not is_short and kind not in _LONG_KINDS:
             raise EOFError(f"an element of the unknown kind {kind.decode()}")
         begin = at + (12 if explicit and not is_short else 8)
-        length = short if is_short else struct.unpack_from("<I", head, begin - 4)[0]
+        if len(head) < begin <= size:
+            break
+        # A header that its file cuts off names no length.
+        length = short if is_short else int.from_bytes(head[begin - 4 : begin], "little")
         if length == _UNKNOWN_LENGTH:
             break
         at = begin + length
