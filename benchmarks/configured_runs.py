@@ -1,6 +1,6 @@
 """Short runs of what `segresmamba configure` proposes, beside the presets, at equal steps.
 
-    python benchmarks/configured_runs.py --out runs-of-proposals      # about an hour of one core
+    python benchmarks/configured_runs.py --out runs-of-proposals      # up to an hour of one core
 
 Three small sets are made: the brain sample, the CT sample, and a gland of two zones in thick
 slices with two channels. Network widths, steps, batch, learning rate and precision are the same on

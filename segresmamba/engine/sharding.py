@@ -135,7 +135,11 @@ class ShardedState:
             weight = (parameter.ds_tensor if self._stage == 3 else parameter).data.view(-1)
             return self._part(parameter, [weight, *[torch.zeros_like(weight)] * 2])
         if self._stage == 0:
-            state = self._adamw.state[parameter]
+            # AdamW has no moments of a weight that no gradient has reached, as that of an output of
+            # deep supervision that does not count.
+            state = self._adamw.state[parameter] or dict.fromkeys(
+                MOMENTS, torch.zeros_like(parameter.data)
+            )
             return 0, [row.view(-1) for row in (parameter.data, *map(state.get, MOMENTS))]
         if self._stage < 3:
             held = parameter._hp_mapping

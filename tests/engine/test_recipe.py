@@ -6,9 +6,12 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
-from segresmamba.engine import train
+from segresmamba.engine import request_stop, train
 from segresmamba.errors import ConfigError
+from segresmamba.storage.run_folder import RunFolder
+from segresmamba.task.weights import read_weights
 from tests.engine.tiny import journal_losses, tiny_config
 
 OWN = (
@@ -25,6 +28,22 @@ def test_a_run_trains_with_a_loss_and_an_augmentation_of_another_package(
 ) -> None:
     assert train(tiny_config(tiny_store, tmp_path, *OWN))["status"] == "finished"
     assert all(map(math.isfinite, journal_losses(tmp_path / "tiny").values()))
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_a_run_with_an_output_that_does_not_count_is_saved_and_goes_on(
+    tiny_store: Path, tmp_path: Path, stage: int
+) -> None:
+    words = ("model.dims=[8,8,8]", "model.deep_supervision=true", "loss.deep_supervision=[1]")
+    words = (*words, f"train.zero_stage={stage}", "train.checkpoint_every=2", "train.fold=none")
+    train(tiny_config(tiny_store, tmp_path, *words, "run.name=whole"))
+    request_stop()
+    train(tiny_config(tiny_store, tmp_path, *words))
+    assert train(tiny_config(tiny_store, tmp_path, *words))["status"] == "finished"
+    whole, tiny = (read_weights(RunFolder(tmp_path / name).best)[0] for name in ("whole", "tiny"))
+    assert whole.keys() == tiny.keys()
+    for name, value in whole.items():
+        torch.testing.assert_close(tiny[name], value, atol=1e-5, rtol=0, msg=name)
 
 
 @pytest.mark.parametrize(
