@@ -137,7 +137,8 @@ def prepare(operands: ScanOperands, softplus: bool, order: OrderMap = _IN_A_ROW)
         A_DN.contiguous(),
         B_BGNL,
         C_BGNL,
-        *(A_DN.new_zeros(len(A_DN)) if p is None else p.contiguous() for p in (D_D, bias_D)),
+        A_DN.new_zeros(len(A_DN)) if D_D is None else D_D.contiguous(),
+        A_DN.new_zeros(len(A_DN)) if bias_D is None else bias_D.contiguous(),
         softplus,
         order,
     )
