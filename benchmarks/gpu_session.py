@@ -433,11 +433,12 @@ def with_benchmarks(step: Callable[..., None], s: Session, arguments: tuple[Any,
         raise
 
 
-def end(processes: Iterable[psutil.Process]) -> None:
-    """Kill processes, those that have ended excepted."""
+def end(processes: list[psutil.Process]) -> None:
+    """Kill processes, and give them time to leave the GPU."""
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.kill()
+    psutil.wait_procs(processes, timeout=5)
 
 
 def run_all(s: Session, plan: Plan, *, limited: bool) -> list[str]:
@@ -457,11 +458,11 @@ def run_all(s: Session, plan: Plan, *, limited: bool) -> list[str]:
         process.start()
         process.join(limit_s if limited else None)
         if process.is_alive():
-            with suppress(psutil.NoSuchProcess):
-                # `launch` starts the ranks in a session of their own: they do not end with it.
-                cut = psutil.Process(process.pid)
-                end([cut, *cut.children(recursive=True)])
+            # `launch` starts the ranks in a session of their own: they do not end with it.
+            started_by_it = psutil.Process(process.pid).children(recursive=True)
+            process.kill()
             process.join()
+            end(started_by_it)
             failed.append(f"{title}: cut off after {limit_s:.0f} s")
         elif process.exitcode:
             failed.append(f"{title}: exit code {process.exitcode}")
