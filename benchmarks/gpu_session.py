@@ -5,7 +5,8 @@
 
 `benchmarks/gpu_wheels.sh` collects what it needs beside Python 3.12, torch and Triton. The steps
 come in order of worth. Each is a process of its own with a time limit, and writes each number as
-soon as it has it: a step that fails, hangs or is cut off loses only what it had not measured.
+soon as it has it: a step that fails, hangs or is cut off loses only what it had not measured. The
+last file, gpu_targets_<device>.csv, compares the numbers with the aims of docs/performance.md.
 """
 
 from __future__ import annotations
@@ -16,23 +17,31 @@ import gc
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 FIELDS = ("step", "case", "quantity", "value", "unit")
 GIB = 1 << 30
 # Test files with GPU tests. Those of CodeCarbon and MLflow are not among them: their packages are
 # larger than all others together.
-GPU_TESTS = ("ops/test_gpu.py", "planner/test_plan.py", "tracking/test_memory.py")
+GPU_TESTS = (
+    "ops/test_gpu.py", "planner/test_plan.py", "tracking/test_memory.py", "cli/test_doctor.py",
+)  # fmt: skip
+# No step goes on after this, whatever its own limit is.
+TOTAL_S = 720
 # DeepSpeed takes seconds to import, and so one process does it for all steps of a dry session.
 PRELOADED = ["deepspeed", "segresmamba.engine.trainer", "segresmamba.bench.worker"]
 _ON_ONE_CORE = ("train.device=cpu", "train.threads=1")
@@ -58,8 +67,10 @@ class Session:
     stages: tuple[int, ...] = (0, 1, 2, 3)
     planned: tuple[tuple[int, int], ...] = ((0, 1), (1, 1), (4, 1), (0, 4), (1, 4), (4, 4))
     """Checkpointed stages of the network, and the batch."""
-    scans: tuple[tuple[int, int], ...] = ((32768, 96), (262144, 96), (32768, 384), (262144, 384))
+    scans: tuple[tuple[int, int], ...] = ((262144, 96), (32768, 96), (32768, 384), (262144, 384))
     """Tokens and channels."""
+    scan_side: int = 64
+    """Side of the cube of tokens for `tri_scan`."""
     network: tuple[str, ...] = ("train.precision=bf16",)
     networks: tuple[str, ...] = ("segresmamba", "segmamba", "segresnet", "swinunetr", "resenc_unet")
     workers: int = 4
@@ -69,8 +80,8 @@ class Session:
         """The smallest sizes that all steps take; without numba, a CPU scans token by token."""
         return cls(
             work, out, "cpu", "dry", patch=16, case=18, channels=1, steps=3, volume=18, stages=(0,),
-            planned=((1, 1),), scans=((64, 8),), networks=("segresmamba",), workers=1,
-            network=("model=segresmamba_nomamba", "model.dims=[8,8]", *_ON_ONE_CORE),
+            planned=((1, 1), (0, 2)), scans=((64, 8),), scan_side=4, networks=("segresmamba",),
+            workers=1, network=("model=segresmamba_nomamba", "model.dims=[8,8]", *_ON_ONE_CORE),
         )  # fmt: skip
 
     @property
@@ -96,6 +107,10 @@ class Session:
             *self.network,
         ]
 
+    def files(self) -> list[Path]:
+        """The files that there are, in the order of their names."""
+        return sorted(self.out.glob(f"gpu_*_{self.name}.csv"))
+
     def write(self, step: str, case: str, quantity: str, value: object, unit: str = "") -> None:
         """Add one number to the step's file, and show it."""
         value = f"{value:.5g}" if isinstance(value, float) else str(value)
@@ -118,7 +133,7 @@ def command(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
 def records(run: Path) -> list[dict[str, float]]:
     """The metrics of the steps that a run has recorded."""
     path = run / "journal.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []  # the last may be half there
     values = [json.loads(line).get("values", {}) for line in lines]
     return [value for value in values if "time/step_s" in value]
 
@@ -161,12 +176,17 @@ def doctor(s: Session) -> None:
 def gpu_tests(s: Session) -> None:
     """1: the tests that need a GPU."""
     files = [str(ROOT / "tests" / name) for name in GPU_TESTS]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *files],
-        cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False,
-    )  # fmt: skip
-    print(done.stdout)
-    s.write("gpu_tests", done.stdout.splitlines()[-1].strip("= "), "exit code", done.returncode)
+    words = ["-m", "pytest", "-v", "-m", "gpu", "-p", "no:cacheprovider", *files]
+    with subprocess.Popen(
+        [sys.executable, "-u", *words], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as tests:
+        for line in tests.stdout or ():
+            print(line, end="")
+            if found := re.match(r"\S+::(.+) (PASSED|FAILED|ERROR|SKIPPED)\b", line):
+                s.write("gpu_tests", found[1], "outcome", found[2].lower())
+    s.write("gpu_tests", "", "exit code", tests.returncode)
+    if tests.returncode:
+        raise RuntimeError("tests have failed")
 
 
 def memory(s: Session) -> None:
@@ -179,8 +199,9 @@ def memory(s: Session) -> None:
         case = f"{s.patch}^3, checkpoint_stages {stages}, batch {batch}"
         words = [f"model.checkpoint_stages={stages}", f"train.batch_size={batch}"]
         config = load_config([*s.words, *words])
-        predicted = Planner(Task.from_config(config)).predict(config).needed_gib
-        s.write("memory", case, "predicted", predicted, "GiB")
+        predicted = Planner(Task.from_config(config)).predict(config)
+        s.write("memory", case, "predicted", predicted.peak_bytes / GIB, "GiB")
+        s.write("memory", case, "with workspaces and context", predicted.needed_gib, "GiB")
         with training(s, *words) as (steps, step):
             step()
             steps.memory.forget()
@@ -192,7 +213,7 @@ def memory(s: Session) -> None:
 def training(s: Session, *words: str) -> Iterator[tuple[Any, Callable[[], None]]]:
     """A network that trains on noise as in `segresmamba bench`, and a function that makes a step.
 
-    What the network before it has left on the GPU is freed first.
+    Afterwards its memory is free for the next one, whoever still knows it.
     """
     import torch
 
@@ -202,14 +223,17 @@ def training(s: Session, *words: str) -> Iterator[tuple[Any, Callable[[], None]]
     from segresmamba.engine.distributed import join
     from segresmamba.task.ranks import Ranks
 
-    gc.collect()
-    torch.cuda.empty_cache()  # does nothing without a GPU
     config = load_config([*s.words, *words])
     ranks = Ranks.from_environment(config.train.device)
     join(ranks, config.train.threads)
     made = Training(config, ranks, Measurement("", s.steps, None, with_store=True))
     batches = synthetic_batches(config, made.channels, len(made.labels))
-    yield made, lambda: made.step(next(batches))
+    try:
+        yield made, lambda: made.step(next(batches))
+    finally:
+        vars(made).clear()
+        gc.collect()
+        torch.cuda.empty_cache()  # does nothing without a GPU
 
 
 def train(s: Session) -> None:
@@ -224,6 +248,9 @@ def train(s: Session) -> None:
         case = f"{kernels}, ZeRO {stage}"
         found = records(s.work / "runs" / name)
         s.write("train", case, "command", time.monotonic() - started, "s")
+        (log,) = (s.work / "runs" / name).glob("logs/*/*_0_log.out")
+        if ready := re.search(r"kernels of the scans are ready after ([\d.]+) s", log.read_text()):
+            s.write("train", case, "kernels", float(ready[1]), "s")
         s.write("train", case, "first step", found[0]["time/step_s"], "s")
         s.write("train", case, "last step", found[-1]["time/step_s"], "s")
         if peak := found[-1].get("memory/device_peak_allocated_gib"):
@@ -232,9 +259,6 @@ def train(s: Session) -> None:
 
 def launches(s: Session) -> None:
     """3: kernels and waits of one step, and its time."""
-    from torch.profiler import ProfilerActivity, profile
-
-    on_gpu = s.device == "cuda"
     with training(s) as (_, step):
         for _ in range(3):
             step()
@@ -242,17 +266,26 @@ def launches(s: Session) -> None:
         for _ in range(s.steps):
             step()
         s.write("launches", "", "step", (time.perf_counter() - started) / s.steps, "s")
-        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-        with profile(activities=activities) as profiled:
-            step()
-    counts = {event.key: event.count for event in profiled.key_averages()}
+        counts = calls(step, s)
+    counts.subtract(calls(lambda: None, s))  # the profiler waits for the device too
     for quantity, parts in {
         "kernel launches": ("LaunchKernel",),
         "waits": ("StreamSynchronize", "EventSynchronize", "DeviceSynchronize"),
         "copies": ("MemcpyAsync",),
+        "fills": ("MemsetAsync",),
     }.items():
         found = sum(n for key, n in counts.items() if any(part in key for part in parts))
         s.write("launches", "one step, loss read", quantity, found)
+
+
+def calls(run: Callable[[], None], s: Session) -> Counter[str]:
+    """How often a function calls what a profiler sees, by name."""
+    from torch.profiler import ProfilerActivity, profile
+
+    on_gpu = [ProfilerActivity.CUDA] if s.device == "cuda" else []
+    with profile(activities=[ProfilerActivity.CPU, *on_gpu]) as profiled:
+        run()
+    return Counter({event.key: event.count for event in profiled.key_averages()})
 
 
 def preemption(s: Session) -> None:
@@ -316,51 +349,21 @@ def energy_j(s: Session) -> float | None:
 
 def scan(s: Session) -> None:
     """6: the selective scan against its floor, mamba-ssm and a scan in plain PyTorch."""
+    import math
+
     import torch
-    from scan import best_ms, floor_rows, gradients, rate_rows
-    from scan_methods import chunked_scan, scan_operands
-
-    from segresmamba.ops import available_backends, selective_scan
-
-    on_gpu = s.device == "cuda"
+    from scan import Bench, best_ms, comparison_rows, gpu_bench
 
     def milliseconds(run: Callable[[], object]) -> float:
-        def finished() -> None:
-            run()
-            if on_gpu:
-                torch.cuda.synchronize()
+        return best_ms(run, 1)
 
-        return best_ms(finished, 10 if on_gpu else 1)
-
-    rates = None
-    if on_gpu:
-        from scan_floor import copy_bytes_per_s, exponentials_per_s
-
-        rates = copy_bytes_per_s(), exponentials_per_s()
-        for row in rate_rows(rates):
-            s.write("scan", row.method, row.quantity, row.value, row.unit)
-    backends = [b for b in ("triton", "mamba_ssm") if available_backends()[b] == "ok"]
-    for length, channels in s.scans:
-        shape = (1, channels, length)
-        o = scan_operands(*shape, s.device, torch.bfloat16 if on_gpu else torch.float32)
-        size = f"L {length} D {channels}"
-        for row in floor_rows(shape, o["u"].element_size(), rates) if rates else ():
-            s.write("scan", f"{size} {row.method}", row.quantity, row.value, row.unit)
-        for method in [*(backends if on_gpu else ["reference"]), "PyTorch, chunks"]:
-
-            def run(method: str = method, o: dict[str, Any] = o) -> Any:
-                if method == "PyTorch, chunks":
-                    return chunked_scan(**o)
-                return selective_scan(**o, delta_softplus=True, backend=method)
-
-            def both(run: Callable[[], Any] = run, o: dict[str, Any] = o) -> None:
-                gradients(run(), o)
-
-            with torch.no_grad():
-                s.write("scan", f"{size} {method}", "forward", milliseconds(run), "ms")
-            # With all states of a long sequence, plain PyTorch would fill any GPU.
-            if method in backends or length * channels <= 1 << 22:
-                s.write("scan", f"{size} {method}", "forward + backward", milliseconds(both), "ms")
+    here = Bench("cpu", torch.float32, ["reference"], milliseconds, (1e9, 1e9))
+    shapes = [(1, channels, length) for length, channels in s.scans]
+    for row in comparison_rows(
+        gpu_bench() if s.device == "cuda" else here, shapes, s.scan_side, math.inf
+    ):
+        size = f"{row.case} L {row.length} D {row.channels} {row.method}"
+        s.write("scan", size, row.quantity, row.value, row.unit)
 
 
 def inference(s: Session) -> None:
@@ -417,32 +420,125 @@ def plan_of(s: Session) -> Iterator[tuple[Callable[..., None], tuple[str, ...], 
     yield loading, (), 25
 
 
-def in_its_own_group(step: Callable[..., None], s: Session, arguments: tuple[str, ...]) -> None:
-    """What a step's process does: with a group of its own, its children can be ended with it."""
-    os.setsid()
+Plan = Iterable[tuple[Callable[..., None], tuple[Any, ...], float]]
+
+
+def with_benchmarks(step: Callable[..., None], s: Session, arguments: tuple[Any, ...]) -> None:
+    """What a step's process does."""
     sys.path.insert(0, str(Path(__file__).parent))
-    step(s, *arguments)
+    try:
+        step(s, *arguments)
+    except BaseException:
+        end(psutil.Process().children(recursive=True))
+        raise
 
 
-def run_all(s: Session) -> list[str]:
-    """Run the steps; returns those that failed or were cut off."""
+def end(processes: list[psutil.Process]) -> None:
+    """Kill processes, and give them time to leave the GPU."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=5)
+
+
+def run_all(s: Session, plan: Plan, *, limited: bool) -> list[str]:
+    """Run the steps, within their limits or without; returns those that failed or were cut off."""
     # On a GPU each step starts afresh: CUDA does not survive a fork, and DeepSpeed looks for it.
     context = multiprocessing.get_context("spawn" if s.device == "cuda" else "forkserver")
     context.set_forkserver_preload(PRELOADED)
-    failed = []
-    for step, arguments, limit_s in plan_of(s):
-        title = " ".join([step.__name__, *arguments])
+    failed, began = [], time.monotonic()
+    for step, arguments, most_s in plan:
+        title = " ".join([step.__name__, *map(str, arguments)])
         started = time.monotonic()
-        process = context.Process(target=in_its_own_group, args=(step, s, arguments))
+        limit_s = min(most_s, began + TOTAL_S - started)
+        if limited and limit_s <= 0:
+            failed.append(f"{title}: no time is left")
+            continue
+        process = context.Process(target=with_benchmarks, args=(step, s, arguments))
         process.start()
-        process.join(limit_s if s.device == "cuda" else None)
+        process.join(limit_s if limited else None)
         if process.is_alive():
-            os.killpg(process.pid or 0, signal.SIGKILL)
+            # `launch` starts the ranks in a session of their own: they do not end with it.
+            started_by_it = psutil.Process(process.pid).children(recursive=True)
+            process.kill()
             process.join()
-        if process.exitcode:
+            end(started_by_it)
+            failed.append(f"{title}: cut off after {limit_s:.0f} s")
+        elif process.exitcode:
             failed.append(f"{title}: exit code {process.exitcode}")
-        print(f"-- {title}: {time.monotonic() - started:.1f} s of {limit_s:.0f}", flush=True)
+        print(f"-- {title}: {time.monotonic() - started:.1f} s of {most_s:.0f}", flush=True)
     return failed
+
+
+@dataclass(frozen=True)
+class Target:
+    """A number of a session, or the quotient of two, and what it is to be."""
+
+    name: str
+    of: tuple[str, str, str]
+    """Step, case and quantity."""
+    over: tuple[str, str, str] | None
+    aim: float
+    at_most: bool = True
+    factor: float = 1.0
+
+    def measured(self, found: Mapping[tuple[str, str, str], float]) -> float | None:
+        """The number; None if it was not measured."""
+        if self.of not in found or (self.over and self.over not in found):
+            return None
+        return self.factor * found[self.of] / (found[self.over] if self.over else 1.0)
+
+    def verdict(self, value: float | None) -> str:
+        """Whether a measured number is as it is to be."""
+        if value is None:
+            return "not measured"
+        return "met" if (value <= self.aim if self.at_most else value >= self.aim) else "missed"
+
+
+def _targets(s: Session) -> Iterator[Target]:
+    """The aims of docs/performance.md, "GPU"."""
+    ours = ("bench", "segresmamba")
+    yield Target("peak memory, GB", (*ours, "peak memory"), None, 4.78, factor=GIB / 1e9)
+    for rival in ("swinunetr", "segmamba"):
+        for quantity, aim in (("peak memory", 0.5), ("step", 0.8)):
+            name = f"{quantity} over that of {rival}"
+            yield Target(name, (*ours, quantity), ("bench", rival, quantity), aim)
+    for size, quantity, aim in (
+        ("L 262144 D 96", "forward", 3.0),
+        ("L 262144 D 96", "forward + backward", 2.0),
+        ("L 32768 D 96", "forward + backward", 2.42),
+    ):
+        scan_, triton = f"selective_scan {size}", f"selective_scan {size} triton"
+        of = ("scan", f"{scan_} mamba_ssm", quantity)
+        name = f"mamba-ssm over triton, {size}, {quantity}"
+        yield Target(name, of, ("scan", triton, quantity), aim, at_most=False)
+    for length, channels in s.scans:
+        for quantity in ("forward", "forward + backward"):
+            size = f"L {length} D {channels}"
+            scan_ = f"selective_scan {size}"
+            of, over = ("scan", f"{scan_} floor", quantity), ("scan", f"{scan_} triton", quantity)
+            yield Target(f"floor over triton, {size}, {quantity}", of, over, 0.4, at_most=False)
+    for stages, batch in s.planned:
+        case = f"{s.patch}^3, checkpoint_stages {stages}, batch {batch}"
+        of, over = ("memory", case, "measured"), ("memory", case, "predicted")
+        yield Target(f"measured over predicted memory, {case}", of, over, 1.15)
+    step = ("launches", "one step, loss read")
+    yield Target("waits of a step", (*step, "waits"), None, 1)
+    yield Target("kernel launches of a step", (*step, "kernel launches"), None, 2000)
+
+
+def compare(s: Session) -> None:
+    """Write the aims with what was measured, from the files of the steps."""
+    found = {}
+    for path in s.files():
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                with suppress(ValueError):  # not a number
+                    found[row["step"], row["case"], row["quantity"]] = float(row["value"])
+    for target in _targets(s):
+        value = target.measured(found)
+        aim = f"{'<=' if target.at_most else '>='} {target.aim:g}"
+        s.write("targets", target.name, aim, "" if value is None else value, target.verdict(value))
 
 
 def main() -> None:
@@ -466,11 +562,12 @@ def main() -> None:
                                    check=True)  # fmt: skip
             name = "_".join(found.stdout.lower().split())
             session = replace(Session(Path(work), out), name=name)
-        for old in out.glob(f"gpu_*_{session.name}.csv"):
+        for old in session.files():
             old.unlink()
-        failed = run_all(session)
+        failed = run_all(session, plan_of(session), limited=not arguments.dry)
+    compare(session)
     print("\n" + ",".join(FIELDS))
-    for path in sorted(out.glob(f"gpu_*_{session.name}.csv")):
+    for path in session.files():
         print("\n".join(path.read_text().splitlines()[1:]))
     print(*(f"FAILED {text}" for text in failed), sep="\n")
     sys.exit(bool(failed))

@@ -70,9 +70,10 @@ class TriOperands(NamedTuple):
     def directions(self, num_slices: int) -> list[Direction]:
         """Cut the stacked parameters into orders."""
         _, _, *parameters = self
+        cut = zip(*(p.unbind(0) for p in parameters), strict=True)
         return [
-            Direction(order_map(order, num_slices), *(p[k] for p in parameters))
-            for k, order in enumerate(ORDERS)
+            Direction(order_map(order, num_slices), *of_order)
+            for order, of_order in zip(ORDERS, cut, strict=True)
         ]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import register_flop_formula
 
 from segresmamba.ops import flops
@@ -72,7 +73,7 @@ def tri_scan(
         D_KD,
     )  # fmt: skip
     check_tri(operands, num_slices)
-    name = resolve_backend(backend, x_BDL.device, float64=has_float64(operands))
+    name = _resolve(backend, operands)
     if name == "reference":
         return tri_scan_ref(*operands, num_slices=num_slices)
     if name == "mamba_ssm":
@@ -81,6 +82,17 @@ def tri_scan(
         return mamba_ssm.tri_scan(operands, num_slices)
     y_BDL: Tensor = _tri(*operands, num_slices, name)
     return y_BDL
+
+
+def _resolve(backend: str, operands: TriOperands) -> str:
+    """The backend of a call, see `resolve_backend`."""
+    x_BDL, is_float64 = operands.x_BDL, has_float64(operands)
+    no_data = x_BDL.is_meta or (x_BDL.device.type == "cpu" and isinstance(x_BDL, FakeTensor))
+    if backend == "auto" and no_data and not is_float64:
+        # An operator only works out shapes here, for which its kernels need not be installed. The
+        # reference would walk along all tokens to no purpose.
+        return "cpu"
+    return resolve_backend(backend, x_BDL.device, float64=is_float64)
 
 
 @custom_op(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from segresmamba.ops import selective_scan, tri_scan, tri_scan_ref
+from segresmamba.ops import dispatch, selective_scan, tri_scan, tri_scan_ref
 from segresmamba.ops.kernels import TriOperands
 from segresmamba.ops.orders import ORDERS, invert, scan_order_indices
 from tests.ops.operands import assert_same, gradients, tri_operands
@@ -145,3 +146,16 @@ def test_operations_are_counted():
     tokens, states, rank, width = o["x_BDL"].numel(), 4, 2, 4
     products = 2 * tokens * (width + rank + 2 * states + rank)
     assert counter.get_total_flops() == 3 * (4 * products + (7 + 7 + 19) * tokens * states)
+
+
+@pytest.mark.parametrize("fake", [True, False])
+def test_shapes_are_worked_out_without_any_kernel(fake, monkeypatch):
+    monkeypatch.setattr(dispatch, "_missing", lambda name: dispatch._Missing(name, "pip"))
+    monkeypatch.setattr("segresmamba.ops.tri.tri_scan_ref", None)
+    o = tri_operands(1, 4, 6, 2)
+    if fake:
+        mode = FakeTensorMode()
+        o = {name: mode.from_tensor(t) for name, t in o.items()}
+    else:
+        o = {name: t.detach().to("meta") for name, t in o.items()}
+    assert tri_scan(**o, num_slices=2).shape == o["x_BDL"].shape

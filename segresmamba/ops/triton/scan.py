@@ -106,7 +106,9 @@ class Scan:
         if matrix_BGNL.stride(3) == 0:  # the same for every token: one row is enough
             row = F.pad(matrix_BGNL[..., :1].mT.float(), (0, vector - states))
             return row.expand(-1, -1, tokens, -1)
-        rows = matrix_BGNL.new_zeros((batch, groups, tokens, vector), dtype=torch.float32)
+        is_padded = (tokens, vector) != (length, states)
+        new = matrix_BGNL.new_zeros if is_padded else matrix_BGNL.new_empty
+        rows = new((batch, groups, tokens, vector), dtype=torch.float32)
         rows[..., :length, :states] = matrix_BGNL.mT
         return rows
 
@@ -129,15 +131,14 @@ def kernel_slices(order: OrderMap) -> int:
 def prepare(operands: ScanOperands, softplus: bool, order: OrderMap = _IN_A_ROW) -> Scan:
     """The operands with dense rows, and neutral values for what is absent."""
     u_BDL, delta_BDL, A_DN, B_BGNL, C_BGNL, D_D, _, bias_D = operands
-    zeros_D = A_DN.new_zeros(A_DN.shape[0])
     return Scan(
         dense(u_BDL),
         dense(delta_BDL),
         A_DN.contiguous(),
         B_BGNL,
         C_BGNL,
-        zeros_D if D_D is None else D_D.contiguous(),
-        zeros_D if bias_D is None else bias_D.contiguous(),
+        A_DN.new_zeros(len(A_DN)) if D_D is None else D_D.contiguous(),
+        A_DN.new_zeros(len(A_DN)) if bias_D is None else bias_D.contiguous(),
         softplus,
         order,
     )
@@ -148,8 +149,13 @@ def dense(x_BDL: Tensor) -> Tensor:
     return x_BDL if chunking.is_dense(x_BDL) else x_BDL.contiguous()
 
 
-def start_states(scan: Scan, B_rows: Tensor) -> tuple[Tensor, Tensor]:
-    """State before each piece (B, D, N, pieces) and after the last (B, D, N)."""
+def no_state(x_BDL: Tensor, states: int) -> Tensor:
+    """The state before the first token, or the adjoint after the last (B, D, N)."""
+    return x_BDL.new_zeros((*x_BDL.shape[:2], states), dtype=torch.float32)
+
+
+def start_states(scan: Scan, B_rows: Tensor, zeros_BDN: Tensor) -> tuple[Tensor, Tensor]:
+    """State before each piece (B, D, N, pieces) and after the last (B, D, N); see `no_state`."""
     end, delta_sum = scan.per_state(scan.pieces), scan.per_channel(scan.pieces)
     launch(
         chunk_ends, scan.walk_grid, end,
@@ -158,7 +164,7 @@ def start_states(scan: Scan, B_rows: Tensor) -> tuple[Tensor, Tensor]:
         *scan.u_BDL.stride(), *B_rows.stride()[:3], ADJOINT=False, GATED=False,
         SOFTPLUS=scan.softplus, IN_A_ROW=True, **scan.walk_sizes,
     )  # fmt: skip
-    return end, _pass(scan, end, delta_sum, torch.zeros_like(end[..., 0]), backwards=False)
+    return end, _pass(scan, end, delta_sum, zeros_BDN, backwards=False)
 
 
 def chunk_starts(scan: Scan, start: Tensor) -> Tensor:
@@ -278,7 +284,7 @@ def scan_forward(
     """See `segresmamba.ops.kernels.Kernels`."""
     scan = prepare(operands, softplus)
     B_rows = scan.rows(scan.B_BGNL)
-    start, last = start_states(scan, B_rows)
+    start, last = start_states(scan, B_rows, no_state(scan.u_BDL, scan.A_DN.shape[1]))
     y_BDL = scan.u_BDL.new_empty(scan.u_BDL.shape)
     outputs(scan, start, B_rows, operands.z, y_BDL, None)
     return y_BDL, last, chunk_starts(scan, start) if keep else start.new_empty(0)

@@ -25,6 +25,7 @@ from segresmamba.ops.triton.scan import (
     dense,
     gradients,
     kernel_slices,
+    no_state,
     outputs,
     prepare,
     start_states,
@@ -49,21 +50,22 @@ def tri_forward(operands: TriOperands, num_slices: int) -> Tensor:
     # Channel-last: a walk writes the channels of a token together, wherever the order puts it.
     total_BDL = x_BDL.new_empty((batch, length, channels), dtype=torch.float32).mT
     first, second, third = directions(operands, num_slices)
-    _add_outputs(x_BDL, first, None, total_BDL, None)
-    _add_outputs(x_BDL, second, None, total_BDL, total_BDL)
+    zeros_BDN = no_state(x_BDL, operands.A_KDN.shape[2])
+    _add_outputs(x_BDL, first, zeros_BDN, None, total_BDL, None)
+    _add_outputs(x_BDL, second, zeros_BDN, None, total_BDL, total_BDL)
     y_BDL = torch.empty_like(operands.x_BDL)
-    _add_outputs(x_BDL, third, z_BDL, y_BDL, total_BDL)
+    _add_outputs(x_BDL, third, zeros_BDN, z_BDL, y_BDL, total_BDL)
     return y_BDL
 
 
 def _add_outputs(
-    x_BDL: Tensor, direction: Direction, gate_BDL: Tensor | None, y_BDL: Tensor,
-    earlier_BDL: Tensor | None,
+    x_BDL: Tensor, direction: Direction, zeros_BDN: Tensor, gate_BDL: Tensor | None,
+    y_BDL: Tensor, earlier_BDL: Tensor | None,
 ) -> None:  # fmt: skip
     """Write the outputs of one order to y, see `outputs`."""
     scan, _ = _project(_convolve(x_BDL, direction), direction)
     B_rows = scan.rows(scan.B_BGNL)
-    start, _ = start_states(scan, B_rows)
+    start, _ = start_states(scan, B_rows, zeros_BDN)
     outputs(scan, start, B_rows, gate_BDL, y_BDL, earlier_BDL)
 
 
@@ -72,8 +74,9 @@ def tri_backward(dy_BDL: Tensor, operands: TriOperands, num_slices: int) -> list
     x_BDL, z_BDL, dy_BDL = dense(operands.x_BDL), dense(operands.z_BDL), dense(dy_BDL)
     dx_BDL = torch.zeros(x_BDL.shape, device=x_BDL.device)
     sum_BDL = torch.empty_like(dx_BDL)  # of the orders' outputs; in the end the gradient of z
+    zeros_BDN = no_state(x_BDL, operands.A_KDN.shape[2])
     found = [
-        _gradients(direction, (x_BDL, z_BDL, dy_BDL), dx_BDL, sum_BDL, k)
+        _gradients(direction, (x_BDL, z_BDL, dy_BDL), zeros_BDN, dx_BDL, sum_BDL, k)
         for k, direction in enumerate(directions(operands, num_slices))
     ]
     del x_BDL, z_BDL, dy_BDL
@@ -81,13 +84,13 @@ def tri_backward(dy_BDL: Tensor, operands: TriOperands, num_slices: int) -> list
     del dx_BDL
     d_z_BDL = torch.empty_like(operands.z_BDL).copy_(sum_BDL)
     parameters = zip(operands[2:], zip(*found, strict=True), strict=True)
-    stacked = (torch.empty_like(p).copy_(torch.stack(parts)) for p, parts in parameters)
+    stacked = (torch.stack(parts, out=torch.empty_like(p)) for p, parts in parameters)
     return [d_x_BDL, d_z_BDL, *stacked]
 
 
 def _gradients(
-    direction: Direction, tensors: tuple[Tensor, Tensor, Tensor], dx_BDL: Tensor, sum_BDL: Tensor,
-    k: int,
+    direction: Direction, tensors: tuple[Tensor, Tensor, Tensor], zeros_BDN: Tensor,
+    dx_BDL: Tensor, sum_BDL: Tensor, k: int,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Gradients of the k-th order's parameters in their order.
 
@@ -97,9 +100,9 @@ def _gradients(
     x_BDL, z_BDL, dy_BDL = tensors
     rank, states = direction.dt_proj_DR.shape[1], direction.A_DN.shape[1]
     scan, projected_BPL = _project(_convolve(x_BDL, direction), direction)
-    starts = chunk_starts(scan, start_states(scan, scan.rows(scan.B_BGNL))[0])
+    starts = chunk_starts(scan, start_states(scan, scan.rows(scan.B_BGNL), zeros_BDN)[0])
     d_u_BDL, d_delta_BDL, d_A_DN, d_B_BGNL, d_C_BGNL, d_D_D, _, d_dt_bias_D = gradients(
-        scan, starts, torch.zeros_like(starts[..., 0]), dy_BDL, z_BDL, sum_BDL, add=k > 0,
+        scan, starts, zeros_BDN, dy_BDL, z_BDL, sum_BDL, add=k > 0,
         last=k == len(ORDERS) - 1, d_u_BDL=scan.u_BDL, d_delta_BDL=scan.delta_BDL,
     )  # fmt: skip
     # u and delta exist no more, and the gradient of the projection takes its place as well.
