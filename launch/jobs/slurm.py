@@ -23,6 +23,7 @@ from launch.jobs.memory_check import require_fit
 from launch.jobs.start import rank_command
 from launch.jobs.train_job import RankJob
 from launch.slurm import allocation, container, environment, limits, script, squeue
+from launch.slurm.commands import SlurmAwayError, away, is_away
 from launch.slurm.options import with_site_options
 from segresmamba.config import ClusterConfig, Config
 from segresmamba.config.section import one_line
@@ -303,8 +304,11 @@ def submit_array(
         ):
             submitted = [executor.submit(job) for job in jobs]
     except FailedJobError as error:
-        _remove_new(logs, before)
         message = str(error).strip()
+        left = _take_back(logs, before) if is_away(message) else ""
+        _remove_new(logs, before)
+        if left:
+            raise away(message, left) from error
         is_number = limits.are_too_many(message)
         raise (TooManyJobsError if is_number else LaunchError)(
             f"Slurm takes fewer than {len(jobs)} of these jobs now"
@@ -364,8 +368,17 @@ def cluster_of(config: Config) -> ClusterConfig:
 
 
 def _refuse_second_job(folder: RunFolder, but: str | None = None) -> None:
-    """Only one job may go on with a run. A preempted job is still there, in the queue."""
-    live = squeue.living([job_id for job_id in submitted_jobs(folder.logs) if job_id != but])
+    """Only one job may go on with a run. A preempted job is still there, in the queue.
+
+    Args:
+        folder: The run.
+        but: The job that this process runs in.
+
+    Raises:
+        LaunchError: Names the other job, or says that Slurm does not answer.
+    """
+    others = [job_id for job_id in submitted_jobs(folder.logs) if job_id != but]
+    live = squeue.living(others, patiently=but is not None)
     if live:
         raise LaunchError(
             "the run has a job already",
@@ -374,6 +387,24 @@ def _refuse_second_job(folder: RunFolder, but: str | None = None) -> None:
             remedy="leave the run to that job; to go on with other ranks or settings, scancel "
             f"{live.job_id}, wait until squeue no longer shows it, then give the same command",
         )
+
+
+def _take_back(logs: Path, before: set[Path]) -> str:
+    """Cancel what Slurm may have taken of a submission to which it gave no answer in time.
+
+    Returns:
+        What is left to do, as a remedy.
+    """
+    scripts = [path for path in set(logs.iterdir()) - before if path.suffix == ".sh"]
+    try:
+        for job_id in squeue.submitted_from(scripts):
+            squeue.cancel(job_id)
+    except SlurmAwayError:
+        return (
+            "`scontrol ping` says when it does. It may have taken the job, which would end at "
+            "once: see squeue --me, then give the same command"
+        )
+    return "nothing is left in the queue: give the same command again"
 
 
 def _remove_new(logs: Path, before: set[Path]) -> None:
