@@ -226,8 +226,9 @@ def _configured(
     """What both kinds of executor share. `parameters` have submitit's names.
 
     Raises:
-        ConfigError: If a name would break a line of the script.
+        ConfigError: If a name would break a line of the script, or no shell can read the user's.
     """
+    script.refuse_bad_shell(cluster.setup)
     executor = SlurmExecutor(logs, max_num_timeout=MAX_REQUEUES)
     # The settings were looked at when they were read.
     one_line(name, "the job's name")
