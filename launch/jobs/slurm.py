@@ -10,6 +10,7 @@ import os
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,7 +24,7 @@ from launch.jobs.memory_check import require_fit
 from launch.jobs.start import rank_command
 from launch.jobs.train_job import RankJob
 from launch.slurm import allocation, container, environment, limits, script, squeue
-from launch.slurm.commands import SlurmAwayError, away, is_away
+from launch.slurm.commands import RETRY_S, SlurmAwayError, away, is_away
 from launch.slurm.options import with_site_options
 from segresmamba.config import ClusterConfig, Config
 from segresmamba.config.section import one_line
@@ -34,6 +35,8 @@ from segresmamba.storage.run_folder import RunFolder, keep_secrets, refuse_chang
 # on a busy cluster needs more.
 MAX_REQUEUES = 1000
 _PICKLE = "_submitted.pkl"
+# How often the queue is searched for what Slurm has taken without an answer.
+_LOOKS = 2
 
 SubmittedJob = submitit.Job[Any]
 
@@ -398,8 +401,11 @@ def _take_back(logs: Path, before: set[Path]) -> str:
     """
     scripts = [path for path in set(logs.iterdir()) - before if path.suffix == ".sh"]
     try:
-        for job_id in squeue.submitted_from(scripts):
-            squeue.cancel(job_id)
+        for _ in range(_LOOKS):
+            # slurmctld may answer this before it has done what it was told earlier.
+            time.sleep(RETRY_S)
+            for job_id in squeue.submitted_from(scripts):
+                squeue.cancel(job_id)
     except SlurmAwayError:
         return (
             "`scontrol ping` says when it does. It may have taken the job, which would end at "

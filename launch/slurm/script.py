@@ -33,8 +33,8 @@ _HAND_ON = (
     "trap 'stop=TERM; [ -z \"$ranks\" ] || kill -TERM $ranks' TERM",
 )
 # What a file that is sourced says may be secret, so only its name and line are shown. A command
-# substitution fails in the line that it is part of. Bash ends without the trap ERR if a file to source
-# is not there, a variable is unset under `set -u`, or a line says `exit`.
+# substitution fails in the line that it is part of. Bash ends without the trap ERR if it finds no
+# file to source or no variable under `set -u`, or if a line says `exit`.
 _SETUP_FAILED = (
     "setup_failed() {",
     "  [ $BASH_SUBSHELL = 0 ] || return",

@@ -186,15 +186,23 @@ def test_a_run_gets_no_job_while_slurm_does_not_say_whether_it_has_one(
 
 
 def test_a_submission_without_an_answer_leaves_no_job(
-    make_job: MakeJob, tmp_path: Path, fake_command: FakeCommand
+    make_job: MakeJob,
+    tmp_path: Path,
+    fake_command: FakeCommand,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Slurm takes the job, but too late for sbatch.
+    monkeypatch.setattr(slurm, "RETRY_S", 0.0)
+    # Slurm takes the job, but too late for sbatch and for the first look at the queue.
     fake_command(
         "sbatch",
         f"echo $1 > {tmp_path}/taken; "
         "echo 'sbatch: error: Socket timed out on send/recv operation' >&2; exit 1",
     )
-    fake_command("squeue", f"printf '4711|(null)|%s\\n12|(null)|/x.sh\\n' $(cat {tmp_path}/taken)")
+    fake_command(
+        "squeue",
+        f"[ -e {tmp_path}/looked ] || {{ touch {tmp_path}/looked; exit 0; }}; "
+        f"printf '4711|(null)|%s\\n12|(null)|/x.sh\\n' $(cat {tmp_path}/taken)",
+    )
     fake_command("scancel", f"echo $* >> {tmp_path}/cancelled")
     with pytest.raises(SlurmAwayError, match="give the same command again"):
         start(make_job("mine", "cluster=slurm"))
