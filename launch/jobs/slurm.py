@@ -34,7 +34,7 @@ from segresmamba.storage.run_folder import RunFolder, keep_secrets, refuse_chang
 # How often a run may be preempted or reach its time limit. Submitit's default is 3, and a long run
 # on a busy cluster needs more.
 MAX_REQUEUES = 1000
-_PICKLE = "_submitted.pkl"
+_PICKLE, _LOG = "_submitted.pkl", "_0_log.out"
 # How often the queue is searched for what Slurm has taken without an answer.
 _LOOKS = 2
 
@@ -360,6 +360,12 @@ def submitted_jobs(logs: Path) -> list[str]:
     return [path.name.removesuffix(_PICKLE) for path in sorted(logs.glob(f"*{_PICKLE}"))]
 
 
+def jobs_of_run(logs: Path) -> list[str]:
+    """The ids of all jobs of a run: its own, and those of a sweep, which it has links to."""
+    links = [path.name.removesuffix(_LOG) for path in sorted(logs.glob(f"*{_LOG}"))]
+    return list(dict.fromkeys([*submitted_jobs(logs), *links]))
+
+
 def _executor(config: Config) -> SlurmExecutor:
     folder = RunFolder.from_config(config)
     return rank_executor(cluster_of(config), folder.path.name, folder.logs)
@@ -381,7 +387,7 @@ def _refuse_second_job(folder: RunFolder, but: str | None = None) -> None:
     Raises:
         LaunchError: Names the other job, or says that Slurm does not answer.
     """
-    others = [job_id for job_id in submitted_jobs(folder.logs) if job_id != but]
+    others = [job_id for job_id in jobs_of_run(folder.logs) if job_id != but]
     live = squeue.living(others, patiently=but is not None)
     if live:
         raise LaunchError(

@@ -21,6 +21,7 @@ from launch.jobs.slurm import (
     SubmittedJob,
     TooManyJobsError,
     cluster_of,
+    jobs_of_run,
     rank_executor,
     share_executor,
     submit_array,
@@ -94,15 +95,28 @@ class NextPart:
 
 
 def missing(trials: Sequence[Trial]) -> list[Trial]:
-    """The trials that are neither over nor under way.
+    """The trials that are neither over nor under way, nor trained by a job outside of the sweep.
 
     Raises:
         SlurmAwayError: If Slurm does not say whether a trial has a job. A second one would train
             the same run.
     """
-    if any(trial.state == UNKNOWN for trial in trials):
+    left = [trial for trial in trials if trial.state not in OVER | UNDER_WAY]
+    # `launch train` with the same settings makes the same run.
+    jobs = {trial.number: jobs_of_run(trial.folder.logs) for trial in left}
+    states = squeue.job_states([job_id for ids in jobs.values() for job_id in ids])
+    names = {trial.state for trial in trials} | {state.name for state in states.values()}
+    if names & {UNKNOWN, squeue.UNKNOWN}:
         raise away("no answer about the jobs of the sweep")
-    return [trial for trial in trials if trial.state not in OVER | UNDER_WAY]
+    trained = {
+        number: job_id
+        for number, ids in jobs.items()
+        for job_id in ids
+        if job_id in states and not states[job_id].ended
+    }
+    for number, job_id in trained.items():
+        typer.echo(f"trial {number} is left to job {job_id}: {states[job_id]}", err=True)
+    return [trial for trial in left if trial.number not in trained]
 
 
 def queue(trials: Sequence[Trial], sweep: Sweep, most: int) -> None:

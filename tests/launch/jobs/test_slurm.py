@@ -168,6 +168,11 @@ def test_a_run_whose_job_waits_to_go_on_gets_no_second_one(
     assert "scancel 4711" in caught.value.remedy
     fake_command("squeue", "exit 1")
     assert start(make_job("mine", "cluster=slurm")) == 0
+    # The pickle of a trial's job is in the folder of its sweep; the run has a link to the log.
+    (tmp_path / "mine/logs/4800_3_0_log.out").symlink_to("../../sweeps/s/jobs/4800_3_0_log.out")
+    fake_command("squeue", "case $2 in *4800_3*) echo 4800_3 PENDING None; esac")
+    with pytest.raises(LaunchError, match="has a job already"):
+        start(make_job("mine", "cluster=slurm"))
 
 
 AWAY = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"

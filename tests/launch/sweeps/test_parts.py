@@ -94,6 +94,19 @@ def test_trials_that_others_have_queued_meanwhile_are_left_to_them(
     assert (tmp_path / "count").read_text() == "x\n"
 
 
+def test_a_trial_whose_run_a_single_job_trains_is_left_to_it(
+    slurm: Callable[..., None], sweep: Sweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slurm(7, "")
+    sweep.write()
+    logs = sweep.trials[3].folder.logs
+    logs.mkdir(parents=True)
+    (logs / "42_submitted.pkl").touch()
+    assert run_sweep(sweep, None) == 0
+    assert queued(sweep) == ["100_0", "100_1", "100_2", None, "100_3", "100_4", "100_5"]
+    assert "trial 3 is left to job 42: PENDING\n" in capsys.readouterr().err
+
+
 AWAY = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
 
 
