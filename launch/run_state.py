@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from launch.slurm import squeue
 from launch.slurm.squeue import JobState
 from segresmamba.errors import UserError
 from segresmamba.storage.run_folder import RunFolder
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
 METRIC = "validation/dice/mean"
 FINISHED, PRUNED, FAILED, STOPPED = "finished", "pruned", "failed", "stopped"
 RUNNING, QUEUED, WAITING = "running", "queued", "waiting"
+# Slurm does not answer, so the run may have a job.
+UNKNOWN = "unknown"
 OVER = {FINISHED, PRUNED}
-UNDER_WAY = {RUNNING, QUEUED}
+UNDER_WAY = {RUNNING, QUEUED, UNKNOWN}
 # Enough of a log to see the end of a traceback, or Slurm's message.
 LOG_LINES = 20
 
@@ -68,15 +71,15 @@ def find_state(
         must_measure: Whether it fails if it finishes without `METRIC`.
 
     Returns:
-        finished, pruned, running, queued, waiting (never started), failed or stopped.
+        finished, pruned, running, queued, waiting (never started), failed, stopped or unknown.
     """
     recorded = history.status if history else ""
     if history and recorded == "finished":
         return FINISHED if is_measured(history) or not must_measure else FAILED
-    if job and not job.ended:
-        return QUEUED if job.name == "PENDING" else RUNNING
     if is_locked:
         return RUNNING
+    if job and not job.ended:
+        return {"PENDING": QUEUED, squeue.UNKNOWN: UNKNOWN}.get(job.name, RUNNING)
     if is_pruned:
         return PRUNED
     if recorded == "failed" or before == FAILED or (job and job.has_failed):

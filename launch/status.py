@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from launch.jobs.slurm import submitted_jobs
+from launch.jobs.slurm import jobs_of_run, submitted_jobs
 from launch.run_index import RunSummary, summaries
 from launch.run_state import FAILED, METRIC, STOPPED, find_state, read_failure
 from launch.selection import Row, Selection, cell
@@ -21,8 +21,6 @@ from launch.slurm.squeue import JobState
 from launch.sweeps.sweep import Sweep
 from segresmamba.storage.locks import is_locked
 from segresmamba.storage.run_folder import RunFolder
-
-_LOG = "_0_log.out"
 
 
 @dataclass(frozen=True)
@@ -139,10 +137,9 @@ def _row(folder: Path, row: Row, job_id: str | None, failure: str) -> dict[str, 
 
 
 def _newest_job(folder: RunFolder) -> str | None:
-    # The pickle of a trial's job lies with the sweep; the run has only a link to the log.
-    links = [path.name.removesuffix(_LOG) for path in folder.logs.glob(f"*{_LOG}")]
-    jobs = [*submitted_jobs(folder.logs), *links]
-    return max(jobs, key=lambda job_id: int(job_id.partition("_")[0]), default=None)
+    return max(
+        jobs_of_run(folder.logs), key=lambda job_id: int(job_id.partition("_")[0]), default=None
+    )
 
 
 def _age(recorded_s: float | None) -> str:

@@ -137,8 +137,13 @@ def goes_back_to_queue(received: set[int]) -> bool:
 
     On Slurm only the first rank requeues, so it alone asks: all ranks of a job get SIGTERM in the
     same second, and slurmctld would have to answer each of them.
+
+    It asks for the job by its number in its array. The last job of an array to start has the
+    number of the whole array, and would be told that others still run.
     """
     here = place()
+    asks = here.cluster == "slurm" and here.global_rank == 0
     if REQUEUE_SIGNAL in received:
-        return True
-    return here.cluster == "slurm" and here.global_rank == 0 and squeue.is_running(here.raw_job_id)
+        # The user may have cancelled it since the warning, and Slurm would queue even that again.
+        return not (asks and squeue.is_cancelled(here.job_id))
+    return asks and squeue.is_running(here.job_id)

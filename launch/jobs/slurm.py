@@ -10,6 +10,7 @@ import os
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,6 +24,7 @@ from launch.jobs.memory_check import require_fit
 from launch.jobs.start import rank_command
 from launch.jobs.train_job import RankJob
 from launch.slurm import allocation, container, environment, limits, script, squeue
+from launch.slurm.commands import RETRY_S, SlurmAwayError, away, is_away
 from launch.slurm.options import with_site_options
 from segresmamba.config import ClusterConfig, Config
 from segresmamba.config.section import one_line
@@ -32,7 +34,9 @@ from segresmamba.storage.run_folder import RunFolder, keep_secrets, refuse_chang
 # How often a run may be preempted or reach its time limit. Submitit's default is 3, and a long run
 # on a busy cluster needs more.
 MAX_REQUEUES = 1000
-_PICKLE = "_submitted.pkl"
+_PICKLE, _LOG = "_submitted.pkl", "_0_log.out"
+# How often the queue is searched for what Slurm has taken without an answer.
+_LOOKS = 2
 
 SubmittedJob = submitit.Job[Any]
 
@@ -225,8 +229,9 @@ def _configured(
     """What both kinds of executor share. `parameters` have submitit's names.
 
     Raises:
-        ConfigError: If a name would break a line of the script.
+        ConfigError: If a name would break a line of the script, or no shell can read the user's.
     """
+    script.refuse_bad_shell(cluster.setup)
     executor = SlurmExecutor(logs, max_num_timeout=MAX_REQUEUES)
     # The settings were looked at when they were read.
     one_line(name, "the job's name")
@@ -303,8 +308,11 @@ def submit_array(
         ):
             submitted = [executor.submit(job) for job in jobs]
     except FailedJobError as error:
-        _remove_new(logs, before)
         message = str(error).strip()
+        left = _take_back(logs, before) if is_away(message) else ""
+        _remove_new(logs, before)
+        if left:
+            raise away(message, left) from error
         is_number = limits.are_too_many(message)
         raise (TooManyJobsError if is_number else LaunchError)(
             f"Slurm takes fewer than {len(jobs)} of these jobs now"
@@ -352,6 +360,12 @@ def submitted_jobs(logs: Path) -> list[str]:
     return [path.name.removesuffix(_PICKLE) for path in sorted(logs.glob(f"*{_PICKLE}"))]
 
 
+def jobs_of_run(logs: Path) -> list[str]:
+    """The ids of all jobs of a run: its own, and those of a sweep, which it has links to."""
+    links = [path.name.removesuffix(_LOG) for path in sorted(logs.glob(f"*{_LOG}"))]
+    return list(dict.fromkeys([*submitted_jobs(logs), *links]))
+
+
 def _executor(config: Config) -> SlurmExecutor:
     folder = RunFolder.from_config(config)
     return rank_executor(cluster_of(config), folder.path.name, folder.logs)
@@ -364,8 +378,17 @@ def cluster_of(config: Config) -> ClusterConfig:
 
 
 def _refuse_second_job(folder: RunFolder, but: str | None = None) -> None:
-    """Only one job may go on with a run. A preempted job is still there, in the queue."""
-    live = squeue.living([job_id for job_id in submitted_jobs(folder.logs) if job_id != but])
+    """Only one job may go on with a run. A preempted job is still there, in the queue.
+
+    Args:
+        folder: The run.
+        but: The job that this process runs in.
+
+    Raises:
+        LaunchError: Names the other job, or says that Slurm does not answer.
+    """
+    others = [job_id for job_id in jobs_of_run(folder.logs) if job_id != but]
+    live = squeue.living(others, patiently=but is not None)
     if live:
         raise LaunchError(
             "the run has a job already",
@@ -374,6 +397,27 @@ def _refuse_second_job(folder: RunFolder, but: str | None = None) -> None:
             remedy="leave the run to that job; to go on with other ranks or settings, scancel "
             f"{live.job_id}, wait until squeue no longer shows it, then give the same command",
         )
+
+
+def _take_back(logs: Path, before: set[Path]) -> str:
+    """Cancel what Slurm may have taken of a submission to which it gave no answer in time.
+
+    Returns:
+        What is left to do, as a remedy.
+    """
+    scripts = [path for path in set(logs.iterdir()) - before if path.suffix == ".sh"]
+    try:
+        for _ in range(_LOOKS):
+            # slurmctld may answer this before it has done what it was told earlier.
+            time.sleep(RETRY_S)
+            for job_id in squeue.submitted_from(scripts):
+                squeue.cancel(job_id)
+    except SlurmAwayError:
+        return (
+            "`scontrol ping` says when it does. It may have taken the job, which would end at "
+            "once: see squeue --me, then give the same command"
+        )
+    return "nothing is left in the queue: give the same command again"
 
 
 def _remove_new(logs: Path, before: set[Path]) -> None:

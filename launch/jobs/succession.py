@@ -9,15 +9,18 @@ the same batch script is queued as a job that starts when this one has ended, ho
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
 from submitit.core.utils import JobPaths
 
 from launch.failures import INTERRUPTED_CODE
-from launch.slurm import environment, squeue
+from launch.slurm import commands, environment, squeue
+from launch.slurm.commands import SlurmAwayError
 from segresmamba.errors import LaunchError
 from segresmamba.storage.atomic import write_text
 
@@ -77,38 +80,44 @@ def queue_successor(logs: Path, job_id: str) -> str:
     """
     if following := successor(logs, job_id):
         return following
-    here, _, task = job_id.partition("_")
+    task = job_id.partition("_")[2]
     script = JobPaths(logs, job_id=job_id).submission_file
     command = ["sbatch", "--parsable", f"--dependency=afterany:{job_id}"]
     if task:  # one job of the array, whose number is part of the names of its files
         command.append(f"--array={task}")
     variables = environment.variables_of(script.read_text(encoding="utf-8"))
-    try:
-        with environment.without(variables.left_out):
-            done = subprocess.run(
-                [*command, str(script)], capture_output=True, text=True, check=False
-            )
-    except OSError as error:
-        raise LaunchError(
-            "a job cannot queue the one that goes on",
-            where="cluster.requeue",
-            got=f"sbatch on this node: {error.strerror}",
-            remedy="the same command goes on",
-        ) from error
-    if done.returncode:
-        raise LaunchError(
-            "a job cannot queue the one that goes on",
-            where=f"after job {here}",
-            got=done.stderr.strip() or "no message",
-            remedy="the same command goes on",
-        )
-    number = done.stdout.strip().partition(";")[0]  # then the cluster's name, if there are several
+    with environment.without(variables.left_out):
+        number = _submit(command, script, job_id)
     following = f"{number}_{task}" if task else number
     new = JobPaths(logs, job_id=following)
     shutil.copyfile(script, new.submission_file)
     shutil.copyfile(JobPaths(logs, job_id=job_id).submitted_pickle, new.submitted_pickle)
     write_text(_successor_path(logs, job_id), following)
     return following
+
+
+def _submit(command: Sequence[str], script: Path, after: str) -> str:
+    """Queue a script; return the job's number.
+
+    While Slurm does not answer, it is asked again, if it has not taken the job all the same.
+    """
+    deadline = time.monotonic() + commands.AWAY_PATIENCE_S
+    while True:
+        done = commands.run_once(*command, str(script))
+        if not done.returncode:
+            # Then comes the cluster's name, if there are several.
+            return done.stdout.strip().partition(";")[0]
+        if not commands.is_away(done.stderr) or time.monotonic() > deadline:
+            raise LaunchError(
+                "a job cannot queue the one that goes on",
+                where=f"after job {after}",
+                got=done.stderr.strip() or "no message",
+                remedy="the same command goes on",
+            )
+        time.sleep(commands.RETRY_S)
+        with suppress(SlurmAwayError):
+            if taken := squeue.submitted_from([script], after):
+                return taken[0]
 
 
 def successor(logs: Path, job_id: str) -> str | None:

@@ -13,7 +13,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from launch.slurm.squeue import UNLIMITED_MIN, ask, limit_min
+from launch.slurm.commands import SlurmAwayError, ask
+from launch.slurm.squeue import UNLIMITED_MIN, limit_min
 
 SINFO = "`sinfo -o '%P %l %D %G %f'` lists partitions, limits, nodes, GPUs, features"
 _ASSOC = (
@@ -98,6 +99,13 @@ def hopeless(job_id: str) -> Verdict | None:
 
     Slurm says so when it first looks at the job, usually within a second.
     """
+    try:
+        return _hopeless(job_id)
+    except SlurmAwayError:  # the job is queued, and `launch status` says it later
+        return None
+
+
+def _hopeless(job_id: str) -> Verdict | None:
     for _ in range(10):  # two seconds
         shown = ask("squeue", "--noheader", f"--jobs={job_id}", "--Format=State:40,Reason:80")
         # An array has one line per job, and all its jobs wait for the same reason.

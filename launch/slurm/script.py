@@ -10,12 +10,13 @@ also get a signal for this script alone (`sbatch --signal=B:USR1@300`, `scancel 
 from __future__ import annotations
 
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
 from segresmamba.config import ClusterConfig
-from segresmamba.errors import USER_CODE
-from segresmamba.secrets import is_hidden
+from segresmamba.errors import USER_CODE, ConfigError
+from segresmamba.secrets import is_hidden, reveal
 
 # Ranks that have just been started, when a signal came before them, get this long to heed it.
 _START_S = 5
@@ -32,16 +33,25 @@ _HAND_ON = (
     "trap 'stop=TERM; [ -z \"$ranks\" ] || kill -TERM $ranks' TERM",
 )
 # What a file that is sourced says may be secret, so only its name and line are shown. A command
-# substitution fails in the line that it is part of.
+# substitution fails in the line that it is part of. Bash ends without the trap ERR if it finds no
+# file to source or no variable under `set -u`, or if a line says `exit`.
 _SETUP_FAILED = (
     "setup_failed() {",
     "  [ $BASH_SUBSHELL = 0 ] || return",
     '  case "${BASH_SOURCE[1]}" in "" | "$0") what=$2;; *) what="${BASH_SOURCE[1]}, line $3"; esac',
+    "  setup_ended $1",
+    "}",
+    "setup_ended() {",
+    '  [ -z "$setup_done" ] || return',
+    "  setup_done=1",
     '  printf "%s\\n" "error: a line of cluster.setup failed" "  where:  cluster.setup" \\',
-    '    "  got:    ${hidden:-$what}: exit code $1" \\',
+    '    "  got:    ${hidden:-${what:-it has ended the script}}: exit code $1" \\',
     '    "  remedy: see its output above, then correct it; add || true if it may fail" >&2',
     f"  exit {USER_CODE}",
     "}",
+    "what= setup_done=",
+    # Stays, because the user's lines may have set another one.
+    "trap 'setup_ended $?' EXIT",
     "trap 'setup_failed $? \"$BASH_COMMAND\" $LINENO' ERR",
     "set -eE",
 )
@@ -82,6 +92,31 @@ def environment(cluster: ClusterConfig, logs: Path) -> list[str]:
     ]
 
 
+def refuse_bad_shell(setup: tuple[str, ...]) -> None:
+    """Refuse lines of the user that no shell can read, before a job finds that out.
+
+    Raises:
+        ConfigError: Says what bash says.
+    """
+    if not setup:
+        return
+    # A line that may hold a secret is read by itself, see `_setup`.
+    apart = [reveal(line) for line in setup if is_hidden(line)]
+    for text in [*apart, "\n".join(":" if is_hidden(line) else line for line in setup)]:
+        read = subprocess.run(
+            ["bash", "-n"], input=text, capture_output=True, text=True, check=False
+        )
+        if read.returncode:
+            raise ConfigError(
+                "lines of cluster.setup are no shell",
+                where="cluster.setup",
+                # The lines after it may show the user's.
+                got=read.stderr.partition("\n")[0].removeprefix("bash: "),
+                remedy="correct them; a line with an equals sign has to be complete by itself, so "
+                "put what takes several lines into a file: 'cluster.setup=[\". FILE\"]'",
+            )
+
+
 def after_ranks(logs: Path) -> list[str]:
     """What follows srun: the failure handler, unless srun succeeded."""
     handler = _python("launch.in_allocation.on_failure", logs)
@@ -105,7 +140,7 @@ def _setup(setup: tuple[str, ...], logs: Path) -> list[str]:
             lines += ['eval "$line"', "hidden="]
         else:
             lines.append(line)
-    return [*_SETUP_FAILED, *lines, "set +eE", "trap - ERR"]
+    return [*_SETUP_FAILED, *lines, "set +eE", "trap - ERR", "setup_done=1"]
 
 
 def _variables(variables: dict[str, str], logs: Path) -> list[str]:

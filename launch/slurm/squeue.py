@@ -5,32 +5,31 @@ from __future__ import annotations
 import getpass
 import os
 import re
-import shutil
-import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from launch.failures import INTERRUPTED_CODE
+from launch.slurm.commands import SlurmAwayError, ask, away, is_away, run_once, run_patiently
 from segresmamba.errors import LaunchError
 
 # A job that is cancelled gets Slurm's KillWait, usually 30 s, to save.
 CANCEL_PATIENCE_S = 120.0
 # A job without a time limit gets a year.
 UNLIMITED_MIN = 365 * 24 * 60
-_LIVE = {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "RESIZING", "SUSPENDED"}
-_LIVE |= {"REQUEUE_FED", "REQUEUE_HOLD", "SIGNALING", "STAGE_OUT", "STOPPED"}
-# A job is SIGNALING for the moment in which slurmctld sends its nodes a signal, as to preempt it.
+# A job in any other state is queued, runs, or is on its way, be it one of a later Slurm. If it were
+# taken for an ended one, its run might be started twice.
+_ENDED = {"COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL"}
+_ENDED |= {"DEADLINE", "OUT_OF_MEMORY"}
+# What stands for the state of a job about which Slurm gives no answer.
+UNKNOWN = "UNKNOWN"
+_CANCELLED = re.compile("JobState=(CANCELLED|COMPLETING) Reason=None")
+# How scontrol refuses to queue a job again that is in the queue.
+_PENDING = "Job is pending execution"
+# A job is SIGNALING for the moment in which slurmctld sends a signal to its nodes, also at a
+# preemption.
 _RUNNING = re.compile("JobState=(RUNNING|SIGNALING|RESIZING|STOPPED)")
-# How long a job waits for an answer of slurmctld, which may be restarted at any time.
-AWAY_PATIENCE_S = 600.0
-# What Slurm's commands say when it does not answer, or munge does not.
-_AWAY = re.compile(
-    "Unable to contact slurm controller|Socket timed out|Zero Bytes were transmitted"
-    "|(Message (send|receive)|Communication (connection|shutdown)) failure|standby mode"
-    "|Insane message length|Protocol authentication error|Invalid authentication credential"
-)
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class JobState:
     @property
     def ended(self) -> bool:
         """Whether it has ended for good; a job on its way back to the queue is COMPLETING."""
-        return self.name not in _LIVE
+        return self.name in _ENDED
 
     @property
     def has_failed(self) -> bool:
@@ -59,7 +58,7 @@ class JobState:
         """What a command that has waited for the job returns."""
         if self.name == "COMPLETED":
             return 0
-        return INTERRUPTED_CODE if self.name == "CANCELLED" else self.code or 1
+        return INTERRUPTED_CODE if self.name in {"CANCELLED", "PREEMPTED"} else self.code or 1
 
     def __str__(self) -> str:
         return f"{self.name} ({self.reason})" if self.reason else self.name
@@ -93,39 +92,95 @@ def job_states(job_ids: Sequence[str]) -> dict[str, JobState]:
     """Where jobs stand, with one question for all of them. A job of an array is 4711_3.
 
     Returns:
-        The state of each job that squeue or sacct knows.
+        The state of each job that squeue or sacct knows. While Slurm does not answer, it is
+        `UNKNOWN` for each job of which sacct does not say that it has ended.
     """
     states: dict[str, JobState] = {}
     if not job_ids:
         return states
     jobs = f"--jobs={','.join(dict.fromkeys(job_ids))}"
     fields = "--Format=JobArrayID:40,State:40,exit_code:40,Reason:80"
-    for line in ask("squeue", "--array", "--noheader", "--states=all", jobs, fields).splitlines():
+    is_answered, shown = True, ""
+    try:
+        shown = ask("squeue", "--array", "--noheader", "--states=all", jobs, fields)
+    except SlurmAwayError:
+        is_answered = False
+    for line in shown.splitlines():
         job_id, name, status, *reason = line.split()
         why = "" if reason == ["None"] else " ".join(reason)
         states[job_id] = JobState(name, os.waitstatus_to_exitcode(int(status)), why)
     if missing := [job_id for job_id in job_ids if job_id not in states]:
-        jobs, fields = f"--jobs={','.join(dict.fromkeys(missing))}", "--format=JobID,State,ExitCode"
-        # For example "4711_3|CANCELLED by 0|0:15". The last line of a job is its last start.
-        for line in ask("sacct", "-X", "-n", "-P", jobs, fields).splitlines():
-            job_id, name, code = line.split("|")
-            states[job_id] = JobState(name.split()[0], int(code.split(":")[0]))
+        found = _accounted(missing)
+        # What sacct says of a living job may be old.
+        states |= {job_id: state for job_id, state in found.items() if is_answered or state.ended}
+    if not is_answered:
+        unknown = JobState(UNKNOWN, 0, "Slurm does not answer")
+        states = dict.fromkeys(job_ids, unknown) | states
     return states
 
 
-def living(job_ids: Sequence[str]) -> LiveJob | None:
-    """The first of these jobs that is queued or runs; None if none does."""
+def _accounted(job_ids: Sequence[str]) -> dict[str, JobState]:
+    """What sacct knows of jobs; nothing where there is no accounting, or it does not answer."""
+    states = {}
+    jobs, fields = f"--jobs={','.join(dict.fromkeys(job_ids))}", "--format=JobID,State,ExitCode"
+    try:
+        shown = ask("sacct", "-X", "-n", "-P", jobs, fields)
+    except SlurmAwayError:
+        return {}
+    # For example "4711_3|CANCELLED by 0|0:15". The last line of a job is its last start.
+    for line in shown.splitlines():
+        job_id, name, code = line.split("|")
+        states[job_id] = JobState(name.split()[0], int(code.split(":")[0]))
+    return states
+
+
+def living(job_ids: Sequence[str], *, patiently: bool = False) -> LiveJob | None:
+    """The first of these jobs that is queued or runs; None if none does.
+
+    Args:
+        job_ids: Their ids.
+        patiently: Wait for Slurm's answer as long as a job does.
+
+    Raises:
+        SlurmAwayError: If Slurm does not say so.
+    """
     if not job_ids:
         return None
     jobs = f"--jobs={','.join(job_ids)}"
-    lines = ask("squeue", "--noheader", jobs, "--format=%i %T %r").splitlines()
+    question = ("squeue", "--noheader", jobs, "--format=%i %T %r")
+    if patiently:
+        run_patiently(*question)
+    lines = ask(*question).splitlines()
     return LiveJob(*lines[0].split(maxsplit=2)) if lines else None
 
 
 def named(name: str) -> list[str]:
-    """The user's jobs of a name that are queued or run."""
+    """The user's jobs of a name that are queued or run.
+
+    Raises:
+        SlurmAwayError: If Slurm does not say so.
+    """
     user = f"--user={getpass.getuser()}"
     return ask("squeue", "--noheader", user, f"--name={name}", "--format=%i").split()
+
+
+def submitted_from(scripts: Collection[Path], after: str = "") -> list[str]:
+    """The user's jobs that sbatch has made of these scripts and that are queued or run.
+
+    Args:
+        scripts: As they were named to sbatch.
+        after: Only those that wait for the end of the job of this id.
+
+    Raises:
+        SlurmAwayError: If Slurm does not say so.
+    """
+    shown = ask("squeue", "--me", "--noheader", "--format=%F|%E|%o").splitlines()
+    paths, waits = {str(path) for path in scripts}, f"afterany:{after}("
+    return [
+        job_id
+        for job_id, dependency, command in (line.split("|", maxsplit=2) for line in shown)
+        if command in paths and (not after or waits in dependency)
+    ]
 
 
 def refuse_queued(what: str, where: Path, *names: str) -> None:
@@ -137,7 +192,7 @@ def refuse_queued(what: str, where: Path, *names: str) -> None:
         names: The names of its jobs.
 
     Raises:
-        LaunchError: Names the jobs that are queued or run.
+        LaunchError: Names the jobs that are queued or run, or says that Slurm does not answer.
     """
     if queued := [job_id for name in names for job_id in named(name)]:
         raise LaunchError(
@@ -150,14 +205,23 @@ def refuse_queued(what: str, where: Path, *names: str) -> None:
 
 
 def cancel(job_id: str) -> None:
-    """Take a job out of the queue."""
-    subprocess.run(["scancel", job_id], check=False, capture_output=True)
+    """Take a job out of the queue.
+
+    Raises:
+        SlurmAwayError: If Slurm does not answer: the job is still there.
+    """
+    done = run_once("scancel", job_id)
+    if done.returncode and is_away(done.stderr):
+        raise away(done.stderr, f"when it does, end the job: scancel {job_id}")
 
 
 def cancel_forgotten(comment: str, known: set[str]) -> None:
     """Cancel the user's jobs that have this comment, except those of known numbers.
 
     Returns once they have ended, because they may have to save.
+
+    Raises:
+        SlurmAwayError: If Slurm does not answer.
     """
     shown = ask("squeue", "--me", "--noheader", "--format=%F %k").splitlines()
     marked = {job for job, _, text in (line.partition(" ") for line in shown) if text == comment}
@@ -174,8 +238,10 @@ def requeue(job_id: str) -> str:
     Returns:
         Why Slurm refuses; empty if it does not.
     """
-    done = _scontrol("requeue", job_id)
-    return done.stderr.strip() if done.returncode else ""
+    done = run_patiently("scontrol", "requeue", job_id)
+    # Slurm may do what it is told without an answer in time, and refuses it when it is told again.
+    is_done = not done.returncode or _PENDING in done.stderr
+    return "" if is_done else done.stderr.strip()
 
 
 def is_running(job_id: str) -> bool:
@@ -183,7 +249,17 @@ def is_running(job_id: str) -> bool:
 
     Waits if slurmctld is away: taken for an ended job, a failed one would not be queued again.
     """
-    return _RUNNING.search(_scontrol("show", "job", job_id).stdout) is not None
+    return _RUNNING.search(run_patiently("scontrol", "show", "job", job_id).stdout) is not None
+
+
+def is_cancelled(job_id: str) -> bool:
+    """Whether a job is being ended by its user, or Slurm has already queued it again.
+
+    A job that has reached its time limit has that as its reason, a preempted one the time of it.
+    Waits if slurmctld is away.
+    """
+    shown = run_patiently("scontrol", "show", "job", job_id).stdout
+    return _CANCELLED.search(shown) is not None and "PreemptTime=None" in shown
 
 
 def release_after(job_id: str, other: str) -> None:
@@ -196,7 +272,7 @@ def release_after(job_id: str, other: str) -> None:
         ("update", f"jobid={job_id}", f"dependency=afterany:{other}"),
         ("release", job_id),
     ):
-        done = _scontrol(*words)
+        done = run_patiently("scontrol", *words)
         if done.returncode:
             cancel(job_id)
             raise LaunchError(
@@ -212,40 +288,14 @@ def may_requeue(job_id: str) -> bool:
 
     Waits if slurmctld is away.
     """
-    return "Requeue=0" not in _scontrol("show", "job", job_id).stdout
+    return "Requeue=0" not in run_patiently("scontrol", "show", "job", job_id).stdout
 
 
 def limit_min(job_id: str) -> int:
     """A job's time limit in minutes, rounded up; a year if it has none."""
-    shown = re.search(r"TimeLimit=(\S+)", ask("scontrol", "show", "job", job_id))
+    shown = re.search(r"TimeLimit=(\S+)", run_patiently("scontrol", "show", "job", job_id).stdout)
     limit = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", shown[1]) if shown else None
     if limit is None:
         return UNLIMITED_MIN
     days, hours, minutes, seconds = (int(part or 0) for part in limit.groups())
     return (days * 24 + hours) * 60 + minutes + (seconds > 0)
-
-
-def _scontrol(*words: str) -> subprocess.CompletedProcess[str]:
-    """Run scontrol, again and again for `AWAY_PATIENCE_S` while slurmctld does not answer."""
-    deadline = time.monotonic() + AWAY_PATIENCE_S
-    if shutil.which("scontrol") is None:
-        return subprocess.CompletedProcess(words, 127, "", "this node has no scontrol")
-    while True:
-        done = subprocess.run(["scontrol", *words], capture_output=True, text=True, check=False)
-        if not _AWAY.search(done.stderr) or time.monotonic() > deadline:
-            return done
-        time.sleep(5)
-
-
-def ask(*command: str) -> str:
-    """What a command prints; empty if there is no such command, or it fails."""
-    if shutil.which(command[0]) is None:
-        return ""
-    # A user's SQUEUE_STATES would hide jobs.
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("SQUEUE_", "SACCT_", "SCONTROL_"))
-    }
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    return "" if done.returncode else done.stdout

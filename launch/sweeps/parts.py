@@ -21,17 +21,19 @@ from launch.jobs.slurm import (
     SubmittedJob,
     TooManyJobsError,
     cluster_of,
+    jobs_of_run,
     rank_executor,
     share_executor,
     submit_array,
 )
-from launch.run_state import OVER, QUEUED, UNDER_WAY
+from launch.run_state import OVER, QUEUED, UNDER_WAY, UNKNOWN
 from launch.slurm import allocation, limits, squeue
+from launch.slurm.commands import away
 from launch.sweeps.sweep import Sweep
 from launch.sweeps.trial import Trial
 from launch.sweeps.trial_job import TrialJob
 from segresmamba.config import ClusterConfig
-from segresmamba.errors import UserError, sort_error
+from segresmamba.errors import UserError, is_passing, sort_error
 
 # What the small job between two parts takes over from the trials. It needs no GPU; a site that
 # wants one all the same says so in `cluster.next_part`.
@@ -75,13 +77,15 @@ class NextPart:
                 with sweep.controlled():
                     sweep.refresh()
                     left = [sweep.trials[number] for number in self.trials]
-                    queue([trial for trial in left if is_missing(trial)], sweep, self.most)
-            except TooManyJobsError as error:
-                sys.stderr.write(f"{error.got}; trying again every {_RETRY_S:.0f} s\n")
+                    queue(missing(left), sweep, self.most)
+            except (UserError, OSError) as error:
+                if not (isinstance(error, TooManyJobsError) or is_passing(error)):
+                    verdict = sort_error(error)
+                    sys.stderr.write(verdict.text + "\n")
+                    sys.exit(verdict.exit_code)
+                why = error.got if isinstance(error, UserError) else error
+                sys.stderr.write(f"{why}; trying again every {_RETRY_S:.0f} s\n")
                 time.sleep(_RETRY_S)
-            except UserError as error:
-                sys.stderr.write(error.screen() + "\n")
-                sys.exit(sort_error(error).exit_code)
             else:
                 return
 
@@ -90,35 +94,55 @@ class NextPart:
         return resubmission(self)
 
 
-def is_missing(trial: Trial) -> bool:
-    """Whether a trial is neither over nor under way."""
-    return trial.state not in OVER | UNDER_WAY
+def missing(trials: Sequence[Trial]) -> list[Trial]:
+    """The trials that are neither over nor under way, nor trained by a job outside of the sweep.
+
+    Raises:
+        SlurmAwayError: If Slurm does not say whether a trial has a job. A second one would train
+            the same run.
+    """
+    left = [trial for trial in trials if trial.state not in OVER | UNDER_WAY]
+    # `launch train` with the same settings makes the same run.
+    jobs = {trial.number: jobs_of_run(trial.folder.logs) for trial in left}
+    states = squeue.job_states([job_id for ids in jobs.values() for job_id in ids])
+    names = {trial.state for trial in trials} | {state.name for state in states.values()}
+    if names & {UNKNOWN, squeue.UNKNOWN}:
+        raise away("no answer about the jobs of the sweep")
+    trained = {
+        number: job_id
+        for number, ids in jobs.items()
+        for job_id in ids
+        if job_id in states and not states[job_id].ended
+    }
+    for number, job_id in trained.items():
+        typer.echo(f"trial {number} is left to job {job_id}: {states[job_id]}", err=True)
+    return [trial for trial in left if trial.number not in trained]
 
 
-def queue(missing: Sequence[Trial], sweep: Sweep, most: int) -> None:
+def queue(trials: Sequence[Trial], sweep: Sweep, most: int) -> None:
     """Queue trials, as one array if Slurm takes it.
 
     All jobs have the same resources, because cluster.* changes no result and so is never swept.
 
     Args:
-        missing: The trials.
+        trials: Those that are missing.
         sweep: Their sweep, which this process controls.
         most: How many may run at once.
 
     Raises:
         LaunchError: If Slurm refuses even one of them. Nothing is then left in the queue.
     """
-    if not missing:
+    if not trials:
         return
     comment = f"segresmamba sweep {sweep.folder.resolve()}"
     # A controller that was killed between sbatch and the manifest has left jobs that only this
     # comment leads to. They would run the same trials a second time.
     known = {str(trial.job).partition("_")[0] for trial in sweep.trials}
     squeue.cancel_forgotten(comment, known | allocation.own_id())
-    size = len(missing)
+    size = len(trials)
     while True:
         try:
-            _queue_part(missing[:size], missing[size:], sweep, most, comment)
+            _queue_part(trials[:size], trials[size:], sweep, most, comment)
         except TooManyJobsError as error:
             largest = limits.max_array_size() if "array" in str(error.got) else None
             size = largest if largest and largest < size else size // 2

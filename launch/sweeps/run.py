@@ -9,7 +9,7 @@ import typer
 from launch.failures import INTERRUPTED_CODE
 from launch.run_state import FAILED, STOPPED
 from launch.selection import EVERYTHING, Selection, cell
-from launch.sweeps.parts import is_missing, queue
+from launch.sweeps.parts import missing, queue
 from launch.sweeps.pool import Pool
 from launch.sweeps.summary import summary_lines, write_summary
 from launch.sweeps.sweep import Sweep
@@ -43,8 +43,8 @@ def run_sweep(sweep: Sweep, max_parallel: int | None) -> int:
         typer.echo(f"{sweep.folder}: {_counts(sweep)}")
         to_the_end = True
         if sweep.config(sweep.trials[0]).cluster.name == "slurm":
-            if missing := [trial for trial in sweep.trials if is_missing(trial)]:
-                queue(missing, sweep, max_parallel or ON_SLURM)
+            if trials := missing(sweep.trials):
+                queue(trials, sweep, max_parallel or ON_SLURM)
                 typer.echo(f"python -m launch status {sweep.folder}")
                 return 0
         else:

@@ -90,6 +90,8 @@ def test_a_queued_run_is_shown_with_its_newest_job_before_it_has_begun(
     capsys.readouterr()
     fake_command("squeue", "echo 4711 PENDING 0 BeginTime")
     assert status()[1] == f"queued {tmp_path}/mine job 4711 PENDING (BeginTime)"
+    fake_command("squeue", "echo 'error: Unable to contact slurm controller' >&2; exit 1")
+    assert status()[1] == f"unknown {tmp_path}/mine job 4711 UNKNOWN (Slurm does not answer)"
     fake_command("squeue", "exit 1")
     assert status()[1] == f"waiting {tmp_path}/mine job 4711 unknown to Slurm"
 

@@ -48,6 +48,25 @@ def test_each_state_is_said_once_and_the_log_is_shown_as_it_grows(
     ]
 
 
+def test_a_controller_that_is_away_does_not_end_the_watching(
+    tmp_path: Path, fake_command: FakeCommand, capfd: pytest.CaptureFixture[str]
+) -> None:
+    turn = tmp_path / "turn"
+    fake_command(
+        "squeue",
+        f"echo x >> {turn}; case $(wc -l < {turn}) in 1) echo 4711 RUNNING 0 None;; "
+        "2) echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1;; "
+        "*) echo 4711 COMPLETED 0 None; esac",
+    )
+    fake_command("sacct", "exit 1")
+    assert watch.follow("4711", tmp_path / "log") == 0
+    assert capfd.readouterr().err.splitlines() == [
+        "job 4711: RUNNING",
+        "job 4711: UNKNOWN (Slurm does not answer)",
+        "job 4711: COMPLETED",
+    ]
+
+
 def test_a_job_that_nobody_knows_is_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

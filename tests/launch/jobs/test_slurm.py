@@ -17,6 +17,7 @@ from launch.jobs.slurm import Slurm, make_logs
 from launch.jobs.train_job import TrainJob
 from launch.launcher import run_in_allocation, start
 from launch.slurm import allocation, squeue
+from launch.slurm.commands import SlurmAwayError
 from segresmamba.config import load_config, read_config
 from segresmamba.errors import ConfigError, LaunchError
 from segresmamba.storage.run_folder import RunFolder
@@ -167,6 +168,54 @@ def test_a_run_whose_job_waits_to_go_on_gets_no_second_one(
     assert "scancel 4711" in caught.value.remedy
     fake_command("squeue", "exit 1")
     assert start(make_job("mine", "cluster=slurm")) == 0
+    # The pickle of a trial's job is in the folder of its sweep; the run has a link to the log.
+    (tmp_path / "mine/logs/4800_3_0_log.out").symlink_to("../../sweeps/s/jobs/4800_3_0_log.out")
+    fake_command("squeue", "case $2 in *4800_3*) echo 4800_3 PENDING None; esac")
+    with pytest.raises(LaunchError, match="has a job already"):
+        start(make_job("mine", "cluster=slurm"))
+
+
+AWAY = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
+
+
+def test_a_run_gets_no_job_while_slurm_does_not_say_whether_it_has_one(
+    make_job: MakeJob, tmp_path: Path, fake_command: FakeCommand
+) -> None:
+    fake_command("sbatch", "echo Submitted batch job 4711")
+    start(make_job("mine", "cluster=slurm"))
+    fake_command("sbatch", f"touch {tmp_path}/again; echo Submitted batch job 4712")
+    fake_command("squeue", f"echo '{AWAY}' >&2; exit 1")
+    with pytest.raises(SlurmAwayError, match="does not answer"):
+        start(make_job("mine", "cluster=slurm"))
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_submission_without_an_answer_leaves_no_job(
+    make_job: MakeJob,
+    tmp_path: Path,
+    fake_command: FakeCommand,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(slurm, "RETRY_S", 0.0)
+    # Slurm takes the job, but too late for sbatch and for the first look at the queue.
+    fake_command(
+        "sbatch",
+        f"echo $1 > {tmp_path}/taken; "
+        "echo 'sbatch: error: Socket timed out on send/recv operation' >&2; exit 1",
+    )
+    fake_command(
+        "squeue",
+        f"[ -e {tmp_path}/looked ] || {{ touch {tmp_path}/looked; exit 0; }}; "
+        f"printf '4711|(null)|%s\\n12|(null)|/x.sh\\n' $(cat {tmp_path}/taken)",
+    )
+    fake_command("scancel", f"echo $* >> {tmp_path}/cancelled")
+    with pytest.raises(SlurmAwayError, match="give the same command again"):
+        start(make_job("mine", "cluster=slurm"))
+    assert (tmp_path / "cancelled").read_text() == "4711\n"
+    assert not (tmp_path / "mine").exists()
+    fake_command("squeue", f"echo '{AWAY}' >&2; exit 1")
+    with pytest.raises(SlurmAwayError, match="may have taken the job"):
+        start(make_job("mine", "cluster=slurm"))
 
 
 def test_a_batch_job_on_a_run_that_another_job_holds_ends_at_once(

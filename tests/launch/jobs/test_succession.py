@@ -7,6 +7,7 @@ import pytest
 
 from launch.failures import INTERRUPTED_CODE
 from launch.jobs import succession
+from launch.slurm import commands
 
 FakeCommand = Callable[[str, str], None]
 
@@ -80,6 +81,34 @@ def test_a_refused_requeue_is_no_failure(
     fake_command("sbatch", "echo 'sbatch: error: not from here' >&2; exit 1")
     assert leave(logs, "chain") == INTERRUPTED_CODE
     assert "sbatch: error: not from here" in capsys.readouterr().err
+
+
+AWAY = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation"
+
+
+def test_a_job_that_goes_on_is_queued_when_slurm_answers_again(
+    logs: Path, fake_command: FakeCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "RETRY_S", 0.0)
+    asked = logs.parent / "asked"
+    fake_command("sbatch", f"echo x >> {asked}; [ $(wc -l < {asked}) -gt 2 ] || "
+                 f"{{ echo '{AWAY}' >&2; exit 1; }}; echo 4900")  # fmt: skip
+    fake_command("squeue", "echo '4701|(null)|/elsewhere.sh'")
+    assert leave(logs, "chain") == 0
+    assert asked.read_text() == "x\n" * 3
+    assert succession.successor(logs, "4711") == "4900"
+
+
+def test_a_job_that_slurm_has_taken_without_an_answer_is_not_queued_twice(
+    logs: Path, fake_command: FakeCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "RETRY_S", 0.0)
+    asked, script = logs.parent / "asked", logs / "4711_submission.sh"
+    fake_command("sbatch", f"echo x >> {asked}; echo '{AWAY}' >&2; exit 1")
+    fake_command("squeue", f"echo '4900|afterany:4711(unfulfilled)|{script}'")
+    assert leave(logs, "chain") == 0
+    assert asked.read_text() == "x\n"
+    assert succession.successor(logs, "4711") == "4900"
 
 
 def test_where_slurm_may_queue_it_again_it_does(logs: Path, fake_command: FakeCommand) -> None:

@@ -146,6 +146,31 @@ def test_on_slurm_a_job_goes_back_to_the_queue_unless_it_was_cancelled(
     assert rank.goes_back_to_queue(received) is expected
 
 
+def test_a_job_that_was_cancelled_after_its_warning_stays_away(
+    monkeypatch: pytest.MonkeyPatch, fake_command: Callable[..., None]
+) -> None:
+    slurm_place(monkeypatch, "4711", number=0, nodes=1, tasks=1)
+    warned = {signal.SIGUSR2, signal.SIGTERM}
+    fake_command("scontrol", "echo 'JobState=COMPLETING Reason=None PreemptTime=None'")
+    assert not rank.goes_back_to_queue(warned)
+    fake_command("scontrol", "echo 'JobState=COMPLETING Reason=TimeLimit PreemptTime=None'")
+    assert rank.goes_back_to_queue(warned)
+
+
+def test_the_last_job_of_an_array_does_not_take_the_others_for_itself(
+    monkeypatch: pytest.MonkeyPatch, fake_command: Callable[..., None]
+) -> None:
+    # It has the number of the array, of which scontrol shows all jobs.
+    slurm_place(monkeypatch, "4711", number=0, nodes=1, tasks=1)
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "4711")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+    fake_command(
+        "scontrol",
+        "echo 'JobState=COMPLETING Reason=None'; [ $3 = 4711_2 ] || echo 'JobState=RUNNING'",
+    )
+    assert not rank.goes_back_to_queue({signal.SIGTERM})
+
+
 def test_only_the_first_rank_asks_slurm_about_a_sigterm(
     monkeypatch: pytest.MonkeyPatch, fake_command: Callable[..., None], tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """The lines of a batch script, run by a real shell with a stand-in for Python."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 
 from launch.slurm import script
 from segresmamba.config import ClusterConfig, load_config
-from segresmamba.errors import USER_CODE
+from segresmamba.errors import USER_CODE, ConfigError
 from tests.processes import started
 
 
@@ -66,13 +67,19 @@ def run_setup(folder: Path, *setup: str) -> subprocess.CompletedProcess[str]:
         (". SOURCED", "SOURCED, line 2: exit code 1"),
         # It may hold a secret, so its text is in no file but secrets.json.
         ("TOKEN=$(exit 3)", "***cluster.setup-2***: exit code 3"),
+        # Of these the trap ERR of bash learns nothing.
+        ("source /nowhere/env.sh", "it has ended the script: exit code 1"),
+        ("exit 0", "***cluster.setup-2***: exit code 0"),
+        (". ENDING", "it has ended the script: exit code 0"),
+        ("set -u; echo $UNSET", "it has ended the script: exit code 1"),
     ],
 )
 def test_a_line_of_the_user_that_fails_ends_the_job_as_a_mistake(
     tmp_path: Path, line: str, got: str
 ) -> None:
     (tmp_path / "sourced.sh").write_text("true\ngrep -q secret-word /dev/null\n")
-    names = {"SOURCED": str(tmp_path / "sourced.sh")}
+    (tmp_path / "ending.sh").write_text("true\nexit 0\n")
+    names = {name: str(tmp_path / f"{name.lower()}.sh") for name in ("SOURCED", "ENDING")}
     for name, path in names.items():
         line, got = line.replace(name, path), got.replace(name, path)
     done = run_setup(tmp_path, "ulimit -c 0", line)
@@ -85,13 +92,29 @@ def test_a_line_of_the_user_that_fails_ends_the_job_as_a_mistake(
 
 @pytest.mark.parametrize(
     "line",
-    ["cd /nowhere/at/all || true", "export A_PATH=$(false; echo x)", "set +e", "ulimit -c 0"],
+    [
+        "trap 'true' EXIT",
+        "(exit 0)",
+        "cd /nowhere/at/all || true",
+        "export A_PATH=$(false; echo x)",
+        "set +e",
+        "ulimit -c 0",
+    ],
 )
 def test_a_line_that_may_fail_and_what_follows_the_users_lines_do_not_end_the_job(
     tmp_path: Path, line: str
 ) -> None:
     done = run_setup(tmp_path, line)
     assert (done.returncode, done.stdout) == (0, "went on\n"), done.stderr
+
+
+def test_lines_that_no_shell_can_read_are_refused_before_a_job_has_them() -> None:
+    for setup in (("if true; then", "cd /"), ("echo 'one",), ("if [ 1 = 1 ]; then", "cd /", "fi")):
+        cluster = load_config(["cluster=slurm", f"cluster.setup={json.dumps(setup)}"]).cluster
+        with pytest.raises(ConfigError, match="no shell") as caught:
+            script.refuse_bad_shell(cluster.setup)
+        assert "line" in caught.value.got
+    script.refuse_bad_shell(("if true; then", "cd /", "fi", "module load cuda"))
 
 
 @pytest.mark.parametrize(

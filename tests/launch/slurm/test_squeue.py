@@ -6,8 +6,19 @@ from pathlib import Path
 import pytest
 
 from launch.failures import INTERRUPTED_CODE
-from launch.slurm import squeue
-from launch.slurm.squeue import JobState, LiveJob, is_running, job_state, living, requeue
+from launch.slurm import commands, squeue
+from launch.slurm.commands import SlurmAwayError
+from launch.slurm.squeue import (
+    JobState,
+    LiveJob,
+    is_cancelled,
+    is_running,
+    job_state,
+    job_states,
+    living,
+    requeue,
+)
+from segresmamba.errors import PASSING_CODE, sort_error
 
 FakeCommand = Callable[[str, str], None]
 AWAY = [
@@ -19,6 +30,8 @@ AWAY = [
     "slurm_load_jobs error: Slurm backup controller in standby mode",
     "slurm_load_jobs error: Insane message length",
     "slurm_load_jobs error: Protocol authentication error",
+    # What scontrol requeue, release and update say while slurmctld is down (22.05).
+    "Unexpected message received for job 4711",
 ]
 
 
@@ -80,7 +93,7 @@ def test_of_some_jobs_the_one_that_is_not_over_is_shown_with_its_state(
 def away_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Shell that fails two times as scontrol does while slurmctld is restarted."""
     pauses: list[float] = []
-    monkeypatch.setattr(squeue.time, "sleep", pauses.append)
+    monkeypatch.setattr(commands.time, "sleep", pauses.append)
     count = f"{tmp_path}/count"
     message = "Unable to contact slurm controller (connect failure)"
     return (
@@ -120,7 +133,7 @@ def test_a_job_that_is_being_signalled_still_runs(
 def test_a_question_that_did_not_reach_slurm_is_repeated(
     fake_command: FakeCommand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, message: str
 ) -> None:
-    monkeypatch.setattr(squeue.time, "sleep", lambda _: None)
+    monkeypatch.setattr(commands.time, "sleep", lambda _: None)
     again = f"[ -e {tmp_path}/asked ] && echo JobState=RUNNING && exit"
     fake_command("scontrol", f"{again}; touch {tmp_path}/asked; echo '{message}' >&2; exit 1")
     assert is_running("4711")
@@ -134,10 +147,72 @@ def test_a_requeue_waits_for_the_controller(fake_command: FakeCommand, away_twic
 def test_a_controller_that_stays_away_is_given_up(
     fake_command: FakeCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(squeue, "AWAY_PATIENCE_S", -1.0)
+    monkeypatch.setattr(commands, "AWAY_PATIENCE_S", -1.0)
     fake_command("scontrol", "echo 'Unable to contact slurm controller' >&2; exit 1")
     assert requeue("4711") == "Unable to contact slurm controller"
     assert not is_running("4711")
+
+
+@pytest.mark.parametrize("state", ["RESV_DEL_HOLD", "SPECIAL_EXIT", "A_STATE_OF_SLURM_99"])
+def test_a_job_in_a_state_that_is_no_end_lives(fake_command: FakeCommand, state: str) -> None:
+    fake_command("squeue", f"echo '4711 {state} 0 ReservationDeleted'")
+    found = job_state("4711")
+    assert found is not None
+    assert not found.ended
+    assert not found.has_failed
+
+
+@pytest.mark.parametrize("message", AWAY)
+def test_while_slurm_is_away_nobody_is_told_that_a_job_has_ended(
+    fake_command: FakeCommand, message: str
+) -> None:
+    fake_command("squeue", f"echo '{message}' >&2; exit 1")
+    # What sacct says of a living job may be old, and it has no line for a waiting one of an array.
+    fake_command("sacct", "printf '4711_0|RUNNING|0:0\\n4710|COMPLETED|0:0\\n'")
+    states = job_states(["4711_0", "4711_1", "4710"])
+    assert {job: state.name for job, state in states.items()} == {
+        "4711_0": squeue.UNKNOWN,
+        "4711_1": squeue.UNKNOWN,
+        "4710": "COMPLETED",
+    }
+    assert not states["4711_1"].ended
+    for question in (
+        lambda: living(["4711"]),
+        lambda: squeue.refuse_queued("conversion", Path("store"), "convert-store"),
+        lambda: squeue.cancel_forgotten("segresmamba sweep s", set()),
+    ):
+        with pytest.raises(SlurmAwayError) as caught:
+            question()
+        assert sort_error(caught.value).exit_code == PASSING_CODE
+        assert caught.value.got == message
+
+
+def test_what_could_not_be_cancelled_is_said(fake_command: FakeCommand) -> None:
+    fake_command("scancel", f"echo 'scancel: error: {AWAY[0]}' >&2; exit 1")
+    with pytest.raises(SlurmAwayError, match="scancel 4711"):
+        squeue.cancel("4711")
+
+
+@pytest.mark.parametrize(
+    ("shown", "cancelled"),
+    [
+        ("JobState=COMPLETING Reason=None PreemptTime=None", True),
+        ("JobState=CANCELLED Reason=None PreemptTime=None", True),
+        ("JobState=COMPLETING Reason=TimeLimit PreemptTime=None", False),
+        ("JobState=COMPLETING Reason=None PreemptTime=2026-11-30T13:15:37", False),
+        ("JobState=RUNNING Reason=None PreemptTime=None", False),
+    ],
+)
+def test_a_cancelled_job_is_told_from_one_that_its_limit_or_another_job_ends(
+    fake_command: FakeCommand, shown: str, cancelled: bool
+) -> None:
+    fake_command("scontrol", f"echo '{shown}'")
+    assert is_cancelled("4711") == cancelled
+
+
+def test_a_job_that_is_in_the_queue_again_has_been_queued_again(fake_command: FakeCommand) -> None:
+    fake_command("scontrol", "echo '4711: Job is pending execution' >&2; exit 1")
+    assert requeue("4711") == ""
 
 
 def test_a_refusal_to_requeue_is_not_repeated(fake_command: FakeCommand, tmp_path: Path) -> None:

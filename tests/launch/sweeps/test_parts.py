@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from launch.run_state import QUEUED, WAITING
+from launch.slurm.commands import SlurmAwayError
 from launch.sweeps import parts
+from launch.sweeps.run import run_sweep
 from launch.sweeps.sweep import Sweep
 from segresmamba.config import load_config
 from segresmamba.errors import ConfigError, LaunchError
@@ -90,6 +92,60 @@ def test_trials_that_others_have_queued_meanwhile_are_left_to_them(
     parts.queue(sweep.trials, sweep, 2)
     parts.NextPart(sweep.folder, (5, 6), 2)()
     assert (tmp_path / "count").read_text() == "x\n"
+
+
+def test_a_trial_whose_run_a_single_job_trains_is_left_to_it(
+    slurm: Callable[..., None], sweep: Sweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slurm(7, "")
+    sweep.write()
+    logs = sweep.trials[3].folder.logs
+    logs.mkdir(parents=True)
+    (logs / "42_submitted.pkl").touch()
+    assert run_sweep(sweep, None) == 0
+    assert queued(sweep) == ["100_0", "100_1", "100_2", None, "100_3", "100_4", "100_5"]
+    assert "trial 3 is left to job 42: PENDING\n" in capsys.readouterr().err
+
+
+AWAY = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
+
+
+def test_while_slurm_does_not_answer_no_trial_is_queued_a_second_time(
+    slurm: Callable[..., None], sweep: Sweep, tmp_path: Path, fake_command: FakeCommand
+) -> None:
+    slurm(7, "")
+    sweep.write()
+    parts.queue(sweep.trials, sweep, 2)
+    fake_command("squeue", f"echo '{AWAY}' >&2; exit 1")
+    fake_command("sacct", "exit 1")
+    with pytest.raises(SlurmAwayError):
+        run_sweep(Sweep.read(sweep.folder), None)
+    assert (tmp_path / "count").read_text() == "x\n"
+    assert queued(Sweep.read(sweep.folder)) == [f"100_{number}" for number in range(7)]
+
+
+def test_the_small_job_waits_until_slurm_answers(
+    slurm: Callable[..., None],
+    sweep: Sweep,
+    tmp_path: Path,
+    fake_command: FakeCommand,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slurm(7, "")
+    sweep.write()
+    command = tmp_path / "bin" / "squeue"
+    answering = command.read_text()
+    fake_command("squeue", f"echo '{AWAY}' >&2; exit 1")
+    pauses: list[float] = []
+
+    def back(pause_s: float) -> None:
+        pauses.append(pause_s)
+        command.write_text(answering)
+
+    monkeypatch.setattr(parts.time, "sleep", back)
+    parts.NextPart(sweep.folder, (5, 6), 2)()
+    assert pauses == [60.0]
+    assert queued(Sweep.read(sweep.folder))[5:] == ["100_0", "100_1"]
 
 
 def test_a_limit_without_room_for_one_trial_and_the_next_job_is_an_error(

@@ -26,16 +26,24 @@ trap 'stop=TERM; [ -z "$ranks" ] || kill -TERM $ranks' TERM
 setup_failed() {
   [ $BASH_SUBSHELL = 0 ] || return
   case "${BASH_SOURCE[1]}" in "" | "$0") what=$2;; *) what="${BASH_SOURCE[1]}, line $3"; esac
+  setup_ended $1
+}
+setup_ended() {
+  [ -z "$setup_done" ] || return
+  setup_done=1
   printf "%s\n" "error: a line of cluster.setup failed" "  where:  cluster.setup" \
-    "  got:    ${hidden:-$what}: exit code $1" \
+    "  got:    ${hidden:-${what:-it has ended the script}}: exit code $1" \
     "  remedy: see its output above, then correct it; add || true if it may fail" >&2
   exit 2
 }
+what= setup_done=
+trap 'setup_ended $?' EXIT
 trap 'setup_failed $? "$BASH_COMMAND" $LINENO' ERR
 set -eE
 module load cuda
 set +eE
 trap - ERR
+setup_done=1
 export NCCL_SOCKET_IFNAME=ib0
 export GLOO_SOCKET_IFNAME=ib0
 export NCCL_DEBUG=WARN
