@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from segresmamba.task.precision import Autocast, LossScaler, spare_small_maps
+from segresmamba.config import TrainConfig
+from segresmamba.task.precision import Autocast, LossScaler, set_gpu_arithmetic, spare_small_maps
 
 
 def scaled_backward(network: nn.Module, scaler: LossScaler, loss: torch.Tensor) -> None:
@@ -81,3 +82,19 @@ def test_kernels_larger_than_the_map_get_their_whole_gradient(
     spare_small_maps(convolution)
     found = gradient(Autocast(convolution, "bf16"), x_BCDHW)
     assert torch.equal(found, expected) == exact
+
+
+@pytest.mark.parametrize(("tf32", "matmul"), [(True, "high"), (False, "highest")])
+def test_the_arithmetic_of_a_gpu_follows_from_the_settings(
+    monkeypatch: pytest.MonkeyPatch, tf32: bool, matmul: str
+) -> None:
+    before = torch.get_float32_matmul_precision()
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)
+    try:
+        set_gpu_arithmetic(TrainConfig(tf32=tf32))
+        assert torch.backends.cudnn.benchmark
+        assert torch.backends.cudnn.allow_tf32 == tf32
+        assert torch.get_float32_matmul_precision() == matmul
+    finally:
+        torch.set_float32_matmul_precision(before)
