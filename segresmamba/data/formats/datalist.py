@@ -49,7 +49,7 @@ class _Entry(BaseModel):
         if isinstance(self.image, str) and (
             split := _nnunet_v1(path.parent / self.image, channels)
         ):
-            names = [str(Path(self.image).with_name(name)) for name in split]
+            names = [str(Path(self.image).parent / name) for name in split]
         stacked = isinstance(self.image, str) and channels > 1 and len(names) == 1
         if not stacked and len(names) != channels:
             raise DataError(
@@ -70,7 +70,7 @@ def _nnunet_v1(image: Path, channels: int) -> list[str]:
     """
     stem = strip_ending(image.name)
     names = [f"{stem}_{number:04d}{image.name.removeprefix(stem)}" for number in range(channels)]
-    first = image.with_name(names[0])
+    first = image.parent / names[0]
     # Unlike Path.exists, this also answers for a name that is too long for a file system.
     return names if not os.path.exists(image) and os.path.exists(first) else []
 

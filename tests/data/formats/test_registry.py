@@ -224,11 +224,14 @@ def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
         read_source(tmp_path, "bratz")
 
 
-@pytest.mark.parametrize("name", ["../labelsTr/hip_0.nii.gz", "/etc/hip_0.nii.gz"])
-def test_a_list_cannot_name_files_outside(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [("label", "../labelsTr/hip_0.nii.gz"), ("label", "/etc/hip_0.nii.gz"), ("image", "/")],
+)
+def test_a_list_cannot_name_files_outside(tmp_path: Path, part: str, name: str) -> None:
     source = decathlon(tmp_path / "raw")
     content = json.loads((source / "dataset.json").read_text())
-    content["training"][0]["label"] = name
+    content["training"][0][part] = name
     listed(source, **content)
     with pytest.raises(DataError, match="outside the dataset") as caught:
         read_source(source)
