@@ -63,13 +63,17 @@ def run_once(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
-def ask(*command: str) -> str:
+def ask(*command: str, patiently: bool = False) -> str:
     """What a command prints; empty if there is no such command, or Slurm refuses it.
+
+    Args:
+        command: The command and its arguments.
+        patiently: Wait for an answer, see `run_patiently`.
 
     Raises:
         SlurmAwayError: If Slurm does not answer. The commands wait for it some seconds themselves.
     """
-    done = run_once(*command)
+    done = (run_patiently if patiently else run_once)(*command)
     if done.returncode and is_away(done.stderr):
         raise away(done.stderr)
     return "" if done.returncode else done.stdout

@@ -147,10 +147,8 @@ def living(job_ids: Sequence[str], *, patiently: bool = False) -> LiveJob | None
     if not job_ids:
         return None
     jobs = f"--jobs={','.join(job_ids)}"
-    question = ("squeue", "--noheader", jobs, "--format=%i %T %r")
-    if patiently:
-        run_patiently(*question)
-    lines = ask(*question).splitlines()
+    shown = ask("squeue", "--noheader", jobs, "--format=%i %T %r", patiently=patiently)
+    lines = shown.splitlines()
     return LiveJob(*lines[0].split(maxsplit=2)) if lines else None
 
 
