@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+from pathlib import Path
 from typing import Any
 
 
@@ -16,3 +18,12 @@ def parse_json(content: str | bytes) -> Any:
         return json.loads(content)
     except RecursionError as error:
         raise ValueError("JSON that is nested too deeply") from error
+
+
+def json_bytes(path: Path) -> bytes:
+    """The bytes of a JSON file, without the byte-order mark that editors of Windows put first.
+
+    Raises:
+        OSError: If the file cannot be read.
+    """
+    return path.read_bytes().removeprefix(codecs.BOM_UTF8)

@@ -113,7 +113,7 @@ def _declared(source: Path, labels: list[Path]) -> dict[str, int]:
             remedy="write dseg.tsv there, a table with the columns index and name",
         )
     try:
-        with tables[0].open(newline="") as file:
+        with tables[0].open(newline="", encoding="utf-8-sig") as file:
             rows = {row["name"]: int(row["index"]) for row in csv.DictReader(file, delimiter="\t")}
     except (KeyError, ValueError, TypeError, OSError) as error:
         raise DataError(

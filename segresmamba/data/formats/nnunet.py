@@ -158,6 +158,7 @@ def _found_cases(folder: Path, ending: str, channels: int) -> tuple[SourceCase, 
     """Cases with an image or a label in the folders. The converter reports missing files."""
     images, labels = folder / "imagesTr", folder / "labelsTr"
     case_ids = {name.removesuffix(ending) for name in _names(labels, ending)}
+    numbers = "0000" if channels == 1 else f"0000 to {channels - 1:04d}"
     for name in _names(images, ending):
         match = re.fullmatch(r"(.+)_(\d{4})", name.removesuffix(ending))
         if match is None or int(match[2]) >= channels:
@@ -165,8 +166,7 @@ def _found_cases(folder: Path, ending: str, channels: int) -> tuple[SourceCase, 
                 "an image belongs to no declared channel",
                 where=images / name,
                 got=name,
-                remedy=f"name it <case>_0000{ending} to <case>_{channels - 1:04d}{ending}, "
-                "or declare its channel in dataset.json",
+                remedy=f"name it <case>_{numbers}{ending}, or declare its channel in dataset.json",
             )
         case_ids.add(match[1])
     return tuple(

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from segresmamba.data.untrusted import RESERVED_NAMES, is_case_id
 from segresmamba.errors import DataError
-from segresmamba.storage.json_text import parse_json
+from segresmamba.storage.json_text import json_bytes, parse_json
 
 VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".tif", ".tiff")
 LABEL_ENDINGS = (*VOLUME_ENDINGS, ".zarr")
@@ -95,7 +95,7 @@ def read_description(path: Path, kind: type[Description], remedy: str) -> Descri
         DataError: Names the first key that is missing or wrong.
     """
     try:
-        return kind.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(json_bytes(path))
     except OSError as error:
         raise DataError(
             f"{path.name} cannot be read", where=path, got=error.strerror, remedy=remedy

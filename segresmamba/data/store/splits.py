@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from segresmamba.errors import DataError
+from segresmamba.storage.json_text import json_bytes
 
 _FOLDS = 5
 _FOLD_SEED = 12345  # the seed of nnU-Net's folds
@@ -72,7 +73,7 @@ def read_splits(path: Path, case_ids: Sequence[str]) -> tuple[Split, ...]:
     """
     remedy = 'write [{"train": [case ids], "val": [case ids]}, ...]'
     try:
-        splits = TypeAdapter(tuple[Split, ...]).validate_json(path.read_bytes())
+        splits = TypeAdapter(tuple[Split, ...]).validate_json(json_bytes(path))
     except (OSError, ValidationError) as error:
         got = " ".join(str(error).split())[:200]
         raise DataError(

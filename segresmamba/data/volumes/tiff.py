@@ -22,6 +22,7 @@ from segresmamba.data.untrusted import require_voxels
 from segresmamba.data.volumes.geometry import LPS_TO_RAS
 from segresmamba.data.volumes.opened_file import OpenedFile, value_errors
 from segresmamba.errors import DataError
+from segresmamba.storage.json_text import json_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ def _spacing_mm(stack: Path) -> Spacing:
         )
         return 1.0, 1.0, 1.0
     try:
-        return _SpacingJson.model_validate_json(path.read_bytes()).spacing
+        return _SpacingJson.model_validate_json(json_bytes(path)).spacing
     except ValidationError as error:
         raise DataError(
             "the file beside a TIFF stack does not say how large its voxels are",

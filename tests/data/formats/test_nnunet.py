@@ -188,7 +188,9 @@ def write_stacks(raw: Path, spacing: list[float] | None) -> None:
         sitk.WriteImage(image, str(path.with_name(f"{stem}.tif")))
         if spacing:
             words = json.dumps({"spacing": spacing, "unit": "mm"})
-            path.with_name(f"{stem.removesuffix('_0000')}.json").write_text(words)
+            path.with_name(f"{stem.removesuffix('_0000')}.json").write_text(
+                words, encoding="utf-8-sig"
+            )
         path.unlink()
     describe(raw, file_ending=".tif")
 
@@ -296,6 +298,7 @@ def test_an_image_of_no_declared_channel_is_refused(raw: Path, name: str) -> Non
     with pytest.raises(DataError, match="no declared channel") as caught:
         read_nnunet(raw)
     assert caught.value.where.endswith(name)
+    assert "name it <case>_0000.nii.gz, or" in caught.value.remedy
 
 
 @pytest.mark.parametrize("missing", ["dataset.json", "imagesTr", "labelsTr"])
@@ -304,6 +307,13 @@ def test_what_is_missing_is_named(raw: Path, missing: str) -> None:
     with pytest.raises(DataError) as caught:
         read_nnunet(raw)
     assert caught.value.where.endswith(missing)
+
+
+def test_the_byte_order_mark_of_windows_is_no_part_of_the_json(raw: Path) -> None:
+    content = (raw / "dataset.json").read_text()
+    before = read_nnunet(raw)
+    (raw / "dataset.json").write_text(content, encoding="utf-8-sig")
+    assert read_nnunet(raw) == before
 
 
 def test_broken_json_is_refused(raw: Path) -> None:

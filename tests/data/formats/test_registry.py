@@ -101,7 +101,9 @@ def bids(folder: Path) -> Path:
             put(folder / sub / ses / f"{stem}_T1w.nii.gz", volume(seed))
             put(folder / sub / ses / f"{stem}_T2w.nii.gz", volume(seed + 1))
             put(folder / "derivatives/manual" / sub / ses / f"{stem}_dseg.nii.gz", label(1))
-    (folder / "derivatives/manual/dseg.tsv").write_text("index\tname\n1\thip\n")
+    (folder / "derivatives/manual/dseg.tsv").write_text(
+        "index\tname\n1\thip\n", encoding="utf-8-sig"
+    )
     return folder
 
 

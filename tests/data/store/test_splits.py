@@ -49,7 +49,7 @@ def test_bad_splits_are_refused(
 ) -> None:
     path = tmp_path / "mine.json"
     if content:
-        path.write_text(content)
+        path.write_text(content, encoding="utf-8-sig")
     with pytest.raises(DataError, match=message) as caught:
         read_splits(path, ["a", "b"])
     assert got in caught.value.got
