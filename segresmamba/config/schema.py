@@ -31,6 +31,8 @@ from segresmamba.secrets import hide_lines, hide_url, hide_variables
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 LowerShare = Annotated[float, Field(gt=0.0, le=1.0)]
 Axes = tuple[Literal["D", "H", "W"], ...]
+# Kernels of convolutions and scans count elements in 32 bits.
+_MOST_VOXELS = 2**31 - 1
 
 
 class RunConfig(Section):
@@ -99,6 +101,18 @@ class DataConfig(Section):
         if self.max_bad_cases is not None:
             return self.max_bad_cases
         return max(1, cases // 100) if cases >= 10 else 0
+
+    @field_validator("patch")
+    @classmethod
+    def _can_be_counted(cls, patch: Size3) -> Size3:
+        if math.prod(patch) > _MOST_VOXELS:
+            raise ConfigError(
+                "a crop has more voxels than the operators can count",
+                where="data.patch",
+                got=list(patch),
+                remedy=f"choose one with at most {_MOST_VOXELS} voxels, such as [128,128,128]",
+            )
+        return patch
 
     @field_validator("store")
     @classmethod

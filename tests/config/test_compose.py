@@ -250,6 +250,12 @@ def test_configuration_needs_no_torch() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_a_patch_that_no_operator_can_count_is_refused() -> None:
+    with pytest.raises(ConfigError, match="more voxels than") as caught:
+        load_config(["data=custom", "data.store=x", "data.patch=[100000,100000,100000]"])
+    assert caught.value.where == "data.patch"
+
+
 def test_a_key_below_a_list_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"give the whole of data\.patch"):
         load_config(["data=custom", "data.store=none", "data.patch.patch=[32,32,32]"])
