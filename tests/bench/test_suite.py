@@ -62,7 +62,7 @@ def _inside_another_job(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("_inside_another_job")
 def test_one_network_is_measured_and_another_fails(tmp_path: Path, tiny_store: Path) -> None:
     # Inside its last stage segresmamba has two tokens of this patch, which make no four slices.
-    slices = ["model.dims=[8,8,16,16]", "model.num_slices=4", "data.patch=[36,20,20]"]
+    slices = ["model.dims=[8,8]", "model.num_slices=4", "data.patch=[12,4,4]"]
     found = bench(
         ["segresmamba_paper", "segresmamba"],
         [*settings(tiny_store, tmp_path / "runs"), *slices],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 from numba import njit
@@ -13,12 +15,26 @@ from segresmamba.ops.orders import ORDERS, order_map, scan_order_indices
 CHANNELS = LANES + 3
 
 
-@njit("void(float32[:, :], int64[::1], int64, int64, float32[:, ::1])")
+def compiled(signature):
+    """Compile at the first call: every process of the tests imports this file, one runs it."""
+
+    def wrap(function):
+        kernel = cache(lambda: njit(signature)(function))
+
+        def call(*operands):
+            return kernel()(*operands)
+
+        return call
+
+    return wrap
+
+
+@compiled("void(float32[:, :], int64[::1], int64, int64, float32[:, ::1])")
 def _gather(source, tokens, channel, lanes, tile):
     gather(source, tokens, channel, lanes, tile)
 
 
-@njit("void(float32[:, ::1], int64[::1], int64, int64, float32[:, :], boolean)")
+@compiled("void(float32[:, ::1], int64[::1], int64, int64, float32[:, :], boolean)")
 def _scatter(tile, tokens, channel, lanes, target, add):
     if add:
         scatter_add(tile, tokens, channel, lanes, target)
@@ -26,7 +42,7 @@ def _scatter(tile, tokens, channel, lanes, target, add):
         scatter(tile, tokens, channel, lanes, target)
 
 
-@njit("void(int64, int64, Tuple((int64, boolean)), int64[::1])")
+@compiled("void(int64, int64, Tuple((int64, boolean)), int64[::1])")
 def _find_tokens(first, length, order, tokens):
     find_tokens(first, length, order, tokens)
 
