@@ -46,7 +46,15 @@ def stage(dataset: Dataset, case_ids: Sequence[str], folder: str) -> Dataset:
     """
     for case_id in case_ids:
         dataset[case_id]  # its name becomes a path, and only those in the manifest were checked
-    root = _expand(folder)
+    expanded = os.path.expanduser(os.path.expandvars(folder))
+    if "$" in expanded:
+        raise ConfigError(
+            "data.stage names an environment variable that is not set on this node",
+            where="data.stage",
+            got=folder,
+            remedy="name one that Slurm sets there (often SLURM_TMPDIR or TMPDIR), or a folder",
+        )
+    root = Path(expanded).absolute()
     name = f"{dataset.name}-{dataset.digest[:16]}".replace(os.sep, "_").replace("\0", "_")
     target = root / name
     try:
@@ -96,15 +104,3 @@ def _complete(dataset: Dataset, case_ids: Sequence[str], target: Path) -> None:
     if not (target / MANIFEST).exists():
         with atomic.atomic_path(target / MANIFEST) as manifest:
             dataset.files.copy(MANIFEST, manifest)
-
-
-def _expand(folder: str) -> Path:
-    path = os.path.expanduser(os.path.expandvars(folder))
-    if "$" in path:
-        raise ConfigError(
-            "data.stage names an environment variable that is not set on this node",
-            where="data.stage",
-            got=folder,
-            remedy="name one that Slurm sets there (often SLURM_TMPDIR or TMPDIR), or a folder",
-        )
-    return Path(path).absolute()
