@@ -271,18 +271,6 @@ class _Sums:
         self._sums = {key: summed.cpu() for key, summed in self._sums.items()}
         return True
 
-    def _make_room(self, boxes: Sequence[Box], channels: int) -> None:
-        for box in boxes:
-            if box in self._sums:
-                continue
-            shape = channels, *(end - first for first, end in box)
-            try:
-                self._sums[box] = torch.zeros(shape, device=self._device)
-            except RuntimeError as error:
-                if not ran_out(error) or not self.move_to_cpu():
-                    raise
-                self._sums[box] = torch.zeros(shape)
-
 
 class _Heap:
     """Keeps the memory of this process near to what it uses, over thousands of windows.

@@ -1,8 +1,10 @@
-"""JSON that others may have written, or that is damaged."""
+"""JSON for people to read, and JSON that others may have written or that is damaged."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 
@@ -16,3 +18,8 @@ def parse_json(content: str | bytes) -> Any:
         return json.loads(content)
     except RecursionError as error:
         raise ValueError("JSON that is nested too deeply") from error
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON with an entry on each line."""
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
