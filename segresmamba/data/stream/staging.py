@@ -30,15 +30,12 @@ _MARGIN = 1.02  # a copy takes more than its files' sizes: whole blocks, and fol
 
 
 def stage(dataset: Dataset, case_ids: Sequence[str], folder: str) -> Dataset:
-    """Copy cases to storage of this node.
+    """Copy cases to storage of this node; return the dataset there.
 
     Args:
         dataset: An opened store of any kind.
         case_ids: Cases that the job reads. Others cannot be read afterwards.
         folder: Folder to copy to. $NAME stands for an environment variable of this node.
-
-    Returns:
-        The dataset on this node.
 
     Raises:
         ConfigError: If an environment variable is not set here.

@@ -197,8 +197,7 @@ def load_newest(run: RunFolder, engine: ZeroEngine, expected: Meta, ranks: Ranks
         None if the run has no checkpoint.
 
     Raises:
-        CheckpointError: If none is sound, or the newest sound one is of another architecture or
-            dataset.
+        CheckpointError: If none is sound, or the newest sound one is of another network or dataset.
         OSError: If a file cannot be read, but is not known to be damaged.
     """
     # Only one rank looks: on a shared file system others may still see an older listing.
