@@ -88,7 +88,11 @@ def summaries(folders: Iterable[Path]) -> dict[Path, RunSummary]:
         beside[folder.parent].append(folder)
     found: dict[Path, RunSummary] = {}
     for root, runs in beside.items():
-        index, is_new = _read_index(root / INDEX), False
+        is_new = False
+        try:
+            index = _INDEX.validate_json((root / INDEX).read_bytes())
+        except (OSError, ValidationError):  # there is none, or it is damaged or of another version
+            index = {}
         for folder in runs:
             stamp, entry = _stamp(RunFolder(folder)), index.get(folder.name)
             if entry is not None and entry.stamp == stamp:
@@ -112,11 +116,3 @@ def _stamp(folder: RunFolder) -> _Stamp | None:
     ledger = folder.emissions.stat() if folder.emissions.exists() else None
     of_ledger = (ledger.st_size, ledger.st_mtime_ns) if ledger else (0, 0)
     return (journal.st_size, journal.st_mtime_ns, *of_ledger)
-
-
-def _read_index(path: Path) -> dict[str, _Entry]:
-    """The index; empty if there is none, it is damaged, or it is of another version."""
-    try:
-        return _INDEX.validate_json(path.read_bytes())
-    except (OSError, ValidationError):
-        return {}

@@ -10,8 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -19,7 +17,7 @@ from launch.failures import INTERRUPTED_CODE
 from launch.jobs import succession
 from launch.slurm import limits
 from launch.slurm.squeue import job_state
-from segresmamba.storage.terminal import stop_signals
+from segresmamba.storage.terminal import on_stop_signals
 
 POLL_S = 0.2
 # Slurm's controller answers all users of the cluster, so it is asked less often.
@@ -33,8 +31,20 @@ def wait(controller: subprocess.Popen[bytes], log: Path) -> int:
 
     The first Ctrl-C or SIGTERM asks the ranks to save a checkpoint and stop, the second ends them.
     """
-    with _stopping(controller):
-        position = 0
+    stopping = False
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        nonlocal stopping
+        again, stopping = stopping, True
+        controller.send_signal(signal.SIGINT if again else signal.SIGTERM)
+        if not again:
+            # No promise: the job may be failing at this moment.
+            sys.stderr.write(
+                "\nasked the job to save a checkpoint and stop; Ctrl-C again ends it at once\n"
+            )
+
+    position = 0
+    with on_stop_signals(stop):
         while True:
             # Asked before the log is read: what is written in between would be missed otherwise.
             ended = controller.poll() is not None
@@ -92,25 +102,3 @@ def show(log: Path, position: int) -> int:
     sys.stderr.buffer.write(added)
     sys.stderr.flush()
     return position + len(added)
-
-
-@contextmanager
-def _stopping(controller: subprocess.Popen[bytes]) -> Iterator[None]:
-    stopping = False
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        nonlocal stopping
-        again, stopping = stopping, True
-        controller.send_signal(signal.SIGINT if again else signal.SIGTERM)
-        if not again:
-            # No promise: the job may be failing at this moment.
-            sys.stderr.write(
-                "\nasked the job to save a checkpoint and stop; Ctrl-C again ends it at once\n"
-            )
-
-    previous = {signum: signal.signal(signum, stop) for signum in stop_signals()}
-    try:
-        yield
-    finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)

@@ -11,7 +11,9 @@ The first two fit on one screen, which names the file or key, the value received
 from __future__ import annotations
 
 import errno
+import logging
 import traceback
+from functools import cache
 from typing import NamedTuple
 
 from segresmamba.redaction import redacted
@@ -111,6 +113,12 @@ class BackendMissingError(UserError, NotImplementedError):
     """A backend that was asked for by name is not installed; the remedy is the install command."""
 
 
+@cache
+def warn_once(logger: logging.Logger, message: str, *facts: object) -> None:
+    """Log a warning, unless this process has logged the same one already."""
+    logger.warning(message, *facts, stacklevel=2)
+
+
 class Verdict(NamedTuple):
     """What becomes of a command that an error has ended."""
 
@@ -126,9 +134,18 @@ def sort_error(error: BaseException) -> Verdict:
         return Verdict(PASSING_CODE if is_passing(error) else USER_CODE, error.screen())
     if not is_passing(error):
         return Verdict(OUR_CODE, _traceback(error))
-    if isinstance(error, OSError):
-        return Verdict(PASSING_CODE, _screen_of(error).screen())
-    return Verdict(PASSING_CODE, _traceback(error))
+    if not isinstance(error, OSError):
+        return Verdict(PASSING_CODE, _traceback(error))
+    full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+    facts = getattr(error, "__notes__", None) or [error.strerror or type(error).__name__]
+    passing = PassingError(
+        "the disk is full" if full else "a file or a connection failed for a reason that may pass",
+        where=error.filename or "see the log",
+        got=facts[0],
+        remedy=("free space" if full else "see that the file system and the network answer")
+        + "; the same command then goes on from the newest checkpoint",
+    )
+    return Verdict(PASSING_CODE, passing.screen())
 
 
 def _cut(text: str, longest: int) -> str:
@@ -163,18 +180,6 @@ def is_passing(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
-
-
-def _screen_of(error: OSError) -> PassingError:
-    full = error.errno in {errno.ENOSPC, errno.EDQUOT}
-    facts = getattr(error, "__notes__", None) or [error.strerror or type(error).__name__]
-    return PassingError(
-        "the disk is full" if full else "a file or a connection failed for a reason that may pass",
-        where=error.filename or "see the log",
-        got=facts[0],
-        remedy=("free space" if full else "see that the file system and the network answer")
-        + "; the same command then goes on from the newest checkpoint",
-    )
 
 
 def _rebuild(

@@ -59,7 +59,13 @@ def hide_variables(variables: Mapping[str, str | int]) -> dict[str, str | int]:
 
 def hide_lines(lines: tuple[str, ...]) -> tuple[str, ...]:
     """Lines of shell with markers in the place of all that may hold a secret."""
-    return tuple(_hide_line(number, line) for number, line in enumerate(lines, 1))
+    hidden = []
+    for number, line in enumerate(lines, 1):
+        export = _EXPORT.fullmatch(line)
+        is_open = _OPEN_VARIABLE.fullmatch(export[1]) if export else _OPEN_LINE.fullmatch(line)
+        marker = f"{HIDDEN}cluster.setup-{number}{HIDDEN}"
+        hidden.append(line if is_open and not URL.search(line) else _remember(marker, line))
+    return tuple(hidden)
 
 
 def is_hidden(text: object) -> bool:
@@ -108,14 +114,6 @@ def _remember(marker: str, secret: str) -> str:
     if marker != secret:  # else it was read back
         os.environ[VARIABLE] = json.dumps(known_secrets() | {marker: secret})
     return marker
-
-
-def _hide_line(number: int, line: str) -> str:
-    export = _EXPORT.fullmatch(line)
-    is_open = _OPEN_VARIABLE.fullmatch(export[1]) if export else _OPEN_LINE.fullmatch(line)
-    if is_open and URL.search(line) is None:
-        return line
-    return _remember(f"{HIDDEN}cluster.setup-{number}{HIDDEN}", line)
 
 
 def main() -> None:

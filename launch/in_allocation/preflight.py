@@ -122,7 +122,20 @@ def problems(
         after_s: This node's clock afterwards.
     """
     for report in reports:
-        yield from _python_problems(report, reports[0])
+        if report.python != reports[0].python:
+            yield LaunchError(
+                "the nodes have different Pythons or packages",
+                where=report.host,
+                got=f"{report.python}; {reports[0].host} has {reports[0].python}",
+                remedy=f"{_SAME_PYTHON}; {_avoid(report.host)}",
+            )
+        if report.python and not report.package:
+            yield LaunchError(
+                "a node has no segresmamba to import",
+                where=report.host,
+                got=f"{sys.executable}: {report.python}",
+                remedy=f"{_SAME_PYTHON}; {_avoid(report.host)}",
+            )
     for report in reports:
         yield from _file_problems(config, report)
     for report in reports:
@@ -148,23 +161,6 @@ def different_gpus(reports: list[NodeReport]) -> str:
         f"warning: the nodes have different GPUs ({found}); each step waits for the slowest, and "
         "the smallest must hold it: cluster.constraint=FEATURE asks for equal ones\n"
     )
-
-
-def _python_problems(report: NodeReport, first: NodeReport) -> Iterator[LaunchError]:
-    if report.python != first.python:
-        yield LaunchError(
-            "the nodes have different Pythons or packages",
-            where=report.host,
-            got=f"{report.python}; {first.host} has {first.python}",
-            remedy=f"{_SAME_PYTHON}; {_avoid(report.host)}",
-        )
-    if report.python and not report.package:
-        yield LaunchError(
-            "a node has no segresmamba to import",
-            where=report.host,
-            got=f"{sys.executable}: {report.python}",
-            remedy=f"{_SAME_PYTHON}; {_avoid(report.host)}",
-        )
 
 
 def _check_memory(config: Config, reports: list[NodeReport]) -> None:

@@ -19,7 +19,7 @@ from launch.run_state import FAILED, OVER, RUNNING, STOPPED, UNDER_WAY
 from launch.sweeps.sweep import Sweep
 from launch.sweeps.trial import Trial
 from segresmamba.storage.atomic import write_text
-from segresmamba.storage.terminal import stop_signals
+from segresmamba.storage.terminal import on_stop_signals
 
 POLL_S = 0.2
 
@@ -50,16 +50,12 @@ class Pool:
                 # A trial's own launcher counts: its second signal ends the ranks.
                 process.send_signal(signal.SIGTERM)
 
-        before = {signum: signal.signal(signum, stop) for signum in stop_signals()}
-        try:
+        with on_stop_signals(stop):
             while self.running or (self.waiting and not self.stopping):
                 while self.waiting and not self.stopping and len(self.running) < self.most:
                     self._start(self.waiting.pop(0))
                 self._collect()
                 time.sleep(POLL_S)
-        finally:
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
         return not self.stopping
 
     def _start(self, trial: Trial) -> None:

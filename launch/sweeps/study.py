@@ -75,8 +75,21 @@ class Study:
                 direction="maximize",
                 load_if_exists=True,
             )
-            owner = {_FOLDER: str(folder.resolve())} if storage else {}
-            self._claim({_SPACE: repr(space.dimensions)} | owner)
+            # The study says which search it belongs to.
+            facts = {_SPACE: repr(space.dimensions)}
+            if storage:
+                facts[_FOLDER] = str(folder.resolve())
+            for key, value in facts.items():
+                found = self._study.user_attrs.get(key)
+                if found is None:
+                    self._study.set_user_attr(key, value)
+                elif found != value:
+                    raise LaunchError(
+                        f"the storage has a study of this name with another {key}",
+                        where=f"{self._where}, study {name}",
+                        got=f"{value}, there {found}",
+                        remedy="give another --name",
+                    )
 
     def propose(self, number: int, fits: Callable[[SearchPoint], bool]) -> SearchPoint:
         """Choose a point for a trial. One process at a time may do so.
@@ -172,20 +185,6 @@ class Study:
             intermediate_values=dict(standing.curve),
         )
         self._study.add_trial(trial)
-
-    def _claim(self, facts: Mapping[str, str]) -> None:
-        """Write into the study which search it belongs to, or refuse another search's study."""
-        found = self._study.user_attrs
-        for key, value in facts.items():
-            if key not in found:
-                self._study.set_user_attr(key, value)
-            elif found[key] != value:
-                raise LaunchError(
-                    f"the storage has a study of this name with another {key}",
-                    where=f"{self._where}, study {self._study.study_name}",
-                    got=f"{value}, there {found[key]}",
-                    remedy="give another --name",
-                )
 
     @contextmanager
     def _reachable(self) -> Iterator[None]:

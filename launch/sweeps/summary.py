@@ -29,6 +29,7 @@ def write_summary(sweep: Sweep) -> None:
     rows = _rows(sweep)
     if not rows:
         return
+    spreads = _spreads(rows)
     content: dict[str, Any] = {
         "trials": {
             number: {"settings": sweep.settings(sweep.trials[number]), **values}
@@ -36,14 +37,25 @@ def write_summary(sweep: Sweep) -> None:
         }
     }
     if sweep.search is None:
-        content["metrics"] = _spreads(rows)
+        content["metrics"] = spreads
     else:
         content["best"] = _best(sweep, rows)
     path, text = sweep.folder / JSON, json.dumps(content, indent=1) + "\n"
     # Nothing new: without this check each `launch sweep` would add a summary run to MLflow.
     if path.exists() and path.read_text(encoding="utf-8") == text:
         return
-    _write_table(sweep, rows)
+    with (
+        atomic_path(sweep.folder / CSV) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
+        table = csv.writer(file)
+        table.writerow(["trial", "settings", *spreads])
+        for number, values in rows.items():
+            settings = sweep.settings(sweep.trials[number])
+            table.writerow([number, settings, *(values.get(name, "") for name in spreads)])
+        if sweep.search is None:
+            for key in ("mean", "std"):
+                table.writerow([key, "", *(row[key] for row in spreads.values())])
     write_text(path, text)
     if all(trial.state in OVER for trial in sweep.trials):
         sweep.write()  # the last states: no later command will write them
@@ -96,22 +108,6 @@ def _spreads(rows: Rows) -> dict[str, dict[str, float]]:
         std = stdev(column) if len(column) > 1 else 0.0
         spreads[name] = {"mean": mean(column), "std": std, "n": len(column)}
     return spreads
-
-
-def _write_table(sweep: Sweep, rows: Rows) -> None:
-    spreads = _spreads(rows)
-    with (
-        atomic_path(sweep.folder / CSV) as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as file,
-    ):
-        table = csv.writer(file)
-        table.writerow(["trial", "settings", *spreads])
-        for number, values in rows.items():
-            settings = sweep.settings(sweep.trials[number])
-            table.writerow([number, settings, *(values.get(name, "") for name in spreads)])
-        if sweep.search is None:
-            for key in ("mean", "std"):
-                table.writerow([key, "", *(row[key] for row in spreads.values())])
 
 
 def _log(sweep: Sweep, content: dict[str, Any]) -> None:

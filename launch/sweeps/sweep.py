@@ -325,7 +325,11 @@ class Sweep:
         if not (self.folder / MANIFEST).exists():
             return
         before = Sweep.read(self.folder)
-        if not self._goes_on(before) or len(before.trials) > len(self.trials):
+        goes_on = before.identity == self.identity
+        if not goes_on and not self.search and not before.search:  # a former version wrote it
+            former = [former_digest(self.config(trial)) for trial in self.trials]
+            goes_on = before.identity == former
+        if not goes_on or len(before.trials) > len(self.trials):
             raise LaunchError(
                 "the folder holds another sweep",
                 where=self.folder,
@@ -338,12 +342,6 @@ class Sweep:
         for trial, old in zip(self.trials, before.trials, strict=False):
             trial.state, trial.job = old.state, old.job
         self.recall()
-
-    def _goes_on(self, before: Sweep) -> bool:
-        """Whether this is the sweep of that manifest, which a former version may have written."""
-        if before.identity == self.identity or self.search or before.search:
-            return before.identity == self.identity
-        return before.identity == [former_digest(self.config(trial)) for trial in self.trials]
 
     def _put(self, name: str, content: dict[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

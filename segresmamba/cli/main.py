@@ -10,8 +10,8 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -40,7 +40,7 @@ from segresmamba.cli.ship import export, import_model
 from segresmamba.cli.version import Version
 from segresmamba.cli.view import view
 from segresmamba.errors import OUR_CODE, ConfigError, UserError, sort_error
-from segresmamba.storage.terminal import shield_output, stop_signals
+from segresmamba.storage.terminal import on_stop_signals, shield_output
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 console = Console(soft_wrap=True)
@@ -474,8 +474,7 @@ def doctor(
     console.print(render(checks(load_config(with_own_presets(overrides, config_dir)))))
 
 
-@contextmanager
-def _stopping(request_stop: Callable[[], None]) -> Iterator[None]:
+def _stopping(request_stop: Callable[[], None]) -> AbstractContextManager[None]:
     """The first Ctrl-C, SIGTERM or loss of the terminal asks to save a checkpoint and stop.
 
     A second Ctrl-C ends at once.
@@ -487,12 +486,7 @@ def _stopping(request_stop: Callable[[], None]) -> Iterator[None]:
         # No promise: the training may be failing at this moment.
         sys.stderr.write("\nasked to save a checkpoint and stop; Ctrl-C again ends at once\n")
 
-    before = {number: signal.signal(number, stop) for number in stop_signals()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return on_stop_signals(stop)
 
 
 if __name__ == "__main__":

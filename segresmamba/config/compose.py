@@ -28,7 +28,7 @@ from segresmamba.config.plugins import GROUPS, check_installed, entry_points, pl
 from segresmamba.config.run_config import validated
 from segresmamba.config.schema import Config
 from segresmamba.config.slurm_values import quoted
-from segresmamba.errors import ConfigError
+from segresmamba.errors import ConfigError, warn_once
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +140,12 @@ def _file_settings(parsed: Iterable[Override]) -> dict[str, Any]:
     beside = Path(f"{Path(str(given.get('data.store', '')))}.yaml")
     if "data.store" not in given or not os.path.isfile(beside):
         return {}
-    _say_once(beside)
+    # A warning, because the launcher shows nothing less; once, as a sweep composes all its trials.
+    warn_once(
+        logger,
+        "settings that the command does not give are those of %s; config=null leaves it out",
+        beside,
+    )
     settings = _read_settings(beside)
     # Whoever made the store may have made this file too. It must not start a program or import one,
     # nor hide such a key in an interpolation or a list.
@@ -155,14 +160,6 @@ def _file_settings(parsed: Iterable[Override]) -> dict[str, Any]:
                 remedy=f"read the file; if you trust it, give config={beside}, else config=null",
             )
     return settings
-
-
-@cache  # a sweep composes each of its trials
-def _say_once(beside: Path) -> None:
-    # A warning, because the launcher shows nothing less.
-    logger.warning(
-        "settings that the command does not give are those of %s; config=null leaves it out", beside
-    )
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
@@ -225,25 +222,19 @@ def _choose(parsed: Sequence[Override], groups: Mapping[str, Sequence[str]]) -> 
         if override.key_or_group in groups and override.key_or_group not in plugins
     ]
     for override in chosen:
-        _check_choice(override, known[override.key_or_group])
+        key, name = override.key_or_group, str(override.value())
+        if name not in known[key]:
+            choices = [*known[key], *(entry_points(GROUPS[key]) if key in GROUPS else ())]
+            raise ConfigError(
+                f"there is no {key} preset of that name",
+                where=key,
+                got=name,
+                remedy=f"{suggestion(name, choices)}choose one of {', '.join(choices)}",
+            )
     composed = _compose(chosen, own)
     for group, section in plugins.items():
         composed[group] = section
     return composed
-
-
-def _check_choice(override: Override, choices: Sequence[str]) -> None:
-    """Refuse a preset that neither the package nor the user has."""
-    key, choice = override.key_or_group, str(override.value())
-    if choice not in choices:
-        if key in GROUPS:
-            choices = [*choices, *entry_points(GROUPS[key])]
-        raise ConfigError(
-            f"there is no {key} preset of that name",
-            where=key,
-            got=choice,
-            remedy=f"{suggestion(choice, choices)}choose one of {', '.join(choices)}",
-        )
 
 
 def _compose(chosen: Iterable[Override], own: Mapping[str, Mapping[str, Path]]) -> DictConfig:

@@ -20,6 +20,7 @@ from segresmamba.config.suggest import all_keys, likely_key, sections
 from segresmamba.errors import ConfigError
 
 _WIDEST = 100  # longer lines are hard to read
+_BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,11 @@ def groups() -> Iterator[Group]:
                if not sections(field.annotation)}  # fmt: skip
     yield Group("seed", "Settings outside the sections.", (), tuple(_settings(Config, "", outside)))
     for name, field in Config.model_fields.items():
-        kinds = sections(field.annotation)
-        files = {preset: _read(f"{name}/{preset}") for preset in presets().get(name, ())}
+        kinds, folder = sections(field.annotation), config_folder() / name
+        files: dict[str, dict[str, Any]] = {
+            preset: yaml.safe_load((folder / f"{preset}.yaml").read_text(encoding="utf-8")) or {}
+            for preset in presets().get(name, ())
+        }
         if len(kinds) == 1:
             values = files.get(chosen.get(name, ""), {})
             settings = _settings(kinds[0], name, kinds[0].model_fields, values)
@@ -158,16 +162,12 @@ def _kind(schema: Mapping[str, Any]) -> str:
             text = "mapping"
         case {"type": "string"}:
             text = "path" if schema.get("format") == "path" else "text"
+        case {"minimum": low, "maximum": high}:
+            text = f"{schema.get('type', 'any value')} from {low:g} to {high:g}"
         case _:  # a number, or null
-            text = schema.get("type", "any value") + _range(schema)
+            bounds = [f" {sign} {schema[key]:g}" for key, sign in _BOUNDS.items() if key in schema]
+            text = schema.get("type", "any value") + ",".join(bounds)
     return text
-
-
-def _range(schema: Mapping[str, Any]) -> str:
-    if "minimum" in schema and "maximum" in schema:
-        return f" from {schema['minimum']:g} to {schema['maximum']:g}"
-    signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-    return ",".join(f" {sign} {schema[key]:g}" for key, sign in signs.items() if key in schema)
 
 
 def _value(value: Any) -> str:
@@ -183,9 +183,3 @@ def _value(value: Any) -> str:
 
 def _line(text: str | None) -> str:
     return " ".join((text or "").split())
-
-
-def _read(name: str) -> dict[str, Any]:
-    path = config_folder() / f"{name}.yaml"
-    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    return content

@@ -172,26 +172,22 @@ def largest_step(
         crops = train.batch_size // (config.cluster.world_size * train.accumulation)
         return Prediction(config, crops, simulate(config, channels, labels, crops, "cuda"))
 
+    # The preset of the network, as deep as the cases are large.
+    config = load_config([f"model={request.model}", "cluster=local"])
+    config = changed(config, "data", store=request.store)
+    config = changed(config, "cluster", tasks_per_node=request.gpus)
+    values: dict[str, Any] = {}
+    if hasattr(config.model, "deep_supervision"):
+        values["deep_supervision"] = True
+    if isinstance(config.model, SegResMambaFamily):
+        dims = config.model.dims
+        values["dims"] = dims[: rules.stages_for(shape_3, len(dims))]
     limits = Limits(
         memory_gib=request.gpu_memory_gib,
         voxels=request.training_h * 3600 * rules.VOXELS_PER_S / rules.STEPS[0],
         crops=_SHARE_OF_DATASET * cases * float(np.prod(shape_3)),
     )
-    return fit(_base(request, shape_3), shape_3, limits, predict)
-
-
-def _base(request: Request, shape_3: Array) -> Config:
-    """The preset of the network, as deep as the cases are large."""
-    config = load_config([f"model={request.model}", "cluster=local"])
-    config = changed(config, "data", store=request.store)
-    config = changed(config, "cluster", tasks_per_node=request.gpus)
-    model = config.model
-    values: dict[str, Any] = {}
-    if hasattr(model, "deep_supervision"):
-        values["deep_supervision"] = True
-    if isinstance(model, SegResMambaFamily):
-        values["dims"] = model.dims[: rules.stages_for(shape_3, len(model.dims))]
-    return changed(config, "model", **values)
+    return fit(changed(config, "model", **values), shape_3, limits, predict)
 
 
 def _data_settings(request: Request, cases: Cases, found: Prediction) -> dict[str, tuple[Any, str]]:

@@ -135,7 +135,15 @@ class Normalisation(StoreRecord):
                 largest = max(abs(statistics.min), abs(statistics.max))
                 mean, std = statistics.mean, statistics.std
                 if self.kind == "zscore-whole":
-                    mean, std = _of_all_voxels(statistics)
+                    # Those of all voxels, from those of the voxels that are not zero.
+                    share = statistics.nonzero_share
+                    if share is None:
+                        raise ValueError(
+                            "the record lacks the share of non-zero voxels, "
+                            "which zscore-whole needs"
+                        )
+                    variance = share * (std**2 + (1 - share) * mean**2)
+                    mean, std = share * mean, float(np.sqrt(variance))
                 if std <= _CONSTANT * largest:
                     # A mask or a map of one value. Divided by a deviation of nearly 0, its zeros
                     # would reach the network as numbers without bound.
@@ -266,15 +274,6 @@ class Preprocessing(StoreRecord):
         units = np.array(scale or [1.0] * len(bounds))
         bounds_C4: npt.NDArray[np.float32] = np.array(bounds) / units[:, None]
         return bounds_C4.astype(np.float32)
-
-
-def _of_all_voxels(statistics: ChannelStatistics) -> tuple[float, float]:
-    """Mean and deviation of all voxels, from those of the voxels that are not zero."""
-    share = statistics.nonzero_share
-    if share is None:
-        raise ValueError("the record lacks the share of non-zero voxels, which zscore-whole needs")
-    variance = share * (statistics.std**2 + (1 - share) * statistics.mean**2)
-    return share * statistics.mean, float(np.sqrt(variance))
 
 
 def _mm(spacing_3: Iterable[float]) -> str:

@@ -80,7 +80,9 @@ def debug_batch(run: Path, step: int | None = None, store: str | None = None) ->
     repeated = _Repeated(task, network.to(device), device)
     repeated.loss.step = record["step"] - 1
     return [
-        Diagnosis(b["rank"], b["crops"], b["cases"], b["loss"], repeated.cause(b["crops"]))
+        Diagnosis(
+            b["rank"], b["crops"], b["cases"], b["loss"], next(repeated.findings(b["crops"]), None)
+        )
         for b in broken_first
     ]
 
@@ -135,13 +137,20 @@ class _Repeated:
             label = f"{name or 'the network'} ({type(module).__name__})"
             module.register_forward_hook(partial(self._see, label))
 
-    def cause(self, crops: list[int]) -> str | None:
-        """Where the first value that is not finite arises in a micro batch."""
-        return next(self._findings(crops), None)
-
-    def _findings(self, crops: list[int]) -> Iterator[str]:
+    def findings(self, crops: list[int]) -> Iterator[str]:
+        """Where values of a micro batch are not finite, from its input to its gradients."""
         config = self._task.config
-        batch = _read(self._task, crops).to(self._device)
+        loader = data.make_loader(
+            self._task.dataset,
+            self._task.split["train"],
+            config.data.model_copy(update={"workers": 0}),
+            config.seed,
+            rank=0,
+            world_size=1,
+            micro_batch=len(crops),  # whose numbers follow one another
+            start_index=crops[0],
+        )
+        batch = next(loader).to(self._device)
         x_BCDHW, label_BDHW = data.augment(batch, config.augment, config.seed)
         for what, images in (("input", batch.image_BCDHW), ("augmentation", x_BCDHW)):
             for number, case_id, image in zip(crops, batch.case_ids, images, strict=True):
@@ -190,19 +199,3 @@ def _broken(values: Tensor) -> str:
     """How many values are not finite, in words; nothing if all are."""
     count = int((~values.isfinite()).sum())
     return f"{count} of {values.numel()} values are not finite" if count else ""
-
-
-def _read(task: Task, crops: list[int]) -> data.Batch:
-    """The micro batch of these crops, whose numbers follow one another."""
-    config = task.config
-    loader = data.make_loader(
-        task.dataset,
-        task.split["train"],
-        config.data.model_copy(update={"workers": 0}),
-        config.seed,
-        rank=0,
-        world_size=1,
-        micro_batch=len(crops),
-        start_index=crops[0],
-    )
-    return next(loader)

@@ -77,22 +77,15 @@ class LrRange:
         return min(finite)[1] / _MARGIN
 
     def write(self, folder: Path) -> list[Path]:
-        """Write lr-range.csv and lr-range.png.
+        """Write lr-range.csv and lr-range.png; return their paths."""
+        from matplotlib.figure import Figure  # slow to import, and training needs none
 
-        Returns:
-            Their paths.
-        """
+        numbers, picture = folder / "lr-range.csv", folder / "lr-range.png"
         folder.mkdir(parents=True, exist_ok=True)
         table = StringIO()
         rows = zip(self.rates, self.losses, self.smoothed, strict=True)
         csv.writer(table).writerows([("lr", "loss", "smoothed"), *rows])
-        write_text(folder / "lr-range.csv", table.getvalue())
-        self._draw(folder / "lr-range.png")
-        return [folder / "lr-range.csv", folder / "lr-range.png"]
-
-    def _draw(self, path: Path) -> None:
-        from matplotlib.figure import Figure  # slow to import, and training needs none
-
+        write_text(numbers, table.getvalue())
         figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.subplots()
         axes.plot(self.rates, self.losses, ".", color="#999999", label="each step")
@@ -101,8 +94,9 @@ class LrRange:
         axes.set(xscale="log", xlabel="learning rate", ylabel="loss")
         axes.set_ylim(0, 1.5 * self.smoothed[0])
         axes.legend()
-        with atomic_path(path) as temporary:
+        with atomic_path(picture) as temporary:
             figure.savefig(temporary, format="png", dpi=130)
+        return [numbers, picture]
 
 
 def lr_range(

@@ -17,8 +17,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -60,7 +60,7 @@ class SkippedSteps:
             return
         self.total += 1
         self.in_a_row += 1
-        own = [
+        own: list[dict[str, Any]] = [
             {
                 "rank": self.ranks.rank,
                 "loss": str(float(loss)),
@@ -76,7 +76,13 @@ class SkippedSteps:
             found = [batch for part in parts for batch in part]
             record = {"step": queued.step, "lr": queued.lr, "gradient_norm": str(gradient_norm)}
             self._keep(record | {"batches": found}, weights)
-            _warn(queued.step, found)
+            broken = [batch for batch in found if not math.isfinite(float(batch["loss"]))]
+            where = [f"rank {b['rank']}: loss {b['loss']}, cases {b['cases']}" for b in broken]
+            logger.warning(
+                "step %d is skipped on all ranks, weights stay as they are: %s",
+                queued.step,
+                "; ".join(where) or "the losses are finite, but the gradient is not",
+            )
 
     def too_many(self, step: int) -> bool:
         """Whether more of the steps up to this one were skipped than the configuration allows."""
@@ -94,13 +100,3 @@ class SkippedSteps:
                     save_torch({"step": record["step"], "weights": weights}, path)
         except OSError as error:  # training matters more than its evidence
             logger.error("what was skipped at step %s is not kept: %s", record["step"], error)
-
-
-def _warn(step: int, found: Sequence[dict[str, object]]) -> None:
-    broken = [batch for batch in found if not math.isfinite(float(str(batch["loss"])))]
-    where = "; ".join(f"rank {b['rank']}: loss {b['loss']}, cases {b['cases']}" for b in broken)
-    logger.warning(
-        "step %d is skipped on all ranks, weights stay as they are: %s",
-        step,
-        where or "the losses are finite, but the gradient is not",
-    )

@@ -166,19 +166,14 @@ def _evaluated(model: TrainedModel, workers: int, progress: Progress) -> dict[st
             got="none",
             remedy="train it by cross-validation, train.fold=all, and name those runs",
         )
-    if not _is_current(model, run):
+    try:
+        content = parse_json(run.results.read_bytes())
+        is_newer = run.results.stat().st_mtime >= model.weights.stat().st_mtime
+        is_whole = content["scoring"]["empty"] == SCORING.empty and not content["failed"]
+        is_current = is_newer and is_whole
+    except (OSError, ValueError, LookupError, TypeError):  # or by an earlier version
+        is_current = False
+    if not is_current:
         evaluate_run(run.path, workers=workers, progress=progress(f"evaluating {run.path.name}"))
     cases: dict[str, CaseValues] = parse_json(run.results.read_bytes())["cases"]
     return cases
-
-
-def _is_current(model: TrainedModel, run: RunFolder) -> bool:
-    """Whether a run was evaluated with these weights, all its cases and the same convention."""
-    try:
-        content = parse_json(run.results.read_bytes())
-        newer = run.results.stat().st_mtime >= model.weights.stat().st_mtime
-        return bool(
-            newer and content["scoring"]["empty"] == SCORING.empty and not content["failed"]
-        )
-    except (OSError, ValueError, LookupError, TypeError):  # or by an earlier version
-        return False

@@ -57,6 +57,11 @@ class _Measured:
         return Instances.from_pair(self.pair)
 
     @property
+    def both_voxels(self) -> int:
+        """Voxels of the prediction plus those of the reference."""
+        return self.pair.predicted_voxels + self.pair.reference_voxels
+
+    @property
     def both_ml(self) -> tuple[float, float]:
         """Volumes of the prediction and the reference."""
         pair = self.pair
@@ -67,37 +72,28 @@ def _ratio(part: float, whole: float) -> float:
     return part / whole if whole else math.nan
 
 
-def _dice(of: _Measured) -> float:
-    pair = of.pair
-    return _ratio(2 * pair.common_voxels, pair.predicted_voxels + pair.reference_voxels)
-
-
-def _iou(of: _Measured) -> float:
-    pair = of.pair
-    union = pair.predicted_voxels + pair.reference_voxels - pair.common_voxels
-    return _ratio(pair.common_voxels, union)
-
-
-def _nsd(of: _Measured) -> float:
-    if of.pair.surfaces:
-        return of.pair.surfaces.within(of.tolerance_mm)
-    return 0.0 if of.pair.predicted_voxels or of.pair.reference_voxels else math.nan
-
-
 METRICS: Mapping[str, Metric] = {
-    "dice": Metric("Dice", "score", "2 TP / (2 TP + FP + FN), by voxels", _dice),
+    "dice": Metric(
+        "Dice", "score", "2 TP / (2 TP + FP + FN), by voxels",
+        lambda of: _ratio(2 * of.pair.common_voxels, of.both_voxels),
+    ),
     "hd95_mm": Metric(
         "HD95 (mm)", "distance", "95th percentile Hausdorff distance, the larger of two directions",
         lambda of: of.pair.surfaces.hd95_mm if of.pair.surfaces else math.nan,
     ),
     "nsd": Metric(
-        "NSD", "score", "normalised surface Dice: part of both surfaces within the tolerance", _nsd
+        "NSD", "score", "normalised surface Dice: part of both surfaces within the tolerance",
+        lambda of: of.pair.surfaces.within(of.tolerance_mm) if of.pair.surfaces
+        else 0.0 if of.both_voxels else math.nan,
     ),
     "assd_mm": Metric(
         "ASSD (mm)", "distance", "average symmetric surface distance, over both surfaces",
         lambda of: of.pair.surfaces.mean_mm if of.pair.surfaces else math.nan,
     ),
-    "iou": Metric("IoU", "score", "TP / (TP + FP + FN), by voxels", _iou),
+    "iou": Metric(
+        "IoU", "score", "TP / (TP + FP + FN), by voxels",
+        lambda of: _ratio(of.pair.common_voxels, of.both_voxels - of.pair.common_voxels),
+    ),
     "sensitivity": Metric(
         "Sensitivity", "score", "TP / (TP + FN), by voxels",
         lambda of: _ratio(of.pair.common_voxels, of.pair.reference_voxels),
@@ -217,7 +213,7 @@ def _by_convention(name: str, of: _Measured, empty: Empty) -> float:
     if empty == "nan" or not math.isnan(value):
         return value
     # Without a lesion that counts and without a false one, there is nothing that was missed.
-    nothing = not (of.pair.predicted_voxels or of.pair.reference_voxels) or name in LESION_METRICS
+    nothing = not of.both_voxels or name in LESION_METRICS
     if metric.kind == "score":
         return 1.0 if nothing else 0.0
     if nothing:

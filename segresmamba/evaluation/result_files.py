@@ -37,26 +37,21 @@ def write_result_files(path: Path, results: Results, about: Mapping[str, Any]) -
         OSError: If one cannot be written.
     """
     content = {**about, **results.content()}
-    texts = {
-        path: json.dumps(content, indent=2, allow_nan=False) + "\n",
-        path.with_suffix(".csv"): _csv(results),
-        path.with_suffix(".md"): _markdown(results, about),
-    }
-    for file, written in texts.items():
-        write_text(file, written)
-    return tuple(texts)
-
-
-def _csv(results: Results) -> str:
-    """A line for each case and class; what is not defined is empty."""
-    out = io.StringIO()
-    lines = csv.writer(out, lineterminator="\n")
+    table = io.StringIO()  # a line for each case and class; what is not defined is empty
+    lines = csv.writer(table, lineterminator="\n")
     lines.writerow(["case", "class", *results.scoring.metrics])
     for case_id, case in results.cases.items():
         for name, values in case.items():
             cells = ("" if math.isnan(value) else value for value in values.values())
             lines.writerow([case_id, name, *cells])
-    return out.getvalue()
+    texts = {
+        path: json.dumps(content, indent=2, allow_nan=False) + "\n",
+        path.with_suffix(".csv"): table.getvalue(),
+        path.with_suffix(".md"): _markdown(results, about),
+    }
+    for file, written in texts.items():
+        write_text(file, written)
+    return tuple(texts)
 
 
 def _markdown(results: Results, about: Mapping[str, Any]) -> str:
@@ -138,8 +133,16 @@ def results_table(results: Results) -> Table:
     for name, row in results.statistics.items():
         if name == MEAN:
             table.add_section()
+        dice = {
+            case_id: results.dice(case_id) if name == MEAN else case[name]["dice"]
+            for case_id, case in results.cases.items()
+        }
+        defined = {case_id: value for case_id, value in dice.items() if not math.isnan(value)}
+        worst = min(defined, key=defined.__getitem__, default=None)
         table.add_row(
-            name, *(_shown(metric, row[metric]) for metric in metrics), _worst(results, name)
+            name,
+            *(_shown(metric, row[metric]) for metric in metrics),
+            "-" if worst is None else f"{worst} ({defined[worst]:.3f})",
         )
     if one_sided := sum(results.one_sided.values()):
         table.caption = (
@@ -147,13 +150,3 @@ def results_table(results: Results) -> Table:
             f"convention for missing structures: {results.scoring.empty}"
         )
     return table
-
-
-def _worst(results: Results, name: str) -> str:
-    dice = {
-        case_id: results.dice(case_id) if name == MEAN else case[name]["dice"]
-        for case_id, case in results.cases.items()
-    }
-    defined = {case_id: value for case_id, value in dice.items() if not math.isnan(value)}
-    worst = min(defined, key=defined.__getitem__, default=None)
-    return "-" if worst is None else f"{worst} ({defined[worst]:.3f})"

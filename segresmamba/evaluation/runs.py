@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from segresmamba.config import Config, read_config
+from segresmamba.config import read_config
 from segresmamba.errors import ConfigError, DataError, is_passing
 from segresmamba.evaluation.decide_rules import Decision, KeptCase, decide_rules
 from segresmamba.evaluation.evaluation import Evaluation
@@ -156,7 +156,14 @@ class HeldOut:
         tasks, networks = list[Task](), list[TrainedNetwork]()
         for folder in folders:
             config = read_config(folder.config)
-            _require_held_out(folder, config)
+            if config.train.fold is None:
+                raise ConfigError(
+                    "nothing was held out: all cases have trained the network",
+                    where=f"{folder.config}: train.fold",
+                    got="none",
+                    remedy="segment other cases with `segresmamba predict`, or train with "
+                    "train.fold=0",
+                )
             task, trained = Task.from_config(config), load_network(folder.best, config)
             require_same_preprocessing(trained.facts, task.dataset)
             if tasks and set(task.split["val"]) != set(tasks[0].split["val"]):
@@ -232,13 +239,3 @@ def _store(folder: RunFolder, decision: Decision, step: int, case_ids: Sequence[
         step=step, rules=decision.rules, cases=tuple(case_ids), reasons=decision.reasons
     )
     return write_postprocessing(folder.best, record)
-
-
-def _require_held_out(folder: RunFolder, config: Config) -> None:
-    if config.train.fold is None:
-        raise ConfigError(
-            "nothing was held out: all cases have trained the network",
-            where=f"{folder.config}: train.fold",
-            got="none",
-            remedy="segment other cases with `segresmamba predict`, or train with train.fold=0",
-        )

@@ -30,10 +30,26 @@ def write_bundle(folder: Path, models: Sequence[TrainedModel], record: Mapping[s
         models: Its networks.
         record: What its `model.json` says.
     """
+    model = models[0]
+    inference = {
+        "imports": ["$from segresmamba.inference.bundle import segment"],
+        "bundle_root": ".",
+        "dataset_dir": "$@bundle_root + '/images'",
+        "output_dir": "$@bundle_root + '/eval'",
+        "device": "auto",
+        "network_def": {
+            "_target_": "segresmamba.models.build",
+            "in_channels": len(model.facts.channel_names),
+            "out_channels": Classes.from_labels(model.config, model.facts.labels).channels,
+            "patch": list(model.config.data.patch),
+            **model.config.model.model_dump(mode="json"),
+        },
+        "run": ["$segment(@bundle_root, @dataset_dir, @output_dir, @device)"],
+    }
     (folder / _CONFIGS).mkdir()
     for name, content in (
-        ("metadata.json", _metadata(models[0], record)),
-        ("inference.json", _inference(models[0])),
+        ("metadata.json", _metadata(model, record)),
+        ("inference.json", inference),
     ):
         text = json.dumps(content, indent=2) + "\n"
         (folder / _CONFIGS / name).write_text(text, encoding="utf-8")
@@ -56,25 +72,6 @@ def segment(bundle_root: str, dataset_dir: str, output_dir: str, device: str) ->
             got=failures_text(found.failed),
             remedy="correct these; the same command then goes on with them",
         )
-
-
-def _inference(model: TrainedModel) -> dict[str, Any]:
-    classes = Classes.from_labels(model.config, model.facts.labels)
-    return {
-        "imports": ["$from segresmamba.inference.bundle import segment"],
-        "bundle_root": ".",
-        "dataset_dir": "$@bundle_root + '/images'",
-        "output_dir": "$@bundle_root + '/eval'",
-        "device": "auto",
-        "network_def": {
-            "_target_": "segresmamba.models.build",
-            "in_channels": len(model.facts.channel_names),
-            "out_channels": classes.channels,
-            "patch": list(model.config.data.patch),
-            **model.config.model.model_dump(mode="json"),
-        },
-        "run": ["$segment(@bundle_root, @dataset_dir, @output_dir, @device)"],
-    }
 
 
 def _metadata(model: TrainedModel, record: Mapping[str, Any]) -> dict[str, Any]:

@@ -115,12 +115,7 @@ def _case_of_channels(paths: Sequence[Path], channels: Sequence[str]) -> InputCa
             got=f"{len(paths)} images",
             remedy=f"give one for each channel, in this order: {', '.join(channels)}",
         )
-    _refuse_other_order(paths, channels)
-    return InputCase(_case_of_file(paths[0], channels[:1]).name, tuple(paths))
-
-
-def _refuse_other_order(paths: Sequence[Path], channels: Sequence[str]) -> None:
-    """Refuse a file that is named as another channel than the one that it is given for."""
+    # A file may be named as another channel than the one that it is given for.
     own = [_plain(channel) for channel in channels]
     words = [{_plain(word) for word in _WORD.findall(strip_ending(path.name))} for path in paths]
     common = set.intersection(*words)  # the name of the case, such as CT_001
@@ -135,6 +130,7 @@ def _refuse_other_order(paths: Sequence[Path], channels: Sequence[str]) -> None:
                 f"says {named[0]}",
                 remedy=f"give the images in this order: {', '.join(channels)}; or rename the file",
             )
+    return InputCase(_case_of_file(paths[0], channels[:1]).name, tuple(paths))
 
 
 def _check_declared_channels(folder: Path, channels: Sequence[str]) -> None:

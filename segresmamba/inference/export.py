@@ -15,7 +15,6 @@ No file has a path, a name of a case, or anything of `secrets.json`.
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import tempfile
@@ -46,7 +45,7 @@ from segresmamba.inference.trained import (
 )
 from segresmamba.storage.atomic import complete_folder
 from segresmamba.storage.digest import file_digest
-from segresmamba.storage.json_text import parse_json
+from segresmamba.storage.json_text import parse_json, write_json
 from segresmamba.storage.run_folder import RunFolder, write_config
 from segresmamba.task.weights import load_network, read_facts, read_weights, save_weights
 from segresmamba.tracking import TrackingError
@@ -160,7 +159,7 @@ def write_model_folder(
                 path = temporary / f"network-{number}.{form}"
                 write_portable(network, _window(model), path, form)
         if fingerprint:
-            _write_json(temporary / _FINGERPRINT, fingerprint)
+            write_json(temporary / _FINGERPRINT, fingerprint)
         record = _record(models, origins, licence)
         card = model_card(record, fingerprint)
         (temporary / "README.md").write_text(card, encoding="utf-8")
@@ -170,7 +169,7 @@ def write_model_folder(
             write_result_folder(temporary, models, record)
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         record["files"] = {str(path.relative_to(temporary)): file_digest(path) for path in files}
-        _write_json(temporary / MODEL_FILE, record)
+        write_json(temporary / MODEL_FILE, record)
         if out.exists():
             out.rmdir()
         complete_folder(temporary, out)
@@ -319,7 +318,3 @@ def _record(
         "members": members,
         "postprocessing": [rule.model_dump(mode="json") for rule in common_rules(models)],
     }
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -9,7 +9,6 @@ way there.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from segresmamba.errors import ConfigError
 from segresmamba.inference.trained import TrainedModel
 from segresmamba.models.nnunet import nnunet
 from segresmamba.models.state_dicts import renamed
+from segresmamba.storage.json_text import write_json
 from segresmamba.task.classes import Classes
 from segresmamba.task.weights import read_weights, save_torch
 
@@ -88,8 +88,8 @@ def write_result_folder(
     dataset, order = _dataset(first)
     dataset["numTraining"] = record["members"][0].get("cases", 0)
     plans = _plans(first, network)
-    _write_json(folder / "plans.json", plans)
-    _write_json(folder / "dataset.json", dataset)
+    write_json(folder / "plans.json", plans)
+    write_json(folder / "dataset.json", dataset)
     for fold, model in enumerate(models):
         init = {"plans": plans, "configuration": _CONFIGURATION, "fold": fold}
         augment = model.config.augment
@@ -355,7 +355,3 @@ def _treatment(model: TrainedModel) -> dict[str, Any]:
 
 def _refused(what: str, got: object, remedy: str) -> ConfigError:
     return ConfigError(what, where="--to nnunet", got=got, remedy=remedy)
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

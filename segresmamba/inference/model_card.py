@@ -11,6 +11,15 @@ _USE = (
     "    pip install segresmamba",
     "    segresmamba predict THIS_FOLDER image.nii.gz --out label.nii.gz",
 )
+_LIMITS = (
+    "## Limits",
+    "",
+    "- It is research software, not a medical device. A person must check each result.",
+    "- The scores are those of cases of the same dataset. Other scanners, protocols, voxel",
+    "  sizes, ages or diseases were not tested, and may give wrong labels without any sign.",
+    "- The held-out cases chose the weights, so the scores are optimistic.",
+)
+_LIMIT_OF_PLUGINS = "- The network's code is not in this folder: its package must be installed."
 
 
 def model_card(record: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> str:
@@ -20,12 +29,13 @@ def model_card(record: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> str
         record: The content of `model.json`.
         fingerprint: Summary of the dataset; may be empty.
     """
+    has_plugin = any(member["network"] == "plugin" for member in record["members"])
     sections = (
         _model(record),
         _USE,
         _data(record, fingerprint),
         _scores(record),
-        _limits(record),
+        (*_LIMITS, *((_LIMIT_OF_PLUGINS,) if has_plugin else ())),
     )
     return "\n".join(line for section in sections for line in (*section, "")).rstrip() + "\n"
 
@@ -78,14 +88,3 @@ def _scores(record: Mapping[str, Any]) -> Iterator[str]:
         classes = member.get("scores") or {}
         each = ", ".join(f"{name} {value:.4f}" for name, value in classes.items())
         yield f"- {member['name']}: {text}" + (f"; evaluated: {each}" if each else "")
-
-
-def _limits(record: Mapping[str, Any]) -> Iterator[str]:
-    yield "## Limits"
-    yield ""
-    yield "- It is research software, not a medical device. A person must check each result."
-    yield "- The scores are those of cases of the same dataset. Other scanners, protocols, voxel"
-    yield "  sizes, ages or diseases were not tested, and may give wrong labels without any sign."
-    yield "- The held-out cases chose the weights, so the scores are optimistic."
-    if any(member["network"] == "plugin" for member in record["members"]):
-        yield "- The network's code is not in this folder: its package must be installed."

@@ -201,7 +201,22 @@ class Plans:
         )
 
     def _network(self) -> dict[str, Any]:
-        name, found = self._architecture()
+        config = self.configuration
+        if "architecture" in config:
+            name = _class(config["architecture"]["network_class_name"])
+            found = dict(config["architecture"]["arch_kwargs"])
+        else:  # plans before nnU-Net 2.4
+            name = config["UNet_class_name"]
+            blocks = config["n_conv_per_stage_encoder"]
+            base, most = config["UNet_base_num_features"], config["unet_max_num_features"]
+            found = {
+                "n_stages": len(blocks),
+                "features_per_stage": [min(base << level, most) for level in range(len(blocks))],
+                "kernel_sizes": config["conv_kernel_sizes"],
+                "strides": config["pool_op_kernel_sizes"],
+                "n_conv_per_stage" if name == "PlainConvUNet" else "n_blocks_per_stage": blocks,
+                "n_conv_per_stage_decoder": config["n_conv_per_stage_decoder"],
+            }
         if name not in _ENCODERS:
             raise self.refused("the network", name)
         levels = found.pop("n_stages")
@@ -221,24 +236,6 @@ class Plans:
             if not is_known:
                 raise self.refused("this network", f"{key}={value}")
         return network
-
-    def _architecture(self) -> tuple[str, dict[str, Any]]:
-        """The class of the network and its arguments, also from plans before nnU-Net 2.4."""
-        config = self.configuration
-        if "architecture" in config:
-            found = config["architecture"]
-            return _class(found["network_class_name"]), dict(found["arch_kwargs"])
-        name = config["UNet_class_name"]
-        blocks = config["n_conv_per_stage_encoder"]
-        base, most = config["UNet_base_num_features"], config["unet_max_num_features"]
-        return name, {
-            "n_stages": len(blocks),
-            "features_per_stage": [min(base << level, most) for level in range(len(blocks))],
-            "kernel_sizes": config["conv_kernel_sizes"],
-            "strides": config["pool_op_kernel_sizes"],
-            "n_conv_per_stage" if name == "PlainConvUNet" else "n_blocks_per_stage": blocks,
-            "n_conv_per_stage_decoder": config["n_conv_per_stage_decoder"],
-        }
 
 
 def _is_list(value: object) -> bool:

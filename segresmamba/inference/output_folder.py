@@ -34,6 +34,14 @@ from segresmamba.storage.locks import locked
 SUMMARY = "predict.json"
 _RECORDS = ".predict"
 _VERSION = 1
+_APPLIED: dict[str, Any] = {
+    "model": True,
+    "data": {"patch", "regions"},
+    "validation": {"overlap"},
+    "train": {"precision"},
+    "augment": {"flip_axes", "flip_probability"},
+}
+"""The settings that, besides its weights, decide what a model makes of an image."""
 
 
 class OutputFolder:
@@ -69,7 +77,11 @@ class OutputFolder:
         self._labels, self._regions = dict(models[0].facts.labels), models[0].config.data.regions
         made_by = {
             "models": [model["sha256"] for model in self._models],
-            "applied": [_applied(model) for model in models],
+            "applied": [
+                model.config.model_dump(mode="json", include=_APPLIED)
+                | {"rules": [rule.model_dump(mode="json") for rule in model.postprocessing]}
+                for model in models
+            ],
             "settings": self._settings,
         }
         text = json.dumps(made_by, sort_keys=True)
@@ -188,16 +200,3 @@ def writing_probabilities_of(
             yield planes
     except OSError as error:
         raise cannot_write(path, error) from error
-
-
-def _applied(model: TrainedModel) -> dict[str, Any]:
-    """What else than its weights decides what a model makes of an image."""
-    kept: dict[str, Any] = {
-        "model": True,
-        "data": {"patch", "regions"},
-        "validation": {"overlap"},
-        "train": {"precision"},
-        "augment": {"flip_axes", "flip_probability"},
-    }
-    rules = [rule.model_dump(mode="json") for rule in model.postprocessing]
-    return model.config.model_dump(mode="json", include=kept) | {"rules": rules}

@@ -12,7 +12,6 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache
 from itertools import combinations, groupby, pairwise, product
 from math import prod
 from typing import Literal
@@ -26,6 +25,7 @@ from segresmamba import data
 from segresmamba.config import Config
 from segresmamba.data.volumes.mapped_arrays import release_freed_memory
 from segresmamba.data.volumes.resampling import VoxelRange
+from segresmamba.errors import warn_once
 from segresmamba.inference.windows import Box, Window, WindowGrid
 from segresmamba.task.memory_errors import ran_out
 from segresmamba.task.precision import Autocast
@@ -99,13 +99,9 @@ class Brick:
             if not ran_out(error):
                 raise
         # Not in the handler, where the error's traceback keeps the failed attempt's tensors.
-        _say_decoded_on_cpu(self.logits_KDHW.device)
+        device = self.logits_KDHW.device
+        warn_once(logger, "the logits cannot be decoded on %s: decoding them on the CPU", device)
         return function(self.logits_KDHW.cpu())
-
-
-@cache  # once is enough
-def _say_decoded_on_cpu(device: torch.device) -> None:
-    logger.warning("the logits cannot be decoded on %s: decoding them on the CPU", device)
 
 
 class SlidingWindow:
@@ -241,7 +237,15 @@ class _Sums:
         depth, height, width = window.spans
         layers, rows = _within(self._layers, depth), _within(self._rows, height)
         boxes = list(product(layers, rows, _within(self._columns, width)))
-        self._make_room(boxes, len(logits_KDHW))
+        for box in boxes:
+            if box not in self._sums:
+                shape = len(logits_KDHW), *(end - first for first, end in box)
+                try:
+                    self._sums[box] = torch.zeros(shape, device=self._device)
+                except RuntimeError as error:
+                    if not ran_out(error) or not self.move_to_cpu():
+                        raise
+                    self._sums[box] = torch.zeros(shape)
         share_D, share_H, share_W = (
             torch.from_numpy(share).to(self._device) for share in window.shares()
         )
@@ -266,18 +270,6 @@ class _Sums:
         self._may_move, self._device = False, torch.device("cpu")
         self._sums = {key: summed.cpu() for key, summed in self._sums.items()}
         return True
-
-    def _make_room(self, boxes: Sequence[Box], channels: int) -> None:
-        for box in boxes:
-            if box in self._sums:
-                continue
-            shape = channels, *(end - first for first, end in box)
-            try:
-                self._sums[box] = torch.zeros(shape, device=self._device)
-            except RuntimeError as error:
-                if not ran_out(error) or not self.move_to_cpu():
-                    raise
-                self._sums[box] = torch.zeros(shape)
 
 
 class _Heap:

@@ -56,23 +56,19 @@ class AxisWindows:
             starts = [min(max(0, first - (-spare) // 2), size - patch)]
         else:  # around the volume; half of what is missing, rounded down, lies before it
             starts = [-((patch - size) // 2)]
-        return cls(tuple(starts), patch, _shares(starts, patch))
+        offsets = np.arange(patch) - (patch - 1) / 2
+        weights = np.exp(-0.5 * (offsets / (_SIGMA_SHARE * patch)) ** 2)
+        places = [slice(start - starts[0], start - starts[0] + patch) for start in starts]
+        total = np.zeros(places[-1].stop)
+        for place in places:
+            total[place] += weights
+        shares_NP = np.stack([weights / total[place] for place in places], dtype=np.float32)
+        return cls(tuple(starts), patch, shares_NP)
 
     def span(self, index: int, box: VoxelRange) -> VoxelRange:
         """The voxels of the box that a window holds."""
         start = self.starts[index]
         return max(start, box[0]), min(start + self.patch, box[1])
-
-
-def _shares(starts: Sequence[int], patch: int) -> npt.NDArray[np.float32]:
-    offsets = np.arange(patch) - (patch - 1) / 2
-    weights = np.exp(-0.5 * (offsets / (_SIGMA_SHARE * patch)) ** 2)
-    total = np.zeros(starts[-1] - starts[0] + patch)
-    for start in starts:
-        total[start - starts[0] :][:patch] += weights
-    return np.stack(
-        [weights / total[start - starts[0] :][:patch] for start in starts], dtype=np.float32
-    )
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,8 @@ def _resolve(name: str, device: torch.device, float64: bool) -> str:
             got=name,
             remedy=f"install it: {missing.remedy}",
         )
-    if not _runs_on(name, device):
+    runs_anywhere = name == "reference" or (name == "triton" and _interpreted())
+    if not runs_anywhere and device.type != ("cpu" if name == "cpu" else "cuda"):
         raise ValueError(
             f"the scan backend {name} does not run on {device.type} tensors; "
             "move them, or take backend='auto'"
@@ -153,9 +154,3 @@ def _missing_build_tool(compiler: str | None, path: str | None) -> str | None:
 def _interpreted() -> bool:
     """Whether Triton interprets its kernels, which works on any device and compiles nothing."""
     return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def _runs_on(name: str, device: torch.device) -> bool:
-    if name == "reference" or (name == "triton" and _interpreted()):
-        return True
-    return device.type == ("cpu" if name == "cpu" else "cuda")

@@ -55,12 +55,22 @@ def notes(
         marks.append("* No end is recorded: the run is still going, or it was killed.")
     if any(run.scored_by == "validation" for run in runs):
         marks.append("† Best validation; segresmamba evaluate was not run.")
+    tested = (
+        "Two-sided Wilcoxon signed-rank test on the Dice of the cases that both were evaluated on "
+        "(a case's mean over classes and runs), corrected for "
+        f"{_count(len(comparisons), 'comparison')} by Holm's method."
+    )
+    if any(pair.smallest_p > 0.05 for pair in comparisons):
+        tested += " With fewer than six cases no difference, however large, can reach p < 0.05."
+    compared = {id(group) for pair in comparisons for group in (pair.first, pair.second)}
+    if len(compared) > ALL_PAIRS_UP_TO and len({id(pair.second) for pair in comparisons}) == 1:
+        tested += f" All are compared with {comparisons[0].second.label} only."
     return {
         "networks": _networks_note(groups, baseline),
         "tradeoff": "Mark: mean of a network's runs; whiskers: standard deviation. No network on "
         "the Pareto front is beaten by another in both Dice and memory.",
         "curves": "Line: mean of a network's runs; band: lowest to highest.",
-        "significance": _significance_note(comparisons),
+        "significance": tested,
         "worst": "Up to three cases of each network, from its worst run on that case. Area: "
         "prediction; line: reference. A picture is there if the evaluation drew one.",
         "runs": " ".join(marks),
@@ -113,20 +123,6 @@ def _networks_note(groups: Sequence[Group], baseline: MeasuredRun | None) -> str
             "of Dice gained over it; empty where nothing was gained or measured."
         )
     return " ".join(sentences)
-
-
-def _significance_note(comparisons: Sequence[Comparison]) -> str:
-    text = (
-        "Two-sided Wilcoxon signed-rank test on the Dice of the cases that both were evaluated on "
-        "(a case's mean over classes and runs), corrected for "
-        f"{_count(len(comparisons), 'comparison')} by Holm's method."
-    )
-    if any(pair.smallest_p > 0.05 for pair in comparisons):
-        text += " With fewer than six cases no difference, however large, can reach p < 0.05."
-    groups = {id(group) for pair in comparisons for group in (pair.first, pair.second)}
-    if len(groups) > ALL_PAIRS_UP_TO and len({id(pair.second) for pair in comparisons}) == 1:
-        text += f" All are compared with {comparisons[0].second.label} only."
-    return text
 
 
 def _count(number: int, noun: str) -> str:

@@ -1,9 +1,10 @@
-"""JSON that others may have written, or that is damaged."""
+"""JSON for people to read, and JSON that others may have written or that is damaged."""
 
 from __future__ import annotations
 
 import codecs
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,3 +28,8 @@ def json_bytes(path: Path) -> bytes:
         OSError: If the file cannot be read.
     """
     return path.read_bytes().removeprefix(codecs.BOM_UTF8)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON with an entry on each line."""
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

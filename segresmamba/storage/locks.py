@@ -13,13 +13,15 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
+
+from segresmamba.errors import warn_once
 
 logger = logging.getLogger(__name__)
 
 # `is_locked` has to take a lock for a moment to find out, so a lock that is held may be free soon.
 _PATIENCE_S, _POLL_S = 0.5, 0.02
+_UNLOCKED = "%s cannot be locked (%s): keep other processes away from it"
 
 
 def try_lock(fd: int, path: Path, *, shared: bool = False) -> bool:
@@ -45,7 +47,7 @@ def try_lock(fd: int, path: Path, *, shared: bool = False) -> bool:
             time.sleep(_POLL_S)
             continue
         except OSError as error:
-            _warn_unlocked(path, error.strerror)
+            warn_once(logger, _UNLOCKED, path, error.strerror)
         return True
 
 
@@ -73,12 +75,7 @@ def locked(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
         except OSError as error:
-            _warn_unlocked(path, error.strerror)
+            warn_once(logger, _UNLOCKED, path, error.strerror)
         yield
     finally:
         os.close(fd)
-
-
-@cache  # the uploader takes its lock every second
-def _warn_unlocked(path: Path, reason: str) -> None:
-    logger.warning("%s cannot be locked (%s): keep other processes away from it", path, reason)

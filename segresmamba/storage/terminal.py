@@ -10,6 +10,9 @@ from __future__ import annotations
 import io
 import signal
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import TextIO
 
 from typing_extensions import Buffer, override
@@ -19,6 +22,17 @@ def stop_signals() -> tuple[signal.Signals, ...]:
     """Signals by which a user asks a command to stop, less the loss of a terminal under `nohup`."""
     ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return (signal.SIGINT, signal.SIGTERM, *(() if ignored else (signal.SIGHUP,)))
+
+
+@contextmanager
+def on_stop_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Let `handler` answer these signals while a block runs."""
+    before = {number: signal.signal(number, handler) for number in stop_signals()}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 class _Lossy(io.FileIO):

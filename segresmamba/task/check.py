@@ -16,11 +16,9 @@ import pickle
 import shutil
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NoReturn
 
 import torch
-from torch import nn
 
 from segresmamba.config import Config
 from segresmamba.errors import LaunchError
@@ -48,17 +46,13 @@ def check(config: Config) -> None:
     if is_new and config.train.init_from is not None:
         find_weights(config.train.init_from)
     network = task.network()
-    if is_new:
-        _check_space(config, network, folder.path)
-
-
-def _check_space(config: Config, network: nn.Module, folder: Path) -> None:
-    """Refuse a disk that cannot hold the checkpoints of the run."""
+    if not is_new:
+        return
     weights = sum(weight.numel() for weight in network.parameters())
     # While a checkpoint is written, those that are kept are still there.
     copies = config.train.keep_last + 1
     needed = weights * (copies * _CHECKPOINT_BYTES + _WEIGHTS_BYTES)
-    existing = next(path for path in folder.absolute().parents if path.exists())
+    existing = next(path for path in folder.path.absolute().parents if path.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise LaunchError(

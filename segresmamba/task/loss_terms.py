@@ -97,7 +97,14 @@ def terms(config: LossConfig, channels: int, *, exclusive: bool, padded: bool) -
         case "dice_hausdorff":
             return [cross_entropy, dice, _hausdorff(config)]
         case "tversky":
-            return [_tversky(config)]
+            from monai.losses.tversky import TverskyLoss
+
+            tversky = TverskyLoss(
+                alpha=config.tversky_alpha, beta=config.tversky_beta, reduction="none",
+                smooth_nr=_SMOOTH, smooth_dr=_SMOOTH,
+            )  # fmt: skip
+            # Where nothing counts, both tensors are 0, which adds neither overlap nor error.
+            return [lambda level, _: level.weighted_mean(tversky(*level.foreground))]
 
 
 def dice(level: Level, _: int) -> Tensor:
@@ -169,17 +176,6 @@ def _focal(config: LossConfig, *, exclusive: bool) -> Term:
         return level.mean(values_BKDHW)
 
     return term
-
-
-def _tversky(config: LossConfig) -> Term:
-    from monai.losses.tversky import TverskyLoss
-
-    loss = TverskyLoss(
-        alpha=config.tversky_alpha, beta=config.tversky_beta, reduction="none",
-        smooth_nr=_SMOOTH, smooth_dr=_SMOOTH,
-    )  # fmt: skip
-    # Where nothing counts, both tensors are 0, which adds neither overlap nor error.
-    return lambda level, _: level.weighted_mean(loss(*level.foreground))
 
 
 def _hausdorff(config: LossConfig) -> Term:

@@ -82,11 +82,21 @@ class SegmentationLoss(nn.Module):
         """
         levels = [outputs] if isinstance(outputs, Tensor) else outputs
         weights = self.level_weights(len(levels))
+        if self._weights_K is not None:  # a copy in the first step only
+            self._weights_K = self._weights_K.to(levels[0].device)
         losses = []
         for weight, logits_BKDHW in zip(weights, levels, strict=True):
             if weight:
                 label = resize_label(label_BDHW, logits_BKDHW.shape[2:])
-                losses.append(weight * self._level(logits_BKDHW.float(), label))
+                level = Level(
+                    logits_BKDHW.float(),
+                    self.classes.encode(label),
+                    (label >= 0)[:, None] if self.padded else None,
+                    self._weights_K,
+                    exclusive=self.classes.exclusive,
+                )
+                terms = torch.stack([term(level, self.step) for term in self._terms])
+                losses.append(weight * terms.sum())
         return torch.stack(losses).sum() / sum(weights)
 
     def level_weights(self, count: int) -> list[float]:
@@ -105,18 +115,6 @@ class SegmentationLoss(nn.Module):
                 remedy=f"give at most {count} weight(s), or a network with deep supervision",
             )
         return [*self._levels, *[0.0] * (count - len(self._levels))]
-
-    def _level(self, logits_BKDHW: Tensor, label_BDHW: Tensor) -> Tensor:
-        target = self.classes.encode(label_BDHW)
-        counted = (label_BDHW >= 0)[:, None] if self.padded else None
-        if self._weights_K is not None:
-            self._weights_K = self._weights_K.to(
-                logits_BKDHW.device
-            )  # a copy in the first step only
-        level = Level(
-            logits_BKDHW, target, counted, self._weights_K, exclusive=self.classes.exclusive
-        )
-        return torch.stack([term(level, self.step) for term in self._terms]).sum()
 
 
 def class_weights(classes: Classes, weights: Mapping[str, float] | None) -> Tensor | None:

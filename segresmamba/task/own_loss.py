@@ -59,19 +59,6 @@ class OwnLoss:
                 remedy="let it take the keyword mask, bool (B, 1, D, H, W), True where a voxel "
                 "counts; or choose a data.patch within all cases",
             )
-        self._try(channels, padded=padded)
-
-    def __call__(
-        self, logits_BKDHW: Tensor, masks_BKDHW: Tensor, counted_B1DHW: Tensor | None
-    ) -> Tensor:
-        """The loss of a batch, a scalar."""
-        if isinstance(self._loss, nn.Module):
-            self._loss.to(logits_BKDHW.device)  # its buffers
-        masked = {} if counted_B1DHW is None else {"mask": counted_B1DHW}
-        loss: Tensor = self._loss(logits_BKDHW, masks_BKDHW, **masked)
-        return loss
-
-    def _try(self, channels: int, *, padded: bool) -> None:
         logits_BKDHW = torch.zeros(2, channels, 8, 8, 8, requires_grad=True)
         masks_BKDHW = torch.zeros(2, channels, 8, 8, 8)
         masks_BKDHW[:, 0] = 1
@@ -85,6 +72,16 @@ class OwnLoss:
         if not scalar or gradient is None:
             made = "a constant" if scalar else f"a tensor {tuple(loss.shape)}"
             raise self._refused(f"returned {made}")
+
+    def __call__(
+        self, logits_BKDHW: Tensor, masks_BKDHW: Tensor, counted_B1DHW: Tensor | None
+    ) -> Tensor:
+        """The loss of a batch, a scalar."""
+        if isinstance(self._loss, nn.Module):
+            self._loss.to(logits_BKDHW.device)  # its buffers
+        masked = {} if counted_B1DHW is None else {"mask": counted_B1DHW}
+        loss: Tensor = self._loss(logits_BKDHW, masks_BKDHW, **masked)
+        return loss
 
     def _refused(self, got: str) -> ConfigError:
         return ConfigError(

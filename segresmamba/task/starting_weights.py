@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from segresmamba import models
-from segresmamba.config import Config, read_config
+from segresmamba.config import read_config
 from segresmamba.errors import ConfigError, UserError
 from segresmamba.storage.atomic import write_text
 from segresmamba.storage.run_folder import RunFolder, best_weights
@@ -194,7 +194,17 @@ def _weights_of_other_classes(file: Path, labels: Mapping[str, int], task: Task)
 
     Classes that differ only in capitals and separators are taken for the same, with a warning.
     """
-    theirs, ours = _class_names(file, labels, task.config), task.classes.channel_names
+    # Regions are in the configuration of the file's run or model folder.
+    in_model_folder = file.with_name(file.name.replace("weights-", "config-")).with_suffix(".yaml")
+    beside = RunFolder(file.absolute().parents[1]).config
+    path = in_model_folder if in_model_folder.exists() else beside
+    try:
+        regions = read_config(path).data.regions if path.exists() else None
+    except ConfigError:  # of another version
+        regions = None
+    data = task.config.data.model_copy(update={"regions": regions})
+    config = task.config.model_copy(update={"data": data})
+    theirs, ours = Classes.from_labels(config, labels).channel_names, task.classes.channel_names
     if theirs == ours or len(theirs) != len(ours):  # another size is seen anyway
         return {}
     both = f"classes {', '.join(theirs)} in the file, {', '.join(ours)} here"
@@ -206,19 +216,6 @@ def _weights_of_other_classes(file: Path, labels: Mapping[str, int], task: Task)
         build_network(task.config, channels, len(ours) + extra).state_dict() for extra in (0, 1)
     )
     return {name: both for name in one if one[name].shape != more[name].shape}
-
-
-def _class_names(file: Path, labels: Mapping[str, int], config: Config) -> tuple[str, ...]:
-    """The classes of a head's channels. Regions are in the configuration of its run or folder."""
-    in_model_folder = file.with_name(file.name.replace("weights-", "config-")).with_suffix(".yaml")
-    beside = RunFolder(file.absolute().parents[1]).config
-    theirs = in_model_folder if in_model_folder.exists() else beside
-    try:
-        regions = read_config(theirs).data.regions if theirs.exists() else None
-    except ConfigError:  # of another version
-        regions = None
-    data = config.data.model_copy(update={"regions": regions})
-    return Classes.from_labels(config.model_copy(update={"data": data}), labels).channel_names
 
 
 def _plain(names: Sequence[str]) -> list[str]:
@@ -245,7 +242,13 @@ def read_state_dict(file: Path) -> tuple[dict[str, Tensor], Mapping[str, int]]:
         return weights, facts.labels
     nested = [content.get(key) for key in _NESTED] if isinstance(content, dict) else []
     for candidate in (content, *nested):
-        tensors = _tensors(candidate)
+        if not isinstance(candidate, Mapping):
+            continue
+        tensors = {
+            str(name).removeprefix(_WRAPPER): value
+            for name, value in candidate.items()
+            if isinstance(value, Tensor)
+        }
         if tensors:
             if broken := first_not_finite(tensors.items()):
                 raise _unreadable(file, f"{broken} has nan or inf")
@@ -271,16 +274,6 @@ def find_weights(source: Path) -> Path:
     if found is None:
         raise _unreadable(source, f"a folder without {places[0].relative_to(source)}")
     return found
-
-
-def _tensors(candidate: Any) -> dict[str, Tensor]:
-    if not isinstance(candidate, Mapping):
-        return {}
-    return {
-        str(name).removeprefix(_WRAPPER): value
-        for name, value in candidate.items()
-        if isinstance(value, Tensor)
-    }
 
 
 def _unreadable(where: Path, got: str) -> ConfigError:

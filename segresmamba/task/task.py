@@ -50,7 +50,14 @@ class Task:
             config.seed,
             config.data.foreground_fraction,
         )
-        config = _with_steps(config, len(split["train"]))
+        crops = len(split["train"]) * config.data.crops_per_case
+        train = config.train.with_steps(crops)
+        if train.epochs is not None:
+            logger.info(
+                "train.epochs=%d is train.max_steps=%d: an epoch has %d crops, a step %d of them",
+                *(train.epochs, train.max_steps, crops, train.batch_size),
+            )
+        config = config.model_copy(update={"train": train})
         classes = Classes.from_labels(config, dataset.labels)
         class_weights(classes, config.loss.class_weights)  # refuses unknown classes
         return cls(config, dataset, split, classes)
@@ -130,18 +137,6 @@ def _split(config: Config, dataset: data.Dataset) -> Mapping[str, Sequence[str]]
             "`python -m launch train train.fold=all` trains a run for each fold",
         )
     return dataset.splits[fold]
-
-
-def _with_steps(config: Config, cases: int) -> Config:
-    """The configuration with `train.epochs` turned into `train.max_steps`."""
-    crops = cases * config.data.crops_per_case
-    train = config.train.with_steps(crops)
-    if train.epochs is not None:
-        logger.info(
-            "train.epochs=%d is train.max_steps=%d: an epoch has %d crops, a step %d of them",
-            *(train.epochs, train.max_steps, crops, train.batch_size),
-        )
-    return config.model_copy(update={"train": train})
 
 
 def build_network(config: Config, in_channels: int, out_channels: int) -> nn.Module:

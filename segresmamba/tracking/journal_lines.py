@@ -13,11 +13,11 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, BinaryIO
 
+from segresmamba.errors import warn_once
 from segresmamba.storage.digest import digest_of
 from segresmamba.tracking.protocol import TrackingError, newer_error
 
@@ -151,7 +151,11 @@ class JournalReader:
         if str(self.faults):
             if not found and not self._start:
                 raise not_a_journal(self._path, f"{len(self.faults.damaged)} damaged line(s)")
-            _warn(self._path, str(self.faults))
+            warn_once(
+                logger,
+                "%s has faults, and all its sound records are used: %s",
+                *(self._path, str(self.faults)),
+            )
 
     def _in_file(self, file: BinaryIO) -> Iterator[tuple[int, int, JournalRecord]]:
         """Each sound record with its line and its offset; it ends where the next one begins."""
@@ -244,11 +248,6 @@ def not_a_journal(path: Path, got: str) -> TrackingError:
         got=got,
         remedy="move the file away, or choose another run.name",
     )
-
-
-@cache
-def _warn(path: Path, faults: str) -> None:
-    logger.warning("%s has faults, and all its sound records are used: %s", path, faults)
 
 
 def _parse(text: bytes, start: int) -> JournalRecord | None:

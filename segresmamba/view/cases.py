@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from segresmamba.config import Config, read_config
+from segresmamba.config import read_config
 from segresmamba.data import Case, Dataset, open_dataset
 from segresmamba.data.formats.source import LABEL_ENDINGS, read_json
 from segresmamba.data.volumes.voxel_file import VoxelFile, open_voxels
@@ -88,7 +88,15 @@ class ViewRequest:
         is_remote = "://" in first or first.endswith(".zip")
         if is_remote or "cases" in read_json(Path(first) / "dataset.json"):
             self._refuse(others, label=self.label, reference=self.reference, store=self.store)
-            return _stored(open_dataset(first), self.predictions)
+            dataset = open_dataset(first)
+            case_ids: Sequence[str] = dataset.case_ids
+            predict = None
+            if self.predictions is not None:
+                predict = partial(_predicted, self.predictions)
+                case_ids = _with_prediction(case_ids, self.predictions)
+            cases = [_stored_case(dataset[one], dataset, predict) for one in case_ids]
+            names = {value: name for name, value in dataset.labels.items() if value}
+            return CaseList(dataset.name, cases, names, dataset.manifest.storage.ignore_value)
         self._refuse([], predictions=self.predictions, store=self.store)
         return _files([Path(target) for target in self.targets], self.label, self.reference)
 
@@ -116,32 +124,6 @@ def _run(folder: RunFolder, store: str | None, predictions: Path | None) -> Case
     config = read_config(folder.config)
     dice = _dice_of_cases(folder.results)
     dataset = open_dataset(store or config.data.store, patience_s=config.data.patience_s)
-    held_out = _held_out(folder, config, dataset)
-    # The worst first; then those that evaluation could not score.
-    ordered = sorted(held_out, key=lambda one: (dice.get(one, math.inf), one))
-    predict: Callable[[Case], Any]
-    if predictions is None:
-        predict = Segmenter(folder, dataset)
-    else:
-        predict = partial(_predicted, predictions)
-        ordered = _with_prediction(ordered, predictions)
-    cases = [_stored_case(dataset[one], dataset, predict, dice.get(one)) for one in ordered]
-    names = _label_names(config, dataset)
-    return CaseList(folder.path.name, cases, names, dataset.manifest.storage.ignore_value)
-
-
-def _stored(dataset: Dataset, predictions: Path | None) -> CaseList:
-    case_ids: Sequence[str] = dataset.case_ids
-    predict = None
-    if predictions is not None:
-        predict = partial(_predicted, predictions)
-        case_ids = _with_prediction(case_ids, predictions)
-    cases = [_stored_case(dataset[one], dataset, predict) for one in case_ids]
-    names = {value: name for name, value in dataset.labels.items() if value}
-    return CaseList(dataset.name, cases, names, dataset.manifest.storage.ignore_value)
-
-
-def _held_out(folder: RunFolder, config: Config, dataset: Dataset) -> list[str]:
     fold = config.train.fold
     if fold is None or fold >= len(dataset.splits):
         raise ConfigError(
@@ -151,7 +133,22 @@ def _held_out(folder: RunFolder, config: Config, dataset: Dataset) -> list[str]:
             remedy="look at other cases: `segresmamba predict`, then `segresmamba view IMAGE "
             "--label LABEL`; or give the store that the run was trained on with --store",
         )
-    return dataset.splits[fold]["val"]
+    # The worst first; then those that evaluation could not score.
+    ordered = sorted(dataset.splits[fold]["val"], key=lambda one: (dice.get(one, math.inf), one))
+    predict: Callable[[Case], Any]
+    if predictions is None:
+        predict = Segmenter(folder, dataset)
+    else:
+        predict = partial(_predicted, predictions)
+        ordered = _with_prediction(ordered, predictions)
+    cases = [_stored_case(dataset[one], dataset, predict, dice.get(one)) for one in ordered]
+    regions = config.data.regions or {}
+    names = {  # a value that belongs to regions is named by them
+        value: " + ".join(region for region, members in regions.items() if value in members) or name
+        for name, value in dataset.labels.items()
+        if value
+    }
+    return CaseList(folder.path.name, cases, names, dataset.manifest.storage.ignore_value)
 
 
 def _dice_of_cases(results: Path) -> dict[str, float]:
@@ -172,17 +169,6 @@ def _dice_of_cases(results: Path) -> dict[str, float]:
         raise DataError(
             "the run's results cannot be read", where=results, got=repr(error), remedy=remedy
         ) from error
-
-
-def _label_names(config: Config, dataset: Dataset) -> dict[int, str]:
-    """What each label value means; a value that belongs to regions is named by them."""
-    named = {value: name for name, value in dataset.labels.items() if value}
-    regions = config.data.regions or {}
-    of_value = {
-        value: [region for region, members in regions.items() if value in members]
-        for value in named
-    }
-    return {value: " + ".join(of_value[value]) or name for value, name in named.items()}
 
 
 def _stored_case(

@@ -17,7 +17,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from segresmamba.errors import ConfigError, UserError
-from segresmamba.view.cases import CaseList, ViewedCase
+from segresmamba.view.cases import CaseList
 from segresmamba.view.niivue import PAGE, SCRIPT, require_niivue
 from segresmamba.view.volumes import Grid
 
@@ -117,28 +117,24 @@ class ViewServer(ThreadingHTTPServer):
         volume = _VOLUME.fullmatch(name)
         if volume is None or int(volume[1]) >= len(self.shown.cases):
             return _NOT_FOUND
-        return _volume(self.shown.cases[int(volume[1])], volume[2], volume[3])
+        case, group, which = self.shown.cases[int(volume[1])], volume[2], volume[3]
+        if group == "label":
+            read = case.labels.get(which)
+        else:
+            numbered = {str(number): one for number, one in enumerate(case.channels.values())}
+            read = numbered.get(which)
+        if read is None:
+            return _NOT_FOUND
+        try:
+            image = read()
+        except UserError as error:
+            return _Answer(error.screen().encode(), status=HTTPStatus.UNPROCESSABLE_ENTITY)
+        difference = case.grid.difference(Grid(image.shape, image.affine))
+        headers = {"X-Other-Grid": difference} if difference else {}
+        return _Answer(image.to_bytes(), "application/octet-stream", headers=headers)
 
 
 _NOT_FOUND = _Answer(b"there is nothing of that name here", status=HTTPStatus.NOT_FOUND)
-
-
-def _volume(case: ViewedCase, group: str, name: str) -> _Answer:
-    """A channel by its number, or a label map by its kind."""
-    if group == "label":
-        read = case.labels.get(name)
-    else:
-        numbered = {str(number): one for number, one in enumerate(case.channels.values())}
-        read = numbered.get(name)
-    if read is None:
-        return _NOT_FOUND
-    try:
-        image = read()
-    except UserError as error:
-        return _Answer(error.screen().encode(), status=HTTPStatus.UNPROCESSABLE_ENTITY)
-    difference = case.grid.difference(Grid(image.shape, image.affine))
-    headers = {"X-Other-Grid": difference} if difference else {}
-    return _Answer(image.to_bytes(), "application/octet-stream", headers=headers)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from segresmamba.data.volumes.resampling import GridTransform, grid_transform
-from segresmamba.errors import DataError
+from segresmamba.errors import DataError, warn_once
 from segresmamba.inference.segmentation import segment_volume
-from segresmamba.inference.sliding_window import Member, SlidingWindow, _say_decoded_on_cpu
+from segresmamba.inference.sliding_window import Member, SlidingWindow
 from segresmamba.task.classes import Classes
 from tests.inference import plain
 
@@ -209,7 +209,7 @@ def test_logits_too_large_to_decode_on_the_device_are_decoded_on_the_cpu(
         result: torch.Tensor = works(self, values)
         return result
 
-    _say_decoded_on_cpu.cache_clear()
+    warn_once.cache_clear()
     monkeypatch.setattr(Classes, where, full)
     found = segment_volume(sliding, LABELS, image_CDHW, BOUNDS_C4, transform=transform)
     np.testing.assert_array_equal(found.full_DHW, plainly.full_DHW)

@@ -20,7 +20,6 @@ from segresmamba.data.conversion.store_folder import StoreFolder
 from segresmamba.data.formats.registry import AUTO
 from segresmamba.data.formats.source import SourceCase
 from segresmamba.data.preprocessing import Policy
-from segresmamba.data.records import Spacing
 from segresmamba.data.store.manifest import CaseRecord, build_manifest
 from segresmamba.data.store.splits import Split
 from segresmamba.errors import DataError
@@ -120,7 +119,14 @@ def finish(
             raise _all_in_one(failures, plan)
         _require_all_classes(plan, records)
         if plan.storage.spacing_mm is None:
-            _advise_on_spacings([record.spacing_mm for record in records.values()])
+            spacings_mm = (record.spacing_mm for record in records.values())
+            sides_mm = list(zip(*spacings_mm, strict=True))
+            if any(max(side_mm) > _MIXED_SPACING * min(side_mm) for side_mm in sides_mm):
+                logger.warning(
+                    "the voxels of the cases have different sizes: %s mm along D, H, W. A network "
+                    "sees only voxels; --spacing median --overwrite gives all cases one size",
+                    ", ".join(f"{min(side_mm):.4g} to {max(side_mm):.4g}" for side_mm in sides_mm),
+                )
         found = plan.dataset
         manifest = build_manifest(
             found.name, found.channel_names, found.labels, plan.storage, records, splits=plan.splits
@@ -244,18 +250,6 @@ def _all_in_one(failures: list[tuple[str, DataError]], plan: ConversionPlan) -> 
         remedy="correct them and run the same command again: converted cases are not redone. "
         f"For the first: {failures[0][1].remedy}",
     )
-
-
-def _advise_on_spacings(spacings_mm: Sequence[Spacing]) -> None:
-    """Say so if voxels of the cases, as they were kept, differ by more than half."""
-    sides_mm = list(zip(*spacings_mm, strict=True))
-    if any(max(side_mm) > _MIXED_SPACING * min(side_mm) for side_mm in sides_mm):
-        ranges = ", ".join(f"{min(side_mm):.4g} to {max(side_mm):.4g}" for side_mm in sides_mm)
-        logger.warning(
-            "the voxels of the cases have different sizes: %s mm along D, H, W. A network sees "
-            "only voxels; --spacing median --overwrite gives all cases one size",
-            ranges,
-        )
 
 
 def _require_all_classes(plan: ConversionPlan, records: dict[str, CaseRecord]) -> None:

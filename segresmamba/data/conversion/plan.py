@@ -92,7 +92,16 @@ class ConversionPlan:
             ignore_value=dataset.ignore_value,
             clip=begun.get("clip", ()),
         )
-        return cls(source, out, dataset, storage, _splits(dataset, request.splits))
+        case_ids = [case.case_id for case in dataset.cases]
+        if isinstance(request.splits, Path):
+            splits = read_splits(request.splits, case_ids)
+        elif request.splits:
+            splits = tuple(request.splits)
+        elif dataset.held_out:
+            splits = splits_from_held_out(dataset.held_out, case_ids)
+        else:
+            splits = make_splits(case_ids, {case.case_id: case.patient for case in dataset.cases})
+        return cls(source, out, dataset, storage, splits)
 
     def folder(self, *, overwrite: bool = False) -> StoreFolder:
         """The store's folder while it is written."""
@@ -125,14 +134,3 @@ def _median_spacing_mm(dataset: SourceDataset) -> Spacing:
         raise last
     depth, height, width = np.round(np.median(sizes, axis=0), 4).tolist()
     return depth, height, width
-
-
-def _splits(dataset: SourceDataset, own: Path | Sequence[Split] | None) -> tuple[Split, ...]:
-    case_ids = [case.case_id for case in dataset.cases]
-    if isinstance(own, Path):
-        return read_splits(own, case_ids)
-    if own:
-        return tuple(own)
-    if dataset.held_out:
-        return splits_from_held_out(dataset.held_out, case_ids)
-    return make_splits(case_ids, {case.case_id: case.patient for case in dataset.cases})

@@ -46,10 +46,15 @@ class _Entry(BaseModel):
     def case(self, path: Path, channels: int) -> SourceCase:
         """The case in the list at `path`."""
         names = [self.image] if isinstance(self.image, str) else self.image
-        if isinstance(self.image, str) and (
-            split := _nnunet_v1(path.parent / self.image, channels)
-        ):
-            names = [str(Path(self.image).parent / name) for name in split]
+        if isinstance(self.image, str) and not os.path.exists(path.parent / self.image):
+            # Lists of nnU-Net's first format are the Decathlon's, but each channel lies in a file
+            # of its own, which they leave out.
+            stem = strip_ending(self.image)
+            ending = self.image.removeprefix(stem)
+            split = [f"{stem}_{number:04d}{ending}" for number in range(channels)]
+            # Unlike Path.exists, this also answers for a name that is too long for a file system.
+            if os.path.exists(path.parent / split[0]):
+                names = split
         stacked = isinstance(self.image, str) and channels > 1 and len(names) == 1
         if not stacked and len(names) != channels:
             raise DataError(
@@ -61,18 +66,6 @@ class _Entry(BaseModel):
         label = inside(path.parent, self.label, path)
         images = tuple(inside(path.parent, name, path) for name in names)
         return SourceCase(check_case_id(self.case_id, path), images, label, stacked, self.patient)
-
-
-def _nnunet_v1(image: Path, channels: int) -> list[str]:
-    """The names of a case's files in nnU-Net's first format; none if the list is of another.
-
-    Its lists are the Decathlon's, but each channel lies in a file of its own, which they leave out.
-    """
-    stem = strip_ending(image.name)
-    names = [f"{stem}_{number:04d}{image.name.removeprefix(stem)}" for number in range(channels)]
-    first = image.parent / names[0]
-    # Unlike Path.exists, this also answers for a name that is too long for a file system.
-    return names if not os.path.exists(image) and os.path.exists(first) else []
 
 
 class _List(BaseModel):

@@ -162,15 +162,7 @@ class ZippedFiles(Files):
                 remedy="delete it and make it anew, from inside the store's folder, with "
                 f"compression 0: zip -0 -q -r {self._path.absolute()} .",
             )
-        self._require_inside(members)
-        tops = {PurePosixPath(member.filename).parts[0] for member in members}
-        folder = f"{tops.pop()}/" if len(tops) == 1 else ""
-        self._directory = {one.filename.removeprefix(folder): one for one in members}
-        return self._directory
-
-    def _require_inside(self, members: Sequence[zipfile.ZipInfo]) -> None:
-        """Refuse members that a copy of the store would write elsewhere, and links."""
-        for member in members:
+        for member in members:  # a copy of the store would write them elsewhere
             link = stat.S_ISLNK(member.external_attr >> 16)
             if link or not stays_inside(member.filename):
                 raise DataError(
@@ -180,6 +172,10 @@ class ZippedFiles(Files):
                     remedy="take the store from somebody whom you trust, or make the zip file anew "
                     "from inside the store's folder",
                 )
+        tops = {PurePosixPath(member.filename).parts[0] for member in members}
+        folder = f"{tops.pop()}/" if len(tops) == 1 else ""
+        self._directory = {one.filename.removeprefix(folder): one for one in members}
+        return self._directory
 
 
 class _FilePart(Blob):

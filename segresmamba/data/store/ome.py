@@ -44,21 +44,21 @@ def label_attributes(
         labels: Name to value.
         source: Where the image lies, from the label's group; None if it is not in the same store.
     """
+    colors = []
+    for value in labels.values():
+        # Neighbouring values get distant hues; 0 is transparent.
+        hue = value * 0.618 % 1  # steps of the golden ratio do not come back to an earlier hue
+        rgb = [round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.8, 1)]
+        colors.append({"label-value": value, "rgba": [*rgb, 255 * bool(value)]})
     return {
         "version": VERSION,
         "multiscales": [_multiscale(layout.LABEL_NAME, LABEL_AXES, affine, spacing_mm)],
         "image-label": {
             **({"source": {"image": source}} if source else {}),
-            "colors": [{"label-value": value, "rgba": _rgba(value)} for value in labels.values()],
+            "colors": colors,
             "properties": [{"label-value": value, "name": key} for key, value in labels.items()],
         },
     }
-
-
-def _rgba(value: int) -> list[int]:
-    """A colour for a label value. Neighbouring values get distant hues; 0 is transparent."""
-    hue = value * 0.618 % 1  # steps of the golden ratio do not come back to an earlier hue
-    return [round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.8, 1)] + [255 * bool(value)]
 
 
 def _multiscale(

@@ -126,20 +126,15 @@ class RemoteFiles(Files):
                 except BaseError as error:
                     if not _may_pass(error) or time.monotonic() >= end_s:
                         raise
-                    self._say_waiting(name, error)
+                    if not self._waiting:  # said once in each outage
+                        logger.warning(
+                            "%s: the server gives no answer; asking again for up to %g s "
+                            "(data.patience_s): %s",
+                            *(self.join(name), self._patience_s, _message(error)),
+                        )
+                    self._waiting = True
             time.sleep(min(2**failures, _PAUSE_S[1]) * random.uniform(0.2, 1))
             failures += 1
-
-    def _say_waiting(self, name: str, error: Exception) -> None:
-        """Say once in each outage that this process waits, and for what."""
-        if not self._waiting:
-            logger.warning(
-                "%s: the server gives no answer; asking again for up to %g s (data.patience_s): %s",
-                self.join(name),
-                self._patience_s,
-                _message(error),
-            )
-        self._waiting = True
 
     @contextmanager
     def _explained(self, name: str) -> Iterator[None]:

@@ -14,6 +14,8 @@ import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
+from operator import attrgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -72,17 +74,16 @@ def _blur(x_BCDHW: Tensor, drawn: Sequence[IntensityChanges]) -> Change:
         for place, changes in enumerate(drawn)
         for channel, sigma_3 in changes.sigma_3.items()
     ]
-    kernels = iter((yield [_gaussian(sigma) for *_, sigma_3 in blurred for sigma in sigma_3]))
+    gaussians = []
+    for *_, sigma_3 in blurred:
+        for sigma in sigma_3:
+            radius = math.ceil(3 * sigma)
+            weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+            gaussians.append(weights / weights.sum())
+    kernels = iter((yield gaussians))
     for place, channel, _ in blurred:
         x_DHW = x_BCDHW[place, channel]
         x_DHW.copy_(_smooth(x_DHW, [next(kernels) for _ in range(3)]))
-
-
-def _gaussian(sigma: float) -> Array:
-    radius = math.ceil(3 * sigma)
-    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
-    kernel: Array = weights / weights.sum()
-    return kernel
 
 
 def _smooth(x_DHW: Tensor, kernels: Sequence[Tensor]) -> Tensor:
@@ -129,25 +130,18 @@ def _lower_resolution(x_BCDHW: Tensor, drawn: Sequence[IntensityChanges]) -> Cha
             x_CDHW[channel] = F.interpolate(coarse, tuple(shape), mode="trilinear")[0, 0]
 
 
-def _inverse_gamma(x_BCDHW: Tensor, drawn: Sequence[IntensityChanges]) -> Change:
-    return _bend(x_BCDHW, drawn, [changes.inverse_gamma_C for changes in drawn], sign=-1)
-
-
-def _gamma(x_BCDHW: Tensor, drawn: Sequence[IntensityChanges]) -> Change:
-    return _bend(x_BCDHW, drawn, [changes.gamma_C for changes in drawn], sign=1)
-
-
 def _bend(
     x_BCDHW: Tensor,
     drawn: Sequence[IntensityChanges],
-    gammas_C: Sequence[Array | None],
+    *,
+    gamma_C: Callable[[IntensityChanges], Array | None],
     sign: int,
 ) -> Change:
     """Apply a curve that keeps the least and the greatest intensity of each channel.
 
     Where `keeps_statistics` is set, the channel then gets its mean and deviation back instead.
     """
-    asked = chosen(gammas_C)
+    asked = chosen(list(map(gamma_C, drawn)))
     place_M, exponent_MC = yield asked
     if not len(asked[0]):
         return
@@ -178,8 +172,8 @@ CHANGES: tuple[Callable[[Tensor, Sequence[IntensityChanges]], Change], ...] = (
     _scale_and_shift,
     _contrast,
     _lower_resolution,
-    _inverse_gamma,
-    _gamma,
+    partial(_bend, gamma_C=attrgetter("inverse_gamma_C"), sign=-1),
+    partial(_bend, gamma_C=attrgetter("gamma_C"), sign=1),
     _noise,
 )
 """In the order in which they are made."""

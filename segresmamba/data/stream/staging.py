@@ -30,15 +30,12 @@ _MARGIN = 1.02  # a copy takes more than its files' sizes: whole blocks, and fol
 
 
 def stage(dataset: Dataset, case_ids: Sequence[str], folder: str) -> Dataset:
-    """Copy cases to storage of this node.
+    """Copy cases to storage of this node; return the dataset there.
 
     Args:
         dataset: An opened store of any kind.
         case_ids: Cases that the job reads. Others cannot be read afterwards.
         folder: Folder to copy to. $NAME stands for an environment variable of this node.
-
-    Returns:
-        The dataset on this node.
 
     Raises:
         ConfigError: If an environment variable is not set here.
@@ -46,7 +43,15 @@ def stage(dataset: Dataset, case_ids: Sequence[str], folder: str) -> Dataset:
     """
     for case_id in case_ids:
         dataset[case_id]  # its name becomes a path, and only those in the manifest were checked
-    root = _expand(folder)
+    expanded = os.path.expanduser(os.path.expandvars(folder))
+    if "$" in expanded:
+        raise ConfigError(
+            "data.stage names an environment variable that is not set on this node",
+            where="data.stage",
+            got=folder,
+            remedy="name one that Slurm sets there (often SLURM_TMPDIR or TMPDIR), or a folder",
+        )
+    root = Path(expanded).absolute()
     name = f"{dataset.name}-{dataset.digest[:16]}".replace(os.sep, "_").replace("\0", "_")
     target = root / name
     try:
@@ -96,15 +101,3 @@ def _complete(dataset: Dataset, case_ids: Sequence[str], target: Path) -> None:
     if not (target / MANIFEST).exists():
         with atomic.atomic_path(target / MANIFEST) as manifest:
             dataset.files.copy(MANIFEST, manifest)
-
-
-def _expand(folder: str) -> Path:
-    path = os.path.expanduser(os.path.expandvars(folder))
-    if "$" in path:
-        raise ConfigError(
-            "data.stage names an environment variable that is not set on this node",
-            where="data.stage",
-            got=folder,
-            remedy="name one that Slurm sets there (often SLURM_TMPDIR or TMPDIR), or a folder",
-        )
-    return Path(path).absolute()

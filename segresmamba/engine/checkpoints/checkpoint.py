@@ -197,8 +197,7 @@ def load_newest(run: RunFolder, engine: ZeroEngine, expected: Meta, ranks: Ranks
         None if the run has no checkpoint.
 
     Raises:
-        CheckpointError: If none is sound, or the newest sound one is of another architecture or
-            dataset.
+        CheckpointError: If none is sound, or the newest sound one is of another network or dataset.
         OSError: If a file cannot be read, but is not known to be damaged.
     """
     # Only one rank looks: on a shared file system others may still see an older listing.
@@ -214,7 +213,13 @@ def load_newest(run: RunFolder, engine: ZeroEngine, expected: Meta, ranks: Ranks
         restore_ranks(files, engine, ranks, step=step - found.skipped)
         return Resumed(found, skipped)
     if unsound:
-        raise _none_is_sound(run, unsound)
+        raise CheckpointError(
+            f"the run has {len(unsound)} checkpoint(s), and none of them is sound",
+            where=run.checkpoints,
+            got="; ".join(f"{error.where}: {error.got}" for error in unsound.values()),
+            remedy="bring one back from a copy; or delete them all, and the same command starts "
+            "again at step 0",
+        )
     return None
 
 
@@ -252,7 +257,14 @@ def _examined_by_all(
         if is_there:
             _wait_until_seen(path / _META)
         found = _read_meta(path, step)
-        _check_fits(found, expected, path)
+        check_shapes(found.shapes, expected.shapes, path)
+        if found.dataset_digest != expected.dataset_digest:
+            raise CheckpointError(
+                "the checkpoint was written with another content of the dataset (data.store)",
+                where=path,
+                got=f"{expected.dataset_digest}, the checkpoint has {found.dataset_digest}",
+                remedy="go on with the same dataset, or start again with another run.name",
+            )
         files = read_ranks(
             path, ranks, writers=found.world_size, sizes=engine.sizes, digests=found.digests
         )
@@ -274,17 +286,6 @@ def _wait_until_seen(path: Path) -> None:
         time.sleep(0.2)
 
 
-def _check_fits(found: Meta, expected: Meta, path: Path) -> None:
-    check_shapes(found.shapes, expected.shapes, path)
-    if found.dataset_digest != expected.dataset_digest:
-        raise CheckpointError(
-            "the checkpoint was written with another content of the dataset (data.store)",
-            where=path,
-            got=f"{expected.dataset_digest}, the checkpoint has {found.dataset_digest}",
-            remedy="go on with the same dataset, or start again with another run.name",
-        )
-
-
 def _set_aside(
     run: RunFolder, unsound: Mapping[int, DamagedCheckpointError], sound: int
 ) -> dict[str, DamagedCheckpointError]:
@@ -296,18 +297,6 @@ def _set_aside(
             *(step, error.where, error.got, name, sound),
         )
     return skipped
-
-
-def _none_is_sound(
-    run: RunFolder, unsound: Mapping[int, DamagedCheckpointError]
-) -> CheckpointError:
-    return CheckpointError(
-        f"the run has {len(unsound)} checkpoint(s), and none of them is sound",
-        where=run.checkpoints,
-        got="; ".join(f"{error.where}: {error.got}" for error in unsound.values()),
-        remedy="bring one back from a copy; or delete them all, and the same command starts again "
-        "at step 0",
-    )
 
 
 def _write_meta(folder: Path, meta: Meta) -> None:

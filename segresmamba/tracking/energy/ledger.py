@@ -86,7 +86,15 @@ class Ledger:
         """
         segments = self._read().values()
         sums = {name: sum(segment.get(name, 0.0) for segment in segments) for name in SUMMED}
-        return {**sums, "measured_kwh": sum(map(_measured_kwh, segments))}
+        measured_kwh = sum(
+            sum(
+                float(segment.get(f"{part}_energy_kwh", 0.0))
+                for part in ("cpu", "gpu", "ram")
+                if str(segment.get(f"{part}_power", "")).startswith("measured")
+            )
+            for segment in segments
+        )
+        return {**sums, "measured_kwh": measured_kwh}
 
     def power(self) -> str:
         """How power was measured, and the carbon intensity; a line for each different answer.
@@ -137,14 +145,6 @@ class Ledger:
             content = {"schema": SCHEMA, "segments": segments}
             text = json.dumps(content | {"digest": json_digest(content)}, indent=1)
             write_text(self._path, text)
-
-
-def _measured_kwh(segment: Mapping[str, Any]) -> float:
-    return sum(
-        float(segment.get(f"{part}_energy_kwh", 0.0))
-        for part in ("cpu", "gpu", "ram")
-        if str(segment.get(f"{part}_power", "")).startswith("measured")
-    )
 
 
 def power_line(facts: Mapping[str, Any]) -> str:

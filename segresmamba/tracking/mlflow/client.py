@@ -73,19 +73,15 @@ def reading_client(state: UploadState, folder: Path | None = None) -> Any:
         _, user, password = server_login(state.uri)
         if folder is not None and (found := server_password(folder, state.uri)):
             user, password = USER, found
-        _log_in(user, password)
+        # MLflow looks for a login in the environment, where that for the server before may be.
+        for name, value in _login.items():
+            if os.environ.get(name) == value:
+                del os.environ[name]
+        _login.clear()
+        if user and password:
+            _login.update(MLFLOW_TRACKING_USERNAME=user, MLFLOW_TRACKING_PASSWORD=password)
+            os.environ.update(_login)
     return client(state.connection_uri)
-
-
-def _log_in(user: str | None, password: str | None) -> None:
-    """Put a login where MLflow looks for it, and take away that for the server before."""
-    for name, value in _login.items():
-        if os.environ.get(name) == value:
-            del os.environ[name]
-    _login.clear()
-    if user and password:
-        _login.update(MLFLOW_TRACKING_USERNAME=user, MLFLOW_TRACKING_PASSWORD=password)
-        os.environ.update(_login)
 
 
 def error_name(error: Exception) -> str:

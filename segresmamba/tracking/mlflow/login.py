@@ -13,10 +13,10 @@ import os
 import secrets
 import stat
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from segresmamba.errors import warn_once
 from segresmamba.storage.atomic import atomic_path
 from segresmamba.storage.json_text import parse_json
 from segresmamba.tracking.protocol import TrackingError
@@ -69,7 +69,12 @@ def running_server(root: Path) -> str | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
-        _warn_unreadable(path, f"{type(error).__name__}: {error}")
+        warn_once(
+            logger,
+            "%s cannot be read (%s): records go to the file mlflow.db instead; a server that runs "
+            "writes its address there when it is started again",
+            *(path, f"{type(error).__name__}: {error}"),
+        )
         return None
     # The server of an earlier version has no user, and asks for no password.
     is_refused = "user" in server and server_password(root, uri) is None
@@ -95,16 +100,6 @@ def server_password(folder: Path, uri: str) -> str | None:
             if is_ours and "user" in server and server["uri"] == uri:
                 return _read_private(root / PASSWORD_NAME)
     return None
-
-
-@cache
-def _warn_unreadable(path: Path, reason: str) -> None:
-    logger.warning(
-        "%s cannot be read (%s): records go to the file mlflow.db instead; a server that runs "
-        "writes its address there when it is started again",
-        path,
-        reason,
-    )
 
 
 def _read_private(path: Path) -> str:

@@ -49,7 +49,10 @@ class LoginGuard:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Handle one connection, as ASGI wants it."""
-        if scope["type"] == "lifespan" or self._is_logged_in(scope):
+        given = [value for name, value in scope.get("headers", ()) if name == b"authorization"]
+        login = self._expected
+        is_known = login and len(given) == 1 and hmac.compare_digest(given[0], login)
+        if scope["type"] == "lifespan" or is_known:
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
@@ -57,12 +60,6 @@ class LoginGuard:
             await _answer(send, 200, b"OK")
         else:
             await _answer(send, 401, b"This MLflow server asks for a login.\n")
-
-    def _is_logged_in(self, scope: Message) -> bool:
-        given = [value for name, value in scope["headers"] if name == b"authorization"]
-        if not self._expected or len(given) != 1:
-            return False
-        return hmac.compare_digest(given[0], self._expected)
 
 
 def app() -> LoginGuard:

@@ -154,8 +154,15 @@ class MlflowSink:
                 state.parent_id = join_group(
                     client, state.group, state.experiment_id, state.run_id, self._folder.parent
                 )
-            later = [record for record in batch if not self._is_superseded(record, state)]
-            send_records(client, later, state, self._folder)
+            current = [  # not of an earlier attempt than that which the run shows
+                record
+                for record in batch
+                if not any(
+                    (record.number or 0) < number and is_superseded(record, step)
+                    for number, step in state.attempts
+                )
+            ]
+            send_records(client, current, state, self._folder)
             state.sent_bytes = batch[-1].end
             state.save(self._folder)
         if state.last_step or last:
@@ -164,14 +171,6 @@ class MlflowSink:
         if last and state.run_id and self._run.emissions.exists():
             name = self._run.emissions.name
             send_file(self._connect(state), state.run_id, self._folder, name, None)
-
-    @staticmethod
-    def _is_superseded(record: JournalRecord, state: UploadState) -> bool:
-        """Whether a record is of an earlier attempt than that which the run shows."""
-        return any(
-            (record.number or 0) < number and is_superseded(record, step)
-            for number, step in state.attempts
-        )
 
     def _push_nodes(self, state: UploadState) -> None:
         """Send the samples of the nodes, each of which has its own journal, see `energy.system`."""

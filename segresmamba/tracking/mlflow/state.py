@@ -205,7 +205,13 @@ def tracking_uri(config: TrackingConfig, root: Path) -> str:
     """
     if config.uri is None:
         return running_server(root) or sqlite_uri(root.resolve() / "mlflow.db")
-    if not _is_known(config.uri):
+    try:
+        scheme, parts = _scheme(config.uri), urlsplit(config.uri)
+        has_address = scheme == "sqlite" or (bool(parts.hostname) and parts.port != 0)
+        is_known = has_address and scheme in DATABASES + SERVERS
+    except ValueError:  # the port is not a number, or a bracket is not closed
+        is_known = False
+    if not is_known:
         raise ConfigError(
             "MLflow cannot be reached through such a URI",
             where="tracking.uri",
@@ -222,15 +228,6 @@ def tracking_uri(config: TrackingConfig, root: Path) -> str:
 def sqlite_uri(path: Path) -> str:
     """The URI of an SQLite file. A ? in its path would begin a query, and a % a character."""
     return SQLITE_PREFIX + str(path).replace("%", "%25").replace("?", "%3F")
-
-
-def _is_known(uri: str) -> bool:
-    try:
-        scheme, parts = _scheme(uri), urlsplit(uri)
-        has_address = scheme == "sqlite" or (bool(parts.hostname) and parts.port != 0)
-    except ValueError:  # the port is not a number, or a bracket is not closed
-        return False
-    return has_address and scheme in DATABASES + SERVERS
 
 
 def _scheme(uri: str) -> str:
