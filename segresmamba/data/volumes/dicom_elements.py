@@ -7,6 +7,7 @@ its stack. So each element is stepped over here first, and its length must end i
 
 from __future__ import annotations
 
+import logging
 import os
 import zlib
 from dataclasses import dataclass, replace
@@ -16,6 +17,8 @@ from struct import Struct
 from typing import BinaryIO
 
 from segresmamba.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 _DICOM_AT = 128  # bytes of preamble, which may hold anything
 _FIRST_GROUPS = (b"\x02\0", b"\x08\0")
@@ -30,6 +33,8 @@ _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _UNKNOWN_LENGTH = 0xFFFFFFFF
 _DEEPEST = 100
 """GDCM calls itself for a sequence in a sequence: some thousands of them ended the process."""
+_MAYBE_ITEMS = {b"", b"UN", b"OB", b"OW"}
+_ITEM_BYTES = b"\xfe\xff\0\xe0"
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _INFLATED_BYTES = 1 << 28  # 256 MiB; a deflated file may inflate to a thousand times its size
 _BUFFER_BYTES = 1 << 15
@@ -68,7 +73,8 @@ def is_sound_dicom(path: Path) -> bool:
         try:
             _walk(file, len(head) if marked else 0)
         except (EOFError, ValueError, zlib.error) as error:
-            if not marked:  # GDCM must not see it, and nothing says that it is an image
+            if not marked:
+                logger.warning("%s begins like DICOM, and is left out: %s", path, error)
                 return False
             raise DataError(
                 "a DICOM file is damaged",
@@ -94,11 +100,12 @@ def _walk(file: BinaryIO, at: int) -> None:
     if not name and walker.read(at + 4, 2) not in _SHORT_KINDS | _LONG_KINDS:
         syntax = _IMPLICIT
     if name == _DEFLATED:
-        inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(
-            walker.read(at, walker.size), _INFLATED_BYTES + 1
-        )
+        inflator = zlib.decompressobj(-zlib.MAX_WBITS)
+        inflated = inflator.decompress(walker.read(at, walker.size), _INFLATED_BYTES + 1)
         if len(inflated) > _INFLATED_BYTES:
             raise ValueError(f"it inflates to more than {_INFLATED_BYTES} bytes")
+        if not inflator.eof:
+            raise EOFError("what it inflates to is cut off")
         walker, at = _Walker(BytesIO(inflated)), 0
     if walker.size - walker.elements(at, walker.size, syntax) > 3:
         raise ValueError("it has an item that is not in a sequence")
@@ -150,19 +157,32 @@ class _Walker:
                 break
             known = length != _UNKNOWN_LENGTH
             limit = self.end_of_value(tag, at, begin + length, end) if known else end
-            if kind != b"SQ" and known:
-                if depth and syntax.explicit and not kind:
-                    raise ValueError(f"{_name(tag, at)} is of no kind (VR)")
+            if depth and syntax.explicit and not kind:
+                raise ValueError(f"{_name(tag, at)} is of no kind (VR)")
+            if items := self._syntax_of_items(tag, kind, known, begin, syntax):
+                at = self._items(begin, limit, known, items, depth + 1)
+            elif known:
                 at = limit
-            elif kind != b"SQ" and tag == _PIXELS:
+            elif tag == _PIXELS:
                 at = self._fragments(begin, end, syntax)
-            elif kind == b"UN" and syntax is _LITTLE:
-                at = self._items(begin, limit, known, _IMPLICIT, depth + 1)
-            elif kind in (b"SQ", b""):
-                at = self._items(begin, limit, known, syntax, depth + 1)
             else:
                 raise ValueError(f"{_name(tag, at)} has no length")
         return at
+
+    def _syntax_of_items(
+        self, tag: int, kind: bytes, known: bool, begin: int, syntax: _Syntax
+    ) -> _Syntax | None:
+        """How the items of an element are written; None if it has none."""
+        if kind == b"SQ":
+            return syntax
+        if tag == _PIXELS:
+            return None
+        if not known:
+            is_un = kind == b"UN" and syntax is _LITTLE
+            return _IMPLICIT if is_un else syntax if not kind else None
+        # Where GDCM expects a sequence, it takes such a value for one.
+        is_one = kind in _MAYBE_ITEMS and self.read(begin, 4) == _ITEM_BYTES and _is_sequence(tag)
+        return _IMPLICIT if is_one else None
 
     def end_of_value(self, tag: int, at: int, end: int, limit: int) -> int:
         """The end of a value.
@@ -218,6 +238,12 @@ class _Walker:
             raise EOFError(f"what ends at byte {end} has no mark of its end")
         group, element, length = syntax.mark.unpack(self.read(at, 8))
         return group << 16 | element, length
+
+
+def _is_sequence(tag: int) -> bool:
+    from pydicom.datadict import dictionary_has_tag, dictionary_VR
+
+    return dictionary_has_tag(tag) and dictionary_VR(tag) == "SQ"
 
 
 def _name(tag: int, at: int) -> str:
