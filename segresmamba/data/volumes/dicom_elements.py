@@ -35,6 +35,8 @@ _DEEPEST = 100
 """GDCM calls itself for a sequence in a sequence: some thousands of them ended the process."""
 _MAYBE_ITEMS = {b"", b"UN", b"OB", b"OW"}
 _ITEM_BYTES = b"\xfe\xff\0\xe0"
+_RLE = b"1.2.840.10008.1.2.5"
+_RUNS = {count.to_bytes(4, "little") for count in range(1, 16)}
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _INFLATED_BYTES = 1 << 28  # 256 MiB; a deflated file may inflate to a thousand times its size
 _BUFFER_BYTES = 1 << 15
@@ -107,6 +109,7 @@ def _walk(file: BinaryIO, at: int) -> None:
         if not inflator.eof:
             raise EOFError("what it inflates to is cut off")
         walker, at = _Walker(BytesIO(inflated)), 0
+    walker.is_rle = name == _RLE
     if walker.size - walker.elements(at, walker.size, syntax) > 3:
         raise ValueError("it has an item that is not in a sequence")
 
@@ -117,6 +120,8 @@ class _Walker:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.size = file.seek(0, os.SEEK_END)
+        self.is_rle = False
+        """Whether pixels are compressed by run lengths."""
 
     def read(self, at: int, count: int) -> bytes:
         """Up to so many bytes."""
@@ -222,7 +227,8 @@ class _Walker:
         return at
 
     def _fragments(self, at: int, end: int, syntax: _Syntax) -> int:
-        """Step over the pieces of compressed pixels."""
+        """Step over the pieces of compressed pixels; before them comes a table of their places."""
+        is_table = True
         while True:
             tag, length = self._mark(at, end, syntax)
             at += 8
@@ -230,7 +236,11 @@ class _Walker:
                 return at
             if tag != _ITEM:
                 raise ValueError(f"{_name(tag, at - 8)} is not a piece of compressed pixels")
-            at = self.end_of_value(tag, at - 8, at + length, end)
+            piece, at = at, self.end_of_value(tag, at - 8, at + length, end)
+            # GDCM divides by the number of segments, without a look at it.
+            if self.is_rle and not is_table and (length < 64 or self.read(piece, 4) not in _RUNS):
+                raise ValueError(f"the run lengths at byte {piece} are not 1 to 15 segments")
+            is_table = False
 
     def _mark(self, at: int, end: int, syntax: _Syntax) -> tuple[int, int]:
         """Tag and length of a mark."""

@@ -279,6 +279,10 @@ def test_a_sequence_that_is_written_as_a_value_is_looked_at(plain: Path, kind: s
         (lambda pieces: pieces[:-8] + b"\xff\xd9" + pieces[-8:], "not a piece"),
         (lambda pieces: ITEM + struct.pack("<I", ABSURD) + pieces, "ends at byte"),
         (lambda pieces: ITEM + UNKNOWN + pieces, "ends at byte"),
+        # GDCM divided by the number of segments, and the process ended.
+        (lambda pieces: pieces.replace(b"\2\0\0\0\x40", b"\0\0\0\0\x40", 1), "1 to 15 segments"),
+        (lambda pieces: pieces.replace(b"\2\0\0\0\x40", b"\x10\0\0\0\x40", 1), "1 to 15 segments"),
+        (lambda pieces: known(b"") + known(bytes(4)) + pieces, "1 to 15 segments"),
     ],
 )
 def test_pieces_of_compressed_pixels_are_looked_at(
