@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydicom import Dataset
+from pydicom import Dataset, dcmread
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.pixels.utils import pack_bits
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
 ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"
 BINARY, LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"
@@ -88,6 +89,22 @@ def write_frames(
 def write_report(path: Path, series: str) -> None:
     """A structured report, which scanners put beside a series: it holds no image."""
     _new_file(path, "1.2.840.10008.5.1.4.1.1.88.67", series).save_as(path, enforce_file_format=True)
+
+
+def compress(path: Path) -> None:
+    """Rewrite a file with explicit elements, a sequence in a sequence and compressed pixels."""
+    dataset = dcmread(path)
+    inner = item(CodeValue="1", CodeMeaning="one")
+    dataset.AnatomicRegionSequence = [item(CodeValue="2", AnatomicRegionModifierSequence=[inner])]
+    dataset.compress(RLELossless, generate_instance_uid=False)
+    dataset.save_as(path)
+
+
+def elements_of(path: Path) -> bytes:
+    """The bytes of a file without preamble and meta information, as early programs wrote files."""
+    content = path.read_bytes()
+    (length,) = struct.unpack_from("<I", content, 140)  # the value of the first element
+    return content[144 + length :]
 
 
 def _new_file(path: Path, kind: str, series: str) -> FileDataset:

@@ -42,7 +42,7 @@ from segresmamba.tracking.history import read_history
 from segresmamba.tracking.journal import Journal
 from segresmamba.tracking.journal_lines import _CHECK
 from segresmamba.tracking.mlflow.state import UploadState
-from tests.data.dicom import FrameSpec, write_frames
+from tests.data.dicom import FrameSpec, compress, write_frames
 from tests.data.raw import describe, write_raw, write_series
 
 ABSURD = (
@@ -362,7 +362,7 @@ def _sealed_shard(written: bytes, chunks: int) -> bytes:
 
 
 def headers(folder: Path) -> list[Target]:
-    """Headers of NIfTI-1, NIfTI-2, NRRD, MetaImage, TIFF and DICOM files, and of a DICOM slice."""
+    """Headers of NIfTI-1, NIfTI-2, NRRD, MetaImage, TIFF and DICOM files, and of DICOM slices."""
     folder.mkdir()
     voxels = np.arange(1, 65, dtype=np.int16).reshape(4, 4, 4)
     nib.Nifti1Image(voxels, np.eye(4)).to_filename(folder / "a.nii")
@@ -370,14 +370,17 @@ def headers(folder: Path) -> list[Target]:
     for name in ("c.nrrd", "d.mha", "e.tif"):
         sitk.WriteImage(sitk.GetImageFromArray(voxels), str(folder / name))
     write_frames(folder / "f.dcm", [FrameSpec(voxels[..., z], 2.0 * z) for z in range(4)])
-    write_series(folder / "series", voxels)
+    series = [folder / "series", folder / "series, compressed"]
+    for one in series:
+        write_series(one, voxels)
+    compress(series[1] / "000.dcm")
     names = {
         "NIfTI-1": "a.nii", "NIfTI-2": "b.nii", "NRRD": "c.nrrd", "MetaImage": "d.mha",
         "TIFF": "e.tif", "DICOM frames": "f.dcm",
     }  # fmt: skip
     targets = [_header(kind, folder / name, folder / f"{kind}.d") for kind, name in names.items()]
-    first = min((folder / "series").glob("*.dcm"))
-    return [*targets, _header("DICOM series", first, folder / "series")]
+    slices = [_header(f"DICOM {one.name}", one / "000.dcm", one) for one in series]
+    return [*targets, *slices]
 
 
 def _header(kind: str, path: Path, folder: Path) -> Target:
@@ -400,7 +403,7 @@ def _header(kind: str, path: Path, folder: Path) -> Target:
     def read(written: bytes) -> None:
         place.unlink(missing_ok=True)  # an earlier volume may be mapped
         place.write_bytes(written)
-        read_volume([folder if kind == "DICOM series" else place])
+        read_volume([folder if kind.startswith("DICOM series") else place])
 
     return Target(kind, st.builds(changed, _patched(content), texts), read)
 

@@ -13,7 +13,7 @@ from tests.fuzz.__main__ import Count, fuzz_round, inputs
 from tests.fuzz.mutator import mutated
 from tests.fuzz.targets import Target, all_targets
 
-TARGETS = 19
+TARGETS = 20
 
 
 @pytest.fixture(scope="module")

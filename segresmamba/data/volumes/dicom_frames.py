@@ -42,7 +42,7 @@ def read_header(path: Path) -> Dataset:
     from pydicom import dcmread
 
     with value_errors():
-        return dcmread(path, stop_before_pixels=True)
+        return dcmread(path, stop_before_pixels=True, force=True)  # also without a preamble
 
 
 def frame_count(header: Dataset) -> int:

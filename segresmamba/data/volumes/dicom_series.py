@@ -7,9 +7,8 @@ a word. So each slice's header is read, and the slices are used as they lie or t
 
 from __future__ import annotations
 
-import struct
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import numpy.typing as npt
 import SimpleITK as sitk  # noqa: N813
 
 from segresmamba.data.untrusted import require_voxels
-from segresmamba.data.volumes.mapped_arrays import release_freed_memory
+from segresmamba.data.volumes.dicom_elements import is_sound_dicom
 from segresmamba.data.volumes.opened_file import value_errors
 from segresmamba.errors import DataError
 
@@ -26,16 +25,9 @@ from segresmamba.errors import DataError
 _UNEVEN_MM = 0.05
 _TURNED = 1e-3
 """Difference of direction cosines from which two slices are not parallel: 0.06 degrees."""
-_DICOM_AT = 128  # bytes of preamble, which may hold anything
-_SHORT_KINDS = {b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT"}
-_SHORT_KINDS |= {b"PN", b"SH", b"SL", b"SS", b"ST", b"TM", b"UI", b"UL", b"US"}
-_LONG_KINDS = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT"}
-_LONG_KINDS |= {b"UV"}
-_ITEMS = 0xFFFE  # the group of the items of a sequence
-_UNKNOWN_LENGTH = 0xFFFFFFFF
-_IMPLICIT_SYNTAX = b"1.2.840.10008.1.2\0"
-_OTHER_SYNTAXES = (b"1.2.840.10008.1.2.2\0", b"1.2.840.10008.1.2.1.99")  # big-endian, deflated
-_HEADER_BYTES = 1 << 16
+GDCM = "GDCMImageIO"
+"""ITK's reader of DICOM: by itself ITK tries all of its readers on a file."""
+_SERIES = "0020|000e"
 _PHOTOMETRIC = "0028|0004"
 _EXACT_IN_INT32 = {sitk.sitkUInt8, sitk.sitkInt8, sitk.sitkUInt16, sitk.sitkInt16, sitk.sitkInt32}
 
@@ -66,56 +58,35 @@ class SliceHeader:
         return f"{self.path.name}{frame}"
 
 
-def read_slices(folder: Path) -> list[SliceHeader]:
-    """The headers of a folder's series, in spatial order at even distances.
+def read_slices(path: Path) -> list[SliceHeader]:
+    """The headers of a folder's series, or of one file, in spatial order at even distances.
 
     Raises:
-        DataError: If there is not exactly one series, or a slice does not fit the others. It names
-            the files.
-        EOFError, ValueError: If a file cannot hold what its header says.
-        RuntimeError: If SimpleITK cannot read a header.
+        DataError: If there is not exactly one series, a file is damaged, or a slice does not fit
+            the others. It names the files.
     """
-    headers: dict[str, SliceHeader] = {}
-    others: set[str] = set()
-    for path in folder.iterdir():  # GDCM reads all of them with their pixels
-        if not path.is_file() or not is_sound_dicom(path):
-            continue
-        try:
-            headers[str(path)] = header = _read_header(path)
-        except RuntimeError:
-            from pydicom import dcmread
-
-            with value_errors():
-                elements = dcmread(path, stop_before_pixels=True, specific_tags=["Rows"])
-            if "Rows" in elements:  # DICOMDIR and reports have no pixels
-                raise
-            others.add(str(path))
-            continue
-        require_voxels(path, header.shape_XYZ, 1, packed=True)
-    found = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-    listed = [sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid) for uid in found]
-    names = [kept for files in listed if (kept := [name for name in files if name not in others])]
-    # To sort the files, GDCM reads them all with their pixels, as much as the whole volume takes.
-    release_freed_memory()
-    if len(names) != 1:
+    found: dict[str, list[SliceHeader]] = {}
+    for file in _dicom_files(path):
+        if read := _read_header(file):
+            series, header = read
+            found.setdefault(series, []).append(header)
+    if len(found) != 1:
         raise DataError(
             "a channel's folder must hold one DICOM series",
-            where=folder,
-            got=f"{len(names)} DICOM series"
-            + "".join(f"; {len(files)} files like {Path(files[0]).name}" for files in names),
+            where=path,
+            got=f"{len(found)} DICOM series"
+            + "".join(f"; {len(some)} files like {some[0].path.name}" for some in found.values()),
             remedy="move each other series, scouts too, to a folder of its own",
         )
-    # GDCM also knows files without the mark of DICOM, whose headers are not read yet.
-    (files,) = names
-    slices = [headers.get(name) or _read_header(Path(name)) for name in files]
+    (slices,) = found.values()
     if len(slices) > 1 and any(header.shape_XYZ[2] > 1 for header in slices):
         raise DataError(
             "a channel's folder must hold one volume",
-            where=folder,
+            where=path,
             got=f"{len(slices)} DICOM files, some with many frames",
             remedy="give each file with many frames a folder of its own",
         )
-    return in_spatial_order(slices, folder)
+    return in_spatial_order(slices, path)
 
 
 def in_spatial_order(slices: Sequence[SliceHeader], where: Path) -> list[SliceHeader]:
@@ -140,73 +111,71 @@ def common_pixel_type(slices: Sequence[SliceHeader]) -> int:
     return int(sitk.sitkInt32 if types <= _EXACT_IN_INT32 else sitk.sitkFloat32)
 
 
-def _read_header(path: Path) -> SliceHeader:
+def _read_header(path: Path) -> tuple[str, SliceHeader] | None:
+    """The series and the header of a sound file; None if it holds no image.
+
+    Raises:
+        DataError: If it cannot be read, or cannot hold what its header says.
+    """
     reader = sitk.ImageFileReader()
+    reader.SetImageIO(GDCM)
     reader.SetFileName(str(path))
-    reader.ReadImageInformation()
+    try:
+        reader.ReadImageInformation()
+        shape_XYZ = (*reader.GetSize(), 1)[:3]
+        require_voxels(path, shape_XYZ, 1, packed=True)
+    except (RuntimeError, EOFError, ValueError) as error:
+        if not _holds_image(path):
+            return None
+        raise DataError(
+            "a DICOM file cannot be read",
+            where=path,
+            got=str(error).splitlines()[-1],
+            remedy="copy or export it again",
+        ) from error
     x, y, *_ = reader.GetSpacing()
-    is_said = reader.HasMetaDataKey(_PHOTOMETRIC)
-    return SliceHeader(
+
+    def text(key: str) -> str:
+        return str(reader.GetMetaData(key)).strip() if reader.HasMetaDataKey(key) else ""
+
+    return text(_SERIES), SliceHeader(
         path=path,
         position_3=np.array(reader.GetOrigin()[:3]),
         axes_33=np.reshape(reader.GetDirection(), (reader.GetDimension(),) * 2)[:3, :3],
         pixel_mm=(x, y),
-        shape_XYZ=(*reader.GetSize(), 1)[:3],
-        photometric=str(reader.GetMetaData(_PHOTOMETRIC)).strip() if is_said else "",
+        shape_XYZ=shape_XYZ,
+        photometric=text(_PHOTOMETRIC),
         pixel_type=reader.GetPixelID(),
     )
+
+
+def _holds_image(path: Path) -> bool:
+    """Whether a file that GDCM cannot read is an image: DICOMDIR and reports have no rows."""
+    from pydicom import dcmread
+
+    try:
+        with value_errors():
+            return "Rows" in dcmread(
+                path, stop_before_pixels=True, specific_tags=["Rows"], force=True
+            )
+    except ValueError:
+        return True
 
 
 def only_dicom_file(path: Path) -> Path | None:
     """The DICOM file at a path, or the only one in a folder; None if there are several or none.
 
     Raises:
-        EOFError: If an element is longer than its file.
+        DataError: If one of the first two is damaged.
     """
-    files = path.iterdir() if path.is_dir() else [path]
-    dicom = (one for one in files if one.is_file() and is_sound_dicom(one))
-    first, second = next(dicom, None), next(dicom, None)
+    files = _dicom_files(path)
+    first, second = next(files, None), next(files, None)
     return first if second is None else None
 
 
-def is_sound_dicom(path: Path) -> bool:
-    """Whether a file is DICOM, after a look at its elements: GDCM takes the memory that they name.
-
-    The look ends at the first sequence whose length is not written down.
-
-    Raises:
-        EOFError: If an element is longer than the file, of a kind that DICOM does not have, or an
-            item of no sequence. GDCM would take the length of the last two from other bytes.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(_HEADER_BYTES)
-    at = _DICOM_AT + 4
-    if head[_DICOM_AT:at] != b"DICM":
-        return False
-    has_kinds = _IMPLICIT_SYNTAX not in head
-    packed = any(syntax in head for syntax in _OTHER_SYNTAXES)
-    while at + 8 <= len(head):
-        group, _, kind, short = struct.unpack_from("<HH2sH", head, at)
-        if packed and group != 2:  # what follows has other bytes
-            break
-        if group == _ITEMS:
-            raise EOFError("an item that is not in a sequence")
-        explicit = (group == 2 or has_kinds) and kind.isalpha() and kind.isupper()
-        is_short = explicit and kind in _SHORT_KINDS
-        if explicit and not is_short and kind not in _LONG_KINDS:
-            raise EOFError(f"an element of the unknown kind {kind.decode()}")
-        begin = at + (12 if explicit and not is_short else 8)
-        if len(head) < begin <= size:
-            break
-        # A header that its file cuts off names no length.
-        length = short if is_short else int.from_bytes(head[begin - 4 : begin], "little")
-        if length == _UNKNOWN_LENGTH:
-            break
-        at = begin + length
-        if at > size:
-            raise EOFError(f"an element of {length} bytes in a file of {size} bytes")
-    return True
+def _dicom_files(path: Path) -> Iterator[Path]:
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return (file for file in files if file.is_file() and is_sound_dicom(file))
 
 
 def _require_alike(slices: Sequence[SliceHeader]) -> None:

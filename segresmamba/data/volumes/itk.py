@@ -6,6 +6,7 @@ the other formats as a whole.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from segresmamba.data.volumes.dicom_frames import (
     read_header,
 )
 from segresmamba.data.volumes.dicom_series import (
+    GDCM,
     SliceHeader,
     common_pixel_type,
     in_spatial_order,
@@ -37,15 +39,19 @@ if TYPE_CHECKING:
 
 _SLICES_AT_ONCE = 8
 _ROUNDING_MM = 1e-3
+# ITK would take a reader by what is in a file, and hand any file to GDCM.
+_NRRD, _META = "NrrdImageIO", "MetaImageIO"
+_READERS = {".nrrd": _NRRD, ".nhdr": _NRRD, ".mha": _META, ".mhd": _META}
 _HEADER_BYTES = 1 << 16
 _LINE_BYTES = 4096
 # In NRRD a comment and `key:=value` are text of any program; what else there is are fields.
 _FREE_TEXT = re.compile(rb"#|[^:]*:=")
 _FIELD_BYTES = 500
-# A header of NRRD or MetaImage may name another file, which holds the voxels.
-_VOXELS_ELSEWHERE = re.compile(
-    rb"^(data ?file\s*:|ElementDataFile\s*=(?!\s*LOCAL))", re.IGNORECASE | re.MULTILINE
+# A header of NRRD or MetaImage may name another file, which holds the voxels, or a list of files.
+_DATA_FILE = re.compile(
+    rb"^(?:data ?file\s*:|ElementDataFile\s*=)([^\r\n]*)", re.IGNORECASE | re.MULTILINE
 )
+_MANY_FILES = re.compile(rb"LIST|.*%", re.IGNORECASE)
 # For each dimension ITK's reader of MetaImage fills a place of an array of ten, and does not count.
 _DIMENSIONS = re.compile(rb"^\s*NDims\s*=([^\r\n]*)", re.IGNORECASE | re.MULTILINE)
 _SOUND_DIMENSIONS = (b"2", b"3", b"4", b"5")
@@ -65,18 +71,17 @@ def open_itk(path: Path) -> OpenedFile:
         raise FileNotFoundError(path)
     # ITK prints warnings past Python's streams; what matters raises an error.
     sitk.ProcessObject.GlobalWarningDisplayOff()
-    if path.is_dir() or path.suffix.lower() == ".dcm":
-        file = only_dicom_file(path)
-        if file is not None and frame_count(header := read_header(file)) > 1:
-            return _multi_frame(file, header)
-    if not path.is_dir():
-        _require_voxels(path)
-        return _whole(sitk.ReadImage(str(path)))
+    if not path.is_dir() and (name := _READERS.get(path.suffix.lower())):
+        _require_voxels(path, name)
+        return _whole(sitk.ReadImage(str(path), imageIO=name))
+    file = only_dicom_file(path)
+    if file is not None and frame_count(header := read_header(file)) > 1:
+        return _multi_frame(file, header)
     slices = read_slices(path)
     if slices[0].shape_XYZ[2] > 1:  # beside files without an image
         return _multi_frame(slices[0].path, read_header(slices[0].path))
     if len(slices) == 1:
-        return _whole(sitk.ReadImage(str(slices[0].path)))
+        return _whole(sitk.ReadImage(str(slices[0].path), imageIO=GDCM))
     return _series(slices)
 
 
@@ -95,21 +100,31 @@ def _whole(image: Any) -> OpenedFile:
     return OpenedFile(LPS_TO_RAS @ affine, data.shape, data.dtype, planes)
 
 
-def _require_voxels(path: Path) -> None:
+def _require_voxels(path: Path, name: str) -> None:
     """Compare a file's header with the file's size; reading allocates what the header says."""
     with path.open("rb") as file:
         header = file.read(_HEADER_BYTES)
-    if (kind := path.suffix.lower()) in {".nrrd", ".nhdr"}:
+    if name == _NRRD:
         # The path of the file with the voxels may have letters of any language.
-        _require_nrrd_header(header, plain=kind == ".nrrd")
+        _require_nrrd_header(header, plain=path.suffix.lower() == ".nrrd")
     for number in _DIMENSIONS.findall(header):
         if number.strip() not in _SOUND_DIMENSIONS:
             raise ValueError(f"its header names {number.decode(errors='replace'):.40} dimensions")
+    fields = re.split(rb"\r?\n\r?\n", header)[0] if name == _NRRD else header
+    found = _DATA_FILE.search(fields)
+    place = found[1].strip() if found else b"LOCAL"
+    voxels = path if place.upper() == b"LOCAL" else path.parent / os.fsdecode(place)
+    if _MANY_FILES.match(place):
+        return
+    if not voxels.is_file():
+        raise ValueError(f"its voxels should lie in {voxels}, which is not a file")
     reader = sitk.ImageFileReader()
+    reader.SetImageIO(name)
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
-    if not _VOXELS_ELSEWHERE.search(header):
-        require_voxels(path, reader.GetSize(), 1, packed=True)
+    component_bytes = sitk.Image([1, 1], reader.GetPixelID(), 1).GetSizeOfPixelComponent()
+    voxel_bytes = component_bytes * reader.GetNumberOfComponents()
+    require_voxels(voxels, reader.GetSize(), voxel_bytes, packed=True)
 
 
 def _require_nrrd_header(header: bytes, plain: bool) -> None:
@@ -133,6 +148,7 @@ def _series(slices: Sequence[SliceHeader]) -> OpenedFile:
     def planes() -> Iterator[npt.NDArray[Any]]:
         for start in range(0, len(slices), _SLICES_AT_ONCE):
             reader = sitk.ImageSeriesReader()
+            reader.SetImageIO(GDCM)
             reader.SetFileNames([str(one.path) for one in slices[start : start + _SLICES_AT_ONCE]])
             reader.SetOutputPixelType(pixel_type)
             for plane_YX in sitk.GetArrayFromImage(reader.Execute()):

@@ -10,8 +10,9 @@ import logging
 import re
 import struct
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,9 @@ from segresmamba.data.volumes.geometry import LPS_TO_RAS
 from segresmamba.data.volumes.opened_file import OpenedFile, value_errors
 from segresmamba.errors import DataError
 from segresmamba.storage.json_text import json_bytes
+
+if TYPE_CHECKING:
+    from tifffile import TiffPageSeries
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +65,8 @@ def open_tiff(path: Path) -> OpenedFile:
         (series, *_) = file.series
         shape, axes, dtype = series.shape, series.axes, series.dtype
         compression = file.pages[0].compression
+        if dtype is not None and compression != 1:
+            _require_small_pieces(series)
     if dtype is None or set(axes) & set("SC"):
         raise DataError(
             "a TIFF stack must have one number for each voxel",
@@ -91,6 +97,14 @@ def open_tiff(path: Path) -> OpenedFile:
     if len(shape) == 3:
         affine = LPS_TO_RAS @ np.diag([*_spacing_mm(path)[::-1], 1.0])
     return OpenedFile(affine, shape[::-1], dtype, planes)
+
+
+def _require_small_pieces(series: TiffPageSeries) -> None:
+    """Refuse a piece that is larger than its voxels: tifffile inflates it whole, and then cuts."""
+    voxel_bytes = prod(series.keyframe.chunks) * series.dtype.itemsize
+    for page in series.pages:
+        if page is not None and (size := max(page.databytecounts)) > 2 * voxel_bytes + 1024:
+            raise ValueError(f"{size} compressed bytes for {voxel_bytes} bytes of voxels")
 
 
 def _require_end_of_pages(path: Path) -> None:

@@ -244,6 +244,23 @@ def test_a_compressed_stack_is_read_or_names_what_is_missing(
     np.testing.assert_array_equal(found_DHW, expected_DHW)
 
 
+def test_compressed_pieces_that_are_larger_than_their_voxels_are_refused(tmp_path: Path) -> None:
+    """A megabyte inflated to 2 GiB, of which 32 bytes were kept."""
+    path = tmp_path / "a.tif"
+    pages = np.ones((4, 4, 4), np.uint16)
+    tifffile.imwrite(path, pages, compression="zlib", photometric="minisblack", metadata=None)
+    assert read_volume([path]).image_CDHW.shape == (1, 4, 4, 4)
+    with tifffile.TiffFile(path) as file:
+        counts = [page.tags["StripByteCounts"].valueoffset for page in file.pages]
+    content = bytearray(path.read_bytes())
+    for at in counts:
+        content[at : at + 4] = (2000).to_bytes(4, "little")
+    path.write_bytes(content + bytes(4000))
+    with pytest.raises(DataError) as caught:
+        read_volume([path])
+    assert "2000 compressed bytes for 32 bytes of voxels" in caught.value.got
+
+
 @pytest.mark.parametrize("big", [False, True])
 def test_a_list_of_pages_without_an_end_is_refused(tmp_path: Path, big: bool) -> None:
     path = tmp_path / "a.tif"

@@ -336,6 +336,60 @@ def test_absurd_headers_of_other_formats_are_refused(
     assert refused(path).problem == "a file is truncated or damaged"
 
 
+NRRD = (
+    "NRRD0004\ntype: short\ndimension: 3\nspace: left-posterior-superior\nsizes: 4 4 4\n"
+    "space directions: (1,0,0) (0,1,0) (0,0,1)\nendian: little\nencoding: raw\n"
+    "space origin: (0,0,0)\n"
+)
+META_IMAGE = (
+    "ObjectType = Image\nNDims = 3\nBinaryData = True\nTransformMatrix = 1 0 0 0 1 0 0 0 1\n"
+    "Offset = 0 0 0\nElementSpacing = 1 1 1\nDimSize = 4 4 4\nElementType = MET_SHORT\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "header"),
+    [
+        (
+            "a.nrrd",
+            NRRD.replace("sizes:", "kinds: vector domain domain domain\nsizes: 9000000")
+            .replace("dimension: 3", "dimension: 4")
+            .replace("directions:", "directions: none"),
+        ),
+        ("a.mha", f"{META_IMAGE}ElementNumberOfChannels = 9000000\nElementDataFile = LOCAL\n"),
+        # The voxels are in a file of 128 bytes.
+        ("a.nhdr", NRRD.replace("4 4 4", "900 900 900") + "data file: b.raw\n"),
+        ("a.mhd", META_IMAGE.replace("4 4 4", "900 900 900") + "ElementDataFile = b.raw\n"),
+        # A key that stands among the voxels names no file.
+        ("a.nrrd", NRRD.replace("4 4 4", "900 900 900") + "\ndata file: LIST\n"),
+        (
+            "a.mha",
+            META_IMAGE.replace("4 4 4", "900 900 900")
+            + "ElementDataFile = LOCAL\nElementDataFile = LIST\n",
+        ),
+    ],
+)
+def test_voxels_that_cannot_be_in_their_file_take_no_memory(
+    tmp_path: Path, name: str, header: str
+) -> None:
+    """They took 1.2 to 1.4 GiB."""
+    (tmp_path / "b.raw").write_bytes(bytes(128))
+    (tmp_path / name).write_bytes(header.encode() + b"\n" + bytes(128))
+    assert "EOFError: its header says 1" in refused(tmp_path / name).got
+
+
+@pytest.mark.parametrize("voxels", ["/dev/zero", "missing.raw", "."])
+@pytest.mark.parametrize(
+    ("name", "header"),
+    [("a.nhdr", f"{NRRD}data file: "), ("a.mhd", f"{META_IMAGE}ElementDataFile = ")],
+)
+def test_voxels_are_read_from_files_only(
+    tmp_path: Path, name: str, header: str, voxels: str
+) -> None:
+    (tmp_path / name).write_text(f"{header}{voxels}\n")
+    assert "which is not a file" in refused(tmp_path / name).got
+
+
 @pytest.mark.parametrize("dimensions", ["39223372036854775808", "11", "0", "-3", "x"])
 def test_an_absurd_number_of_dimensions_does_not_end_the_process(
     tmp_path: Path, dimensions: str
