@@ -263,8 +263,9 @@ def status(
         typer.echo(as_json(sweeps, runs, selection))
         return
     for sweep in sweeps:
-        typer.echo(f"{sweep.folder}:")
-        run.show(sweep, selection)
+        if folder or not selection.states or selection.of(sweep.trials):
+            typer.echo(f"{sweep.folder}:")
+            run.show(sweep, selection)
     if folders and folder is None:
         typer.echo(f"{root}:")
     show_runs(runs)

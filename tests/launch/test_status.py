@@ -198,3 +198,6 @@ def test_a_script_gets_numbers_and_a_reader_columns(
     assert (trial["sweep"], trial["trial"], trial["dice"]) == ("s", 0, 0.75)
     assert (failed["state"], failed["dice"], failed["energy_wh"]) == ("failed", 0.3, 2.0)
     assert "failed Dice 0.3000 2.00 Wh 5 min ago" in " ".join(status())
+    # A sweep of which nothing is asked for is not shown, unless it is named.
+    assert f"{sweep.folder}:" not in status("--running")
+    assert f"{sweep.folder}:" in status("--running", str(sweep.folder))
