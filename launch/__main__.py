@@ -18,7 +18,7 @@ from launch.jobs.submission_check import require_trainable
 from launch.jobs.train_job import TrainJob
 from launch.selection import Order, Selection
 from launch.slurm import allocation
-from launch.status import RunStatus, as_json, is_single, show_runs, single_runs
+from launch.status import as_json, is_single, read_all, show_runs, single_runs
 from launch.sweeps import run
 from launch.sweeps.folds import ALL, all_folds, fold_sweep_name
 from launch.sweeps.plan_search import Sampler, plan_search
@@ -258,13 +258,14 @@ def status(
         found = [folder] if folder else sorted(p.parent for p in root.glob(f"sweeps/*/{MANIFEST}"))
         sweeps = [Sweep.read(path) for path in found]
         folders = [] if folder else single_runs(root, sweeps)
-    runs = selection.of(RunStatus.read_all(folders))
+    runs = selection.of(read_all(sweeps, folders))
     if json:
         typer.echo(as_json(sweeps, runs, selection))
         return
     for sweep in sweeps:
-        typer.echo(f"{sweep.folder}:")
-        run.show(sweep, selection)
+        if folder or not selection.states or selection.of(sweep.trials):
+            typer.echo(f"{sweep.folder}:")
+            run.show(sweep, selection)
     if folders and folder is None:
         typer.echo(f"{root}:")
     show_runs(runs)
@@ -314,6 +315,7 @@ def _end_if_finished(config: Config) -> None:
 def _run_sweep(planned: Sweep, max_parallel: int | None, *, dry_run: bool) -> NoReturn:
     require_trainable(planned.configs())
     if dry_run:
+        planned.refresh()
         run.show(planned)
         sys.exit(0)
     sys.exit(run.run_sweep(planned, max_parallel))

@@ -39,21 +39,6 @@ class RunStatus:
     failure: str
     """Why it failed; empty if it did not."""
 
-    @classmethod
-    def read_all(cls, folders: Sequence[Path]) -> list[RunStatus]:
-        """Find out where the runs in these folders stand, with one question to Slurm."""
-        # One question for all jobs: Slurm's controller serves the whole cluster.
-        newest = {folder: _newest_job(RunFolder(folder)) for folder in folders}
-        jobs = squeue.job_states([job_id for job_id in newest.values() if job_id])
-        recorded = summaries(folders)
-        found = []
-        for path, job_id in newest.items():
-            folder, job, run = RunFolder(path), jobs.get(job_id or ""), recorded.get(path)
-            state = find_state(run, job, is_locked=is_locked(folder.journal))
-            failure = read_failure(folder, job_id) if state == FAILED else ""
-            found.append(cls(path, state, run, job_id, job, failure))
-        return found
-
     @property
     def dice(self) -> float | None:
         """Its last validation."""
@@ -77,6 +62,26 @@ class RunStatus:
         cells = f"{self.state:8s}  {progress:18s}  {cell(self.dice, 'Dice {:6.4f}')}  "
         cells += f"{cell(self.energy_wh, '{:9.2f} Wh')}  {_age(self.recorded_s):10s}"
         return f"{cells}  {self.folder}  {job}".rstrip()
+
+
+def read_all(sweeps: Sequence[Sweep], folders: Sequence[Path]) -> list[RunStatus]:
+    """Find out where sweeps and the runs in these folders stand, with one question to Slurm.
+
+    Its controller serves the whole cluster, and a question to one that is away takes 20 s.
+    """
+    newest = {folder: _newest_job(RunFolder(folder)) for folder in folders}
+    of_sweeps = [job_id for sweep in sweeps for job_id in sweep.jobs()]
+    states = squeue.job_states([*of_sweeps, *(job_id for job_id in newest.values() if job_id)])
+    for sweep in sweeps:
+        sweep.refresh(states=states)
+    recorded = summaries(folders)
+    found = []
+    for path, job_id in newest.items():
+        folder, job, run = RunFolder(path), states.get(job_id or ""), recorded.get(path)
+        state = find_state(run, job, is_locked=is_locked(folder.journal))
+        failure = read_failure(folder, job_id) if state == FAILED else ""
+        found.append(RunStatus(path, state, run, job_id, job, failure))
+    return found
 
 
 def single_runs(root: Path, sweeps: Sequence[Sweep]) -> list[Path]:
@@ -111,7 +116,6 @@ def as_json(sweeps: Sequence[Sweep], runs: Sequence[RunStatus], selection: Selec
     """All trials and runs that are asked for, as a JSON list for scripts."""
     rows = []
     for sweep in sweeps:
-        sweep.refresh()
         rows += [
             _row(trial.folder.path, trial, trial.job, trial.read_failure())
             | {"sweep": sweep.name, "trial": trial.number, "settings": sweep.settings(trial)}

@@ -314,10 +314,11 @@ def submit_array(
         if left:
             raise away(message, left) from error
         is_number = limits.are_too_many(message)
+        number = (
+            f"fewer than {len(jobs)} of these jobs" if len(jobs) > 1 else "no more jobs of yours"
+        )
         raise (TooManyJobsError if is_number else LaunchError)(
-            f"Slurm takes fewer than {len(jobs)} of these jobs now"
-            if is_number
-            else "Slurm refused the job",
+            f"Slurm takes {number} now" if is_number else "Slurm refused the job",
             where="cluster.*",
             got=message or "no message",
             remedy=f"{limits.refusal_remedy(message)}; --dry-run shows the script",

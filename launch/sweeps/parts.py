@@ -104,9 +104,11 @@ def missing(trials: Sequence[Trial]) -> list[Trial]:
     left = [trial for trial in trials if trial.state not in OVER | UNDER_WAY]
     # `launch train` with the same settings makes the same run.
     jobs = {trial.number: jobs_of_run(trial.folder.logs) for trial in left}
-    states = squeue.job_states([job_id for ids in jobs.values() for job_id in ids])
-    names = {trial.state for trial in trials} | {state.name for state in states.values()}
-    if names & {UNKNOWN, squeue.UNKNOWN}:
+    # Slurm, if it is away, is not asked a second time: that takes 20 s.
+    is_away = any(trial.state == UNKNOWN for trial in trials)
+    asked = [] if is_away else [job_id for ids in jobs.values() for job_id in ids]
+    states = squeue.job_states(asked)
+    if is_away or any(state.name == squeue.UNKNOWN for state in states.values()):
         raise away("no answer about the jobs of the sweep")
     trained = {
         number: job_id

@@ -58,8 +58,12 @@ def run_sweep(sweep: Sweep, max_parallel: int | None) -> int:
 
 
 def show(sweep: Sweep, selection: Selection = EVERYTHING) -> None:
-    """Print one line per trial, then why trials have failed, then the command that goes on."""
-    sweep.refresh()
+    """Print one line per trial, then why trials have failed, then the command that goes on.
+
+    Args:
+        sweep: The sweep, whose trials were just refreshed.
+        selection: Which trials, in which order.
+    """
     shown = selection.of(sweep.trials)
     for trial in shown:
         job = f"  job {trial.job}" if trial.job else ""

@@ -21,7 +21,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,6 +32,7 @@ from pydantic import TypeAdapter
 from launch.jobs import succession
 from launch.run_index import summaries
 from launch.slurm import squeue
+from launch.slurm.squeue import JobState
 from launch.sweeps.grammar import hide_secrets, trials_of
 from launch.sweeps.search_space import SearchPoint, Space
 from launch.sweeps.trial import Trial
@@ -258,21 +259,31 @@ class Sweep:
                 # Not recorded, so that those of the latest command hold, such as its cluster.*.
                 trial.overrides = self.overrides(trial, trial.values)
 
-    def refresh(self, *trials: Trial) -> None:
-        """Find out where these trials stand; without arguments, all trials."""
-        self.recall()
+    def jobs(self, *trials: Trial) -> list[str]:
+        """The jobs of these trials, or of all; those that went on after others are noted."""
         asked, logs = trials or self.trials, self.folder / "jobs"
         for trial in asked:
             if trial.job and trial.job != (newest := succession.newest(logs, trial.job)):
                 trial.job = newest
                 trial.link_log(succession.log_of(logs, newest))
-        # One question for all trials: Slurm's controller serves the whole cluster.
-        jobs = squeue.job_states([trial.job for trial in asked if trial.job])
+        return [trial.job for trial in asked if trial.job]
+
+    def refresh(self, *trials: Trial, states: Mapping[str, JobState] | None = None) -> None:
+        """Find out where trials stand.
+
+        Args:
+            trials: These; without any, all.
+            states: What Slurm says of `jobs`, if it has been asked.
+        """
+        self.recall()
+        asked = trials or self.trials
+        if states is None:
+            states = squeue.job_states(self.jobs(*asked))
         recorded = summaries(trial.folder.path for trial in asked)
         for trial in asked:
             trial.refresh(
                 recorded.get(trial.folder.path),
-                jobs.get(trial.job or ""),
+                states.get(trial.job or ""),
                 is_locked=is_locked(self._lock_file(trial)),
                 must_measure=self.search is not None,
             )

@@ -465,8 +465,7 @@ def doctor(
     if slurm is not None:
         from segresmamba.cli.slurm_site import write_preset
 
-        write_preset(slurm)
-        typer.echo(f"{slurm}: look it over, then use it as cluster={slurm.stem}")
+        typer.echo(f"{slurm}: look it over, then use it as {write_preset(slurm)}")
         return
     from segresmamba.cli.doctor import checks, render
     from segresmamba.config import load_config, with_own_presets

@@ -98,12 +98,13 @@ def compose_own(composed: DictConfig, files: Mapping[str, Path]) -> None:
             with initialize_config_dir(str(path.parents[1]), version_base="1.3"):
                 found = compose(f"{group}/{path.stem}", overrides=[search])
             composed[group] = found.get(group, {})  # an empty file gives no group
-        except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError, RecursionError) as error:
             raise ConfigError(
                 "a preset of yours cannot be read",
                 where=path,
                 got=" ".join(str(error).split()),
-                remedy=f"write settings of {group}, one `key: value` a line, without the group",
+                remedy=f"write settings of {group}, one `key: value` a line, without the group; a "
+                "preset that builds on another one needs another name",
             ) from error
         say_preset(group, str(path))
 

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from segresmamba.config import Config
-from segresmamba.errors import ConfigError
+from segresmamba.errors import ConfigError, LaunchError
 from segresmamba.task.ranks import Ranks
 
 T = TypeVar("T")
@@ -33,6 +33,9 @@ def join(ranks: Ranks, threads: int | None) -> None:
         ranks: This process.
         threads: CPU threads of this rank. None takes the cores that Slurm grants a task, or an
             equal part of the node's cores.
+
+    Raises:
+        LaunchError: If torchrun is to start ranks again and they could not meet.
     """
     if threads is None:
         granted = os.environ.get("SLURM_CPUS_PER_TASK")
@@ -44,6 +47,8 @@ def join(ranks: Ranks, threads: int | None) -> None:
         torch.cuda.set_device(ranks.device)
     if dist.is_initialized():
         return
+    if ranks.world_size > 1:
+        _refuse_restarts_that_hang()
     # One process has nobody to meet. A port could be taken, and a child process would inherit it.
     alone = dist.HashStore() if ranks.world_size == 1 else None  # type: ignore[attr-defined]
     # With the device given, a barrier does not have to guess the GPU from the rank's number.
@@ -56,6 +61,23 @@ def join(ranks: Ranks, threads: int | None) -> None:
         device_id=ranks.device if is_cuda else None,
     )
     atexit.register(dist.destroy_process_group)
+
+
+def _refuse_restarts_that_hang() -> None:
+    """Refuse restarts by torchrun (--max-restarts) over the store that its agents share.
+
+    Ranks that were started again would find the addresses of those before there (torch 2.13), and
+    wait for them until `_TIMEOUT`.
+    """
+    restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
+    if restarts != "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        raise LaunchError(
+            "ranks that torchrun starts again would wait for those before",
+            where="torchrun --max-restarts",
+            got=restarts,
+            remedy="export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun --rdzv-backend=c10d, "
+            "or give --max-restarts=0: the same command goes on from the newest checkpoint",
+        )
 
 
 def leave_abruptly() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from launch.__main__ import main
 from launch.slurm.squeue import job_state
+from segresmamba.cli.slurm_site import write_preset
 from segresmamba.config import read_config
 from tests.cluster.conftest import STEPS, Followed
 from tests.cluster.jobs import (
@@ -148,3 +149,14 @@ def test_where_a_job_stands_is_known_with_and_without_accounting(
     with monkeypatch.context() as patch:
         patch.setenv("PATH", "")
         assert job_state(job.id) is None
+
+
+def test_the_preset_that_doctor_writes_is_what_this_cluster_takes(
+    words: tuple[str, ...], tmp_path: Path
+) -> None:
+    write_preset(tmp_path / "cluster" / "ours.yaml")
+    experiment = [word for word in words if not word.startswith("cluster")]
+    done = launch("train", "--dry-run", "cluster=ours", f"--config-dir={tmp_path}", *experiment)
+    (tmp_path / "job.sh").write_text(done.stdout)
+    tried = run("sbatch", "--test-only", str(tmp_path / "job.sh"))
+    assert (tried.returncode, "using 8 processors on nodes n1" in tried.stderr) == (0, True)

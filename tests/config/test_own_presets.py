@@ -103,6 +103,14 @@ def test_a_mistake_is_named(folder: Path, words: list[str], where: str, text: st
     assert text in caught.value.remedy
 
 
+def test_a_preset_that_builds_on_itself_is_a_mistake(folder: Path) -> None:
+    path = folder / "cluster" / "slurm.yaml"
+    path.parent.mkdir()
+    path.write_text("defaults:\n  - slurm\n")
+    with pytest.raises(ConfigError, match="needs another name"):
+        load_config(with_own_presets(["cluster=slurm"], folder))
+
+
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not there"):
         load_config(with_own_presets([], tmp_path / "no"))

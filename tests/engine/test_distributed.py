@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from segresmamba.task.ranks import environment_of_one
+from segresmamba.engine.distributed import join
+from segresmamba.errors import LaunchError
+from segresmamba.task.ranks import Ranks, environment_of_one
 from tests.engine.tiny import TINY, journal_losses
 
 _JOINS = """
@@ -61,3 +64,21 @@ def test_torchrun_starts_the_ranks_of_a_training(tmp_path: Path, tiny_store: Pat
     assert done.returncode == 0, done.stderr
     assert sorted(journal_losses(tmp_path / "two")) == [1, 2]
     assert '"world_size": "2"' in (tmp_path / "two" / "journal.jsonl").read_text()
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_restarts_by_torchrun_that_would_hang_are_refused(
+    is_shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", str(is_shared))
+    joined: list[str] = []
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: joined.append(""))
+    monkeypatch.setattr("atexit.register", lambda _: None)
+    ranks = Ranks(0, 2, 0, 2, torch.device("cpu"))
+    if is_shared:
+        with pytest.raises(LaunchError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
+            join(ranks, threads=1)
+    else:
+        join(ranks, threads=1)
+    assert bool(joined) is not is_shared

@@ -115,6 +115,29 @@ def test_a_trial_is_shown_with_its_sweep_unless_it_is_asked_for(
     assert line.endswith("job 4711_0 PENDING (BeginTime)")
 
 
+def test_slurm_is_asked_once_for_all_sweeps_and_runs(
+    tmp_path: Path, fake_command: FakeCommand, status: Callable[..., list[str]]
+) -> None:
+    for number in range(3):
+        words = ["data=custom", "data.store=x", f"run.root={tmp_path}", f"seed={number}"]
+        sweep = Sweep.from_overrides(words, f"s{number}")
+        sweep.trials[0].job = f"471{number}"
+        sweep.write()
+    begin(tmp_path / "alone").close()
+    (tmp_path / "alone" / "logs").mkdir()
+    (tmp_path / "alone" / "logs" / "4713_0_log.out").touch()
+    away = "echo 'error: Unable to contact slurm controller' >&2; exit 1"
+    for name in ("squeue", "sacct"):
+        fake_command(name, f"echo $* >>{tmp_path}/{name}.asked; {away}")
+    for options in ([], ["--json"]):
+        assert " ".join(status(*options)).count("unknown") >= 4
+        for name in ("squeue", "sacct"):
+            asked = tmp_path / f"{name}.asked"
+            assert asked.read_text().count("--jobs=4710,4711,4712,4713") == 1
+            assert len(asked.read_text().splitlines()) == 1
+            asked.unlink()
+
+
 def test_a_folder_without_runs_says_so(tmp_path: Path, status: Callable[..., list[str]]) -> None:
     assert status() == [f"no sweeps and no runs in {tmp_path}"]
 
@@ -175,3 +198,6 @@ def test_a_script_gets_numbers_and_a_reader_columns(
     assert (trial["sweep"], trial["trial"], trial["dice"]) == ("s", 0, 0.75)
     assert (failed["state"], failed["dice"], failed["energy_wh"]) == ("failed", 0.3, 2.0)
     assert "failed Dice 0.3000 2.00 Wh 5 min ago" in " ".join(status())
+    # A sweep of which nothing is asked for is not shown, unless it is named.
+    assert f"{sweep.folder}:" not in status("--running")
+    assert f"{sweep.folder}:" in status("--running", str(sweep.folder))
