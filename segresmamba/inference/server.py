@@ -442,9 +442,10 @@ def _error_answer(error: UserError | OSError, folder: Path, names: tuple[str, ..
         "got": _without(folder, error.got),
         "remedy": _without(folder, error.remedy),
     }
-    number = text["where"].partition(".")[0]
+    channel, slash, member = text["where"].partition("/")  # a series has numbered files of its own
+    number = channel.partition(".")[0]
     if number.isdecimal() and int(number) < len(names):
-        text["where"] = names[int(number)]
+        text["where"] = names[int(number)] + slash + member
     return JSONResponse(text, 422)
 
 

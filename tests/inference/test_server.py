@@ -101,17 +101,20 @@ def test_a_zip_of_a_dicom_series_is_an_image(
 
 
 @pytest.mark.parametrize(
-    ("content", "match"),
+    ("content", "where", "match"),
     [
-        (zipped({"a.txt": b"nothing", "b.dcm": bytes(200)}), "no DICOM file"),
-        (zipped({"a.dcm": bytes(3 << 20)}), "larger than this server takes"),
-        (zipped({"a.dcm": noise(20, 20).tobytes()})[:300], "damaged or encrypted"),
-        (zipped({"a.dcm": bytes(128) + b"DICM" + bytes(300)}), "DICOM series"),
+        (zipped({"a.txt": b"nothing", "b.dcm": bytes(200)}), "t1", "no DICOM file"),
+        (zipped({"a.dcm": bytes(3 << 20)}), "t1", "larger than this server takes"),
+        (zipped({"a.dcm": noise(20, 20).tobytes()})[:300], "t1", "damaged or encrypted"),
+        (zipped({"a.dcm": bytes(128) + b"DICM" + bytes(304)}), "t1", "one DICOM series"),
+        (zipped({"a": b"", "b": bytes(128) + b"DICM" + bytes(300)}), "t1/1.dcm", "is damaged"),
     ],
 )
-def test_a_bad_zip_is_named_by_its_channel(client: TestClient, content: bytes, match: str) -> None:
+def test_a_bad_zip_is_named_by_its_channel(
+    client: TestClient, content: bytes, where: str, match: str
+) -> None:
     answer = client.post("/segment", files={"t1": content})
-    assert (answer.status_code, answer.json()["where"]) == (422, "t1")
+    assert (answer.status_code, answer.json()["where"]) == (422, where)
     assert match in answer.json()["detail"]
     assert "/tmp" not in answer.text
 
