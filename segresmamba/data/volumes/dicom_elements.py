@@ -82,7 +82,7 @@ def is_sound_dicom(path: Path) -> bool:
                 "a DICOM file is damaged",
                 where=path,
                 got=str(error),
-                remedy="copy or export it again",
+                remedy="copy or export it again; a tool such as dcmconv may write it anew",
             ) from error
     return True
 
