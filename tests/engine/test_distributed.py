@@ -73,6 +73,7 @@ def test_restarts_by_torchrun_that_would_hang_are_refused(
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", str(is_shared))
     joined: list[str] = []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: joined.append(""))
     monkeypatch.setattr("atexit.register", lambda _: None)
     ranks = Ranks(0, 2, 0, 2, torch.device("cpu"))
