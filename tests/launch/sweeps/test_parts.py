@@ -152,7 +152,7 @@ def test_a_limit_without_room_for_one_trial_and_the_next_job_is_an_error(
     slurm: Callable[..., None], sweep: Sweep, tmp_path: Path
 ) -> None:
     slurm(0, "AssocMaxSubmitJobLimit")
-    with pytest.raises(LaunchError, match="takes fewer") as caught:
+    with pytest.raises(LaunchError, match="takes no more jobs of yours") as caught:
         parts.queue(sweep.trials, sweep, 2)
     assert "sacctmgr show assoc" in caught.value.remedy
     assert {trial.state for trial in sweep.trials} == {WAITING}
