@@ -137,9 +137,10 @@ def test_a_step_of_a_default_network_queues_less_than_2000_operations(
 ) -> None:
     # As many layers as by default. Their widths do not change how many operations there are.
     default = (f"model={network}", "model.dims=[8,16,32,64]", "model.d_state=16",
-               "data.patch=[64,32,32]")  # fmt: skip
+               "data.patch=[64,16,16]")  # fmt: skip
+    fine = ("model.fine_channels=8",) if network == "segresmamba_fine" else ()
     more = ("train.batch_size=1", f"augment={augment}")
-    cost = third_step(monkeypatch, tiny_store, tmp_path, *default, *more)
+    cost = third_step(monkeypatch, tiny_store, tmp_path, *default, *fine, *more)
     triton = queued_by_triton(cost.scans, monkeypatch)
     assert cost.scans
     assert cost.queued + triton < 2000, (cost.queued, triton, cost.calls.total())
