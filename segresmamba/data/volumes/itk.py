@@ -51,7 +51,7 @@ _FIELD_BYTES = 500
 _DATA_FILE = re.compile(
     rb"^(?:data ?file\s*:|ElementDataFile\s*=)([^\r\n]*)", re.IGNORECASE | re.MULTILINE
 )
-_MANY_FILES = re.compile(rb"LIST|.*%", re.IGNORECASE)
+_MANY_FILES = re.compile(rb"LIST|.*%")
 # For each dimension ITK's reader of MetaImage fills a place of an array of ten, and does not count.
 _DIMENSIONS = re.compile(rb"^\s*NDims\s*=([^\r\n]*)", re.IGNORECASE | re.MULTILINE)
 _SOUND_DIMENSIONS = (b"2", b"3", b"4", b"5")

@@ -357,9 +357,9 @@ META_IMAGE = (
             .replace("directions:", "directions: none"),
         ),
         ("a.mha", f"{META_IMAGE}ElementNumberOfChannels = 9000000\nElementDataFile = LOCAL\n"),
-        # The voxels are in a file of 128 bytes.
-        ("a.nhdr", NRRD.replace("4 4 4", "900 900 900") + "data file: b.raw\n"),
-        ("a.mhd", META_IMAGE.replace("4 4 4", "900 900 900") + "ElementDataFile = b.raw\n"),
+        # The voxels are in a file of 128 bytes. A list begins with LIST in capital letters.
+        ("a.nhdr", NRRD.replace("4 4 4", "900 900 900") + "data file: listing.raw\n"),
+        ("a.mhd", META_IMAGE.replace("4 4 4", "900 900 900") + "ElementDataFile = listing.raw\n"),
         # A key that stands among the voxels names no file.
         ("a.nrrd", NRRD.replace("4 4 4", "900 900 900") + "\ndata file: LIST\n"),
         (
@@ -373,7 +373,7 @@ def test_voxels_that_cannot_be_in_their_file_take_no_memory(
     tmp_path: Path, name: str, header: str
 ) -> None:
     """They took 1.2 to 1.4 GiB."""
-    (tmp_path / "b.raw").write_bytes(bytes(128))
+    (tmp_path / "listing.raw").write_bytes(bytes(128))
     (tmp_path / name).write_bytes(header.encode() + b"\n" + bytes(128))
     assert "EOFError: its header says 1" in refused(tmp_path / name).got
 
