@@ -197,7 +197,8 @@ class AugmentConfig(Section):
 
     @model_validator(mode="after")
     def _ranges_ascend(self) -> AugmentConfig:
-        for key in ("scaling_range", "blur_sigma", "contrast_range", "low_resolution_range"):
+        ranges = ("scaling_range", "blur_sigma", "contrast_range", "gamma_range")
+        for key in (*ranges, "low_resolution_range"):
             low, high = getattr(self, key)
             if low > high:
                 raise ConfigError(

@@ -345,16 +345,18 @@ class Trainer:
         ranks = gather((values[_WAIT], self.memory.peaks()), self.ranks)
         # The rank that waits longest counts, since the others wait for it.
         values[_WAIT] = max(wait_s for wait_s, _ in ranks)
-        values |= memory_metrics([peaks for _, peaks in ranks])
+        memory = memory_metrics([peaks for _, peaks in ranks])
         if self.ranks.is_main:
             self.wait_advice.record(values["time/step_s"], values[_WAIT])
         values["time/compute_s"] = values["time/step_s"] - values[_WAIT]
-        self.tracker.metrics(values, step=self.step, epoch=self._epoch())
+        # A metric has one value a step. At the last one it is the peak after validation and saving.
+        recorded = values | (memory if self.step < self.config.train.max_steps else {})
+        self.tracker.metrics(recorded, step=self.step, epoch=self._epoch())
         shown = {
             "loss": values["train/loss"],
             "step_s": values["time/step_s"],
             "data_wait_s": values[_WAIT],
-            "memory_gib": values.get(_DEVICE_PEAK, values["memory/host_peak_gib"]),
+            "memory_gib": memory.get(_DEVICE_PEAK, memory["memory/host_peak_gib"]),
         }
         dice = {} if self.last_dice is None else {"dice": self.last_dice}
         self.step_log.step(self.step, shown | dice)

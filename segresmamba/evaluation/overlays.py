@@ -32,6 +32,8 @@ _DPI = 130
 _WIDTH, _MARGIN, _TITLE, _LEGEND_ROW = 10.5, 0.2, 0.85, 0.26  # inches
 _GAP_X, _GAP_Y = 0.4, 0.24  # inches between panels, with room for the letters of two of them
 _LEGEND_COLUMNS = 4
+_LEGEND_HANDLE, _LEGEND_LETTER = 0.6, 0.08  # inches of a column besides its text, and of a letter
+_TALLEST = 12.0  # inches of a panel; a plane that would be taller makes all smaller
 _FILL_OPACITY, _ERROR_OPACITY = 0.3, 0.8
 _AIR = 0.05  # fraction of the grey window that is as dark as air
 _AIR_HU = -500.0
@@ -211,10 +213,16 @@ def _layout(
     sizes_mm: Sequence[Size], title: str, subtitle: str, legend: Sequence[Artist]
 ) -> tuple[Figure, list[list[Axes]]]:
     """Make a figure with the panels of a plane one above the other; all at one scale."""
+    widths_mm, heights_mm = zip(*sizes_mm, strict=True)
     free = _WIDTH - _MARGIN - _GAP_X * (len(sizes_mm) + 1)
-    inches_per_mm = free / sum(width for width, _ in sizes_mm)
-    height = max(height for _, height in sizes_mm) * inches_per_mm
-    legend_height = _LEGEND_ROW * (ceil(len(legend) / _LEGEND_COLUMNS) + 0.5)
+    inches_per_mm = min(free / sum(widths_mm), _TALLEST / max(heights_mm))
+    height = max(heights_mm) * inches_per_mm
+    gap = (_WIDTH - _MARGIN - sum(widths_mm) * inches_per_mm) / (len(sizes_mm) + 1)
+    # Long names need wide columns, or they would be cut off at the edges.
+    longest = max(len(str(entry.get_label())) for entry in legend)
+    fitting = int(_WIDTH / (_LEGEND_HANDLE + _LEGEND_LETTER * longest))
+    legend_columns = min(len(legend), max(1, min(_LEGEND_COLUMNS, fitting)))
+    legend_height = _LEGEND_ROW * (ceil(len(legend) / legend_columns) + 0.5)
     total_height = _TITLE + len(_ROWS) * (height + _GAP_Y) + legend_height
     figure = Figure(figsize=(_WIDTH, total_height), facecolor="black")
     FigureCanvasAgg(figure)
@@ -225,7 +233,7 @@ def _layout(
     figure.legend(
         handles=legend,
         loc="lower center",
-        ncols=min(len(legend), _LEGEND_COLUMNS),
+        ncols=legend_columns,
         frameon=False,
         labelcolor=_INK,
         fontsize=9,
@@ -239,14 +247,14 @@ def _layout(
             0.5 * _MARGIN / _WIDTH, (bottom + height / 2) / total_height, name,
             color=_INK, size=9, rotation=90, ha="center", va="center",
         )  # fmt: skip
-    columns, left = [], _MARGIN + _GAP_X
-    for width_mm, _ in sizes_mm:
+    columns, left = [], _MARGIN + gap
+    for width_mm in widths_mm:
         width = width_mm * inches_per_mm
         place = (left / _WIDTH, width / _WIDTH, height / total_height)
         columns.append(
             [figure.add_axes((place[0], bottom / total_height, *place[1:])) for bottom in bottoms]
         )
-        left += width + _GAP_X
+        left += width + gap
     return figure, columns
 
 
@@ -274,13 +282,21 @@ def _show_classes(
     for colour, expected, _ in coloured:
         if expected.any() and not expected.all():  # a contour needs an inside and an outside
             panel.contour(
-                expected.astype(float),
+                _at_least_two(expected).astype(float),
                 levels=[0.5],
                 colors=[colour],
                 linewidths=0.7,
                 extent=extent,
                 origin="upper",
             ).set_path_effects([_OUTLINE])
+
+
+def _at_least_two(plane: Volume) -> Volume:
+    """A plane with two rows and two columns or more, as a contour needs: a single one twice."""
+    for axis in (0, 1):
+        if plane.shape[axis] == 1:
+            plane = plane.repeat(2, axis)
+    return plane
 
 
 def _show_errors(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from segresmamba.report.groups import Group, by_dataset, have_same_meters
+from segresmamba.report.groups import Group, by_dataset, have_same_cases, have_same_meters
 from segresmamba.report.measures import MeasuredRun
 from segresmamba.report.significance import ALL_PAIRS_UP_TO, Comparison
 
@@ -53,8 +53,7 @@ def notes(
     marks = []
     if any(run.history.status == "running" for run in runs):
         marks.append("* No end is recorded: the run is still going, or it was killed.")
-    if any(run.scored_by == "validation" for run in runs):
-        marks.append("† Best validation; segresmamba evaluate was not run.")
+    marks += _marks_of_scores(runs)
     tested = (
         "Two-sided Wilcoxon signed-rank test on the Dice of the cases that both were evaluated on "
         "(a case's mean over classes and runs), corrected for "
@@ -117,12 +116,37 @@ def _networks_note(groups: Sequence[Group], baseline: MeasuredRun | None) -> str
         )
     if not have_same_meters(run for group in groups for run in group.runs):
         sentences.append("The runs had different meters: their measured energies are not compared.")
+    conventions = sorted({run.convention for run in runs if run.convention})
+    if len(conventions) > 1:
+        sentences.append(
+            "The runs were evaluated by different conventions for missing structures "
+            f"({', '.join(conventions)}): their scores are not compared. Evaluate all of them with "
+            "the same --empty."
+        )
+    if not have_same_cases(groups):
+        sentences.append(
+            "The networks were evaluated on different cases, so Dice and HD95 of one row say "
+            "nothing about another."
+        )
+    sentences += _marks_of_scores(runs)
     if baseline:
         sentences.append(
             f"Per Dice point: measured energy beyond that of {baseline.history.name} for each 0.01 "
             "of Dice gained over it; empty where nothing was gained or measured."
         )
     return " ".join(sentences)
+
+
+def _marks_of_scores(runs: Sequence[MeasuredRun]) -> list[str]:
+    """What the marks beside scores mean, of those that there are."""
+    marks = []
+    if any(run.scored_by == "validation" for run in runs):
+        marks.append("† Best validation; segresmamba evaluate was not run.")
+    if any(run.scores_are_outdated for run in runs):
+        marks.append(
+            "‡ Evaluated before training found better weights: run segresmamba evaluate again."
+        )
+    return marks
 
 
 def _count(number: int, noun: str) -> str:

@@ -101,6 +101,16 @@ def have_same_meters(runs: Iterable[MeasuredRun]) -> bool:
     return len({run.meters for run in runs if run.measured_wh is not None}) <= 1
 
 
+def have_same_convention(runs: Iterable[MeasuredRun]) -> bool:
+    """Whether all evaluations scored missing structures alike: else their scores differ."""
+    return len({run.convention for run in runs if run.convention}) <= 1
+
+
+def have_same_cases(groups: Iterable[Group]) -> bool:
+    """Whether all groups that were evaluated were so on the same cases."""
+    return len({cases for group in groups if (cases := frozenset(group.case_dice()))}) <= 1
+
+
 def group_runs(runs: Iterable[MeasuredRun]) -> list[Group]:
     """Group runs that differ only in seed and fold; the groups are sorted by their labels."""
     found: dict[frozenset[tuple[str, str]], list[MeasuredRun]] = defaultdict(list)

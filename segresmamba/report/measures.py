@@ -30,6 +30,7 @@ _DEVICE_MEMORY = (
     "memory/device_peak_allocated_gib",
 )
 _HOST_MEMORY = ("memory/train/host_peak_gib/max", "memory/host_peak_gib")
+_EVALUATION_DICE = "evaluation/dice/mean"
 _VALIDATION_DICE, _VALIDATION_HD95 = "validation/dice/mean", "validation/hd95_mm/mean"
 
 
@@ -73,6 +74,10 @@ class MeasuredRun:
     hd95_mm: float | None
     scored_by: str
     """evaluation, or validation if only training measured the scores; empty without scores."""
+    scores_are_outdated: bool
+    """Whether a later validation found better weights than those that were evaluated."""
+    convention: str
+    """How the evaluation scored missing structures; empty if the run was not evaluated."""
     cases: Mapping[str, CaseScore]
 
     @classmethod
@@ -85,7 +90,7 @@ class MeasuredRun:
         curves = {
             key: [point.value for point in curve] for key, curve in history.curves.items() if curve
         }
-        settings, cases = complete_settings(history.settings), _cases(history)
+        settings, (cases, convention) = complete_settings(history.settings), _cases(history)
         dice, hd95_mm = _scores(history, cases)
         steps = history.curves["train/loss"][-1].step if "train/loss" in curves else None
         # The first record includes compilation and cold caches.
@@ -117,6 +122,8 @@ class MeasuredRun:
             dice=dice,
             hd95_mm=hd95_mm,
             scored_by="evaluation" if cases else "validation" if dice is not None else "",
+            scores_are_outdated=bool(cases) and _has_better_weights(history),
+            convention=convention,
             cases=cases,
         )
 
@@ -191,14 +198,16 @@ def _compared_settings(settings: Mapping[str, str], tags: Mapping[str, str]) -> 
     return compared
 
 
-def _cases(history: History) -> dict[str, CaseScore]:
-    """The scores of each case in results.json, which the evaluation wrote."""
+def _cases(history: History) -> tuple[dict[str, CaseScore], str]:
+    """The scores of each case in results.json, and the convention for missing structures."""
     path = history.files.get("results.json")
     if path is None:
-        return {}
+        return {}, ""
     try:
-        cases = parse_json(path.read_text(encoding="utf-8"))["cases"]
-        return {
+        content = parse_json(path.read_text(encoding="utf-8"))
+        # Earlier versions had no other convention, and did not name it.
+        convention = str(content.get("scoring", {}).get("empty", "challenge"))
+        scored = {
             case_id: CaseScore(
                 dice=dice,
                 hd95_mm=_mean(score["hd95_mm"] for score in scores.values()),
@@ -208,7 +217,7 @@ def _cases(history: History) -> dict[str, CaseScore]:
                     if score["dice"] is not None
                 },
             )
-            for case_id, scores in cases.items()
+            for case_id, scores in content["cases"].items()
             if (dice := _mean(score["dice"] for score in scores.values())) is not None
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -218,6 +227,7 @@ def _cases(history: History) -> dict[str, CaseScore]:
             got=f"{type(error).__name__}: {error}",
             remedy="evaluate the run again: segresmamba evaluate RUN_FOLDER",
         ) from error
+    return scored, convention if scored else ""
 
 
 def _scores(history: History, cases: Mapping[str, CaseScore]) -> tuple[float | None, float | None]:
@@ -225,12 +235,27 @@ def _scores(history: History, cases: Mapping[str, CaseScore]) -> tuple[float | N
     if cases:
         scores = cases.values()
         return fmean(case.dice for case in scores), _mean(case.hd95_mm for case in scores)
+    best = _best_validation(history)
+    if best is None:
+        return None, None
+    hd95_mm = {point.step: point.value for point in history.curves.get(_VALIDATION_HD95, ())}
+    step, value = best
+    return value, hd95_mm.get(step)
+
+
+def _best_validation(history: History) -> tuple[int, float] | None:
+    """Step and mean Dice of the validation of the best weights; the first one of equals."""
     dice = history.curves.get(_VALIDATION_DICE)
     if not dice:
-        return None, None
+        return None
     best = max(dice, key=lambda point: point.value)
-    hd95_mm = {point.step: point.value for point in history.curves.get(_VALIDATION_HD95, ())}
-    return best.value, hd95_mm.get(best.step)
+    return best.step, best.value
+
+
+def _has_better_weights(history: History) -> bool:
+    """Whether the best weights of a run are later ones than those that were evaluated last."""
+    best, evaluated = _best_validation(history), history.curves.get(_EVALUATION_DICE)
+    return best is not None and evaluated is not None and best[0] > evaluated[-1].step
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

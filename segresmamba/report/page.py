@@ -23,6 +23,7 @@ from segresmamba.report.groups import (
     by_dataset,
     differences,
     group_runs,
+    have_same_convention,
     pareto_front,
     worst_cases,
 )
@@ -152,17 +153,18 @@ def _section(groups: Sequence[Group], baseline: MeasuredRun | None, suffix: str)
         suffix: Tells the names of its pictures and tables from those of other datasets.
     """
     palette = colours(len(groups))
-    front = pareto_front(groups, cost="memory_gib", gain="dice")
+    comparable = have_same_convention(run for group in groups for run in group.runs)
+    front = pareto_front(groups, cost="memory_gib", gain="dice") if comparable else []
     of_baseline = (
         group
         for group in groups
         if baseline and baseline.history.id in {run.history.id for run in group.runs}
     )
-    comparisons = compare(groups, next(of_baseline, None))
+    comparisons = compare(groups, next(of_baseline, None)) if comparable else []
     pictures = {
         name: _Picture(f"{name}{suffix}.png", png, _data_uri("image/png", png))
         for name, png in (
-            ("tradeoff", draw_tradeoff(groups, front)),
+            ("tradeoff", draw_tradeoff(groups, front) if comparable else None),
             ("curves", draw_curves(groups)),
         )
         if png is not None

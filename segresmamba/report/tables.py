@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from segresmamba.report.groups import Group, Spread, have_same_meters
+from segresmamba.report.groups import Group, Spread, have_same_convention, have_same_meters
 from segresmamba.report.measures import MeasuredRun
 from segresmamba.report.significance import Comparison
 
@@ -100,13 +100,13 @@ def networks_table(
     baseline: MeasuredRun | None,
 ) -> Table:
     """Means and spreads of each group; a row for each."""
-    comparable = have_same_meters(run for group in groups for run in group.runs)
-    measures = [measure.in_column(groups) for measure in _MEASURES]
-    if not comparable:
-        measures = [
-            replace(measure, marks_best=False) if measure.name == "measured_wh" else measure
-            for measure in measures
-        ]
+    runs = [run for group in groups for run in group.runs]
+    unmarked = set() if have_same_meters(runs) else {"measured_wh"}
+    unmarked |= set() if have_same_convention(runs) else {*_SCORES}
+    measures = [
+        replace(measure, marks_best=measure.marks_best and measure.name not in unmarked)
+        for measure in (measure.in_column(groups) for measure in _MEASURES)
+    ]
     columns = [Column("Network", numeric=False), Column("Runs")]
     columns += [Column(measure.title, measure.unit) for measure in measures]
     if len(groups) > 1:
@@ -135,12 +135,13 @@ def wh_per_dice_point(group: Group, baseline: MeasuredRun) -> float | None:
 
     Returns:
         Energy in Wh; below zero if the group uses less. None if it gains nothing, or if one of the
-        values was not measured.
+        values was not measured or not in the same way.
     """
     energy, dice = group.mean("measured_wh"), group.mean("dice")
     if not energy or dice is None or not baseline.measured_wh or baseline.dice is None:
         return None
-    if not have_same_meters([*group.runs, baseline]):
+    runs = [*group.runs, baseline]
+    if not (have_same_meters(runs) and have_same_convention(runs)):
         return None
     gained = (dice - baseline.dice) / _DICE_POINT
     return (energy - baseline.measured_wh) / gained if gained > 0 else None
@@ -223,7 +224,18 @@ def _mean_cell(group: Group, groups: Sequence[Group], measure: _Measure) -> Cell
     choose: Callable[[list[float]], float] = max if measure.high_is_good else min
     # If all groups have the same value, none of them is the best.
     is_best = len(set(means)) > 1 and group.mean(measure.name) == choose(means)
-    return replace(cell, best=measure.marks_best and is_best)
+    return replace(
+        cell, text=_marked(cell, group.runs, measure), best=measure.marks_best and is_best
+    )
+
+
+def _marked(cell: Cell, runs: Sequence[MeasuredRun], measure: _Measure) -> str:
+    """The text of a cell with a mark if a score is not what an evaluation of the run would say."""
+    if not cell.text or measure.name not in _SCORES:
+        return cell.text
+    of_validation = any(run.scored_by == "validation" for run in runs)
+    outdated = any(run.scores_are_outdated for run in runs)
+    return cell.text + "†" * of_validation + "‡" * outdated
 
 
 def _spread_cell(spread: Spread | None, decimals: int | None = None, scale: float = 1.0) -> Cell:
@@ -247,8 +259,7 @@ def _number_cell(value: float | None, decimals: int | None = None, scale: float 
 
 def _run_cell(run: MeasuredRun, measure: _Measure) -> Cell:
     cell = _number_cell(getattr(run, measure.name), measure.decimals, measure.scale)
-    is_validation = measure.name in _SCORES and run.scored_by == "validation"
-    return replace(cell, text=cell.text + "†") if cell.text and is_validation else cell
+    return replace(cell, text=_marked(cell, [run], measure))
 
 
 def _whole(value: str | int | None) -> Cell:

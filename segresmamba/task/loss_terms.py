@@ -119,18 +119,22 @@ def dice(level: Level, _: int) -> Tensor:
 def cross_entropy(level: Level, _: int) -> Tensor:
     """Cross-entropy over all channels, as in PyTorch; for regions that of each sigmoid."""
     counted = level.counted_B1DHW
-    if level.exclusive and counted is None:
-        return F.cross_entropy(level.logits_BKDHW, level.target, level.weights_K)
-    if level.exclusive and counted is not None:
-        target = level.target.masked_fill(~counted[:, 0], _IGNORE)
+    if level.exclusive and counted is None and level.weights_K is None:
+        return F.cross_entropy(level.logits_BKDHW, level.target)
+    if level.exclusive:
+        target, weights_K = level.target, level.weights_K
+        if counted is not None:
+            target = target.masked_fill(~counted[:, 0], _IGNORE)
         summed = F.cross_entropy(
-            level.logits_BKDHW, target, level.weights_K, ignore_index=_IGNORE, reduction="sum"
+            level.logits_BKDHW, target, weights_K, ignore_index=_IGNORE, reduction="sum"
         )
-        # PyTorch's mean would be nan for a crop in which no voxel counts.
-        ones_K = torch.ones(level.logits_BKDHW.shape[1], device=target.device)
-        weights_K = ones_K if level.weights_K is None else level.weights_K
-        weight = (weights_K[level.target] * counted[:, 0]).sum()
-        return summed / weight.clamp(min=_TINY)
+        if weights_K is None:
+            weights_K = torch.ones(level.logits_BKDHW.shape[1], device=target.device)
+        weight_BDHW = weights_K[level.target]
+        if counted is not None:
+            weight_BDHW = weight_BDHW * counted[:, 0]
+        # PyTorch's mean would be nan for a crop in which no voxel counts, or all weigh 0.
+        return summed / weight_BDHW.sum().clamp(min=_TINY)
     if level.weights_K is None and level.counted_B1DHW is None:
         return F.binary_cross_entropy_with_logits(level.logits_BKDHW, level.target)
     return level.mean(_binary_cross_entropy(level))

@@ -121,7 +121,7 @@ def class_weights(classes: Classes, weights: Mapping[str, float] | None) -> Tens
     """A weight for each channel of the logits; None if all are 1.
 
     Raises:
-        ConfigError: If a weight is that of an unknown class.
+        ConfigError: If a weight is that of an unknown class, or all are 0.
     """
     if weights is None:
         return None
@@ -133,7 +133,15 @@ def class_weights(classes: Classes, weights: Mapping[str, float] | None) -> Tens
             got=", ".join(unknown),
             remedy=f"choose among {', '.join(names)}",
         )
-    return torch.tensor([float(weights.get(name, 1)) for name in names])
+    weights_K = torch.tensor([float(weights.get(name, 1)) for name in names])
+    if not weights_K.any():
+        raise ConfigError(
+            "no class would be trained",
+            where="loss.class_weights",
+            got=dict(weights),
+            remedy="give at least one weight above 0",
+        )
+    return weights_K
 
 
 def resize_label(label_BDHW: Tensor, size: Sequence[int]) -> Tensor:

@@ -16,7 +16,7 @@ from segresmamba.engine import train
 from segresmamba.errors import UserError
 from segresmamba.inference import predict
 from segresmamba.task.task import Task
-from segresmamba.tracking import read_journal, sync
+from segresmamba.tracking import read_history, read_journal, sync
 from tests.engine.tiny import tiny_config
 
 
@@ -74,6 +74,16 @@ def test_the_journal_says_where_time_memory_and_energy_went(run: Path) -> None:
     assert recorded("energy/energy_kwh")[0] > 0
     assert recorded("energy/emissions_kg")[0] > 0
     assert len(recorded("validation/dice/mean")) == 1
+
+
+def test_no_metric_has_two_values_of_one_step_and_the_last_peak_is_that_of_the_whole_run(
+    run: Path,
+) -> None:
+    points = [(body["step"], key) for body in records(run, "metrics") for key in body["values"]]
+    assert len(points) == len(set(points))
+    (rank,) = json.loads((run / "memory.json").read_text())["ranks"]
+    highest = max(gauges["host_peak_gib"] for gauges in rank.values())
+    assert read_history(run).last("memory/host_peak_gib") == highest
 
 
 def test_energy_is_told_per_patch_and_how_it_is_known(run: Path) -> None:

@@ -173,3 +173,40 @@ def test_many_classes_make_the_legend_longer_not_the_picture_wider(tmp_path: Pat
     few, many = (imread(tmp_path / f"{name}.png").shape for name in ("few", "many"))
     assert many[0] > few[0]
     assert many[1] == few[1]
+
+
+@pytest.mark.parametrize("shape", [(1, 12, 14), (12, 1, 14), (12, 14, 1), (1, 1, 14)])
+def test_a_volume_of_one_slice_is_drawn(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    reference = np.zeros(shape, np.uint8)
+    reference[..., : shape[2] // 2 + 1, :][..., : max(1, shape[2] // 2)] = 1
+    draw(tmp_path / "case.png", noise(shape), reference, np.zeros_like(reference))
+    assert (tmp_path / "case.png").stat().st_size
+
+
+def test_a_long_narrow_volume_makes_no_endless_picture(tmp_path: Path) -> None:
+    shape = (400, 8, 8)
+    reference = np.zeros(shape, np.uint8)
+    reference[100:200, 2:6, 2:6] = 1
+    draw(tmp_path / "case.png", noise(shape), reference, reference, spacing_mm=(5, 1, 1))
+    assert imread(tmp_path / "case.png").shape[0] < 6000
+
+
+def test_long_names_of_classes_stay_within_the_picture(tmp_path: Path) -> None:
+    reference = np.zeros((12, 12, 12), np.uint8)
+    reference[4:8, 4:8, 4:8] = 1
+    members = {
+        f"a structure with a name that is quite long, {value}": (value,) for value in (1, 2, 3)
+    }
+    draw_overlay(
+        tmp_path / "case.png",
+        noise(reference.shape),
+        reference,
+        reference,
+        spacing_mm=(1, 1, 1),
+        members=members,
+        dice=dict.fromkeys(members, 0.5),
+        title="a case",
+    )
+    picture = imread(tmp_path / "case.png")[..., :3]
+    edges = np.concatenate([picture[-130:, :4], picture[-130:, -4:]])
+    assert edges.max() < 0.2

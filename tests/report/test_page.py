@@ -17,7 +17,7 @@ from segresmamba.tracking import TrackingError, read_history, sync
 from segresmamba.tracking.energy.ledger import Ledger
 from segresmamba.tracking.journal import Journal
 from segresmamba.tracking.mlflow.state import open_state
-from tests.report.recorded import FACTS, record_run
+from tests.report.recorded import FACTS, STEPS, record_run
 
 
 def no_mlflow() -> str:
@@ -163,6 +163,63 @@ def test_every_run_is_listed_and_one_that_is_going_is_marked(made: Report) -> No
     assert runs["going"][4] == r"running\*"
     assert runs["mamba_1"][2:6] == ["1", "0", "finished", "4"]
     assert "0.500†" in runs["going"]
+
+
+def test_a_run_that_recorded_nothing_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "bare").mkdir(parents=True)
+    Journal(RunFolder(tmp_path / "runs" / "bare").journal, name="bare").close()
+    text = report(tmp_path / "runs", tmp_path).markdown.read_text()
+    assert rows(text, "All runs")[0][0] == "bare"
+
+
+def test_scores_of_a_validation_are_marked_in_each_table(made: Report) -> None:
+    text = made.markdown.read_text()
+    networks = {row[0]: row for row in rows(text, "Networks")}
+    (going,) = (row for name, row in networks.items() if "new" in name)
+    assert "0.500†" in going
+    assert sum("†" in cell for row in networks.values() for cell in row) == 2
+    assert text.count("† Best validation") == 2
+
+
+def test_an_evaluation_of_earlier_weights_is_marked(tmp_path: Path) -> None:
+    folder = record_run(tmp_path / "runs", "one", cases={"a": 0.8}, status=None)
+    journal = Journal(RunFolder(folder).journal, name="one")
+    journal.append("metrics", step=STEPS, epoch=None, values={"evaluation/dice/mean": 0.8})
+    journal.append("status", status="finished")
+    assert "‡" not in report(tmp_path / "runs", tmp_path).markdown.read_text()
+    better = {"validation/dice/mean": 0.9}
+    journal.append("metrics", step=2 * STEPS, epoch=None, values=better)
+    journal.append("status", status="finished")
+    journal.close()
+    text = report(tmp_path / "runs", tmp_path).markdown.read_text()
+    assert "0.800‡" in rows(text, "Networks")[0]
+    assert "0.800‡" in rows(text, "All runs")[0]
+    assert "run segresmamba evaluate again" in text
+
+
+def test_scores_of_different_conventions_are_not_compared(tmp_path: Path) -> None:
+    cases = {f"case{index}": 0.8 for index in range(6)}
+    record_run(tmp_path / "runs", "first", model="a", cases=cases)
+    higher = dict.fromkeys(cases, 0.9)
+    folder = record_run(tmp_path / "runs", "second", model="b", cases=higher)
+    alike = report(tmp_path / "runs", tmp_path, baseline="first").markdown.read_text()
+    assert "**0.900**" in alike
+    assert len(rows(alike, "Significance")) == 1
+    content = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").write_text(json.dumps(content | {"scoring": {"empty": "nan"}}))
+    text = report(tmp_path / "runs", tmp_path, baseline="first").markdown.read_text()
+    first, second = rows(text, "Networks")
+    assert (first[10], second[10]) == ("0.800", "0.900")
+    assert (first[-2:], second[-2:]) == (["", ""], ["", ""])  # no front, no energy per point
+    assert "## Significance" not in text
+    assert "different conventions for missing structures (challenge, nan)" in text
+
+
+def test_networks_that_were_evaluated_on_different_cases_are_said_to_be(tmp_path: Path) -> None:
+    record_run(tmp_path / "runs", "first", model="a", fold=0, cases={"a": 0.8, "b": 0.7})
+    record_run(tmp_path / "runs", "second", model="b", fold=1, cases={"c": 0.8})
+    text = report(tmp_path / "runs", tmp_path).markdown.read_text()
+    assert "evaluated on different cases" in text
 
 
 def test_pairs_are_tested_against_the_baselines_network(made: Report) -> None:

@@ -112,6 +112,21 @@ def test_a_perfect_prediction_costs_nothing_and_absent_classes_have_finite_gradi
     assert logits.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_crop_in_which_all_voxels_weigh_0_has_a_finite_loss(name: str, padded: bool) -> None:
+    loss = loss_of(name, padded=padded, class_weights={"background": 0.0})
+    logits = random_logits(4).requires_grad_()
+    loss(logits, torch.zeros(2, 4, 5, 6, dtype=torch.uint8)).backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
+def test_weights_that_are_all_0_are_refused() -> None:
+    with pytest.raises(ConfigError, match="no class would be trained"):
+        loss_of("dice_ce", class_weights=dict.fromkeys(CLASSES["exclusive"].channel_names, 0.0))
+
+
 def test_the_weight_of_the_boundary_rises_from_0() -> None:
     loss = SegmentationLoss(
         CLASSES["exclusive"], LossConfig(name="dice_hausdorff", hausdorff_warmup_steps=10)

@@ -92,7 +92,8 @@ def test_a_later_version_augments_the_crops_of_a_run_as_before() -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["scaling_range", "blur_sigma", "contrast_range", "low_resolution_range"]
+    "key",
+    ["scaling_range", "blur_sigma", "contrast_range", "low_resolution_range", "gamma_range"],
 )
 def test_a_range_that_descends_is_refused(key: str) -> None:
     with pytest.raises(ConfigError) as caught:
