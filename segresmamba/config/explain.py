@@ -6,6 +6,7 @@ Pydantic's own messages name Python types and the members of unions; users know 
 from __future__ import annotations
 
 import difflib
+import json
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,17 +84,20 @@ def _translate(detail: ErrorDetails) -> ConfigError:
             choices = detail["ctx"]["expected"].replace("'", "")
             similar = suggestion(got, choices.replace(" or ", ", ").split(", "))
             problem, remedy = "there is no such choice", f"{similar}choose {choices}"
-        case "string_type" if not isinstance(detail["input"], dict | list):
-            problem, remedy = "the value has the wrong type", f"quote it: '{key}=\"{got}\"'"
+        case "string_type" if isinstance(detail["input"], bool | int | float):
+            # How a number such as 1e5 was written is lost.
+            text = "..." if isinstance(detail["input"], float) else json.dumps(detail["input"])
+            problem, remedy = "the value has the wrong type", f"quote it: '{key}=\"{text}\"'"
         case "tuple_type" | "list_type" if _fields(key) and not isinstance(detail["input"], dict):
             kind: Any = _fields(key)[0].annotation
             schema = TypeAdapter(kind).json_schema()
-            example = f"'{key}=[{','.join([got] * schema.get('minItems', 1))}]'"
+            value = "VALUE" if detail["input"] in (None, "") else got
+            example = f"'{key}=[{','.join([value] * schema.get('minItems', 1))}]'"
             problem, remedy = "the value has to be a list", f"write {example}: {_help(path)}"
         case _:
             message = detail["msg"][:1].lower() + detail["msg"][1:]
-            for json, yaml in (("a valid array", "a list"), ("an object", "a mapping")):
-                message = message.replace(json, yaml)
+            for theirs, yaml in (("a valid array", "a list"), ("an object", "a mapping")):
+                message = message.replace(theirs, yaml)
             problem, remedy = f"the value does not fit: {message}", f"{key}: {_help(path)}"
     return ConfigError(problem, where=key, got=got, remedy=remedy)
 

@@ -31,8 +31,10 @@ from segresmamba.secrets import hide_lines, hide_url, hide_variables
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 LowerShare = Annotated[float, Field(gt=0.0, le=1.0)]
 Axes = tuple[Literal["D", "H", "W"], ...]
+Region = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 # Kernels of convolutions and scans count elements in 32 bits.
 _MOST_VOXELS = 2**31 - 1
+_LARGEST_SEED = 2**64 - 1  # PyTorch's
 
 
 class RunConfig(Section):
@@ -76,7 +78,7 @@ class DataConfig(Section):
     foreground_fraction: Fraction = 1 / 3
     """Share of the crops that are centred on a labelled voxel. Over all batches of all ranks
     together this share is exact."""
-    regions: dict[str, tuple[PositiveInt, ...]] | None = None
+    regions: Annotated[dict[str, Region], Field(min_length=1)] | None = None
     """Overlapping classes as unions of label values, such as {WT: [1, 2, 3], TC: [1, 3]}. They are
     trained with a sigmoid for each region. Unset, the labels are trained with a softmax."""
     crops_per_case: PositiveInt = 1
@@ -686,7 +688,7 @@ class PlanConfig(Section):
 class Config(Section):
     """All settings of one training run."""
 
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, le=_LARGEST_SEED)] = 0
     """Seed of the weights, the crops and the augmentation."""
     run: RunConfig = RunConfig()
     """Where the run lives."""

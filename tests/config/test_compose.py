@@ -93,7 +93,9 @@ def configs(draw: st.DrawFn) -> Config:
     # What would end a line of a batch script is refused.
     one_line = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]))
     warmup = draw(st.integers(0, 10_000))
-    regions = st.dictionaries(st.text(), st.lists(st.integers(1, 9), max_size=3).map(tuple))
+    regions = st.dictionaries(
+        st.text(), st.lists(st.integers(1, 9), min_size=1, max_size=3).map(tuple), min_size=1
+    )
     train = {
         "warmup_steps": warmup,
         "max_steps": warmup + draw(st.integers(1, 10_000)),

@@ -47,6 +47,12 @@ MISTAKES = [
     ("train.lr.x=1", "train.lr", "{'x': 1}", "Peak learning rate."),
     ("run=x", "run", "x", "Where the run lives."),
     ("run.name=2024", "run.name", "2024", "quote it: 'run.name=\"2024\"'"),
+    ("run.name=true", "run.name", "True", "quote it: 'run.name=\"true\"'"),
+    ("run.name=1e5", "run.name", "100000.0", "quote it: 'run.name=\"...\"'"),
+    ("data.store=null", "data.store", "None", "Converted dataset"),
+    ("data.regions={}", "data.regions", "{}", "Overlapping classes"),
+    ("data.regions={all:[]}", "data.regions.all", "[]", "Overlapping classes"),
+    (f"seed={2**64}", "seed", str(2**64), "Seed of the weights"),
     ("run.name=a/b", "run.name", "a/b", "Folder of the run below root."),
     ("data.patch=[1,2]", "data.patch.2", "nothing", "Size of a training crop"),
     ("data.patch=[1,2,-1]", "data.patch.2", "-1", "Size of a training crop"),
@@ -127,7 +133,11 @@ def test_further_mistakes_are_counted() -> None:
 
 @pytest.mark.parametrize(
     ("word", "example"),
-    [("data.patch=96", "data.patch=[96,96,96]"), ("train.freeze=downs", "train.freeze=[downs]")],
+    [
+        ("data.patch=96", "data.patch=[96,96,96]"),
+        ("data.patch=", "data.patch=[VALUE,VALUE,VALUE]"),
+        ("train.freeze=downs", "train.freeze=[downs]"),
+    ],
 )
 def test_a_value_that_has_to_be_a_list_is_shown_as_one(word: str, example: str) -> None:
     with pytest.raises(ConfigError, match="has to be a list") as caught:
