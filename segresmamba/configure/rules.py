@@ -80,13 +80,20 @@ def mean_side(shape_3: Array) -> float:
 
 
 def whole_case(shape_3: Array, multiple: int) -> Size:
-    """The patch that holds a case of this size: each side is a multiple of the network's stride."""
-    return _size(
+    """The patch that holds a case of this size: each side is a multiple of the network's stride.
+
+    The longest side of a tiny case is two multiples, although that is mostly padding: with one, the
+    deepest map would be a single voxel, which no network here can be trained with.
+    """
+    sides = [
         math.ceil(side / multiple) * multiple
         if -side % multiple <= _PADDING * side
         else max(multiple, side // multiple * multiple)
         for side in shape_3
-    )
+    ]
+    if max(sides) == multiple:
+        sides[int(np.argmax(shape_3))] = 2 * multiple
+    return _size(sides)
 
 
 def proportional_patch(shape_3: Array, voxels: float, multiple: int) -> Size:

@@ -33,7 +33,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from segresmamba.storage.atomic import sync_entries
+from segresmamba.storage.atomic import atomic_path, sync_entries
 from segresmamba.storage.locks import try_lock
 from segresmamba.tracking.journal_lines import (
     SCHEMA,
@@ -52,6 +52,7 @@ __all__ = [
     "read_header",
     "read_journal",
     "read_records",
+    "separate_copy",
     "warn_if_cut",
 ]
 
@@ -83,12 +84,7 @@ class Journal:
         try:
             self._fd = os.open(path, flags, 0o666)  # less the umask
         except OSError as error:
-            raise TrackingError(
-                "the journal cannot be written",
-                where=path,
-                got=error.strerror,
-                remedy="set run.root to a folder that you can write to",
-            ) from error
+            raise _cannot_write(path, error) from error
         try:
             if not try_lock(self._fd, path):
                 raise _held_error(path)
@@ -227,6 +223,48 @@ def read_header(path: Path) -> JournalRecord:
     return JournalRecord("run", first.time_ms, body, end=0)
 
 
+def separate_copy(path: Path) -> str | None:
+    """Give the journal of a run folder that was copied an id of its own.
+
+    The folder has another name than its run, and beside it is the folder of that name with the
+    same journal. Both would otherwise be one run in MLflow and in reports, with values of either.
+    A folder that was renamed keeps its id.
+
+    Args:
+        path: The journal, which need not exist.
+
+    Returns:
+        The new id; None if the folder is no copy.
+
+    Raises:
+        TrackingError: As `read_header`, and if the journal cannot be written, or another process is
+            writing it.
+    """
+    folder = path.parent.resolve()
+    if not path.exists() or not path.stat().st_size:
+        return None
+    header = read_header(path)
+    original = folder.parent / header.body["name"] / path.name
+    if not header.body["id"] or original.parent == folder or not original.is_file():
+        return None
+    if read_header(original).body["id"] != header.body["id"]:
+        return None
+    body = header.body | {"id": uuid.uuid4().hex, "name": folder.name}
+    try:
+        with path.open("r+b") as file:
+            if not try_lock(file.fileno(), path):
+                raise _held_error(path)
+            content = file.read()
+            start = content.rfind(b"\n", 0, header.end - 1) + 1
+            line = write_line("run", header.time_ms, header.number or 0, body)
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(content[:start] + line + content[header.end :])
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    logger.info("%s is a copy of %s: it goes on as a run of its own", folder, original.parent)
+    return str(body["id"])
+
+
 def warn_if_cut(path: Path, end: int) -> None:
     """Warn if a journal does not end with its last complete record, whose end is `end`."""
     if cut := path.stat().st_size - end:
@@ -235,6 +273,15 @@ def warn_if_cut(path: Path, end: int) -> None:
             path,
             cut,
         )
+
+
+def _cannot_write(path: Path, error: OSError) -> TrackingError:
+    return TrackingError(
+        "the journal cannot be written",
+        where=path,
+        got=error.strerror,
+        remedy="set run.root to a folder that you can write to",
+    )
 
 
 def _held_error(path: Path) -> TrackingError:

@@ -15,7 +15,7 @@ from segresmamba.config import TrackingConfig
 from segresmamba.storage.patience import patiently
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.tracking.attempts import goes_back, missing_steps
-from segresmamba.tracking.journal import FAULTS_TAG, Journal, read_journal
+from segresmamba.tracking.journal import FAULTS_TAG, Journal, read_journal, separate_copy
 from segresmamba.tracking.mlflow.state import UploadState, open_state
 from segresmamba.tracking.mlflow.uploader import Uploader
 from segresmamba.tracking.protocol import Status, Tracker, TrackingError
@@ -44,6 +44,9 @@ def open_tracker(folder: Path, config: TrackingConfig, *, root: Path, run_name: 
     # A mistake in tracking.uri is found here, before anything is written.
     state = open_state(folder, config, root) if config.enabled else None
     folder.mkdir(parents=True, exist_ok=True)
+    own_id = separate_copy(RunFolder(folder).journal)
+    if state is not None and own_id is not None:
+        state.restart(own_id)
     known_id = state.journal if state else ""
     journal = Journal(RunFolder(folder).journal, name=run_name, known_id=known_id)
     if state is not None and state.sent_bytes > journal.size:

@@ -54,6 +54,7 @@ def test_small_cases_get_fewer_stages(shape: tuple[int, ...], stages: int) -> No
         ((138, 169, 138), 32, (128, 192, 128)),
         ((20, 320, 319), 16, (16, 320, 320)),
         ((5, 40, 40), 8, (8, 40, 40)),
+        ((5, 6, 7), 8, (8, 8, 16)),  # with one voxel at the deepest level nothing trains
     ],
 )
 def test_a_patch_for_a_whole_case_is_hardly_larger_than_the_case(

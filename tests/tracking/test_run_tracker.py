@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import resource
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from segresmamba.config import TrackingConfig
 from segresmamba.errors import ConfigError
 from segresmamba.storage.patience import patience
 from segresmamba.tracking import NullTracker, Tracker, TrackingError, open_tracker, read_journal
+from segresmamba.tracking.mlflow.state import UploadState, open_state
 
 OFFLINE = TrackingConfig(enabled=False)
 
@@ -43,6 +45,50 @@ def test_every_call_is_a_record(run: Path) -> None:
     ]
     assert records[0].kind == "run"
     assert records[1].body["status"] == "running"
+
+
+def test_a_copied_run_goes_on_as_a_run_of_its_own_and_a_renamed_one_as_itself(run: Path) -> None:
+    def header(folder: Path) -> dict[str, object]:
+        return read_journal(folder / "journal.jsonl")[0].body
+
+    tracker = open_offline(run)
+    tracker.metrics({"loss": 0.5}, step=3)
+    tracker.close("finished")
+    before = header(run)
+    renamed = run.rename(run.with_name("renamed"))
+    open_offline(renamed).close("finished")
+    assert header(renamed) == before
+    renamed.rename(run)
+    copy = run.with_name("copy")
+    shutil.copytree(run, copy)
+    open_offline(copy).close("finished")
+    assert header(run) == before
+    assert header(copy)["name"] == "copy"
+    assert header(copy)["id"] != before["id"]
+    own = header(copy)
+    open_offline(copy).close("finished")
+    assert header(copy) == own
+    open_offline(run).close("finished")
+    assert header(run) == before
+    records = read_journal(copy / "journal.jsonl")
+    assert [record.body["step"] for record in records if record.kind == "metrics"] == [3]
+    assert not any("damaged_journal" in record.body.get("values", {}) for record in records)
+
+
+def test_a_copied_run_is_sent_to_mlflow_from_its_beginning(run: Path) -> None:
+    config = TrackingConfig(uri="http://127.0.0.1:9")  # nobody answers
+    open_offline(run).close("finished")
+    copy = run.with_name("copy")
+    shutil.copytree(run, copy)
+    known = open_state(copy, config, run.parent)
+    known.journal = str(read_journal(run / "journal.jsonl")[0].body["id"])
+    known.run_id, known.sent_bytes = "of-the-original", 10
+    known.save(copy)
+    tracker = open_tracker(copy, config, root=run.parent, run_name="copy")
+    state = UploadState.load(copy)
+    tracker.close("preempted")
+    assert (state.run_id, state.sent_bytes) == (None, 0)
+    assert state.journal == read_journal(copy / "journal.jsonl")[0].body["id"]
 
 
 def test_numbers_of_numpy_and_torch_are_numbers(run: Path) -> None:
