@@ -167,7 +167,7 @@ def _open_nifti(path: Path) -> VoxelFile:
     _require_numbers(stored, path)
     start_byte = header.get_data_offset()
     packed = path.suffix.lower() == ".gz"
-    require_voxels(path, shape, stored.itemsize, offset=start_byte, packed=packed)
+    require_voxels(path.stat().st_size, shape, stored.itemsize, offset=start_byte, packed=packed)
     slope, inter = header.get_slope_inter()
     scale = (slope if slope is not None else 1.0, inter if inter is not None else 0.0)
     # A scale may take integers out of the range of the stored type: they are read as int64.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import time
 from pathlib import Path
 from typing import Any
 
@@ -388,6 +389,74 @@ def test_voxels_are_read_from_files_only(
 ) -> None:
     (tmp_path / name).write_text(f"{header}{voxels}\n")
     assert "which is not a file" in refused(tmp_path / name).got
+
+
+@pytest.mark.parametrize(
+    ("name", "voxels"),
+    [
+        ("a.nhdr", "data file: LIST\ns0.raw\ns1.raw\ns2.raw\ns3.raw\n"),
+        ("a.nhdr", "data file: s%d.raw 0 3 1\n"),
+        ("a.mhd", "ElementDataFile = LIST\ns0.raw\ns1.raw\ns2.raw\ns3.raw\n"),
+        ("a.mhd", "ElementDataFile = LIST 2\ns0.raw\ns1.raw\ns2.raw\ns3.raw\n"),
+        ("a.mhd", "ElementDataFile = s%01d.raw 0 3 1\n"),
+    ],
+)
+def test_voxels_are_read_from_a_file_for_each_slice(tmp_path: Path, name: str, voxels: str) -> None:
+    for number in range(4):
+        content = np.full((4, 4), number, "<i2").tobytes()
+        (tmp_path / f"s{number}.raw").write_bytes(content)
+    (tmp_path / name).write_text((NRRD if name == "a.nhdr" else META_IMAGE) + voxels)
+    image_DHW = read_volume([tmp_path / name]).image_CDHW[0]
+    assert (image_DHW == np.arange(4)[:, None, None]).all()
+
+
+@pytest.mark.parametrize(
+    ("voxels", "problem"),
+    [
+        ("LIST\ns.raw\ns.raw\n", "names 2 files for 4 slices"),
+        ("s%d.raw 1 2 1\n", "names 2 files for 4 slices"),
+        ("LIST 1\ns.raw\ns.raw\ns.raw\ns.raw\n", "names 4 files for 4 slices"),
+        ("LIST x\ns.raw\n", "LIST x, which is not a file"),
+        ("s%d.raw 1 4\n", "which is not a file"),
+        ("s%d.raw 1 4 0\n", "arg 3 must not be zero"),
+        ("s%d.raw 4 1 -1\n", "which is not a file"),
+        ("s%s%s%s%n.raw 1 4 1\n", "which is not a file"),
+        ("50%.raw\n", "names its files by 50%.raw"),
+    ],
+)
+def test_files_that_are_not_one_for_each_slice_are_refused(
+    tmp_path: Path, voxels: str, problem: str
+) -> None:
+    """ITK left slices as they were in memory, or ended the process with SIGFPE or SIGSEGV."""
+    for name in ("s.raw", "s1.raw", "s2.raw", "50%.raw"):
+        (tmp_path / name).write_bytes(bytes(32))
+    (tmp_path / "a.mhd").write_text(f"{META_IMAGE}ElementDataFile = {voxels}")
+    assert problem in refused(tmp_path / "a.mhd").got
+
+
+@pytest.mark.parametrize("files", ["LIST\ns1.raw\ns2.raw\n", "s%d.raw 1 2 1\n"])
+def test_slices_that_cannot_be_in_their_files_take_no_memory(tmp_path: Path, files: str) -> None:
+    for name in ("s1.raw", "s2.raw"):
+        (tmp_path / name).write_bytes(bytes(32))
+    header = META_IMAGE.replace("4 4 4", "90000 90000 2")
+    (tmp_path / "a.mhd").write_text(f"{header}ElementDataFile = {files}")
+    assert "EOFError: its header says 3" in refused(tmp_path / "a.mhd").got
+
+
+def test_an_nrrd_with_a_wide_number_in_its_file_names_does_not_end_the_process(
+    tmp_path: Path,
+) -> None:
+    """ITK has room for a short name, and wrote past its end."""
+    (tmp_path / "a.nhdr").write_text(f"{NRRD}data file: s%9999999d.raw 1 4 1\n")
+    assert "which is not a file" in refused(tmp_path / "a.nhdr").got
+
+
+def test_a_header_with_many_empty_lines_is_read_at_once(tmp_path: Path) -> None:
+    """It took 72 s. The voxels of a file may begin with as many bytes of the value 10."""
+    began = time.process_time()
+    (tmp_path / "a.mha").write_bytes(b"\n" * 70000)
+    refused(tmp_path / "a.mha")
+    assert time.process_time() - began < 10
 
 
 @pytest.mark.parametrize("dimensions", ["39223372036854775808", "11", "0", "-3", "x"])
