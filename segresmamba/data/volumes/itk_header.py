@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import SimpleITK as sitk  # noqa: N813
@@ -30,10 +30,22 @@ _DATA_FILE = re.compile(
     rb"^(?:data ?file\s*:|ElementDataFile\s*=)([^\r\n]*)", re.IGNORECASE | re.MULTILINE
 )
 _LIST = re.compile(rb"LIST(?:\s+(\d))?")
-_NUMBERED = re.compile(rb"([^%]*%(?:0?\d)?d[^%\s]*)((?:\s+\d{1,6}){3,4})")
+_NUMBERED = re.compile(
+    rb"([^%]*%(?:0?\d)?d[^%\s]*)\s+(\d{1,6})\s+(\d{1,6})\s+([1-9]\d{0,5})(?:\s+\d)?"
+)
 # For each dimension ITK's reader of MetaImage fills a place of an array of ten, and does not count.
 _DIMENSIONS = re.compile(rb"^[^\S\n]*NDims\s*=([^\r\n]*)", re.IGNORECASE | re.MULTILINE)
 _SOUND_DIMENSIONS = (b"2", b"3", b"4", b"5")
+
+
+def voxel_files(path: Path) -> list[Path]:
+    """The files in which the voxels lie, by a header: its own file, another, or one for each slice.
+
+    Raises:
+        OSError: If the header cannot be read.
+    """
+    place, rest = _place(_read(path))
+    return list(_files(path, place, rest))
 
 
 def require_sound_header(path: Path) -> None:
@@ -43,30 +55,34 @@ def require_sound_header(path: Path) -> None:
         ValueError: If it is not one that can be read safely.
         EOFError: If the files are too short for the voxels that it names.
     """
-    image_io = READERS[path.suffix.lower()]
-    with path.open("rb") as file:
-        header = file.read(_HEADER_BYTES)
+    image_io, header = READERS[path.suffix.lower()], _read(path)
     if image_io == _NRRD:
         # The path of the file with the voxels may have letters of any language.
         _require_nrrd_lines(header, plain=path.suffix.lower() == ".nrrd")
-        header = re.split(rb"\r?\n\r?\n", header)[0]
     for number in _DIMENSIONS.findall(header):
         if number.strip() not in _SOUND_DIMENSIONS:
             raise ValueError(f"its header names {number.decode(errors='replace'):.40} dimensions")
-    found = _DATA_FILE.search(header)
-    place, rest = (found[1].strip(), header[found.end() :]) if found else (b"LOCAL", b"")
-    files = [path] if place.upper() == b"LOCAL" else _existing(path.parent, _names(place, rest))
+    place, rest = _place(header)
+    files, size = 0, 0
+    for file in _files(path, place, rest):
+        if not file.is_file():
+            raise ValueError(f"its voxels should lie in {file}, which is not a file")
+        files, size = files + 1, size + file.stat().st_size
     reader = sitk.ImageFileReader()
     reader.SetImageIO(image_io)
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
     shape = reader.GetSize()
     if image_io == _META:
-        _require_slices(place, len(files), shape)
+        _require_slices(place, files, shape)
     component_bytes = sitk.Image([1, 1], reader.GetPixelID(), 1).GetSizeOfPixelComponent()
     voxel_bytes = component_bytes * reader.GetNumberOfComponents()
-    size = sum(file.stat().st_size for file in files)
     require_voxels(size, shape, voxel_bytes, packed=True)
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_HEADER_BYTES)
 
 
 def _require_nrrd_lines(header: bytes, plain: bool) -> None:
@@ -83,26 +99,25 @@ def _require_nrrd_lines(header: bytes, plain: bool) -> None:
             raise ValueError(f"a line of its header has {len(line)} bytes: {begin}")
 
 
-def _names(place: bytes, rest: bytes) -> Iterable[bytes]:
-    """The names of the files with the voxels.
-
-    Args:
-        place: What the header says about where they are.
-        rest: The lines of the header after that.
-    """
-    if numbered := _NUMBERED.fullmatch(place):
-        first, last, step, *_ = map(int, numbered[2].split())
-        return (numbered[1] % number for number in range(first, last + 1, step))
-    return rest.strip().splitlines() if _LIST.fullmatch(place) else [place]
+def _place(header: bytes) -> tuple[bytes, bytes]:
+    """What a header says about where its voxels lie, and the lines after that."""
+    if header.startswith(b"NRRD"):
+        header = re.split(rb"\r?\n\r?\n", header)[0]
+    found = _DATA_FILE.search(header)
+    return (found[1].strip(), header[found.end() :]) if found else (b"LOCAL", b"")
 
 
-def _existing(folder: Path, names: Iterable[bytes]) -> list[Path]:
-    files = []
+def _files(path: Path, place: bytes, rest: bytes) -> Iterator[Path]:
+    names: Iterable[bytes] = [place]
+    if place.upper() == b"LOCAL":
+        names = [os.fsencode(path.name)]
+    elif numbered := _NUMBERED.fullmatch(place):
+        first, last, step = (int(number) for number in numbered.groups()[1:])
+        names = (numbered[1] % number for number in range(first, last + 1, step))
+    elif _LIST.fullmatch(place):
+        names = rest.strip().splitlines()
     for name in names:
-        files.append(folder / os.fsdecode(name.strip()))
-        if not files[-1].is_file():
-            raise ValueError(f"its voxels should lie in {files[-1]}, which is not a file")
-    return files
+        yield path.parent / os.fsdecode(name.strip())
 
 
 def _require_slices(place: bytes, files: int, shape: Sequence[int]) -> None:

@@ -28,7 +28,7 @@ from segresmamba.data.untrusted import require_voxels
 from segresmamba.data.volumes import geometry
 from segresmamba.data.volumes.geometry import Affine, OriginalGrid
 from segresmamba.data.volumes.opened_file import OpenedFile
-from segresmamba.data.volumes.tiff import TIFF_SUFFIXES, open_tiff
+from segresmamba.data.volumes.tiff import TIFF_SUFFIXES, open_tiff, spacing_file
 from segresmamba.data.volumes.zarr_label import open_zarr
 from segresmamba.errors import DataError
 
@@ -155,6 +155,27 @@ def open_label(path: Path, labels: dict[str, int], grid: OriginalGrid) -> VoxelF
     header = OriginalGrid.from_header(grid.header, label_XYZ.dtype).header
     planes = partial(iter, np.moveaxis(label_XYZ, 2, 0))
     return VoxelFile(path, header, grid.affine, grid.shape_XYZ, True, label_XYZ.dtype, planes)
+
+
+def files_of(path: Path) -> list[Path]:
+    """All files from which `open_voxels` reads: of a series, beside a stack, named by a header.
+
+    Raises:
+        OSError: If the file or folder cannot be read.
+    """
+    kind = path.suffix.lower()
+    if kind == ".zarr":
+        return sorted(file for file in path.rglob("*") if file.is_file())
+    if path.is_dir():
+        return sorted(path.iterdir())
+    found = [path]
+    if kind in TIFF_SUFFIXES and (beside := spacing_file(path)):
+        found.append(beside)
+    elif kind in _ITK_SUFFIXES - {".dcm"}:
+        from segresmamba.data.volumes.itk_header import voxel_files
+
+        found += [file for file in voxel_files(path) if file != path and file.exists()]
+    return found
 
 
 def _open_nifti(path: Path) -> VoxelFile:

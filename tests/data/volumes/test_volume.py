@@ -11,6 +11,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 
 from segresmamba.data.volumes.volume import read_label, read_volume
+from segresmamba.data.volumes.voxel_file import files_of
 from segresmamba.errors import DataError
 from tests.data.raw import AFFINE, write_header, write_nifti
 
@@ -410,6 +411,19 @@ def test_voxels_are_read_from_a_file_for_each_slice(tmp_path: Path, name: str, v
     assert (image_DHW == np.arange(4)[:, None, None]).all()
 
 
+def test_the_files_of_a_volume_are_those_that_its_header_names(tmp_path: Path) -> None:
+    names = ["a.mhd", "s0.raw", "s1.raw"]
+    for name in names[1:]:
+        (tmp_path / name).write_bytes(bytes(32))
+    for place in ("LIST\ns0.raw\ns1.raw\n", "s%d.raw 0 5 1\n"):
+        (tmp_path / "a.mhd").write_text(f"{META_IMAGE}ElementDataFile = {place}")
+        assert [path.name for path in files_of(tmp_path / "a.mhd")] == names
+    for place in ("s1.raw", "LOCAL", "/missing", "LIST"):
+        (tmp_path / "a.nhdr").write_text(f"{NRRD}data file: {place}\n")
+        found = [path.name for path in files_of(tmp_path / "a.nhdr")]
+        assert found == ["a.nhdr", "s1.raw"][: 2 if place == "s1.raw" else 1]
+
+
 @pytest.mark.parametrize(
     ("voxels", "problem"),
     [
@@ -418,7 +432,7 @@ def test_voxels_are_read_from_a_file_for_each_slice(tmp_path: Path, name: str, v
         ("LIST 1\ns.raw\ns.raw\ns.raw\ns.raw\n", "names 4 files for 4 slices"),
         ("LIST x\ns.raw\n", "LIST x, which is not a file"),
         ("s%d.raw 1 4\n", "which is not a file"),
-        ("s%d.raw 1 4 0\n", "arg 3 must not be zero"),
+        ("s%d.raw 1 4 0\n", "which is not a file"),
         ("s%d.raw 4 1 -1\n", "which is not a file"),
         ("s%s%s%s%n.raw 1 4 1\n", "which is not a file"),
         ("50%.raw\n", "names its files by 50%.raw"),
