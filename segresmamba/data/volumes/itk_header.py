@@ -33,6 +33,11 @@ _LIST = re.compile(rb"LIST(?:\s+(\d))?")
 _NUMBERED = re.compile(
     rb"([^%]*%(?:0?\d)?d[^%\s]*)\s+(\d{1,6})\s+(\d{1,6})\s+([1-9]\d{0,5})(?:\s+\d)?"
 )
+# ITK takes all distances for mm.
+_UNITS = re.compile(
+    rb"^(?:space units\s*:|DistanceUnits\s*=)([^\r\n]*)", re.IGNORECASE | re.MULTILINE
+)
+_MM = {b"mm", b"millimeter", b"millimeters", b"?"}
 # For each dimension ITK's reader of MetaImage fills a place of an array of ten, and does not count.
 _DIMENSIONS = re.compile(rb"^[^\S\n]*NDims\s*=([^\r\n]*)", re.IGNORECASE | re.MULTILINE)
 _SOUND_DIMENSIONS = (b"2", b"3", b"4", b"5")
@@ -44,7 +49,7 @@ def voxel_files(path: Path) -> list[Path]:
     Raises:
         OSError: If the header cannot be read.
     """
-    place, rest = _place(_read(path))
+    place, rest = _place(_fields(_read(path)))
     return list(_files(path, place, rest))
 
 
@@ -62,6 +67,11 @@ def require_sound_header(path: Path) -> None:
     for number in _DIMENSIONS.findall(header):
         if number.strip() not in _SOUND_DIMENSIONS:
             raise ValueError(f"its header names {number.decode(errors='replace'):.40} dimensions")
+    header = _fields(header)
+    for units in _UNITS.findall(header):
+        if others := [unit for unit in units.replace(b'"', b"").split() if unit.lower() not in _MM]:
+            unit = others[0].decode(errors="replace")
+            raise ValueError(f"its distances are in {unit:.40}; only mm are read")
     place, rest = _place(header)
     files, size = 0, 0
     for file in _files(path, place, rest):
@@ -99,10 +109,13 @@ def _require_nrrd_lines(header: bytes, plain: bool) -> None:
             raise ValueError(f"a line of its header has {len(line)} bytes: {begin}")
 
 
+def _fields(header: bytes) -> bytes:
+    """A header of NRRD without the voxels after it; one of MetaImage as it is."""
+    return re.split(rb"\r?\n\r?\n", header)[0] if header.startswith(b"NRRD") else header
+
+
 def _place(header: bytes) -> tuple[bytes, bytes]:
     """What a header says about where its voxels lie, and the lines after that."""
-    if header.startswith(b"NRRD"):
-        header = re.split(rb"\r?\n\r?\n", header)[0]
     found = _DATA_FILE.search(header)
     return (found[1].strip(), header[found.end() :]) if found else (b"LOCAL", b"")
 

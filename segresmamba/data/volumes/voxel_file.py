@@ -207,7 +207,7 @@ def _open_nifti(path: Path) -> VoxelFile:
                 yield _scaled(plane_XY, scale, dtype)
             _read_to_end(file, path)
 
-    affine = header.get_best_affine()
+    affine = geometry.in_mm(header.get_best_affine(), header)
     header.set_data_shape(shape[:3])
     return VoxelFile(path, header, affine, shape, whole, dtype.newbyteorder("="), planes)
 

@@ -380,6 +380,50 @@ def test_voxels_that_cannot_be_in_their_file_take_no_memory(
     assert "EOFError: its header says 1" in refused(tmp_path / name).got
 
 
+@pytest.mark.parametrize(
+    ("unit", "of_mm"), [("micron", 1e-3), ("meter", 1e3), ("mm", 1), ("unknown", 1)]
+)
+def test_voxels_of_a_nifti_in_another_unit_are_read_in_mm(
+    tmp_path: Path, unit: str, of_mm: float
+) -> None:
+    """ITK does the same. They counted as mm, and so were a thousand times too large or small."""
+    image = nib.Nifti1Image(some(), AFFINE)
+    image.header.set_xyzt_units(unit)
+    image.to_filename(tmp_path / "a.nii")
+    image.to_filename(tmp_path / "label.nii")
+    volume = read_volume([tmp_path / "a.nii"])
+    expected = nib.as_closest_canonical(image).affine
+    np.testing.assert_allclose(volume.affine[:3], expected[:3] * of_mm)
+    labels = {str(value): value for value in range(121)}
+    label_DHW, original = read_label(tmp_path / "label.nii", labels, volume.original)
+    restored = original.restore(label_DHW)
+    np.testing.assert_array_equal(restored.affine, image.affine)
+    assert restored.header.get_xyzt_units()[0] == unit
+
+
+@pytest.mark.parametrize(
+    ("name", "units", "is_read"),
+    [
+        ("a.nrrd", 'space units: "um" "um" "um"', False),
+        ("a.nrrd", 'space units: "mm" "mm" "mm"', True),
+        ("a.mha", "DistanceUnits = um", False),
+        ("a.mha", "DistanceUnits = mm", True),
+        ("a.mha", "DistanceUnits = ?", True),
+    ],
+)
+def test_an_nrrd_or_metaimage_in_another_unit_than_mm_is_refused(
+    tmp_path: Path, name: str, units: str, is_read: bool
+) -> None:
+    """ITK takes its numbers for mm."""
+    end = "\n" if name == "a.nrrd" else "ElementDataFile = LOCAL\n"
+    header = (NRRD if name == "a.nrrd" else META_IMAGE) + units + "\n" + end
+    (tmp_path / name).write_bytes(header.encode() + bytes(range(128)))
+    if is_read:
+        assert read_volume([tmp_path / name]).image_CDHW.size == 64
+    else:
+        assert "its distances are in um; only mm are read" in refused(tmp_path / name).got
+
+
 @pytest.mark.parametrize("voxels", ["/dev/zero", "missing.raw", "."])
 @pytest.mark.parametrize(
     ("name", "header"),
