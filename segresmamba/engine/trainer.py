@@ -244,15 +244,12 @@ class Trainer:
         logger.info("  ".join(f"{key}={value}" for key, value in self.choices.items()))
         self.memory.enter("train")
         with self.step_log, self.watchdog, patience(self.config.data.patience_s):
-            return self._run()
-
-    def _run(self) -> Status:
-        # A job that was killed after saving this step has not validated it.
-        if self.step and self._validation_is_due() and not self._validate():
-            return "preempted"
-        # Readers end here, not with the process, which would leave their semaphores behind.
-        with closing(self._batches()) as batches:
-            return self._train(batches)
+            # A job that was killed after saving this step has not validated it.
+            if self.step and self._validation_is_due() and not self._validate():
+                return "preempted"
+            # Readers end here, not with the process, which would leave their semaphores behind.
+            with closing(self._batches()) as batches:
+                return self._train(batches)
 
     def _train(self, batches: Iterator[data.Batch]) -> Status:
         config, timer = self.config.train, StepTimer(self.config, self.ranks)
