@@ -8,13 +8,13 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
-from segresmamba.errors import DataError
+from segresmamba.errors import UserError
 
 Result = TypeVar("Result")
 
 
 def outcomes(
-    calls: Mapping[str, Callable[[], Result]], workers: int, killed: DataError
+    calls: Mapping[str, Callable[[], Result]], workers: int, killed: UserError
 ) -> Iterator[tuple[str, Result]]:
     """Yield the name of each call and its result, as soon as it is there.
 
@@ -24,12 +24,13 @@ def outcomes(
         killed: What is raised if a process is killed.
 
     Raises:
-        DataError: `killed`.
+        UserError: `killed`.
     """
     if workers == 1:
         yield from ((name, call()) for name, call in calls.items())
         return
-    context = multiprocessing.get_context("spawn")  # forking a process with threads can deadlock
+    # Forking a process with threads can deadlock, and a forked one cannot use CUDA.
+    context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, max(len(calls), 1)), mp_context=context) as pool:
         futures = {pool.submit(call): name for name, call in calls.items()}
         try:
