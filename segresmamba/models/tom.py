@@ -73,10 +73,7 @@ class TriOrientedMamba(nn.Module):
         self.conv_bias_KE = _uniform(sets, inner, bound=d_conv**-0.5)
         self.x_proj_weight_KPE = _uniform(sets, rank + 2 * d_state, inner, bound=inner**-0.5)
         self.dt_proj_weight_KER = _uniform(sets, inner, rank, bound=rank**-0.5)
-        low, high = math.log(_DT_MIN), math.log(_DT_MAX)
-        steps_KE = torch.empty(sets, inner).uniform_(low, high).exp().clamp(min=_DT_FLOOR)
-        # The inverse of softplus, by which the scan makes steps of it again.
-        self.dt_bias_KE = nn.Parameter(steps_KE + torch.log(-torch.expm1(-steps_KE)))
+        self.dt_bias_KE = nn.Parameter(_inverse_softplus(_log_uniform_steps(sets, inner)))
         decay_N = torch.arange(1, d_state + 1, dtype=torch.float32)
         self.A_log_KEN = nn.Parameter(decay_N.log().repeat(sets, inner, 1))
         self.D_KE = nn.Parameter(torch.ones(sets, inner))
@@ -128,3 +125,12 @@ def _times(weight: Tensor, x_BCL: Tensor) -> Tensor:
 
 def _uniform(*shape: int, bound: float) -> nn.Parameter:
     return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
+
+
+def _log_uniform_steps(*shape: int) -> Tensor:
+    low, high = math.log(_DT_MIN), math.log(_DT_MAX)
+    return torch.empty(shape).uniform_(low, high).exp().clamp(min=_DT_FLOOR)
+
+
+def _inverse_softplus(x: Tensor) -> Tensor:
+    return x + torch.log(-torch.expm1(-x))
