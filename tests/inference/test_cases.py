@@ -164,3 +164,15 @@ def test_files_that_are_named_as_other_channels_are_refused(two: list[TrainedMod
     case_of_that_name = ["T1_7_0000.nii.gz", "T1_7_0001.nii.gz"]
     for names in (in_order, unnamed, ["t1_t2_a.nii", "b"], case_of_that_name):
         assert len(find_cases(names, two)) == 1
+
+
+def test_a_series_is_another_input_once_one_of_its_files_is_written_anew(
+    tmp_path: Path, one: list[TrainedModel]
+) -> None:
+    write_series(tmp_path / "a", np.arange(64, dtype=np.int16).reshape(4, 4, 4))
+    ((case,)) = find_cases([str(tmp_path / "a")], one)
+    before = case.fingerprint()
+    assert before == case.fingerprint()
+    slice_file = tmp_path / "a" / "001.dcm"
+    slice_file.write_bytes(slice_file.read_bytes())
+    assert before != case.fingerprint()
