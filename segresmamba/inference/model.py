@@ -30,6 +30,7 @@ from segresmamba.data.volumes.resampling import GridTransform
 from segresmamba.data.volumes.volume import Volume, read_volume, volume_of
 from segresmamba.errors import DataError
 from segresmamba.inference import postprocessing
+from segresmamba.inference.channel_order import require_channel_order
 from segresmamba.inference.label_map import LabelMap
 from segresmamba.inference.options import InferenceOptions
 from segresmamba.inference.segmentation import segment_volume
@@ -178,8 +179,11 @@ class SegmentationModel:
 
     def _prepare(self, image: Image, spacing_mm: Spacing | None) -> PreparedCase:
         if _are_files(image):
-            paths = [image] if isinstance(image, str | Path) else image
-            return self.read([Path(path) for path in paths])
+            given = [image] if isinstance(image, str | Path) else image
+            paths = [Path(path) for path in given]
+            self._check_channels(len(paths), "a file for each channel")
+            require_channel_order(paths, self.channel_names)
+            return self.read(paths)
         array = np.asarray(image)
         array_CDHW = array[None] if array.ndim == 3 else array
         self._check_channels(
@@ -194,7 +198,9 @@ class SegmentationModel:
         return self._prepared(volume, None)
 
     def _prepared(self, volume: Volume, source: Path | None) -> PreparedCase:
-        self.preprocessing.warn_of_other_intensities(volume.statistics, self.channel_names)
+        self.preprocessing.warn_of_other_intensities(
+            volume.statistics, self.channel_names, str(source or "the image")
+        )
         normalisation_C4 = self.preprocessing.for_case(volume.statistics)
         return PreparedCase(
             volume.image_CDHW, normalisation_C4, volume.transform, volume.original, source

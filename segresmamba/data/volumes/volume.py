@@ -159,7 +159,7 @@ def _prepared(
         statistics = tuple(channel_statistics(channel_DHW) for channel_DHW in channels)
         channels, there = nnunet.prepare(channels, spacing_mm, preprocessing)
         return Volume(_stack(channels), there.affine(affine), original, statistics, there)
-    target_mm = preprocessing.target_mm(spacing_mm)
+    target_mm = preprocessing.target_mm(spacing_mm, names[0])
     transform = grid_transform(channels, spacing_mm, target_mm, crop=preprocessing.crop)
     if transform is not None:
         affine = transform.affine(affine)
