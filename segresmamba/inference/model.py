@@ -131,7 +131,8 @@ class SegmentationModel:
             The label map, with the geometry of the first file.
 
         Raises:
-            DataError: If the channels are not the network's, or a file cannot be used.
+            DataError: If the channels are not the network's, a file cannot be used, or a voxel
+                size is impossible or given for a file.
         """
         prepared, is_array = self._prepare(image, spacing_mm), not _are_files(image)
         planes = _KeptPlanes(self, prepared.original) if probabilities else None
@@ -179,6 +180,13 @@ class SegmentationModel:
 
     def _prepare(self, image: Image, spacing_mm: Spacing | None) -> PreparedCase:
         if _are_files(image):
+            if spacing_mm is not None:
+                raise DataError(
+                    "files say the size of their voxels themselves",
+                    where="spacing_mm",
+                    got=spacing_mm,
+                    remedy="leave it out, or give the voxels as an array",
+                )
             given = [image] if isinstance(image, str | Path) else image
             paths = [Path(path) for path in given]
             self._check_channels(len(paths), "a file for each channel")
@@ -201,6 +209,13 @@ class SegmentationModel:
         self.preprocessing.warn_of_other_intensities(
             volume.statistics, self.channel_names, str(source or "the image")
         )
+        if 1 in volume.original.shape_XYZ:
+            logger.warning(
+                "%s is a single slice, of shape %s, and the network was trained on volumes: the "
+                "result may be wrong; of a DICOM series give the folder",
+                source or "the image",
+                volume.original.shape_XYZ,
+            )
         normalisation_C4 = self.preprocessing.for_case(volume.statistics)
         return PreparedCase(
             volume.image_CDHW, normalisation_C4, volume.transform, volume.original, source
@@ -232,7 +247,7 @@ def load_model(path: str | Path, **options: Any) -> SegmentationModel:
 
 def _are_files(image: Image) -> bool:
     return isinstance(image, str | Path) or (
-        not isinstance(image, np.ndarray) and isinstance(image[0], str | Path)
+        not isinstance(image, np.ndarray) and all(isinstance(one, str | Path) for one in image)
     )
 
 
