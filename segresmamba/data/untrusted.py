@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import prod
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 RESERVED_NAMES = frozenset({"zarr.json", "dataset.json"})
 """File names at the top of a store, which no case may have."""
@@ -29,12 +29,12 @@ def stays_inside(name: str) -> bool:
 
 
 def require_voxels(
-    path: Path, shape: tuple[int, ...], itemsize: int, *, offset: int = 0, packed: bool
+    size: int, shape: tuple[int, ...], itemsize: int, *, offset: int = 0, packed: bool
 ) -> None:
     """Refuse a header whose voxels cannot all be in its file, before memory is taken for them.
 
     Args:
-        path: The file.
+        size: Bytes of the file, or of the files.
         shape: What its header says.
         itemsize: Bytes of one voxel, at least.
         offset: Where the voxels begin.
@@ -46,7 +46,6 @@ def require_voxels(
     """
     if not shape or min(shape) < 1:
         raise ValueError(f"its header says that its shape is {shape}")
-    size = path.stat().st_size
     most = size * _DEFLATE_RATIO if packed else size
     if (needed := offset + prod(shape) * itemsize) > most:
         raise EOFError(

@@ -10,6 +10,7 @@ from typing import Any
 
 from segresmamba.data import Dataset, open_dataset
 from segresmamba.data.formats.source import VOLUME_ENDINGS, read_json, strip_ending
+from segresmamba.data.volumes.voxel_file import files_of
 from segresmamba.errors import ConfigError, DataError
 from segresmamba.inference.channel_order import NUMBERED, plain, require_channel_order
 from segresmamba.inference.model import PreparedCase, SegmentationModel
@@ -51,7 +52,7 @@ class InputCase:
         """
         if self.dataset is not None:
             return [str(self.dataset.where), self.dataset.digest]
-        found = [(path, path.stat()) for path in self.files]
+        found = [(path, path.stat()) for named in self.files for path in files_of(named)]
         return [[str(path.absolute()), one.st_size, one.st_mtime_ns] for path, one in found]
 
     @property

@@ -46,8 +46,7 @@ class LabelMap:
     @property
     def affine(self) -> geometry.Affine:
         """4x4: voxel (x, y, z) to RAS mm."""
-        affine: geometry.Affine = self.image.affine
-        return affine
+        return geometry.in_mm(self.image.affine, self.image.header)
 
     @property
     def probabilities(self) -> npt.NDArray[np.float16]:

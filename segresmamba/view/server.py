@@ -16,6 +16,7 @@ from hmac import compare_digest
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from segresmamba.data.volumes import geometry
 from segresmamba.errors import ConfigError, UserError
 from segresmamba.view.cases import CaseList
 from segresmamba.view.niivue import PAGE, SCRIPT, require_niivue
@@ -129,7 +130,8 @@ class ViewServer(ThreadingHTTPServer):
             image = read()
         except UserError as error:
             return _Answer(error.screen().encode(), status=HTTPStatus.UNPROCESSABLE_ENTITY)
-        difference = case.grid.difference(Grid(image.shape, image.affine))
+        affine = geometry.in_mm(image.affine, image.header)
+        difference = case.grid.difference(Grid(image.shape, affine))
         headers = {"X-Other-Grid": difference} if difference else {}
         return _Answer(image.to_bytes(), "application/octet-stream", headers=headers)
 

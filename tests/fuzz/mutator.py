@@ -16,6 +16,7 @@ _TOKENS = (
     b"NaN", b"2147483648", b"9223372036854775808", b"9" * 5000, b"..", b"../../x", b"/", b"\0",
     b"\xff", "\u2028".encode(), b"\n", b"\r\n", b",", b":", b"=", b"{", b"}", b"[", b"]",
     b"${a}", b"&a", b"*a", b"!!python/object:x.y", b"[" * 20_000,
+    b"\n" * 70_000, b" " * 70_000, b"%s%n%d",
 )  # fmt: skip
 """What is put in the place of words, numbers and texts of a document, besides its own."""
 _FORMS = ("<B", "<H", "<I", "<Q", ">H", ">I")

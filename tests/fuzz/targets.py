@@ -361,8 +361,18 @@ def _sealed_shard(written: bytes, chunks: int) -> bytes:
     return bytes(content)
 
 
+_PLACES = (
+    "LOCAL", "LIST", "LIST 1", "LIST 2", "s%d.raw 0 3 1", "s%d.raw 0 3 0", "s%d.raw 3 0 -1",
+    "s%d.raw 0 1", "s%d.raw", "s%99999d.raw 0 3 1", "%s%s%n", "s0.raw", "/dev/zero",
+)  # fmt: skip
+"""Where a header may say that its voxels lie."""
+
+
 def headers(folder: Path) -> list[Target]:
-    """Headers of NIfTI-1, NIfTI-2, NRRD, MetaImage, TIFF and DICOM files, and of DICOM slices."""
+    """Headers of NIfTI-1, NIfTI-2, NRRD, MetaImage, TIFF and DICOM files, and of DICOM slices.
+
+    NRRD and MetaImage also with the voxels in a file for each slice.
+    """
     folder.mkdir()
     voxels = np.arange(1, 65, dtype=np.int16).reshape(4, 4, 4)
     nib.Nifti1Image(voxels, np.eye(4)).to_filename(folder / "a.nii")
@@ -378,6 +388,18 @@ def headers(folder: Path) -> list[Target]:
         "NIfTI-1": "a.nii", "NIfTI-2": "b.nii", "NRRD": "c.nrrd", "MetaImage": "d.mha",
         "TIFF": "e.tif", "DICOM frames": "f.dcm",
     }  # fmt: skip
+    for kind, name, old, new in (
+        ("NRRD, files", "g.nhdr", b"encoding: raw", b"encoding: raw\ndata file: s%d.raw 0 3 1"),
+        ("MetaImage, files", "h.mhd", b"LOCAL", b"LIST\ns0.raw\ns1.raw\ns2.raw\ns3.raw"),
+    ):
+        header = (folder / names[kind.removesuffix(", files")]).read_bytes()
+        begin = header.index(old)
+        (folder / name).write_bytes(header[:begin] + new + b"\n")
+        names[kind] = name
+        for number in range(4):
+            place = folder / f"{kind}.d" / f"s{number}.raw"
+            place.parent.mkdir(exist_ok=True)
+            place.write_bytes(voxels[..., number].tobytes())
     targets = [_header(kind, folder / name, folder / f"{kind}.d") for kind, name in names.items()]
     slices = [_header(f"DICOM {one.name}", one / "000.dcm", one) for one in series]
     return [*targets, *slices]
@@ -387,10 +409,9 @@ def _header(kind: str, path: Path, folder: Path) -> Target:
     """The header of one file, in a folder that may hold other slices of its series."""
     folder.mkdir(exist_ok=True)
     content, place = path.read_bytes(), folder / path.name
-    texts = st.lists(
-        st.tuples(st.integers(0, 30), st.sampled_from(ABSURD).map(str) | _numbers().map(str)),
-        max_size=2 if kind in ("NRRD", "MetaImage") else 0,
-    )
+    words = st.sampled_from(ABSURD).map(str) | _numbers().map(str) | st.sampled_from(_PLACES)
+    is_text = kind.startswith(("NRRD", "MetaImage"))
+    texts = st.lists(st.tuples(st.integers(0, 30), words), max_size=2 if is_text else 0)
 
     def changed(patched: bytes, words: list[Any]) -> bytes:
         lines = patched.split(b"\n")

@@ -13,7 +13,7 @@ from tests.fuzz.__main__ import Count, fuzz_round, inputs
 from tests.fuzz.mutator import mutated
 from tests.fuzz.targets import Target, all_targets
 
-TARGETS = 20
+TARGETS = 22
 
 
 @pytest.fixture(scope="module")

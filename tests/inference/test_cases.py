@@ -179,3 +179,15 @@ def test_files_that_are_named_as_other_channels_are_refused(two: list[TrainedMod
     of_more = ["a_0003.nii", "a_0001.nii"]  # some channels of a larger dataset
     for names in (in_order, unnamed, ["t1_t2_a.nii", "b"], case_of_that_name, of_more):
         assert len(find_cases(names, two)) == 1
+
+
+def test_a_series_is_another_input_once_one_of_its_files_is_written_anew(
+    tmp_path: Path, one: list[TrainedModel]
+) -> None:
+    write_series(tmp_path / "a", np.arange(64, dtype=np.int16).reshape(4, 4, 4))
+    ((case,)) = find_cases([str(tmp_path / "a")], one)
+    before = case.fingerprint()
+    assert before == case.fingerprint()
+    slice_file = tmp_path / "a" / "001.dcm"
+    slice_file.write_bytes(slice_file.read_bytes())
+    assert before != case.fingerprint()

@@ -10,6 +10,7 @@ import zarr
 from ome_zarr_models.v05 import Image
 
 from segresmamba.data.volumes.volume import read_label
+from segresmamba.data.volumes.voxel_file import open_voxels
 from segresmamba.errors import DataError
 from segresmamba.inference.label_map import LabelMap
 from segresmamba.inference.model import load_model
@@ -37,6 +38,16 @@ def test_a_label_map_is_read_back_as_it_was_written(
     grid = OriginalGrid.from_header(label.image.header, np.int16)
     label_DHW, _ = read_label(path, LABELS, grid)  # refuses another geometry
     assert np.array_equal(grid.restore(label_DHW).dataobj, label.array)
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha", ".zarr"])
+def test_a_label_map_of_an_image_in_microns_lies_on_its_image(tmp_path: Path, ending: str) -> None:
+    image = nib.Nifti1Image(np.ones((5, 6, 7), np.int16), np.diag([800.0, 900, 1000, 1]))
+    image.header.set_xyzt_units("micron")
+    label = LabelMap(image, LABELS)
+    np.testing.assert_allclose(label.affine.diagonal(), [0.8, 0.9, 1, 1])
+    path = label.save(tmp_path / f"label{ending}")
+    np.testing.assert_allclose(open_voxels(path).affine, label.affine, atol=1e-6)
 
 
 @pytest.mark.parametrize("ending", [".nrrd", ".mha"])

@@ -29,9 +29,8 @@ from segresmamba.data.volumes.statistics import (
     positions_kept,
     with_ignored,
 )
-from segresmamba.data.volumes.tiff import spacing_file
 from segresmamba.data.volumes.volume import Volume, read_label, read_volume
-from segresmamba.data.volumes.voxel_file import FOR_2D
+from segresmamba.data.volumes.voxel_file import FOR_2D, files_of
 from segresmamba.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -125,9 +124,7 @@ def source_files(case: SourceCase, source: Path) -> tuple[SourceFile, ...]:
     """
     files = []
     for named in (*case.images, case.label):
-        beside = spacing_file(named)
-        single = [named, *([beside] if beside else [])]
-        for path in sorted(named.iterdir()) if named.is_dir() else single:  # a series, or a file
+        for path in files_of(named):
             status = path.stat()
             files.append(
                 SourceFile(

@@ -123,7 +123,7 @@ def _read_header(path: Path) -> tuple[str, SliceHeader] | None:
     try:
         reader.ReadImageInformation()
         shape_XYZ = (*reader.GetSize(), 1)[:3]
-        require_voxels(path, shape_XYZ, 1, packed=True)
+        require_voxels(path.stat().st_size, shape_XYZ, 1, packed=True)
     except (RuntimeError, EOFError, ValueError) as error:
         if not _holds_image(path):
             return None

@@ -25,6 +25,15 @@ LPS_TO_RAS: Affine = np.diag([-1.0, -1.0, 1.0, 1.0])
 """From the axes of DICOM and ITK to those of NIfTI."""
 
 _RAS = np.array([[0, 1], [1, 1], [2, 1]])
+# NIfTI's codes of units for metres and microns, in the last three bits of `xyzt_units`. What has no
+# unit is in mm.
+_MM_OF_UNIT = {1: 1e3, 3: 1e-3}
+
+
+def in_mm(affine: Affine, header: Any) -> Affine:
+    """An affine of a NIfTI file in mm; its header may have the unit metre or micron."""
+    unit_mm = _MM_OF_UNIT.get(int(header["xyzt_units"]) % 8, 1.0)
+    return affine if unit_mm == 1 else np.diag([unit_mm, unit_mm, unit_mm, 1.0]) @ affine
 
 
 def axis_sizes(affine: Affine) -> tuple[float, float, float]:
@@ -117,8 +126,11 @@ class OriginalGrid:
     @property
     def affine(self) -> Affine:
         """The affine that decides how the axes are turned; that of the file, unless `seen` is."""
-        affine: Affine = self.header.get_best_affine() if self.seen is None else np.array(self.seen)
-        return affine
+        return self._affine if self.seen is None else np.array(self.seen)
+
+    @property
+    def _affine(self) -> Affine:
+        return in_mm(self.header.get_best_affine(), self.header)
 
     def seen_by(self, affine: Affine) -> OriginalGrid:
         """The same grid, whose axes are turned by another affine."""
@@ -130,7 +142,7 @@ class OriginalGrid:
         turn = orientations.io_orientation(self.affine)
         shape_DHW, _ = ras_grid(self.shape_XYZ, self.affine)
         to_file = orientations.inv_ornt_aff(turn, self.shape_XYZ)
-        return shape_DHW, self.header.get_best_affine() @ to_file
+        return shape_DHW, self._affine @ to_file
 
     def for_labels(self, dtype: npt.DTypeLike) -> OriginalGrid:
         """The same grid for labels of this dtype."""

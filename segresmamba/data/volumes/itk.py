@@ -6,8 +6,6 @@ the other formats as a whole.
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk  # noqa: N813
 
-from segresmamba.data.untrusted import require_voxels
 from segresmamba.data.volumes.dicom_frames import (
     frame_count,
     frame_pixels,
@@ -32,6 +29,7 @@ from segresmamba.data.volumes.dicom_series import (
     read_slices,
 )
 from segresmamba.data.volumes.geometry import LPS_TO_RAS
+from segresmamba.data.volumes.itk_header import READERS, require_sound_header
 from segresmamba.data.volumes.opened_file import OpenedFile
 
 if TYPE_CHECKING:
@@ -39,22 +37,6 @@ if TYPE_CHECKING:
 
 _SLICES_AT_ONCE = 8
 _ROUNDING_MM = 1e-3
-# ITK would take a reader by what is in a file, and hand any file to GDCM.
-_NRRD, _META = "NrrdImageIO", "MetaImageIO"
-_READERS = {".nrrd": _NRRD, ".nhdr": _NRRD, ".mha": _META, ".mhd": _META}
-_HEADER_BYTES = 1 << 16
-_LINE_BYTES = 4096
-# In NRRD a comment and `key:=value` are text of any program; what else there is are fields.
-_FREE_TEXT = re.compile(rb"#|[^:]*:=")
-_FIELD_BYTES = 500
-# A header of NRRD or MetaImage may name another file, which holds the voxels, or a list of files.
-_DATA_FILE = re.compile(
-    rb"^(?:data ?file\s*:|ElementDataFile\s*=)([^\r\n]*)", re.IGNORECASE | re.MULTILINE
-)
-_MANY_FILES = re.compile(rb"LIST|.*%")
-# For each dimension ITK's reader of MetaImage fills a place of an array of ten, and does not count.
-_DIMENSIONS = re.compile(rb"^\s*NDims\s*=([^\r\n]*)", re.IGNORECASE | re.MULTILINE)
-_SOUND_DIMENSIONS = (b"2", b"3", b"4", b"5")
 
 
 def open_itk(path: Path) -> OpenedFile:
@@ -71,9 +53,9 @@ def open_itk(path: Path) -> OpenedFile:
         raise FileNotFoundError(path)
     # ITK prints warnings past Python's streams; what matters raises an error.
     sitk.ProcessObject.GlobalWarningDisplayOff()
-    if not path.is_dir() and (name := _READERS.get(path.suffix.lower())):
-        _require_voxels(path, name)
-        return _whole(sitk.ReadImage(str(path), imageIO=name))
+    if not path.is_dir() and (image_io := READERS.get(path.suffix.lower())):
+        require_sound_header(path)
+        return _whole(sitk.ReadImage(str(path), imageIO=image_io))
     file = only_dicom_file(path)
     if file is not None and frame_count(header := read_header(file)) > 1:
         return _multi_frame(file, header)
@@ -102,47 +84,6 @@ def _whole(image: Any) -> OpenedFile:
     affine[:count, :count] = axes * np.array(image.GetSpacing()[:3])
     affine[:count, 3] = image.GetOrigin()[:3]
     return OpenedFile(LPS_TO_RAS @ affine, data.shape, data.dtype, planes)
-
-
-def _require_voxels(path: Path, name: str) -> None:
-    """Compare a file's header with the file's size; reading allocates what the header says."""
-    with path.open("rb") as file:
-        header = file.read(_HEADER_BYTES)
-    if name == _NRRD:
-        # The path of the file with the voxels may have letters of any language.
-        _require_nrrd_header(header, plain=path.suffix.lower() == ".nrrd")
-    for number in _DIMENSIONS.findall(header):
-        if number.strip() not in _SOUND_DIMENSIONS:
-            raise ValueError(f"its header names {number.decode(errors='replace'):.40} dimensions")
-    fields = re.split(rb"\r?\n\r?\n", header)[0] if name == _NRRD else header
-    found = _DATA_FILE.search(fields)
-    place = found[1].strip() if found else b"LOCAL"
-    voxels = path if place.upper() == b"LOCAL" else path.parent / os.fsdecode(place)
-    if _MANY_FILES.match(place):
-        return
-    if not voxels.is_file():
-        raise ValueError(f"its voxels should lie in {voxels}, which is not a file")
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO(name)
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    component_bytes = sitk.Image([1, 1], reader.GetPixelID(), 1).GetSizeOfPixelComponent()
-    voxel_bytes = component_bytes * reader.GetNumberOfComponents()
-    require_voxels(voxels, reader.GetSize(), voxel_bytes, packed=True)
-
-
-def _require_nrrd_header(header: bytes, plain: bool) -> None:
-    """Refuse lines at which ITK's reader of NRRD ends the whole process instead of failing."""
-    lines, end, _ = header.replace(b"\r\n", b"\n").partition(b"\n\n")
-    if not end and len(header) == _HEADER_BYTES:
-        raise ValueError(f"its header has more than {_HEADER_BYTES} bytes")
-    if plain and (not lines.isascii() or b"\0" in lines):
-        raise ValueError("its header is not plain text")
-    for line in lines.split(b"\n"):
-        # What is wrong with a field is written to a buffer together with its value, unchecked.
-        if len(line) > (_LINE_BYTES if _FREE_TEXT.match(line) else _FIELD_BYTES):
-            begin = line[:20].decode(errors="replace")
-            raise ValueError(f"a line of its header has {len(line)} bytes: {begin}")
 
 
 def _series(slices: Sequence[SliceHeader]) -> OpenedFile:

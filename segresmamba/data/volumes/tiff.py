@@ -74,7 +74,7 @@ def open_tiff(path: Path) -> OpenedFile:
             got=f"axes {axes}",
             remedy="write a file for each colour or channel",
         )
-    require_voxels(path, shape, dtype.itemsize, packed=compression != 1)
+    require_voxels(path.stat().st_size, shape, dtype.itemsize, packed=compression != 1)
 
     def planes() -> Iterator[npt.NDArray[Any]]:
         try:

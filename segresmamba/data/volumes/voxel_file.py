@@ -28,7 +28,7 @@ from segresmamba.data.untrusted import require_voxels
 from segresmamba.data.volumes import geometry
 from segresmamba.data.volumes.geometry import Affine, OriginalGrid
 from segresmamba.data.volumes.opened_file import OpenedFile
-from segresmamba.data.volumes.tiff import TIFF_SUFFIXES, open_tiff
+from segresmamba.data.volumes.tiff import TIFF_SUFFIXES, open_tiff, spacing_file
 from segresmamba.data.volumes.zarr_label import open_zarr
 from segresmamba.errors import DataError
 
@@ -157,6 +157,27 @@ def open_label(path: Path, labels: dict[str, int], grid: OriginalGrid) -> VoxelF
     return VoxelFile(path, header, grid.affine, grid.shape_XYZ, True, label_XYZ.dtype, planes)
 
 
+def files_of(path: Path) -> list[Path]:
+    """All files from which `open_voxels` reads: of a series, beside a stack, named by a header.
+
+    Raises:
+        OSError: If the file or folder cannot be read.
+    """
+    kind = path.suffix.lower()
+    if kind == ".zarr":
+        return sorted(file for file in path.rglob("*") if file.is_file())
+    if path.is_dir():
+        return sorted(path.iterdir())
+    found = [path]
+    if kind in TIFF_SUFFIXES and (beside := spacing_file(path)):
+        found.append(beside)
+    elif kind in _ITK_SUFFIXES - {".dcm"}:
+        from segresmamba.data.volumes.itk_header import voxel_files
+
+        found += [file for file in voxel_files(path) if file != path and file.exists()]
+    return found
+
+
 def _open_nifti(path: Path) -> VoxelFile:
     with _open_bytes(path) as file:
         start = file.read(4)
@@ -167,7 +188,7 @@ def _open_nifti(path: Path) -> VoxelFile:
     _require_numbers(stored, path)
     start_byte = header.get_data_offset()
     packed = path.suffix.lower() == ".gz"
-    require_voxels(path, shape, stored.itemsize, offset=start_byte, packed=packed)
+    require_voxels(path.stat().st_size, shape, stored.itemsize, offset=start_byte, packed=packed)
     slope, inter = header.get_slope_inter()
     scale = (slope if slope is not None else 1.0, inter if inter is not None else 0.0)
     # A scale may take integers out of the range of the stored type: they are read as int64.
@@ -186,7 +207,7 @@ def _open_nifti(path: Path) -> VoxelFile:
                 yield _scaled(plane_XY, scale, dtype)
             _read_to_end(file, path)
 
-    affine = header.get_best_affine()
+    affine = geometry.in_mm(header.get_best_affine(), header)
     header.set_data_shape(shape[:3])
     return VoxelFile(path, header, affine, shape, whole, dtype.newbyteorder("="), planes)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813
 import zarr
 from ome_zarr.io import parse_url
 from ome_zarr.reader import Reader
@@ -143,6 +144,22 @@ def test_a_case_whose_files_changed_is_redone(raw: Path, tmp_path: Path) -> None
     assert again.converted == ("case_1",)
     assert again.digest != first.digest
     assert verify(tmp_path / "store") == []
+
+
+def test_a_case_is_redone_if_the_voxels_changed_that_its_header_names(
+    raw: Path, tmp_path: Path
+) -> None:
+    for path in sorted(raw.rglob("*.nii.gz")):
+        sitk.WriteImage(sitk.ReadImage(path), str(path).replace(".nii.gz", ".mhd"))
+        path.unlink()
+    describe(raw, file_ending=".mhd")
+    voxels = image_path(raw, "case_1").with_name("case_1_0000.raw")
+    first = convert(raw, tmp_path / "store")
+    content = np.frombuffer(voxels.read_bytes(), np.int16)
+    voxels.write_bytes((content + 1).tobytes())
+    again = convert(raw, tmp_path / "store")
+    assert again.converted == ("case_1",)
+    assert again.digest != first.digest
 
 
 def test_a_new_case_is_added(raw: Path, tmp_path: Path) -> None:

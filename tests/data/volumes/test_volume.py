@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 
 from segresmamba.data.volumes.volume import read_label, read_volume
+from segresmamba.data.volumes.voxel_file import files_of
 from segresmamba.errors import DataError
 from tests.data.raw import AFFINE, write_header, write_nifti
 
@@ -379,6 +381,50 @@ def test_voxels_that_cannot_be_in_their_file_take_no_memory(
     assert "EOFError: its header says 1" in refused(tmp_path / name).got
 
 
+@pytest.mark.parametrize(
+    ("unit", "of_mm"), [("micron", 1e-3), ("meter", 1e3), ("mm", 1), ("unknown", 1)]
+)
+def test_voxels_of_a_nifti_in_another_unit_are_read_in_mm(
+    tmp_path: Path, unit: str, of_mm: float
+) -> None:
+    """ITK does the same. They counted as mm, and so were a thousand times too large or small."""
+    image = nib.Nifti1Image(some(), AFFINE)
+    image.header.set_xyzt_units(unit)
+    image.to_filename(tmp_path / "a.nii")
+    image.to_filename(tmp_path / "label.nii")
+    volume = read_volume([tmp_path / "a.nii"])
+    expected = nib.as_closest_canonical(image).affine
+    np.testing.assert_allclose(volume.affine[:3], expected[:3] * of_mm)
+    labels = {str(value): value for value in range(121)}
+    label_DHW, original = read_label(tmp_path / "label.nii", labels, volume.original)
+    restored = original.restore(label_DHW)
+    np.testing.assert_array_equal(restored.affine, image.affine)
+    assert restored.header.get_xyzt_units()[0] == unit
+
+
+@pytest.mark.parametrize(
+    ("name", "units", "is_read"),
+    [
+        ("a.nrrd", 'space units: "um" "um" "um"', False),
+        ("a.nrrd", 'space units: "mm" "mm" "mm"', True),
+        ("a.mha", "DistanceUnits = um", False),
+        ("a.mha", "DistanceUnits = mm", True),
+        ("a.mha", "DistanceUnits = ?", True),
+    ],
+)
+def test_an_nrrd_or_metaimage_in_another_unit_than_mm_is_refused(
+    tmp_path: Path, name: str, units: str, is_read: bool
+) -> None:
+    """ITK takes its numbers for mm."""
+    end = "\n" if name == "a.nrrd" else "ElementDataFile = LOCAL\n"
+    header = (NRRD if name == "a.nrrd" else META_IMAGE) + units + "\n" + end
+    (tmp_path / name).write_bytes(header.encode() + bytes(range(128)))
+    if is_read:
+        assert read_volume([tmp_path / name]).image_CDHW.size == 64
+    else:
+        assert "its distances are in um; only mm are read" in refused(tmp_path / name).got
+
+
 @pytest.mark.parametrize("voxels", ["/dev/zero", "missing.raw", "."])
 @pytest.mark.parametrize(
     ("name", "header"),
@@ -389,6 +435,87 @@ def test_voxels_are_read_from_files_only(
 ) -> None:
     (tmp_path / name).write_text(f"{header}{voxels}\n")
     assert "which is not a file" in refused(tmp_path / name).got
+
+
+@pytest.mark.parametrize(
+    ("name", "voxels"),
+    [
+        ("a.nhdr", "data file: LIST\ns0.raw\ns1.raw\ns2.raw\ns3.raw\n"),
+        ("a.nhdr", "data file: s%d.raw 0 3 1\n"),
+        ("a.mhd", "ElementDataFile = LIST\ns0.raw\ns1.raw\ns2.raw\ns3.raw\n"),
+        ("a.mhd", "ElementDataFile = LIST 2\ns0.raw\ns1.raw\ns2.raw\ns3.raw\n"),
+        ("a.mhd", "ElementDataFile = s%01d.raw 0 3 1\n"),
+    ],
+)
+def test_voxels_are_read_from_a_file_for_each_slice(tmp_path: Path, name: str, voxels: str) -> None:
+    for number in range(4):
+        content = np.full((4, 4), number, "<i2").tobytes()
+        (tmp_path / f"s{number}.raw").write_bytes(content)
+    (tmp_path / name).write_text((NRRD if name == "a.nhdr" else META_IMAGE) + voxels)
+    image_DHW = read_volume([tmp_path / name]).image_CDHW[0]
+    assert (image_DHW == np.arange(4)[:, None, None]).all()
+
+
+def test_the_files_of_a_volume_are_those_that_its_header_names(tmp_path: Path) -> None:
+    names = ["a.mhd", "s0.raw", "s1.raw"]
+    for name in names[1:]:
+        (tmp_path / name).write_bytes(bytes(32))
+    for place in ("LIST\ns0.raw\ns1.raw\n", "s%d.raw 0 5 1\n"):
+        (tmp_path / "a.mhd").write_text(f"{META_IMAGE}ElementDataFile = {place}")
+        assert [path.name for path in files_of(tmp_path / "a.mhd")] == names
+    for place in ("s1.raw", "LOCAL", "/missing", "LIST"):
+        (tmp_path / "a.nhdr").write_text(f"{NRRD}data file: {place}\n")
+        found = [path.name for path in files_of(tmp_path / "a.nhdr")]
+        assert found == ["a.nhdr", "s1.raw"][: 2 if place == "s1.raw" else 1]
+
+
+@pytest.mark.parametrize(
+    ("voxels", "problem"),
+    [
+        ("LIST\ns.raw\ns.raw\n", "names 2 files for 4 slices"),
+        ("s%d.raw 1 2 1\n", "names 2 files for 4 slices"),
+        ("LIST 1\ns.raw\ns.raw\ns.raw\ns.raw\n", "names 4 files for 4 slices"),
+        ("LIST x\ns.raw\n", "LIST x, which is not a file"),
+        ("s%d.raw 1 4\n", "which is not a file"),
+        ("s%d.raw 1 4 0\n", "which is not a file"),
+        ("s%d.raw 4 1 -1\n", "which is not a file"),
+        ("s%s%s%s%n.raw 1 4 1\n", "which is not a file"),
+        ("50%.raw\n", "names its files by 50%.raw"),
+    ],
+)
+def test_files_that_are_not_one_for_each_slice_are_refused(
+    tmp_path: Path, voxels: str, problem: str
+) -> None:
+    """ITK left slices as they were in memory, or ended the process with SIGFPE or SIGSEGV."""
+    for name in ("s.raw", "s1.raw", "s2.raw", "50%.raw"):
+        (tmp_path / name).write_bytes(bytes(32))
+    (tmp_path / "a.mhd").write_text(f"{META_IMAGE}ElementDataFile = {voxels}")
+    assert problem in refused(tmp_path / "a.mhd").got
+
+
+@pytest.mark.parametrize("files", ["LIST\ns1.raw\ns2.raw\n", "s%d.raw 1 2 1\n"])
+def test_slices_that_cannot_be_in_their_files_take_no_memory(tmp_path: Path, files: str) -> None:
+    for name in ("s1.raw", "s2.raw"):
+        (tmp_path / name).write_bytes(bytes(32))
+    header = META_IMAGE.replace("4 4 4", "90000 90000 2")
+    (tmp_path / "a.mhd").write_text(f"{header}ElementDataFile = {files}")
+    assert "EOFError: its header says 3" in refused(tmp_path / "a.mhd").got
+
+
+def test_an_nrrd_with_a_wide_number_in_its_file_names_does_not_end_the_process(
+    tmp_path: Path,
+) -> None:
+    """ITK has room for a short name, and wrote past its end."""
+    (tmp_path / "a.nhdr").write_text(f"{NRRD}data file: s%9999999d.raw 1 4 1\n")
+    assert "which is not a file" in refused(tmp_path / "a.nhdr").got
+
+
+def test_a_header_with_many_empty_lines_is_read_at_once(tmp_path: Path) -> None:
+    """It took 72 s. The voxels of a file may begin with as many bytes of the value 10."""
+    began = time.process_time()
+    (tmp_path / "a.mha").write_bytes(b"\n" * 70000)
+    refused(tmp_path / "a.mha")
+    assert time.process_time() - began < 10
 
 
 @pytest.mark.parametrize("dimensions", ["39223372036854775808", "11", "0", "-3", "x"])
