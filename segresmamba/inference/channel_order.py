@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from segresmamba.data.formats.source import strip_ending
 from segresmamba.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 NUMBERED = re.compile(r"(.+)_(\d{4})")
 """A name without its ending as nnU-Net has them: the case, and the number of the channel."""
@@ -24,6 +27,10 @@ def require_channel_order(paths: Sequence[Path], channels: Sequence[str]) -> Non
     Raises:
         DataError: Names the first image that is out of order.
     """
+    if len({path.resolve() for path in paths}) < len(paths):
+        logger.warning(
+            "the same file is given for several channels: %s", ", ".join(map(str, paths))
+        )
     said = _numbers(paths, channels) or _names(paths, channels)
     for number, (path, channel) in enumerate(zip(paths, channels, strict=True)):
         if said[number] not in (None, channel):

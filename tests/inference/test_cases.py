@@ -169,6 +169,13 @@ def test_a_folder_whose_dataset_json_has_another_order_is_refused(
     assert "calls the channels T1, FLAIR" in caplog.text
 
 
+def test_one_file_for_two_channels_is_warned_about(
+    two: list[TrainedModel], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert len(find_cases(["a.nii.gz", "./a.nii.gz"], two)) == 1
+    assert "the same file is given for several channels" in caplog.text
+
+
 def test_files_that_are_named_as_other_channels_are_refused(two: list[TrainedModel]) -> None:
     with pytest.raises(DataError, match="takes for t1; its name says t2"):
         find_cases(["p7-T2.nii.gz", "p7-T1.nii.gz"], two)
