@@ -146,7 +146,7 @@ class SegmentationModel:
         Raises:
             DataError: If the channels are not the network's, or a file cannot be used.
         """
-        self._check_channels(len(paths), "a file for each channel")
+        self._check_channels(len(paths), "a file for each channel", where=paths[0])
         volume = read_volume(paths, preprocessing=self.preprocessing)
         return self._prepared(volume, paths[0])
 
@@ -221,11 +221,11 @@ class SegmentationModel:
             volume.image_CDHW, normalisation_C4, volume.transform, volume.original, source
         )
 
-    def _check_channels(self, found: int, form: str) -> None:
+    def _check_channels(self, found: int, form: str, where: object = "image") -> None:
         if found != len(self.channel_names):
             raise DataError(
                 f"the network was trained on {len(self.channel_names)} channels",
-                where="image",
+                where=where,
                 got=f"{found} of them",
                 remedy=f"give {form}, in this order: {', '.join(self.channel_names)}",
             )
