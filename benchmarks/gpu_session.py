@@ -65,6 +65,7 @@ class Session:
     steps: int = 20
     volume: int = 512
     stages: tuple[int, ...] = (0, 1, 2, 3)
+    """ZeRO stages of the launches with compiled kernels, after one without."""
     planned: tuple[tuple[int, int], ...] = ((0, 1), (1, 1), (4, 1), (0, 4), (1, 4), (4, 4))
     """Checkpointed stages of the network, and the batch."""
     scans: tuple[tuple[int, int], ...] = ((262144, 96), (32768, 96), (32768, 384), (262144, 384))
@@ -79,7 +80,7 @@ class Session:
     def dry(cls, work: Path, out: Path) -> Session:
         """The smallest sizes that all steps take; without numba, a CPU scans token by token."""
         return cls(
-            work, out, "cpu", "dry", patch=16, case=18, channels=1, steps=3, volume=18, stages=(0,),
+            work, out, "cpu", "dry", patch=16, case=18, channels=1, steps=3, volume=18, stages=(),
             planned=((1, 1), (0, 2)), scans=((64, 8),), scan_side=4, networks=("segresmamba",),
             workers=1, network=("model=segresmamba_nomamba", "model.dims=[8,8]", *_ON_ONE_CORE),
         )  # fmt: skip

@@ -13,11 +13,9 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 
 import typer
@@ -37,6 +35,7 @@ from segresmamba.inference.predict import (
     failures_text,
     predict_cases,
 )
+from segresmamba.storage.processes import outcomes
 
 
 @dataclass(frozen=True)
@@ -133,17 +132,16 @@ def _beside_each_other(request: PredictRequest, devices: list[str]) -> list[Pred
         )
         for number, device in enumerate(devices)
     ]
-    context = get_context("spawn")  # a forked process cannot use CUDA
-    try:
-        with _divided_cores(len(shares)), ProcessPoolExecutor(len(shares), context) as pool:
-            return list(pool.map(predict_cases, shares))
-    except BrokenProcessPool as error:
-        raise LaunchError(
-            "a process of the prediction was killed",
-            where=request.out,
-            got="an end without a message, as when memory runs out",
-            remedy="give fewer --tasks; the same command goes on with what is missing",
-        ) from error
+    killed = LaunchError(
+        "a process of the prediction was killed",
+        where=request.out,
+        got="an end without a message, as when memory runs out",
+        remedy="give fewer --tasks; the same command goes on with what is missing",
+    )
+    calls = {str(number): partial(predict_cases, share) for number, share in enumerate(shares)}
+    with _divided_cores(len(shares)):
+        done = dict(outcomes(calls, len(shares), killed))
+    return [done[number] for number in calls]
 
 
 @contextmanager

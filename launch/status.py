@@ -69,7 +69,14 @@ def read_all(sweeps: Sequence[Sweep], folders: Sequence[Path]) -> list[RunStatus
 
     Its controller serves the whole cluster, and a question to one that is away takes 20 s.
     """
-    newest = {folder: _newest_job(RunFolder(folder)) for folder in folders}
+    newest = {
+        folder: max(
+            jobs_of_run(RunFolder(folder).logs),
+            key=lambda job_id: int(job_id.partition("_")[0]),
+            default=None,
+        )
+        for folder in folders
+    }
     of_sweeps = [job_id for sweep in sweeps for job_id in sweep.jobs()]
     states = squeue.job_states([*of_sweeps, *(job_id for job_id in newest.values() if job_id)])
     for sweep in sweeps:
@@ -138,12 +145,6 @@ def _row(folder: Path, row: Row, job_id: str | None, failure: str) -> dict[str, 
         "job": job_id,
         "failure": failure,
     }
-
-
-def _newest_job(folder: RunFolder) -> str | None:
-    return max(
-        jobs_of_run(folder.logs), key=lambda job_id: int(job_id.partition("_")[0]), default=None
-    )
 
 
 def _age(recorded_s: float | None) -> str:

@@ -24,6 +24,7 @@ from segresmamba.data import open_dataset
 from segresmamba.errors import ConfigError, DataError, UserError
 from segresmamba.redaction import VARIABLE, redacted
 from segresmamba.storage.run_folder import write_config
+from segresmamba.tracking.mlflow.state import UploadState
 from tests.data.server import FailingServer, failing_server
 from tests.engine.tiny import TINY
 from tests.launch.conftest import REPOSITORY
@@ -212,10 +213,12 @@ def test_a_job_on_slurm_leaves_no_secret(
 
 @pytest.mark.slow
 def test_a_sweep_of_real_runs_leaves_no_secret_and_can_be_resumed(
-    server: FailingServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: FailingServer, database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A trial is a job with a rank and a reader; MLflow's database and model are made, too."""
+    """A trial is a job with a rank and a reader; MLflow gets its run and its model, too."""
     store, runs = f"data.store={secret_url(server)}", tmp_path / "runs"
+    runs.mkdir()
+    shutil.copy(database, runs)
     words = [word for word in TINY if not word.startswith("tracking")]
     words += [store, *WORDS, f"run.root={runs}", "data.workers=1", "tracking.emissions=false"]
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
@@ -234,7 +237,7 @@ def test_a_sweep_of_real_runs_leaves_no_secret_and_can_be_resumed(
     launch("sweep", "--name", "s", *words)
     (run,) = (path.parent for path in runs.glob("*/journal.jsonl"))
     assert (run / "best" / "config.yaml").exists()
-    assert (runs / "mlflow.db").exists()
+    assert UploadState.load(run).run_id  # MLflow has it
     # Another shell, which knows no secret, trains what is missing.
     shutil.rmtree(run)
     server.logins.clear()

@@ -11,6 +11,7 @@ import getpass
 import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from launch.slurm.commands import SlurmAwayError, ask
@@ -81,6 +82,7 @@ _REFUSALS = {
     "`scontrol ping` says when it does",
 }
 _FIELD = re.compile(r"(\w+)=(\S+)")
+_AMOUNT = re.compile(r"([\w/:]+)=([\d.]+)([KMGT]?)")
 _UNITS = {"K": 2**-10, "M": 1.0, "G": 2.0**10, "T": 2.0**20, "": 1.0}
 
 
@@ -99,26 +101,20 @@ def hopeless(job_id: str) -> Verdict | None:
 
     Slurm says so when it first looks at the job, usually within a second.
     """
-    try:
-        return _hopeless(job_id)
-    except SlurmAwayError:  # the job is queued, and `launch status` says it later
-        return None
-
-
-def _hopeless(job_id: str) -> Verdict | None:
-    for _ in range(10):  # two seconds
-        shown = ask("squeue", "--noheader", f"--jobs={job_id}", "--Format=State:40,Reason:80")
-        # An array has one line per job, and all its jobs wait for the same reason.
-        state, _, reason = shown.partition("\n")[0].partition(" ")
-        reason = reason.strip()
-        if verdict := verdict_of(reason):
-            return verdict
-        if state == "PENDING" and _SHARED.fullmatch(reason):
-            found = next(_exceeded(ask("scontrol", "-o", "show", "job", job_id)), None)
-            return Verdict(f"{reason}: {found}", _remedy(reason)) if found else None
-        if state != "PENDING" or reason not in _UNDECIDED:
-            return None
-        time.sleep(0.2)
+    with suppress(SlurmAwayError):  # the job is queued, and `launch status` says it later
+        for _ in range(10):  # two seconds
+            shown = ask("squeue", "--noheader", f"--jobs={job_id}", "--Format=State:40,Reason:80")
+            # An array has one line per job, and all its jobs wait for the same reason.
+            state, _, reason = shown.partition("\n")[0].partition(" ")
+            reason = reason.strip()
+            if verdict := verdict_of(reason):
+                return verdict
+            if state == "PENDING" and _SHARED.fullmatch(reason):
+                found = next(_exceeded(ask("scontrol", "-o", "show", "job", job_id)), None)
+                return Verdict(f"{reason}: {found}", _remedy(reason)) if found else None
+            if state != "PENDING" or reason not in _UNDECIDED:
+                return None
+            time.sleep(0.2)
     return None
 
 
@@ -164,7 +160,9 @@ def _exceeded(job: str) -> Iterator[str]:
         job: Slurm's record of the job, on one line.
     """
     fields = dict(_FIELD.findall(job))
-    asked = _amounts(fields.get("ReqTRES") or fields.get("TRES", ""))
+    # Such as cpu=8,mem=20000M,node=2; memory in MiB.
+    amounts = _AMOUNT.findall(fields.get("ReqTRES") or fields.get("TRES", ""))
+    asked = {kind: float(number) * _UNITS[unit] for kind, number, unit in amounts}
     minutes = limit_min(fields["JobId"]) if "JobId" in fields else UNLIMITED_MIN
     keeps_usage = _usage_is_kept()
     for owner, limits in _limits(fields.get("Account", ""), fields.get("QOS", "")):
@@ -200,8 +198,12 @@ def _limits(account: str, qos: str) -> Iterator[tuple[str, dict[str, str]]]:
     for line in shown.splitlines():
         fields = dict(_FIELD.findall(line))
         if line.startswith(f"QOS={qos}("):
-            # Those of other users and accounts are not ours.
-            yield f"QOS {qos}", fields | _own_limits(line, account)
+            # Each user and account has its own, and those of others are not ours:
+            # 0={MaxJobsPU=1(0) ...} lab={...}
+            for owner, limits in re.findall(r"(\S+)=\{(.*?)\}", line):
+                if owner == account or "MaxJobsPU" in limits:
+                    fields |= dict(_FIELD.findall(limits))
+            yield f"QOS {qos}", fields
         elif fields.get("UserName", "").startswith(f"{user}(") and fields["Account"] == account:
             yield f"user {user} in account {account}", fields
         elif "Account" in fields and "UserName" not in fields:
@@ -210,22 +212,6 @@ def _limits(account: str, qos: str) -> Iterator[tuple[str, dict[str, str]]]:
         fields = accounts.pop(account)
         yield f"account {account}", fields
         account = fields.get("ParentAccount", "").partition("(")[0]
-
-
-def _own_limits(line: str, account: str) -> dict[str, str]:
-    """The limits of a QOS for each user and account: `0={MaxJobsPU=1(0) ...} lab={...}`."""
-    return {
-        name: value
-        for owner, limits in re.findall(r"(\S+)=\{(.*?)\}", line)
-        if owner == account or "MaxJobsPU" in limits
-        for name, value in _FIELD.findall(limits)
-    }
-
-
-def _amounts(text: str) -> dict[str, float]:
-    """Amounts such as `cpu=8,mem=20000M,node=2`; memory in MiB."""
-    found = re.findall(r"([\w/:]+)=([\d.]+)([KMGT]?)", text)
-    return {kind: float(number) * _UNITS[unit] for kind, number, unit in found}
 
 
 def _usage_is_kept() -> bool:

@@ -84,12 +84,13 @@ def environment(cluster: ClusterConfig, logs: Path) -> list[str]:
 
     What is secret is asked for when the job runs: everybody may read a script.
     """
-    return [
-        _ONE_SIZE,
-        *_HAND_ON,
-        *_setup(cluster.setup, logs),
-        *_variables(cluster.variables, logs),
-    ]
+    lines = [_ONE_SIZE, *_HAND_ON, *_setup(cluster.setup, logs)]
+    for name, value in cluster.variables.items():
+        if is_hidden(value):
+            lines += [f"{name}=$({_secret(value, logs)}) || exit", f"export {name}"]
+        else:
+            lines.append(f"export {name}={shlex.quote(value)}")
+    return lines
 
 
 def refuse_bad_shell(setup: tuple[str, ...]) -> None:
@@ -141,16 +142,6 @@ def _setup(setup: tuple[str, ...], logs: Path) -> list[str]:
         else:
             lines.append(line)
     return [*_SETUP_FAILED, *lines, "set +eE", "trap - ERR", "setup_done=1"]
-
-
-def _variables(variables: dict[str, str], logs: Path) -> list[str]:
-    lines = []
-    for name, value in variables.items():
-        if is_hidden(value):
-            lines += [f"{name}=$({_secret(value, logs)}) || exit", f"export {name}"]
-        else:
-            lines.append(f"export {name}={shlex.quote(value)}")
-    return lines
 
 
 def _secret(marker: str, logs: Path) -> str:

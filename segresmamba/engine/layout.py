@@ -7,7 +7,6 @@ that leaves `train.channels_last` open measures both layouts before its first st
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -23,19 +22,13 @@ logger = logging.getLogger(__name__)
 _WARM_UP, _TIMED = 2, 5
 
 
-def choose_layout(
-    task: Task,
-    network: nn.Module,
-    ranks: Ranks,
-    measure: Callable[[Task, nn.Module, Ranks], float] | None = None,
-) -> str | None:
+def choose_layout(task: Task, network: nn.Module, ranks: Ranks) -> str | None:
     """Give the convolutions of a network the faster layout, the same on every rank (collective).
 
     Args:
         task: What is trained.
         network: Its network, as it was built.
         ranks: This process.
-        measure: The time of a step in seconds; None measures it on the GPU.
 
     Returns:
         "channels_last" or "channels_first"; None if there was nothing to choose: on a CPU, for a
@@ -44,11 +37,10 @@ def choose_layout(
     train = task.config.train
     if ranks.device.type != "cuda" or train.channels_last is not None or train.compile:
         return None
-    measure = measure or _step_s
     try:
-        first_s = measure(task, network, ranks)
+        first_s = _step_s(task, network, ranks)
         hooks = keep_channels_last(network)
-        last_s = measure(task, network, ranks)
+        last_s = _step_s(task, network, ranks)
     except RuntimeError as error:
         if not ran_out(error):
             raise

@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Collection, Generator, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -244,15 +244,22 @@ class Trainer:
         logger.info("  ".join(f"{key}={value}" for key, value in self.choices.items()))
         self.memory.enter("train")
         with self.step_log, self.watchdog, patience(self.config.data.patience_s):
-            return self._run()
-
-    def _run(self) -> Status:
-        # A job that was killed after saving this step has not validated it.
-        if self.step and self._validation_is_due() and not self._validate():
-            return "preempted"
-        # Readers end here, not with the process, which would leave their semaphores behind.
-        with closing(self._batches()) as batches:
-            return self._train(batches)
+            # A job that was killed after saving this step has not validated it.
+            if self.step and self._validation_is_due() and not self._validate():
+                return "preempted"
+            batches = data.make_loader(
+                self.task.dataset,
+                self.task.split["train"],
+                self.config.data,
+                self.config.seed,
+                rank=self.ranks.rank,
+                world_size=self.ranks.world_size,
+                micro_batch=micro_batch(self.config, self.ranks.world_size),
+                start_index=self.step * self.config.train.batch_size,
+            )
+            # Readers end here, not with the process, which would leave their semaphores behind.
+            with closing(batches):
+                return self._train(batches)
 
     def _train(self, batches: Iterator[data.Batch]) -> Status:
         config, timer = self.config.train, StepTimer(self.config, self.ranks)
@@ -519,18 +526,6 @@ class Trainer:
             shapes=self.shapes,
             skipped=self.skipped.total,
             skipped_in_a_row=self.skipped.in_a_row,
-        )
-
-    def _batches(self) -> Generator[data.Batch]:
-        return data.make_loader(
-            self.task.dataset,
-            self.task.split["train"],
-            self.config.data,
-            self.config.seed,
-            rank=self.ranks.rank,
-            world_size=self.ranks.world_size,
-            micro_batch=micro_batch(self.config, self.ranks.world_size),
-            start_index=self.step * self.config.train.batch_size,
         )
 
     def _epoch(self) -> float:

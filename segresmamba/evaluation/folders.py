@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +19,7 @@ from segresmamba.evaluation.result_files import results_table, write_result_file
 from segresmamba.evaluation.results import Results
 from segresmamba.evaluation.score_pair import Scored, score_pair
 from segresmamba.evaluation.structures import Structures, read_pair, structures_from_json
+from segresmamba.storage.processes import outcomes
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +57,15 @@ def evaluate_folders(
     require_known_tolerances(scoring, classes.members)
     pairs, failed = pair_files(predictions, labels)
     scored: dict[str, Scored] = {}
-    outcomes = _outcomes(pairs, classes, scoring, workers)
-    for done, (case_id, outcome) in enumerate(outcomes, start=1):
+    killed = DataError(
+        "a scoring process was killed",
+        where="--workers",
+        got=workers,
+        remedy="most likely memory ran out: run again with fewer workers",
+    )
+    threads = workers // min(workers, len(pairs))
+    calls = {pair.case_id: partial(score_pair, pair, classes, scoring, threads) for pair in pairs}
+    for done, (case_id, outcome) in enumerate(outcomes(calls, workers, killed), start=1):
         if isinstance(outcome, Scored):
             scored[case_id] = outcome
         elif is_passing(outcome):
@@ -129,35 +135,6 @@ def _declared(predictions: Path, labels: Path) -> Structures:
             return structures_from_json(path)
     logger.info("classes: every label value that occurs; to name them: --labels name=value,...")
     return Structures(None)
-
-
-def _outcomes(
-    pairs: Sequence[Pair], structures: Structures, scoring: Scoring, workers: int
-) -> Iterator[tuple[str, Scored | DataError]]:
-    """Score cases in some processes; yield each as soon as it is there."""
-    if workers == 1:
-        yield from ((pair.case_id, score_pair(pair, structures, scoring, 1)) for pair in pairs)
-        return
-    processes = min(workers, len(pairs))
-    threads = workers // processes
-    context = multiprocessing.get_context("spawn")  # forking a process with threads can deadlock
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
-        futures = {
-            pool.submit(score_pair, pair, structures, scoring, threads): pair.case_id
-            for pair in pairs
-        }
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BrokenProcessPool as error:
-            raise DataError(
-                "a scoring process was killed",
-                where="--workers",
-                got=workers,
-                remedy="most likely memory ran out: run again with fewer workers",
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _joined(

@@ -204,15 +204,15 @@ def keep_channels_last(network: nn.Module) -> list[RemovableHandle]:
     Weights in that layout would do the same, but DeepSpeed cannot take them, and ZeRO changes their
     layout.
     """
+
+    def rearranged(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0].contiguous(memory_format=torch.channels_last_3d), *inputs[1:])
+
     return [
-        module.register_forward_pre_hook(_channels_last)
+        module.register_forward_pre_hook(rearranged)
         for module in network.modules()
         if isinstance(module, nn.Conv3d | nn.ConvTranspose3d)
     ]
-
-
-def _channels_last(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (inputs[0].contiguous(memory_format=torch.channels_last_3d), *inputs[1:])
 
 
 def scan_backend(config: Config, network: nn.Module, device: torch.device) -> str:

@@ -16,7 +16,8 @@ from segresmamba.data import convert
 from segresmamba.tracking.energy.ledger import SUMMED, Ledger
 from segresmamba.tracking.mlflow.state import UploadState
 from tests.chaos import faults
-from tests.chaos.faults import Row, train_in_child
+from tests.chaos.faults import Row
+from tests.chaos.training import train_in_child
 from tests.conftest import write_nnunet_dataset
 
 UNCHECKED = {"damaged: emissions.json"}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import importlib
 import logging
 import multiprocessing
 import os
@@ -20,7 +19,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -29,7 +27,7 @@ from segresmamba.data import open_dataset
 from segresmamba.data.store import layout
 from segresmamba.engine.checkpoints.checkpoint import _read_meta
 from segresmamba.engine.checkpoints.rank_files import read_ranks
-from segresmamba.errors import PASSING_CODE, USER_CODE, UserError, sort_error
+from segresmamba.errors import PASSING_CODE, USER_CODE, UserError
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.task.ranks import Ranks
 from segresmamba.task.weights import load_network
@@ -39,14 +37,13 @@ from segresmamba.tracking.history import read_history
 from segresmamba.tracking.journal import Journal
 from segresmamba.tracking.mlflow.source import MlflowSource
 from segresmamba.tracking.mlflow.state import UploadState, open_state
+from tests.chaos.training import STEPS, train_in_child
 from tests.damage import cuts, flips, lose
 from tests.data.server import failing_server
-from tests.engine.ranks import SLOW_IMPORTS
-from tests.engine.tiny import journal_losses, tiny_config
+from tests.engine.tiny import journal_losses
 from tests.tracking.server import Server
 
 _fork = multiprocessing.get_context("fork")
-STEPS = 8
 
 
 @dataclass
@@ -158,31 +155,6 @@ def damaged_files(run: Path, store: Path, count: int) -> Iterator[Row]:
         judge(row, read, expected)
         path.write_bytes(good)
         yield row
-
-
-def train_in_child(store: Path, root: Path, *overrides: str) -> Any:
-    """Start a training in a forked process, which ends with the exit code of a command."""
-    for module in SLOW_IMPORTS:  # here, so that each fork trains at once
-        importlib.import_module(module)
-    process = _fork.Process(target=_train, args=(store, root, overrides))
-    process.start()
-    return process
-
-
-def _train(store: Path, root: Path, overrides: tuple[str, ...]) -> None:
-    from segresmamba.engine import train
-
-    sink = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(sink, 1)
-    os.dup2(sink, 2)
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    every = ("train.checkpoint_every=1", f"train.max_steps={STEPS}", *overrides)
-    code = 0
-    try:
-        train(tiny_config(store, root, *every))
-    except BaseException as error:
-        code = sort_error(error).exit_code
-    os._exit(code)
 
 
 def whole_curve(store: Path, root: Path) -> tuple[dict[int, float], float]:

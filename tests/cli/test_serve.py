@@ -16,14 +16,15 @@ import requests
 from segresmamba.inference.model import load_model
 from tests.cli.test_main import run
 from tests.data.raw import write_nifti
-from tests.inference.conftest import noise, write_run
+from tests.inference.conftest import OWN_NETWORK, noise, write_run
 from tests.processes import started
 
 COMMAND = [sys.executable, "-m", "segresmamba.cli.main", "serve"]
 
 
 def test_a_client_sends_a_file_and_gets_the_label_map_of_predict(tmp_path: Path) -> None:
-    model, image = write_run(tmp_path / "run"), tmp_path / "case_0000.nii.gz"
+    model = write_run(tmp_path / "run", model=OWN_NETWORK)
+    image = tmp_path / "case_0000.nii.gz"
     write_nifti(image, noise(18, 20, 22))
     command = [*COMMAND, str(model), "--port", "0", "--device", "cpu"]
     with started(command, stdout=PIPE) as process:

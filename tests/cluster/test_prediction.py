@@ -10,14 +10,14 @@ import pytest
 from tests.cluster.jobs import Job, launch
 from tests.cluster.test_scripts import batch, output
 from tests.data.raw import write_nifti
-from tests.inference.conftest import noise, write_run
+from tests.inference.conftest import OWN_NETWORK, noise, write_run
 
 WORDS = ("cluster=slurm", "cluster.cpus_per_task=1", "cluster.time_min=10")
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    return write_run(tmp_path / "model")
+    return write_run(tmp_path / "model", model=OWN_NETWORK)
 
 
 @pytest.fixture

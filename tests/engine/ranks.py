@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from multiprocessing import forkserver, popen_forkserver
+from multiprocessing import forkserver, popen_forkserver, spawn
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.sharedctypes import Synchronized
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 # The last two are what DeepSpeed and torch's optimizers import when they are first used.
 SLOW_IMPORTS = [
-    "deepspeed",
+    "tests.engine.deepspeed_alone",
     "segresmamba.engine.trainer",
     "torch._dynamo",
     "torch._inductor.compile_fx",
@@ -33,8 +33,15 @@ _server.set_forkserver_preload(SLOW_IMPORTS)
 
 class _RankPopen(popen_forkserver.Popen):
     def _launch(self, process_obj: Any) -> None:
+        prepare = spawn.get_preparation_data
+
+        def without_main(name: str) -> dict[str, Any]:
+            """What runs in the child is a function of a test module, never of the main one."""
+            return {key: value for key, value in prepare(name).items() if key[:9] != "init_main"}
+
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(forkserver, "connect_to_new_process", _server.connect_to_new_process)
+            patch.setattr(spawn, "get_preparation_data", without_main)
             super()._launch(process_obj)  # type: ignore[misc]
 
 
@@ -44,7 +51,9 @@ class _RankProcess(ForkServerProcess):
         return _RankPopen(process_obj)
 
 
-class _RankContext(ForkServerContext):
+class RankContext(ForkServerContext):
+    """Forks its processes from one that has imported DeepSpeed."""
+
     Process = _RankProcess
 
 
@@ -52,7 +61,7 @@ class RankPool:
     """Runs a function on every rank at once; the function must talk to the other ranks."""
 
     def __init__(self, world_size: int) -> None:
-        context = _RankContext()
+        context = RankContext()
         port = free_port(f"pool {os.getpid()} {id(self)}")
         counter = context.Value("i", 0)
         self.world_size = world_size

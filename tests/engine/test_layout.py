@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from segresmamba.engine import layout
 from segresmamba.engine.distributed import join
 from segresmamba.engine.layout import choose_layout
 from segresmamba.task.ranks import Ranks
@@ -30,25 +31,31 @@ def sees_channels_last(network: nn.Module) -> bool:
 
 @pytest.mark.parametrize(("first_s", "last_s"), [(2.0, 1.0), (1.0, 2.0)])
 def test_the_faster_layout_is_kept(
-    tiny_store: Path, tmp_path: Path, first_s: float, last_s: float
+    tiny_store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    first_s: float,
+    last_s: float,
 ) -> None:
     join(Ranks.from_environment(), threads=1)
     task = Task.from_config(tiny_config(tiny_store, tmp_path))
     network, times = task.network(), iter([first_s, last_s])
-    choice = choose_layout(task, network, GPU, lambda *_: next(times))
+    monkeypatch.setattr(layout, "_step_s", lambda *_: next(times))
+    choice = choose_layout(task, network, GPU)
     assert choice == ("channels_last" if last_s < first_s else "channels_first")
     assert sees_channels_last(network) == (last_s < first_s)
 
 
 def test_a_layout_that_does_not_fit_is_left_to_the_training_to_report(
-    tiny_store: Path, tmp_path: Path
+    tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> float:
         raise torch.OutOfMemoryError
 
     join(Ranks.from_environment(), threads=1)
     task = Task.from_config(tiny_config(tiny_store, tmp_path))
-    assert choose_layout(task, task.network(), GPU, full) == "channels_first"
+    monkeypatch.setattr(layout, "_step_s", full)
+    assert choose_layout(task, task.network(), GPU) == "channels_first"
 
 
 def test_nothing_is_measured_where_nothing_is_open(tiny_store: Path, tmp_path: Path) -> None:

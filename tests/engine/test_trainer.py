@@ -33,17 +33,26 @@ def assert_same_curve(one: dict[int, float], other: dict[int, float], tolerance:
     assert one == pytest.approx(other, abs=tolerance)
 
 
-def test_all_zero_stages_on_two_ranks_give_the_same_loss_curve(
-    two_ranks: RankPool, tiny_store: Path, tmp_path: Path
-) -> None:
-    curves = []
+SIX_STEPS = ("train.max_steps=6", "train.checkpoint_every=3")
+
+
+@pytest.fixture(scope="module")
+def runs_by_stage(
+    two_ranks: RankPool, tiny_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[Path]:
+    """A run of two ranks at each ZeRO stage, of `SIX_STEPS`."""
+    root = tmp_path_factory.mktemp("stages")
     for stage in range(4):
-        root = tmp_path / str(stage)
-        two_ranks.run(curve, tiny_store, root, f"train.zero_stage={stage}", "train.max_steps=10")
-        curves.append(journal_losses(root / "tiny"))
-    assert len(curves[0]) == 10
-    for other in curves[1:]:
-        assert_same_curve(curves[0], other, 1e-4)
+        words = (*SIX_STEPS, f"train.zero_stage={stage}")
+        two_ranks.run(curve, tiny_store, root / str(stage), *words)
+    return [root / str(stage) / "tiny" for stage in range(4)]
+
+
+def test_all_zero_stages_on_two_ranks_give_the_same_loss_curve(runs_by_stage: list[Path]) -> None:
+    first, *others = map(journal_losses, runs_by_stage)
+    assert len(first) == 6
+    for other in others:
+        assert_same_curve(first, other, 1e-4)
 
 
 def test_accumulation_on_two_ranks_equals_the_larger_batch_on_one(
@@ -70,7 +79,7 @@ def test_a_resumed_run_continues_as_if_never_stopped(
 def test_a_resumed_run_with_a_sharded_optimizer_continues_too(
     tiny_store: Path, tmp_path: Path
 ) -> None:
-    settings = ("train.zero_stage=2", "train.max_steps=6", "train.checkpoint_every=3")
+    settings = ("train.zero_stage=2", *SIX_STEPS)
     whole = curve(tiny_store, tmp_path / "whole", *settings)
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut" / "tiny" / "checkpoints" / "step-00000006")
@@ -80,17 +89,14 @@ def test_a_resumed_run_with_a_sharded_optimizer_continues_too(
 
 
 def test_a_resumed_run_on_two_ranks_with_sharded_weights_continues_too(
-    two_ranks: RankPool, tiny_store: Path, tmp_path: Path
+    two_ranks: RankPool, runs_by_stage: list[Path], tiny_store: Path, tmp_path: Path
 ) -> None:
-    settings = ("train.zero_stage=3", "train.max_steps=4", "train.checkpoint_every=2")
-    two_ranks.run(curve, tiny_store, tmp_path, *settings)
-    whole = journal_losses(tmp_path / "tiny")
-    shutil.rmtree(tmp_path / "tiny" / "checkpoints" / "step-00000004")
-    (tmp_path / "tiny" / "journal.jsonl").unlink()
-    two_ranks.run(curve, tiny_store, tmp_path, *settings)
-    assert_same_curve(
-        {step: whole[step] for step in (3, 4)}, journal_losses(tmp_path / "tiny"), 1e-5
-    )
+    run = Path(shutil.copytree(runs_by_stage[3], tmp_path / "tiny"))
+    whole = journal_losses(run)
+    shutil.rmtree(run / "checkpoints" / "step-00000006")
+    (run / "journal.jsonl").unlink()
+    two_ranks.run(curve, tiny_store, tmp_path, "train.zero_stage=3", *SIX_STEPS)
+    assert_same_curve({step: whole[step] for step in (4, 5, 6)}, journal_losses(run), 1e-5)
 
 
 def test_a_stop_request_saves_the_step_and_the_rest_continues_from_it(

@@ -19,6 +19,8 @@ from segresmamba.task.weights import WeightsFacts, save_weights
 LABELS = {"background": 0, "ball": 1, "box": 5}
 PATCH = [16, 16, 16]
 NETWORK = {"name": "unet", "channels": [4, 8]}
+# For tests that start processes: none of them has to import MONAI, which takes seconds.
+OWN_NETWORK = {"name": "segresmamba", "dims": [8, 8], "d_state": 4}
 
 
 def write_run(

@@ -12,7 +12,7 @@ import pytest
 from launch.__main__ import main
 from launch.jobs.rank import load_job
 from tests.data.raw import write_nifti
-from tests.inference.conftest import noise, write_run
+from tests.inference.conftest import OWN_NETWORK, noise, write_run
 
 FakeCommand = Callable[[str, str], None]
 SLURM = ["cluster=slurm", "cluster.cpus_per_task=1", "cluster.time_min=60"]
@@ -20,7 +20,7 @@ SLURM = ["cluster=slurm", "cluster.cpus_per_task=1", "cluster.time_min=60"]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_run(tmp_path_factory.mktemp("models") / "run")
+    return write_run(tmp_path_factory.mktemp("models") / "run", model=OWN_NETWORK)
 
 
 @pytest.fixture

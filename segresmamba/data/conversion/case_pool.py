@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from typing import TypeVar
 
 from segresmamba.data.conversion.plan import ConversionPlan
 from segresmamba.data.formats.source import SourceCase
 from segresmamba.errors import DataError
+from segresmamba.storage import processes
 
 logger = logging.getLogger(__name__)
 
@@ -23,30 +22,20 @@ Work = Callable[[ConversionPlan, SourceCase], Result]
 def outcomes(
     work: Work[Result], plan: ConversionPlan, cases: Sequence[SourceCase], workers: int
 ) -> Iterator[tuple[str, Result | DataError]]:
-    """Yield the id of each case and its result or refusal, as soon as it is there.
+    """The id of each case and its result or refusal, as soon as it is there.
 
     Raises:
         DataError: If a process was killed.
     """
-    if workers == 1:
-        yield from ((case.case_id, _attempt(work, plan, case)) for case in cases)
-        return
-    context = multiprocessing.get_context("spawn")  # forking a process with threads can deadlock
-    with ProcessPoolExecutor(min(workers, max(len(cases), 1)), mp_context=context) as pool:
-        futures = {pool.submit(_attempt, work, plan, case): case.case_id for case in cases}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BrokenProcessPool as error:
-            raise DataError(
-                "a converter process was killed",
-                where="workers",
-                got=workers,
-                remedy="most likely memory ran out: run again with fewer workers; finished cases "
-                "are not redone",
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
+    killed = DataError(
+        "a converter process was killed",
+        where="workers",
+        got=workers,
+        remedy="most likely memory ran out: run again with fewer workers; finished cases are not "
+        "redone",
+    )
+    calls = {case.case_id: partial(_attempt, work, plan, case) for case in cases}
+    return processes.outcomes(calls, workers, killed)
 
 
 def _attempt(work: Work[Result], plan: ConversionPlan, case: SourceCase) -> Result | DataError:

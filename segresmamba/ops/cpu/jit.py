@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,10 @@ logger = logging.getLogger(__name__)
 # Fused multiply-add is allowed. Numba's "fast" would also let the compiler drop NaN and infinities
 # and reorder sums, and tests promise that NaN stays where it belongs.
 FAST = ("contract", "nsz")
+
+# A checksum of the source of all kernels.
+_SOURCES = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
+_DIGEST = hashlib.sha256(b"".join(_SOURCES)).hexdigest()[:12]
 
 
 def inline(function: Callable[..., Any]) -> Any:
@@ -37,7 +40,7 @@ def kernel(signature: str) -> Callable[[Callable[..., None]], Any]:
     def compile_(function: Callable[..., None]) -> Any:
         # Numba checks only the kernel's own file to see whether kept code is stale. The name of a
         # cache file contains the qualified name, so a change of any file gives a new cache file.
-        function.__qualname__ += f"-{_digest()}"
+        function.__qualname__ += f"-{_DIGEST}"
         options = {"fastmath": set(FAST), "nogil": True}
         try:
             return njit(signature, cache=True, **options)(function)
@@ -46,12 +49,3 @@ def kernel(signature: str) -> Callable[[Callable[..., None]], Any]:
             return njit(signature, **options)(function)
 
     return compile_
-
-
-@cache
-def _digest() -> str:
-    """A checksum of the source of all kernels."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]

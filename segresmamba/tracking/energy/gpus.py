@@ -7,7 +7,8 @@ process. Its UUID is the same everywhere.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -82,7 +83,6 @@ class GpuReader:
 
     def __init__(self, uuids: Sequence[str]) -> None:
         self._handles: dict[int, Any] = {}
-        self._questions = {"utilisation": _utilisation, "memory": _memory, "power": _power}
         self._silent: set[tuple[int, str]] = set()
         """What a GPU has failed to answer, and the log has said."""
         if not uuids:
@@ -111,33 +111,27 @@ class GpuReader:
 
         values: dict[str, float] = {}
         for index, handle in self._handles.items():
-            for name, ask in self._questions.items():
-                try:
-                    values |= {f"gpu_{index}_{key}": value for key, value in ask(handle).items()}
-                except pynvml.NVMLError as error:
-                    if (index, name) not in self._silent:
-                        self._silent.add((index, name))
-                        logger.warning("GPU %d does not report its %s: %s", index, name, error)
+            gpu = f"gpu_{index}"
+            with self._answering(index, "utilisation"):
+                rates = pynvml.nvmlDeviceGetUtilizationRates(handle)
+                values[f"{gpu}_utilization_percentage"] = float(rates.gpu)
+            with self._answering(index, "memory"):
+                memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+                values[f"{gpu}_memory_usage_megabytes"] = memory.used / BYTES_PER_MB
+                values[f"{gpu}_memory_usage_percentage"] = 100 * memory.used / memory.total
+            with self._answering(index, "power"):
+                watts = pynvml.nvmlDeviceGetPowerUsage(handle) / 1000
+                values[f"{gpu}_power_usage_watts"] = watts
         return values
 
+    @contextmanager
+    def _answering(self, index: int, name: str) -> Iterator[None]:
+        """Go on where a GPU does not answer a question, and say so once."""
+        import pynvml
 
-def _utilisation(handle: Any) -> dict[str, float]:
-    import pynvml
-
-    return {"utilization_percentage": float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)}
-
-
-def _memory(handle: Any) -> dict[str, float]:
-    import pynvml
-
-    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-    return {
-        "memory_usage_megabytes": memory.used / BYTES_PER_MB,
-        "memory_usage_percentage": 100 * memory.used / memory.total,
-    }
-
-
-def _power(handle: Any) -> dict[str, float]:
-    import pynvml
-
-    return {"power_usage_watts": pynvml.nvmlDeviceGetPowerUsage(handle) / 1000}
+        try:
+            yield
+        except pynvml.NVMLError as error:
+            if (index, name) not in self._silent:
+                self._silent.add((index, name))
+                logger.warning("GPU %d does not report its %s: %s", index, name, error)

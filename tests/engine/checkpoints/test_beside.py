@@ -20,7 +20,7 @@ from segresmamba.engine.trainer import Trainer
 from segresmamba.engine.zero import ZeroEngine
 from segresmamba.storage.run_folder import RunFolder
 from tests.engine.checkpoints.test_damage import new_engine, total
-from tests.engine.ranks import RankPool, _RankContext
+from tests.engine.ranks import RankContext, RankPool
 from tests.engine.tiny import tiny_config
 
 
@@ -103,7 +103,7 @@ def killed_while_it_writes(root: Path) -> None:
 
 
 def test_a_kill_while_a_checkpoint_is_written_loses_only_that_one(tmp_path: Path) -> None:
-    process = _RankContext().Process(target=killed_while_it_writes, args=(tmp_path,))
+    process = RankContext().Process(target=killed_while_it_writes, args=(tmp_path,))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
