@@ -46,6 +46,7 @@ from segresmamba.cli.predict import (
     Probabilities,
     SplitOption,
     Tta,
+    is_label_file,
     request_of,
 )
 from segresmamba.cli.version import Version
@@ -195,6 +196,13 @@ def predict(
         split=split,
         energy=energy,
     )
+    if is_label_file(request.out):
+        raise LaunchError(
+            "jobs write to a folder",
+            where="OUTPUT",
+            got=request.out,
+            remedy="name a folder, or give the same to `segresmamba predict`",
+        )
     if dry_run:
         typer.echo(predict_job.describe(request, cluster, tasks), nl=False)
     else:

@@ -74,7 +74,9 @@ def main() -> None:
         handlers=[RichHandler(console=Console(stderr=True), show_path=False)],
     )
     # Libraries whose messages at level INFO would hide our own.
-    for noisy in ("alembic", "mlflow", "codecarbon", "hydra", "numba", "matplotlib"):
+    for noisy in (
+        "alembic", "mlflow", "codecarbon", "hydra", "numba", "matplotlib", "onnx_ir", "onnxscript",
+    ):  # fmt: skip
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         app()

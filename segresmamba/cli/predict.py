@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 
 from segresmamba.cli.conversion import TIMED_COLUMNS
@@ -182,7 +183,8 @@ class _Lines:
 
     def done(self, name: str) -> None:
         self._done += 1
-        self._console.print(f"{self._done} of {self._total} cases: {name}", highlight=False)
+        text = f"{self._done} of {self._total} cases: {name}"
+        self._console.print(text, highlight=False, markup=False)
 
 
 class _Bars:
@@ -197,7 +199,7 @@ class _Bars:
         self._progress.update(self._cases, total=total)
 
     def case(self, name: str) -> None:
-        self._progress.reset(self._windows, description=name, total=None)
+        self._progress.reset(self._windows, description=escape(name), total=None)
 
     def windows(self, done: int, total: int) -> None:
         self._progress.update(self._windows, completed=done, total=total)

@@ -208,41 +208,60 @@ class Preprocessing(StoreRecord):
         depth, height, width = (float(size) for size in np.sqrt(low_3 * high_3).round(6))
         return depth, height, width
 
-    def target_mm(self, spacing_mm: Spacing) -> Spacing | None:
+    def target_mm(self, spacing_mm: Spacing, name: str) -> Spacing | None:
         """The voxel size that an image gets, given its own; None if it keeps its own.
 
         A network that saw one voxel size alone takes structures of another size for others. So
         where all stored cases have one size, it is the network's, whatever the policy was.
+
+        Args:
+            spacing_mm: The image's voxel size.
+            name: What messages call the image.
         """
-        if self.spacing_mm or self.trained_mm is None:
+        if self.spacing_mm or self._saw(spacing_mm):
             return self.spacing_mm
-        low_3, high_3 = np.array(self.trained_mm)
-        own_3 = np.array(spacing_mm)
-        if (own_3 * (1 + _SAME_SIZE) >= low_3).all() and (own_3 <= high_3 * (1 + _SAME_SIZE)).all():
-            return None
         if (only_mm := self.only_mm) is not None:
             logger.info(
-                "the image has voxels of %s mm (D, H, W); it is resampled to %s mm, on which the "
-                "network was trained",
-                _mm(own_3),
+                "%s has voxels of %s mm (D, H, W); it is resampled to %s mm, on which the network "
+                "was trained",
+                name,
+                _mm(spacing_mm),
                 _mm(only_mm),
             )
             return only_mm
-        logger.warning(
-            "the image has voxels of %s mm (D, H, W), and the network was trained on %s to %s mm: "
-            "the result may be wrong",
-            _mm(own_3),
-            _mm(low_3),
-            _mm(high_3),
-        )
+        self.warn_of_other_spacing(spacing_mm, name)
         return None
 
+    def warn_of_other_spacing(self, spacing_mm: Spacing, name: str) -> None:
+        """Warn of voxels of a size that the network has not seen, and now sees as they are."""
+        if self.trained_mm is not None and not self._saw(spacing_mm):
+            logger.warning(
+                "%s has voxels of %s mm (D, H, W), and the network was trained on %s to %s mm: the "
+                "result may be wrong",
+                name,
+                _mm(spacing_mm),
+                *map(_mm, self.trained_mm),
+            )
+
+    def _saw(self, spacing_mm: Spacing) -> bool:
+        """Whether a voxel size is one of the training's, as far as these are known."""
+        if self.trained_mm is None:
+            return True
+        (low_3, high_3), own_3 = np.array(self.trained_mm), np.array(spacing_mm)
+        larger_3, smaller_3 = own_3 * (1 + _SAME_SIZE), own_3 / (1 + _SAME_SIZE)
+        return bool((larger_3 >= low_3).all() and (smaller_3 <= high_3).all())
+
     def warn_of_other_intensities(
-        self, statistics: Sequence[ChannelStatistics], names: Sequence[str]
+        self, statistics: Sequence[ChannelStatistics], names: Sequence[str], image: str
     ) -> None:
         """Warn of a CT that is not in the units of the training's, or is in another's channel.
 
         Other intensities have no units: they are scaled by those of the case itself.
+
+        Args:
+            statistics: Intensities of each channel.
+            names: The channels.
+            image: What the message calls the image.
         """
         for name, kind, one in zip(names, self.normalisation, statistics, strict=False):
             if kind.kind != "ct":
@@ -251,10 +270,10 @@ class Preprocessing(StoreRecord):
             # Some of the range that the foreground of the training had is in every such scan.
             if shared < _LEAST_SHARED * (kind.high - kind.low):
                 logger.warning(
-                    "channel %s has intensities from %.4g to %.4g, and the network was trained on "
-                    "%.4g to %.4g: the result may be wrong; see that the image is in HU, and the "
-                    "channels are in this order: %s",
-                    *(name, one.percentile_00_5, one.percentile_99_5, kind.low, kind.high),
+                    "%s: channel %s has intensities from %.4g to %.4g, and the network was trained "
+                    "on %.4g to %.4g: the result may be wrong; see that the image is in HU, and "
+                    "the channels are in this order: %s",
+                    *(image, name, one.percentile_00_5, one.percentile_99_5, kind.low, kind.high),
                     ", ".join(names),
                 )
 

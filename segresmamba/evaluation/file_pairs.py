@@ -64,9 +64,9 @@ def _by_case(folder: Path) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for path in paths:
         # macOS leaves files such as ._case_0000.nii.gz beside those that it copies.
-        if path.name.startswith(".") or not path.name.endswith(LABEL_ENDINGS):
+        if path.name.startswith(".") or not path.name.lower().endswith(LABEL_ENDINGS):
             continue
-        if path.name.endswith(_PROBABILITIES):
+        if path.name.lower().endswith(_PROBABILITIES):
             continue
         case_id = strip_ending(path.name)
         if case_id in files:

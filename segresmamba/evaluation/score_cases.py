@@ -20,6 +20,7 @@ from torch import nn
 from segresmamba import data
 from segresmamba.config import Config
 from segresmamba.evaluation.metrics import Score, score
+from segresmamba.evaluation.structures import warn_of_shear
 from segresmamba.inference.segmentation import segment_volume
 from segresmamba.inference.sliding_window import Member, SlidingWindow
 from segresmamba.task.classes import Classes
@@ -127,6 +128,7 @@ def predict_case(
         case.normalisation_C4,
         transform=case.record.grid_transform,
     )
+    warn_of_shear(case.original.affine, case_id)
     predicted = np.asanyarray(case.original.restore(found.full_DHW).dataobj)
     expected = np.asanyarray(case.reference().dataobj)
     ignored = dataset.manifest.storage.ignore_value

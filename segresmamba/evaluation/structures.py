@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,21 @@ import numpy as np
 from pydantic import BaseModel
 
 from segresmamba.data.formats.source import read_description
-from segresmamba.data.volumes.geometry import OriginalGrid, ras_grid, spacing_mm
+from segresmamba.data.volumes.geometry import (
+    Affine,
+    OriginalGrid,
+    ras_grid,
+    shear_degrees,
+    spacing_mm,
+)
 from segresmamba.data.volumes.volume import read_label
 from segresmamba.data.volumes.voxel_file import open_voxels
-from segresmamba.errors import ConfigError, DataError
+from segresmamba.errors import ConfigError, DataError, warn_once
+
+logger = logging.getLogger(__name__)
 
 _LARGEST = 2**15 - 1
+_MOST_SHEAR_DEGREES = 1.0
 _BACKGROUND, _IGNORE = "background", "ignore"
 _DECLARATION = re.compile(r"(?P<name>[^=]+)=(?P<values>\d+(\+\d+)*)")
 
@@ -68,7 +79,20 @@ def read_pair(prediction: Path, reference: Path, structures: Structures) -> Labe
     if ignored is not None:
         found, expected = (one * (expected != ignored) for one in (found, expected))
     _, affine = ras_grid(grid.shape_XYZ, grid.affine)
+    warn_of_shear(affine, str(reference))
     return LabelPair(found, expected, spacing_mm(affine))
+
+
+def warn_of_shear(affine: Affine, name: str) -> None:
+    """Warn of axes that are not at right angles: distances are measured as if they were."""
+    if (degrees := shear_degrees(affine)) > _MOST_SHEAR_DEGREES:
+        straight_mm3 = prod(spacing_mm(affine))
+        warn_once(
+            logger,
+            "%s: the axes are %.3g degrees off a right angle (a tilted gantry?); volumes and "
+            "distances are those of straight axes, with voxels of %.4g mm3 instead of %.4g",
+            *(name, degrees, straight_mm3, abs(np.linalg.det(affine[:3, :3]))),
+        )
 
 
 class _DatasetJson(BaseModel):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +12,13 @@ from segresmamba.data import Dataset, open_dataset
 from segresmamba.data.formats.source import VOLUME_ENDINGS, read_json, strip_ending
 from segresmamba.data.volumes.voxel_file import files_of
 from segresmamba.errors import ConfigError, DataError
+from segresmamba.inference.channel_order import NUMBERED, plain, require_channel_order
 from segresmamba.inference.model import PreparedCase, SegmentationModel
 from segresmamba.inference.trained import TrainedModel, require_same_preprocessing
 
 logger = logging.getLogger(__name__)
 
 SPLITS = ("all", "train", "val")
-_CHANNEL = re.compile(r"(.+)_(\d{4})")
-_WORD = re.compile(r"[^\W_]+")
 _DICOM_MARK, _MARK_AT = b"DICM", 128
 _LOOKED_AT = 20  # files
 
@@ -41,7 +39,9 @@ class InputCase:
             UserError: If it cannot be read.
         """
         if self.dataset is not None:
-            return PreparedCase.of_stored(self.dataset[self.name])
+            case = self.dataset[self.name]
+            model.preprocessing.warn_of_other_spacing(case.spacing_mm, self.name)
+            return PreparedCase.of_stored(case)
         return model.read(self.files)
 
     def fingerprint(self) -> list[Any]:
@@ -116,21 +116,7 @@ def _case_of_channels(paths: Sequence[Path], channels: Sequence[str]) -> InputCa
             got=f"{len(paths)} images",
             remedy=f"give one for each channel, in this order: {', '.join(channels)}",
         )
-    # A file may be named as another channel than the one that it is given for.
-    own = [_plain(channel) for channel in channels]
-    words = [{_plain(word) for word in _WORD.findall(strip_ending(path.name))} for path in paths]
-    common = set.intersection(*words)  # the name of the case, such as CT_001
-    for number, path in enumerate(paths):
-        said = words[number] - common
-        named = [one for one, name in zip(channels, own, strict=True) if name in said]
-        if len(named) == 1 and named[0] != channels[number]:
-            raise DataError(
-                "the images are named as other channels than they are given for",
-                where=path,
-                got=f"image {number + 1}, which the network takes for {channels[number]}; its name "
-                f"says {named[0]}",
-                remedy=f"give the images in this order: {', '.join(channels)}; or rename the file",
-            )
+    require_channel_order(paths, channels)
     return InputCase(_case_of_file(paths[0], channels[:1]).name, tuple(paths))
 
 
@@ -146,7 +132,7 @@ def _check_declared_channels(folder: Path, channels: Sequence[str]) -> None:
         if not isinstance(names, dict) or not all(str(key).isdecimal() for key in names):
             continue
         declared = [str(names[key]) for key in sorted(names, key=int)]
-        found, own = ([_plain(name) for name in some] for some in (declared, channels))
+        found, own = ([plain(name) for name in some] for some in (declared, channels))
         if found != own and sorted(found) == sorted(own):
             raise DataError(
                 "the folder has the network's channels in another order",
@@ -166,14 +152,10 @@ def _check_declared_channels(folder: Path, channels: Sequence[str]) -> None:
         return
 
 
-def _plain(name: str) -> str:
-    return "".join(letter for letter in name.lower() if letter.isalnum())
-
-
 def _case_of_file(path: Path, channels: Sequence[str]) -> InputCase:
     """A file stands for its case, whose other channels lie beside it."""
     stem = strip_ending(path.name)
-    match = _CHANNEL.fullmatch(stem)
+    match = NUMBERED.fullmatch(stem)
     if len(channels) == 1:
         return InputCase(match[1] if match and match[2] == "0000" else stem, (path,))
     if not match:
@@ -196,7 +178,7 @@ def _cases_of_files(folder: Path, channels: Sequence[str]) -> list[InputCase]:
     for name in names:
         if not name.lower().endswith(VOLUME_ENDINGS):
             continue
-        match = _CHANNEL.fullmatch(strip_ending(name))
+        match = NUMBERED.fullmatch(strip_ending(name))
         if match and int(match[2]) >= len(channels):
             raise DataError(
                 f"the network was trained on {len(channels)} channels: {', '.join(channels)}",
@@ -217,19 +199,28 @@ def _cases_of_files(folder: Path, channels: Sequence[str]) -> list[InputCase]:
 
 def _dicom_cases(folder: Path, channels: Sequence[str]) -> list[InputCase]:
     """A series, a folder with a series for each channel, or folders with either; else nothing."""
-    name = folder.resolve().name
-    if _is_dicom(folder):
-        return [InputCase(name, (folder,))]
-    series = [folder / channel for channel in channels]
-    if all(_is_dicom(path) for path in series):
-        return [InputCase(name, tuple(series))]
-    subfolders = sorted(path for path in folder.iterdir() if path.is_dir())
-    return [
-        InputCase(sub.name, files)
-        for sub in subfolders
-        for files in [(sub,), tuple(sub / channel for channel in channels)]
-        if len(files) == len(channels) and all(_is_dicom(path) for path in files)
+    if files := _series(folder, channels):
+        return [InputCase(folder.resolve().name, files)]
+    entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    found = {path: _series(path, channels) for path in entries if path.is_dir()}
+    cases = [InputCase(path.name, files) for path, files in found.items() if files]
+    left = [
+        path.name
+        for path in entries
+        if not found.get(path) and (path in found or path.name.lower().endswith(VOLUME_ENDINGS))
     ]
+    if cases and left:
+        logger.warning("%s has DICOM series; left out are: %s", folder, ", ".join(left))
+    return cases
+
+
+def _series(folder: Path, channels: Sequence[str]) -> tuple[Path, ...]:
+    """The folders of a case's series; nothing if there is none of them."""
+    if _is_dicom(folder):
+        return (folder,)
+    # One that is missing is the fault of its case, which is named when it is read.
+    series = tuple(folder / channel for channel in channels)
+    return series if any(map(_is_dicom, series)) else ()
 
 
 def _is_dicom(folder: Path) -> bool:

@@ -121,7 +121,15 @@ def _model(
     if trainer != "nnUNetTrainer":
         logger.warning("%s: the network is taken to be that of the plans", trainer)
     save_weights(weights, dict(_our_names(given)), facts)
-    load_network(weights, config)  # refuses weights of another network, or that are not finite
+    try:
+        load_network(weights, config)  # refuses weights of another network, or that are not finite
+    except CheckpointError as error:  # it names our file, which is gone when the user looks
+        raise CheckpointError(
+            error.problem,
+            where=file,
+            got=error.got,
+            remedy="bring it and plans.json back from a copy, or name another --checkpoint",
+        ) from error
     return TrainedModel(weights, config, facts)
 
 

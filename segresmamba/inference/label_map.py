@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from nibabel.affines import voxel_sizes
 
 from segresmamba.data.volumes import geometry
 from segresmamba.errors import DataError
-from segresmamba.inference.ome_zarr import write_ome_zarr
+from segresmamba.inference.ome_zarr import require_replaceable, write_ome_zarr
 from segresmamba.storage.atomic import atomic_path
 
 ENDINGS = {"nifti": ".nii.gz", "nrrd": ".nrrd", "mha": ".mha", "zarr": ".zarr"}
@@ -71,10 +71,11 @@ class LabelMap:
             path: A name that ends in .nii, .nii.gz, .nrrd, .mha or .zarr.
 
         Raises:
-            DataError: If the ending is another one, or the file cannot be written.
+            DataError: If the ending is another one, the file cannot be written, or `path` is the
+                image itself or a folder of something else.
         """
         path = Path(path)
-        write = writer_for(path)
+        write = writer_for(path, [] if self.source is None else [self.source])
         try:
             write(self, path)
         except OSError as error:
@@ -82,11 +83,16 @@ class LabelMap:
         return path
 
 
-def writer_for(path: Path) -> Callable[[LabelMap, Path], None]:
+def writer_for(path: Path, images: Sequence[Path] = ()) -> Callable[[LabelMap, Path], None]:
     """What writes label maps to a file of this name.
 
+    Args:
+        path: The file. A label map of that name is replaced.
+        images: The files that are segmented.
+
     Raises:
-        DataError: If its ending stands for no known format, or its folder is not there.
+        DataError: If its ending stands for no known format, its folder is not there, or it would
+            replace an image, or a folder that is no label map.
     """
     name = path.name.lower()
     if not path.parent.is_dir():
@@ -96,6 +102,15 @@ def writer_for(path: Path) -> Callable[[LabelMap, Path], None]:
             got=path.parent,
             remedy=f"mkdir -p {path.parent}",
         )
+    if any(image.exists() and path.exists() and path.samefile(image) for image in images):
+        raise DataError(
+            "the label map would replace the image",
+            where=path,
+            got="the file of an image that is segmented",
+            remedy="give the label file a name of its own",
+        )
+    if path.is_dir():
+        require_replaceable(path)
     if name.endswith((".nii", ".nii.gz")):
         return _write_nifti
     if name.endswith(_ITK_ENDINGS):

@@ -30,6 +30,7 @@ from segresmamba.data.volumes.resampling import GridTransform
 from segresmamba.data.volumes.volume import Volume, read_volume, volume_of
 from segresmamba.errors import DataError
 from segresmamba.inference import postprocessing
+from segresmamba.inference.channel_order import require_channel_order
 from segresmamba.inference.label_map import LabelMap
 from segresmamba.inference.options import InferenceOptions
 from segresmamba.inference.segmentation import segment_volume
@@ -130,7 +131,8 @@ class SegmentationModel:
             The label map, with the geometry of the first file.
 
         Raises:
-            DataError: If the channels are not the network's, or a file cannot be used.
+            DataError: If the channels are not the network's, a file cannot be used, or a voxel
+                size is impossible or given for a file.
         """
         prepared, is_array = self._prepare(image, spacing_mm), not _are_files(image)
         planes = _KeptPlanes(self, prepared.original) if probabilities else None
@@ -144,7 +146,7 @@ class SegmentationModel:
         Raises:
             DataError: If the channels are not the network's, or a file cannot be used.
         """
-        self._check_channels(len(paths), "a file for each channel")
+        self._check_channels(len(paths), "a file for each channel", where=paths[0])
         volume = read_volume(paths, preprocessing=self.preprocessing)
         return self._prepared(volume, paths[0])
 
@@ -178,8 +180,18 @@ class SegmentationModel:
 
     def _prepare(self, image: Image, spacing_mm: Spacing | None) -> PreparedCase:
         if _are_files(image):
-            paths = [image] if isinstance(image, str | Path) else image
-            return self.read([Path(path) for path in paths])
+            if spacing_mm is not None:
+                raise DataError(
+                    "files say the size of their voxels themselves",
+                    where="spacing_mm",
+                    got=spacing_mm,
+                    remedy="leave it out, or give the voxels as an array",
+                )
+            given = [image] if isinstance(image, str | Path) else image
+            paths = [Path(path) for path in given]
+            self._check_channels(len(paths), "a file for each channel")
+            require_channel_order(paths, self.channel_names)
+            return self.read(paths)
         array = np.asarray(image)
         array_CDHW = array[None] if array.ndim == 3 else array
         self._check_channels(
@@ -194,17 +206,26 @@ class SegmentationModel:
         return self._prepared(volume, None)
 
     def _prepared(self, volume: Volume, source: Path | None) -> PreparedCase:
-        self.preprocessing.warn_of_other_intensities(volume.statistics, self.channel_names)
+        self.preprocessing.warn_of_other_intensities(
+            volume.statistics, self.channel_names, str(source or "the image")
+        )
+        if 1 in volume.original.shape_XYZ:
+            logger.warning(
+                "%s is a single slice, of shape %s, and the network was trained on volumes: the "
+                "result may be wrong; of a DICOM series give the folder",
+                source or "the image",
+                volume.original.shape_XYZ,
+            )
         normalisation_C4 = self.preprocessing.for_case(volume.statistics)
         return PreparedCase(
             volume.image_CDHW, normalisation_C4, volume.transform, volume.original, source
         )
 
-    def _check_channels(self, found: int, form: str) -> None:
+    def _check_channels(self, found: int, form: str, where: object = "image") -> None:
         if found != len(self.channel_names):
             raise DataError(
                 f"the network was trained on {len(self.channel_names)} channels",
-                where="image",
+                where=where,
                 got=f"{found} of them",
                 remedy=f"give {form}, in this order: {', '.join(self.channel_names)}",
             )
@@ -226,7 +247,7 @@ def load_model(path: str | Path, **options: Any) -> SegmentationModel:
 
 def _are_files(image: Image) -> bool:
     return isinstance(image, str | Path) or (
-        not isinstance(image, np.ndarray) and isinstance(image[0], str | Path)
+        not isinstance(image, np.ndarray) and all(isinstance(one, str | Path) for one in image)
     )
 
 

@@ -17,8 +17,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from segresmamba.data.formats.source import read_json
 from segresmamba.data.store import layout, ome
 from segresmamba.data.volumes.geometry import Affine, spacing_mm
+from segresmamba.errors import DataError
 from segresmamba.storage.atomic import complete_folder
 
 _BAND = 16
@@ -33,6 +35,7 @@ def write_ome_zarr(
 
     Raises:
         OSError: If it cannot be written.
+        DataError: If there is a folder of that name with other content.
     """
     chunk = layout.CHUNK_DHW
     with _new_group(path) as group:
@@ -113,6 +116,7 @@ def writing_probabilities(
 
     Raises:
         OSError: If it cannot be written.
+        DataError: If there is a folder of that name with other content.
     """
     with _new_group(path) as group:
         name = path.name.removesuffix(".zarr")
@@ -124,10 +128,29 @@ def writing_probabilities(
         writer.finish()
 
 
+def require_replaceable(path: Path) -> None:
+    """Refuse to replace a folder that this module has not written, such as a store.
+
+    Raises:
+        DataError: Names the folder.
+    """
+    about = read_json(path / "zarr.json").get("attributes", {}).get("segresmamba", {})
+    if "affine" in about and {one.name for one in path.iterdir()} == {"zarr.json", "0"}:
+        return
+    raise DataError(
+        "there is a folder of that name already, which is no label map",
+        where=path,
+        got="a folder with other content",
+        remedy="give another name, or move the folder: it would be deleted",
+    )
+
+
 @contextmanager
 def _new_group(path: Path) -> Iterator[Any]:
     import zarr
 
+    if path.exists():
+        require_replaceable(path)
     temporary = path.with_name(f".part-{uuid.uuid4().hex}-{path.name}")
     try:
         yield zarr.create_group(temporary)

@@ -93,12 +93,14 @@ class OutputFolder:
 
     def is_done(self, case: InputCase) -> bool:
         """Whether a label map is there that the same models and settings made of the same files."""
-        record = read_json(self._record(case))
+        record, label = read_json(self._record(case)), self._label(case)
         try:
             same = record.get("made_by") == self._made_by and record["input"] == case.fingerprint()
         except (OSError, KeyError):
             return False
-        return same and self._label(case).exists()
+        # A label map in another format may be there that other models made.
+        same = same and record.get("label") == label.name and label.exists()
+        return same and (not self._probabilities or _probabilities(self._path, case.name).exists())
 
     def segment(
         self, model: SegmentationModel, case: InputCase, prepared: PreparedCase, progress: Progress
@@ -181,6 +183,10 @@ class OutputFolder:
         return self._path / _RECORDS / f"{case.name}.json"
 
 
+def _probabilities(folder: Path, name: str) -> Path:
+    return folder / f"{name}.probabilities.zarr"
+
+
 @contextmanager
 def writing_probabilities_of(
     model: SegmentationModel, case: PreparedCase, folder: Path, name: str
@@ -191,7 +197,7 @@ def writing_probabilities_of(
         DataError: If they cannot be written.
     """
     shape_DHW, affine = case.original.grid
-    path = folder / f"{name}.probabilities.zarr"
+    path = _probabilities(folder, name)
     has_background = model.classes.exclusive
     try:
         with writing_probabilities(

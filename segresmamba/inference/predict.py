@@ -131,7 +131,7 @@ def predict(
         UserError: If there is no trained model, an image cannot be used, or `out` not written.
     """
     # A wrong name or folder is found now, not when the network has run for minutes.
-    writer_for(out)
+    writer_for(out, images)
     model = SegmentationModel(open_models(run), options)
     model.segment(list(images)).save(out)
 
@@ -180,7 +180,15 @@ def predict_file(request: PredictRequest, observer: Observer | None = None) -> N
         UserError: If models, input or output cannot be used.
     """
     observer = observer or Unobserved()
+    _check_output(request)
     writer_for(request.out)
+    if request.format and not _has_format(request.out, request.format):
+        raise ConfigError(
+            "the label file's name ends as another format",
+            where="--format",
+            got=f"{request.format}, and {request.out.name}",
+            remedy=f"leave --format out, or name a file that ends in {ENDINGS[request.format]}",
+        )
     if request.out.exists():
         raise DataError(
             "the label file is there already",
@@ -265,11 +273,17 @@ def _problem(case: InputCase, error: Exception) -> str:
     return error.problem if isinstance(error, UserError) else text.splitlines()[-1]
 
 
+def _has_format(path: Path, format: str) -> bool:
+    """Whether a file is named as a format's; NIfTI may be packed or not."""
+    name, ending = (one.lower().removesuffix(".gz") for one in (path.name, ENDINGS[format]))
+    return name.endswith(ending)
+
+
 def _check_output(request: PredictRequest) -> None:
     out, source = request.out.resolve(), Path(request.sources[0]).resolve()
     if source.is_dir() and (out == source or source in out.parents):
         raise DataError(
-            "the output folder lies inside the input",
+            "the output lies inside the input",
             where=request.out,
             got=f"inside {request.sources[0]}",
             remedy="write to a folder outside: a later start would take label maps for images",

@@ -328,7 +328,10 @@ class _Service:
             out = Path(shutil.make_archive(str(answer), "zip", answer))
         headers = {"Content-Disposition": f'attachment; filename="{out.name}"'}
         if found:
-            headers[WARNINGS] = quote(_without(folder, "; ".join(found)), safe=" ;:,.()-+/")
+            text = "; ".join(found)
+            for path, name in reversed(list(zip(paths, self._model.channel_names, strict=True))):
+                text = text.replace(str(path), name)
+            headers[WARNINGS] = quote(_without(folder, text), safe=" ;:,.()-+/")
         return Response(out.read_bytes(), media_type="application/octet-stream", headers=headers)
 
     def _saved(self, file: UploadFile, folder: Path, number: int) -> Path:
@@ -354,7 +357,7 @@ class _Service:
         for file in files:
             shape_DHW, affine = ras_grid(file.shape_XYZ, file.affine)
             own_3 = spacing_mm(affine)
-            target_3 = self._model.preprocessing.target_mm(own_3) or own_3
+            target_3 = self._model.preprocessing.target_mm(own_3, str(file.path)) or own_3
             more = prod(max(1.0, a / b) for a, b in zip(own_3, target_3, strict=True))
             needed = prod(shape_DHW) * more * _VOXEL_BYTES * len(files)
             if not needed <= self._max_bytes:

@@ -179,14 +179,23 @@ def trained_runs(folder: Path) -> list[Path]:
         raise ConfigError(
             "there is no trained model",
             where=folder,
-            got=f"{len(runs)} runs, none with best weights" if runs else "no run and no model.json",
+            got=_what_is_there(folder, runs),
             remedy="name a run folder that has finished a validation, a folder of such runs, or a "
-            "folder that `segresmamba export` wrote",
+            "folder that `segresmamba export` wrote"
+            + ("; if it is an image, another image does not exist" if folder.is_file() else ""),
         )
     if len(trained) < len(runs):
         left = ", ".join(run.name for run in runs if run not in trained)
         logger.warning("%s: these runs have no best weights and are left out: %s", folder, left)
     return trained
+
+
+def _what_is_there(folder: Path, runs: Sequence[Path]) -> str:
+    if folder.is_file():
+        return "a file"
+    if not folder.is_dir():
+        return "no such folder"
+    return f"{len(runs)} runs, none with best weights" if runs else "no run and no model.json"
 
 
 def _members(folder: Path) -> list[TrainedModel]:

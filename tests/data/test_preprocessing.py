@@ -71,7 +71,7 @@ def test_words_that_mean_nothing_are_refused(words: dict[str, str], option: str)
 def test_one_voxel_size_of_all_cases_is_the_networks(
     low: Spacing, high: Spacing, own: Spacing, target: Spacing | None
 ) -> None:
-    found = Preprocessing(trained_mm=(low, high)).target_mm(own)
+    found = Preprocessing(trained_mm=(low, high)).target_mm(own, "a.nii")
     assert found == (target and pytest.approx(target, rel=1e-4))
 
 
@@ -93,9 +93,10 @@ def test_an_image_outside_the_mixed_sizes_of_training_is_told_both_numbers(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     mixed = Preprocessing(trained_mm=((1, 1, 1), (2, 2, 2)))
-    assert mixed.target_mm((3, 1, 1)) is None
-    assert "3 x 1 x 1 mm (D, H, W), and the network was trained on 1 x 1 x 1 to 2 x 2 x 2" in (
-        caplog.text
+    assert mixed.target_mm((3, 1, 1), "a.nii") is None
+    assert (
+        "a.nii has voxels of 3 x 1 x 1 mm (D, H, W), and the network was trained on 1 x 1 x 1 to "
+        "2 x 2 x 2" in caplog.text
     )
 
 

@@ -101,6 +101,14 @@ def test_without_a_declaration_every_value_that_occurs_is_a_class(
     assert content["statistics"]["label 44"]["dice"]["undefined"] == 2
 
 
+def test_endings_in_capitals_are_endings(folders: tuple[Path, Path]) -> None:
+    (folders[0] / "case0.nii.gz").rename(folders[0] / "case0.NII.GZ")
+    (folders[1] / "case1.nii.gz").rename(folders[1] / "case1.NII.GZ")
+    found, content = evaluate(folders)
+    assert list(content["cases"]) == ["case0", "case1", "case2"]
+    assert not found.failed
+
+
 def test_bad_cases_are_named_and_the_others_scored(
     folders: tuple[Path, Path], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -81,6 +81,20 @@ def test_the_same_voxels_in_another_order_of_axes_are_the_same(tmp_path: Path) -
     assert pair.spacing_mm == pytest.approx((1.5, 2.0, 1.0))
 
 
+def test_axes_that_are_not_at_right_angles_are_warned_about(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tilted = np.diag([1.0, 1.0, 2.0, 1.0])
+    straight = write_nifti(tmp_path / "a.nii.gz", label(), tilted)
+    read_pair(straight, straight, ONE)
+    assert not caplog.text
+    tilted[1, 2] = 2 * np.tan(np.radians(20))
+    path = write_nifti(tmp_path / "b.nii.gz", label(), tilted)
+    read_pair(path, path, ONE)
+    assert "b.nii.gz: the axes are 20 degrees off a right angle" in caplog.text
+    assert "voxels of 2.128 mm3 instead of 2" in caplog.text
+
+
 def test_files_of_different_formats_are_compared(tmp_path: Path) -> None:
     reference = write_nifti(tmp_path / "a.nii.gz", label(), np.diag([-1.0, -2.0, 3.0, 1.0]))
     image = sitk.GetImageFromArray(label().T)

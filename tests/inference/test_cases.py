@@ -109,6 +109,18 @@ def test_dicom_folders_are_cases(
     assert found(tmp_path, two) == {"p1": ["t1", "t2"], "p2": ["t1", "t2"]}
 
 
+def test_no_dicom_case_is_left_out_without_a_word(
+    tmp_path: Path, two: list[TrainedModel], caplog: pytest.LogCaptureFixture
+) -> None:
+    volume = np.ones((4, 4, 3), np.int16)
+    for place in ("p1/t1", "p1/t2", "p2/t1", "p3", "p4/other"):
+        write_series(tmp_path / place, volume)
+    touch(tmp_path, "p5_0000.nii.gz", "notes.txt")
+    # What is missing from p2 and p3 is told when they are read.
+    assert found(tmp_path, two) == {"p1": ["t1", "t2"], "p2": ["t1", "t2"], "p3": ["p3"]}
+    assert "left out are: p4, p5_0000.nii.gz" in caplog.text
+
+
 def test_the_cases_of_a_store_are_all_or_those_of_a_split(
     tiny_store: Path, tmp_path: Path, one: list[TrainedModel]
 ) -> None:
@@ -157,12 +169,22 @@ def test_a_folder_whose_dataset_json_has_another_order_is_refused(
     assert "calls the channels T1, FLAIR" in caplog.text
 
 
+def test_one_file_for_two_channels_is_warned_about(
+    two: list[TrainedModel], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert len(find_cases(["a.nii.gz", "./a.nii.gz"], two)) == 1
+    assert "the same file is given for several channels" in caplog.text
+
+
 def test_files_that_are_named_as_other_channels_are_refused(two: list[TrainedModel]) -> None:
     with pytest.raises(DataError, match="takes for t1; its name says t2"):
         find_cases(["p7-T2.nii.gz", "p7-T1.nii.gz"], two)
+    with pytest.raises(DataError, match="takes for t1; its name says t2"):
+        find_cases(["case_0001.nii.gz", "case_0000.nii.gz"], two)
     in_order, unnamed = ["p7_t1.nii.gz", "p7_t2.nii.gz"], ["a.nii.gz", "b.nii.gz"]
     case_of_that_name = ["T1_7_0000.nii.gz", "T1_7_0001.nii.gz"]
-    for names in (in_order, unnamed, ["t1_t2_a.nii", "b"], case_of_that_name):
+    of_more = ["a_0003.nii", "a_0001.nii"]  # some channels of a larger dataset
+    for names in (in_order, unnamed, ["t1_t2_a.nii", "b"], case_of_that_name, of_more):
         assert len(find_cases(names, two)) == 1
 
 

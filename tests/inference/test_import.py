@@ -239,6 +239,7 @@ def refused(result: Path, tmp_path: Path, error: type[UserError], match: str) ->
     with pytest.raises(error, match=match) as caught:
         import_nnunet(result, tmp_path / "out")
     assert len(caught.value.screen()) < 1500
+    assert ".part-" not in caught.value.where
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".part-*"))
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -93,13 +94,38 @@ def test_an_array_is_seen_at_the_networks_voxel_size(tmp_path: Path) -> None:
         (np.full((1, 4, 4, 4), np.inf), "NaN or infinite"),
         (np.zeros((1, 4, 4, 4)), "no non-zero voxel"),
         (np.ones((1, 4, 0, 4)), "must have the axes"),
+        (np.ones((1, 4, 4, 4), complex), "must be numbers.*complex128"),
+        (np.full((1, 4, 4, 4), "1"), "must be numbers"),
+        ([], "trained on 1 channels.*0 of them"),
     ],
 )
-def test_arrays_that_are_no_image_are_refused(
-    model_run: Path, array: np.ndarray, match: str
-) -> None:
+def test_arrays_that_are_no_image_are_refused(model_run: Path, array: Any, match: str) -> None:
     with pytest.raises(DataError, match=match):
         load_model(model_run).segment(array)
+
+
+@pytest.mark.parametrize(
+    "size", [(-1.0, 1, 1), (0, 1, 1), (1, 1), 1.0, (1, 1, np.nan), (1, 1, "a")]
+)
+def test_a_voxel_size_that_there_cannot_be_is_refused(model_run: Path, size: Any) -> None:
+    with pytest.raises(DataError, match="three positive numbers"):
+        load_model(model_run).segment(noise(4, 5, 6), spacing_mm=size)
+
+
+def test_a_file_has_its_own_voxel_size(model_run: Path, image: Path) -> None:
+    with pytest.raises(DataError, match="files say the size"):
+        load_model(model_run).segment(image, spacing_mm=(1.0, 1.0, 1.0))
+
+
+def test_a_single_slice_is_warned_about(
+    model_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_nifti(tmp_path / "thin.nii.gz", noise(9, 8, 2))
+    load_model(model_run).segment(path)
+    assert "single slice" not in caplog.text
+    path = write_nifti(tmp_path / "slice.nii.gz", noise(9, 8, 1))
+    load_model(model_run).segment(path)
+    assert "slice.nii.gz is a single slice, of shape (9, 8, 1)" in caplog.text
 
 
 def test_the_logits_of_several_models_are_averaged(fold_runs: Path, image: Path) -> None:

@@ -9,11 +9,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from segresmamba.data.volumes.voxel_file import open_voxels
 from segresmamba.engine import train
 from segresmamba.errors import CheckpointError, DataError
 from segresmamba.evaluation import evaluate_run
 from segresmamba.inference import predict
-from segresmamba.inference.model import _load_pyfunc
+from segresmamba.inference.model import _load_pyfunc, load_model
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.task.weights import read_weights, save_weights
 from tests.data.raw import write_nifti
@@ -97,6 +98,34 @@ def test_an_impossible_output_is_refused_before_anything_is_computed(
     with pytest.raises(DataError, match=match):
         predict(run, images_of(tiny_store, "case0"), tmp_path / name)
     assert not list(tmp_path.iterdir())
+
+
+def test_images_in_another_order_are_refused_by_every_way_in(
+    run: Path, tiny_store: Path, tmp_path: Path
+) -> None:
+    images = images_of(tiny_store, "case0")[::-1]
+    with pytest.raises(DataError, match="its name says"):
+        predict(run, images, tmp_path / "label.nii.gz")
+    with pytest.raises(DataError, match="its name says"):
+        load_model(run).segment(images)
+
+
+def test_a_label_map_replaces_no_image_and_no_store(
+    run: Path, tiny_store: Path, tmp_path: Path
+) -> None:
+    images = [Path(shutil.copy(one, tmp_path)) for one in images_of(tiny_store, "case0")]
+    link = tmp_path / "label.nii.gz"
+    link.symlink_to(images[1])
+    for out in (*images, link):
+        with pytest.raises(DataError, match="would replace the image"):
+            predict(run, images, out)
+    with pytest.raises(DataError, match="would replace the image"):
+        load_model(run).segment(images).save(images[0])
+    store = shutil.copytree(tiny_store, tmp_path / "store.zarr")
+    with pytest.raises(DataError, match="no label map"):
+        predict(run, images, store)
+    assert (store / "dataset.json").exists()
+    assert open_voxels(images[0]).dtype != np.uint8
 
 
 def test_a_prediction_does_not_need_the_dataset_of_the_run(

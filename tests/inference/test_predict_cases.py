@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 import zarr
 
 from segresmamba.data.volumes.voxel_file import open_voxels
-from segresmamba.errors import DataError, is_passing
+from segresmamba.errors import ConfigError, DataError, is_passing
 from segresmamba.evaluation import Scoring, evaluate_folders
 from segresmamba.inference.energy import CaseMeter
 from segresmamba.inference.label_map import LabelMap
@@ -159,10 +160,52 @@ def test_a_file_of_unknown_origin_is_not_replaced(model_run: Path, images: Path)
     assert (out / "case_0.nii.gz").read_text() == "a reference"
 
 
+def test_probabilities_do_not_replace_a_folder_of_unknown_origin(
+    model_run: Path, images: Path
+) -> None:
+    mine = images.parent / "out" / "case_0.probabilities.zarr"
+    mine.mkdir(parents=True)
+    (mine / "notes").touch()
+    found = predict_cases(request(model_run, images, probabilities=True))
+    assert found.written == ("case_1",)
+    assert "a folder of that name" in found.failed["case_0"]
+    assert (mine / "notes").exists()
+
+
+def test_a_label_map_in_another_format_does_not_hide_that_one_is_outdated(
+    model_run: Path, fold_runs: Path, images: Path
+) -> None:
+    other = fold_runs / "fold1"
+    predict_cases(request(model_run, images))
+    predict_cases(request(other, images, format="nrrd"))
+    assert predict_cases(request(other, images)).written == ("case_0", "case_1")
+    label = nib.load(images.parent / "out" / "case_0.nii.gz")
+    expected = load_model(other).segment(images / "case_0_0000.nii.gz")
+    assert np.array_equal(np.asarray(label.dataobj), expected.array)
+
+
+def test_probabilities_that_are_gone_are_computed_again(model_run: Path, images: Path) -> None:
+    asked = request(model_run, images, probabilities=True)
+    predict_cases(asked)
+    gone = images.parent / "out" / "case_1.probabilities.zarr"
+    shutil.rmtree(gone)
+    found = predict_cases(asked)
+    assert (found.written, found.skipped) == (("case_1",), ("case_0",))
+    assert gone.is_dir()
+
+
+def test_a_file_ending_in_capitals_is_none_of_the_case_name(model_run: Path, images: Path) -> None:
+    (images / "case_0_0000.nii.gz").rename(images / "CASE_0000.NII.GZ")
+    assert predict_cases(request(model_run, images)).written == ("CASE", "case_1")
+    assert (images.parent / "out" / "CASE.nii.gz").exists()
+
+
 @pytest.mark.parametrize("inside", [".", "labels"])
 def test_an_output_inside_the_input_is_refused(model_run: Path, images: Path, inside: str) -> None:
     with pytest.raises(DataError, match="inside the input"):
         predict_cases(request(model_run, images, out=images / inside))
+    with pytest.raises(DataError, match="inside the input"):
+        predict_file(request(model_run, images, out=images / inside / "label.nii.gz"))
     assert len(list(images.iterdir())) == 2
 
 
@@ -218,6 +261,21 @@ def test_the_cases_of_a_store_are_segmented_in_the_geometry_of_their_files(
     assert np.array_equal(np.asarray(label.dataobj), expected.array)
 
 
+def test_a_store_of_other_voxel_sizes_is_told_both_numbers(
+    tiny_store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from segresmamba.data import open_dataset
+
+    dataset = open_dataset(tiny_store)
+    size = (9.0, 9.0, 9.0)
+    seen = dataset.preprocessing.model_copy(update={"trained_mm": (size, size)})
+    run = write_run(tmp_path / "run", channels=dataset.channel_names, preprocessing=seen)
+    found = predict_cases(PredictRequest((run,), (str(tiny_store),), tmp_path / "out"))
+    for case in found.written:
+        assert f"{case} has voxels of" in caplog.text
+    assert "trained on 9 x 9 x 9 to 9 x 9 x 9 mm" in caplog.text
+
+
 def test_one_image_goes_to_one_new_file(model_run: Path, images: Path, tmp_path: Path) -> None:
     label = tmp_path / "label.nrrd"
     predict_file(request(model_run, images / "case_0_0000.nii.gz", out=label))
@@ -226,6 +284,15 @@ def test_one_image_goes_to_one_new_file(model_run: Path, images: Path, tmp_path:
         predict_file(request(model_run, images / "case_0_0000.nii.gz", out=label))
     with pytest.raises(DataError, match="2 cases"):
         predict_file(request(model_run, images, out=tmp_path / "other.nii.gz"))
+    with pytest.raises(ConfigError, match=r"mha, and other\.nii.*\.mha"):
+        predict_file(
+            request(
+                model_run, images / "case_0_0000.nii.gz", out=tmp_path / "other.nii", format="mha"
+            )
+        )
+    asked = request(model_run, images / "case_0_0000.nii.gz", out=tmp_path / "other.nii")
+    predict_file(replace(asked, format="nifti"))
+    assert (tmp_path / "other.nii").exists()
 
 
 def test_label_maps_in_zarr_are_scored_and_shown(model_run: Path, tmp_path: Path) -> None:

@@ -209,7 +209,8 @@ def test_doubts_about_a_case_reach_the_client(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", preprocessing=preprocessing)
     with TestClient(model_app(load_model(run, device="cpu"), ServerOptions()), HOST) as client:
         answer = client.post("/segment", files={"t1": nifti(noise(9, 9, 9), np.diag([9, 9, 9, 1]))})
-    assert "trained on 1 x 1 x 1 to 2 x 2 x 2" in answer.headers[WARNINGS].replace("%20", " ")
+    assert answer.headers[WARNINGS].startswith("t1 has voxels of 9 x 9 x 9 mm")
+    assert "trained on 1 x 1 x 1 to 2 x 2 x 2" in answer.headers[WARNINGS]
     assert answer.headers[WARNINGS].count("trained on") == 1
 
 

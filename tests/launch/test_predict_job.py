@@ -116,4 +116,6 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_queued(
     assert "`python -m launch predict` has no such setting" in capsys.readouterr().err
     assert launch(monkeypatch, model, tmp_path / "gone", tmp_path / "out", *SLURM) == 2
     assert "there is no such input" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    assert launch(monkeypatch, model, images, tmp_path / "label.nii.gz") == 2
+    assert "jobs write to a folder" in capsys.readouterr().err
+    assert not {tmp_path / "out", tmp_path / "label.nii.gz"} & set(tmp_path.iterdir())

@@ -128,11 +128,9 @@ def inside(folder: Path, name: str, where: Path) -> Path:
 
 
 def strip_ending(name: str) -> str:
-    """A file's name without its ending, if that is one of `LABEL_ENDINGS`."""
-    for ending in LABEL_ENDINGS:
-        if name.endswith(ending):
-            return name.removesuffix(ending)
-    return name
+    """A file's name without its ending, if that is one of `LABEL_ENDINGS` in any case."""
+    found = next((ending for ending in LABEL_ENDINGS if name.lower().endswith(ending)), "")
+    return name[: len(name) - len(found)]
 
 
 def check_unique(cases: tuple[SourceCase, ...], where: Path) -> tuple[SourceCase, ...]:

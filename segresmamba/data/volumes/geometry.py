@@ -56,6 +56,13 @@ def is_usable(affine: Affine) -> bool:
     return bool(sizes.min() > 0 and volume > 1e-3 * sizes.prod())
 
 
+def shear_degrees(affine: Affine) -> float:
+    """How far the angle between two axes is from a right one, at most: that of a tilted gantry."""
+    axes_33 = affine[:3, :3] / voxel_sizes(affine)
+    cosines = np.abs(np.triu(axes_33.T @ axes_33, 1)).max()
+    return float(np.degrees(np.arcsin(min(cosines, 1.0))))
+
+
 def corner_distance_voxels(shape_xyz: tuple[int, ...], first: Affine, second: Affine) -> float:
     """The largest distance between the corners that two affines place, in voxels of the first.
 

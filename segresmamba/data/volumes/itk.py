@@ -68,7 +68,11 @@ def open_itk(path: Path) -> OpenedFile:
 
 
 def _whole(image: Any) -> OpenedFile:
-    data = sitk.GetArrayFromImage(image).T
+    array = sitk.GetArrayFromImage(image)
+    if image.GetNumberOfComponentsPerPixel() > 1:  # colours, say, which SimpleITK puts last
+        # A single image stays one, whose shape is refused, and does not become as many slices.
+        array = np.moveaxis(array, -1, 0) if image.GetDimension() > 2 else array[..., 0]
+    data = array.T
 
     def planes() -> Iterator[npt.NDArray[Any]]:
         for index in np.ndindex(data.shape[2:][::-1]):

@@ -117,8 +117,8 @@ def volume_of(
         preprocessing: Crop and voxel size of the result.
 
     Raises:
-        DataError: If it has another number of axes, no voxel, NaN or infinite voxels, or a channel
-            that is zero everywhere.
+        DataError: If it has another number of axes, no voxel, other voxels than finite numbers, or
+            a channel that is zero everywhere; or if the voxel size is not three positive numbers.
     """
     if image_CDHW.ndim != 4 or not image_CDHW.size:
         raise DataError(
@@ -126,6 +126,22 @@ def volume_of(
             where="image",
             got=f"shape {image_CDHW.shape}",
             remedy="give one 3D volume for each channel",
+        )
+    if image_CDHW.dtype.kind not in "biuf":
+        raise DataError(
+            "voxels must be numbers",
+            where="image",
+            got=f"dtype {image_CDHW.dtype}",
+            remedy="give integers or floats, a channel for each part of complex numbers",
+        )
+    sizes = np.asarray(spacing_mm)
+    is_size = sizes.shape == (3,) and sizes.dtype.kind in "iuf" and np.isfinite(sizes).all()
+    if not (is_size and (sizes > 0).all()):  # a negative one would mirror the label
+        raise DataError(
+            "the size of a voxel is three positive numbers",
+            where="spacing_mm",
+            got=spacing_mm,
+            remedy="give mm along D, H and W, as in (3.0, 1.0, 1.0)",
         )
     not_finite = sum(int((~np.isfinite(plane)).sum()) for plane in image_CDHW)
     if not_finite:
@@ -159,7 +175,7 @@ def _prepared(
         statistics = tuple(channel_statistics(channel_DHW) for channel_DHW in channels)
         channels, there = nnunet.prepare(channels, spacing_mm, preprocessing)
         return Volume(_stack(channels), there.affine(affine), original, statistics, there)
-    target_mm = preprocessing.target_mm(spacing_mm)
+    target_mm = preprocessing.target_mm(spacing_mm, names[0])
     transform = grid_transform(channels, spacing_mm, target_mm, crop=preprocessing.crop)
     if transform is not None:
         affine = transform.affine(affine)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -593,3 +594,16 @@ def test_extensions_of_the_header_survive_the_way_back(tmp_path: Path, kind: Any
         assert text.rstrip(b"\0") == expected
     assert np.asarray(restored.dataobj).all()
     np.testing.assert_array_equal(restored.affine, AFFINE)
+
+
+@pytest.mark.parametrize("shape_ZYX", [(1, 9, 8), (9, 8), (5, 9, 8)])
+@pytest.mark.parametrize("ending", [".nrrd", ".mha"])
+def test_colours_are_not_taken_for_slices(
+    tmp_path: Path, shape_ZYX: tuple[int, ...], ending: str
+) -> None:
+    colours = np.random.default_rng(0).integers(0, 255, (*shape_ZYX, 3), np.uint8)
+    path = tmp_path / f"a{ending}"
+    sitk.WriteImage(sitk.GetImageFromArray(colours, isVector=True), str(path))
+    shape = (8, 9) if len(shape_ZYX) == 2 else (8, 9, shape_ZYX[0], 3)
+    with pytest.raises(DataError, match=f"three dimensions.*{re.escape(str(shape))}"):
+        read_volume([path])
