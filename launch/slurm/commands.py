@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import time
 
@@ -17,13 +18,14 @@ from segresmamba.errors import LaunchError, PassingError
 # How long a job waits for an answer of slurmctld, which may be restarted at any time.
 AWAY_PATIENCE_S = 600.0
 RETRY_S = 5.0
+_OF_JOBS = {signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 # What Slurm's commands say when it does not answer, or munge does not. "Unexpected message" is what
 # scontrol says then to everything but a question.
 _AWAY = re.compile(
     "Unable to contact slurm controller|Socket timed out|Zero Bytes were transmitted"
     "|(Message (send|receive)|Communication (connection|shutdown)) failure|standby mode"
     "|Insane message length|Protocol authentication error|Invalid authentication credential"
-    "|Unexpected message received"
+    "|Unexpected message received|Munge (en|de)code failed|Resource temporarily unavailable"
 )
 
 
@@ -60,7 +62,18 @@ def run_once(*command: str) -> subprocess.CompletedProcess[str]:
         for name, value in os.environ.items()
         if not name.startswith(("SQUEUE_", "SACCT_", "SCONTROL_"))
     }
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    # Slurm sends these to all processes of a job, and a command that dies of one gives no answer: a
+    # preempted run was not queued again. What is blocked here is blocked in the command.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_JOBS)
+    try:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    with process:
+        out, error = process.communicate()
+    return subprocess.CompletedProcess(command, process.returncode, out, error)
 
 
 def ask(*command: str, patiently: bool = False) -> str:

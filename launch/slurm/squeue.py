@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import logging
 import os
 import re
 import time
@@ -13,6 +14,8 @@ from pathlib import Path
 from launch.failures import INTERRUPTED_CODE
 from launch.slurm.commands import SlurmAwayError, ask, away, is_away, run_once, run_patiently
 from segresmamba.errors import LaunchError
+
+logger = logging.getLogger(__name__)
 
 # A job that is cancelled gets Slurm's KillWait, usually 30 s, to save.
 CANCEL_PATIENCE_S = 120.0
@@ -27,9 +30,11 @@ UNKNOWN = "UNKNOWN"
 _CANCELLED = re.compile("JobState=(CANCELLED|COMPLETING) Reason=None")
 # How scontrol refuses to queue a job again that is in the queue.
 _PENDING = "Job is pending execution"
-# A job is SIGNALING for the moment in which slurmctld sends a signal to its nodes, also at a
-# preemption.
-_RUNNING = re.compile("JobState=(RUNNING|SIGNALING|RESIZING|STOPPED)")
+_STATE = re.compile(r"JobState=(\w+)")
+# A job in any other state runs. It is SIGNALING, say, for the moment in which slurmctld sends a
+# signal to its nodes, also at a preemption: taken for an ended job, it would not be queued again.
+_NOT_RUNNING = _ENDED | {"PENDING", "COMPLETING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD"}
+_NOT_RUNNING |= {"SPECIAL_EXIT", "RESV_DEL_HOLD", "STAGE_OUT", "REVOKED"}
 
 
 @dataclass(frozen=True)
@@ -245,9 +250,19 @@ def requeue(job_id: str) -> str:
 def is_running(job_id: str) -> bool:
     """Whether a job runs, and is neither cancelled nor on its way back to the queue.
 
-    Waits if slurmctld is away: taken for an ended job, a failed one would not be queued again.
+    Waits if slurmctld is away: taken for an ended job, a failed one would not be queued again. The
+    log says why a job is not taken for a running one.
     """
-    return _RUNNING.search(run_patiently("scontrol", "show", "job", job_id).stdout) is not None
+    done = run_patiently("scontrol", "show", "job", job_id)
+    found = _STATE.search(done.stdout)
+    if found is None:
+        said = done.stderr.strip() or "no state"
+        logger.warning("not queued again: Slurm says of job %s: %s", job_id, said)
+        return False
+    if found[1] in _NOT_RUNNING:
+        logger.warning("not queued again: job %s is %s", job_id, found[1])
+        return False
+    return True
 
 
 def is_cancelled(job_id: str) -> bool:

@@ -97,7 +97,7 @@ def test_a_training_that_hangs_in_a_step_is_found(
     settings = ("train.max_steps=1", "train.warmup_steps=0", "data.patience_s=0")
     train(tiny_config(tiny_store, tmp_path, *settings, "train.hang_timeout_s=2"))
     assert ended.codes == [PASSING_CODE]
-    assert "in _run\n" in reported(tmp_path / "tiny" / "logs", rank=0)
+    assert "in _train\n" in reported(tmp_path / "tiny" / "logs", rank=0)
 
 
 def test_a_timeout_that_does_not_outlast_the_patience_is_refused() -> None:

@@ -6,6 +6,7 @@ import gc
 import multiprocessing
 from collections import Counter
 from itertools import islice
+from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
@@ -126,7 +127,8 @@ def test_readers_use_their_shared_memory_again(dataset: Dataset) -> None:
         dataset, dataset.case_ids, config, 0, rank=0, world_size=1, micro_batch=2, start_index=0
     )
     next(batches)
-    (server,) = [p for p in psutil.Process().children() if "forkserver" in " ".join(p.cmdline())]
+    # By its number: tests of ranks may have left a server of theirs among the children.
+    server = psutil.Process(forkserver._forkserver._forkserver_pid)  # type: ignore[attr-defined]
     for _ in islice(batches, 50):
         pass
     # Readers of earlier tests may still be about to end.

@@ -116,6 +116,7 @@ def test_a_controller_that_is_away_does_not_make_a_job_an_ended_one(
         # Seen once in 300 answers while Slurm preempted a job: the run was not queued again.
         ("SIGNALING", True),
         ("RESIZING", True),
+        ("A_STATE_OF_SLURM_99", True),
         ("COMPLETING", False),
         ("CANCELLED", False),
         ("REQUEUED", False),
@@ -123,10 +124,28 @@ def test_a_controller_that_is_away_does_not_make_a_job_an_ended_one(
     ],
 )
 def test_a_job_that_is_being_signalled_still_runs(
-    fake_command: FakeCommand, state: str, runs: bool
+    fake_command: FakeCommand, caplog: pytest.LogCaptureFixture, state: str, runs: bool
 ) -> None:
     fake_command("scontrol", f"echo '   JobState={state} Reason=None Dependency=(null)'")
     assert is_running("4711") == runs
+    assert caplog.messages == ([] if runs else [f"not queued again: job 4711 is {state}"])
+
+
+@pytest.mark.parametrize("signal", ["TERM", "USR1", "USR2"])
+def test_a_signal_to_all_processes_of_a_job_does_not_end_the_question_about_it(
+    fake_command: FakeCommand, signal: str
+) -> None:
+    """Seen once at a preemption: the command died of it, and the run was not queued again."""
+    fake_command("scontrol", f"kill -{signal} $$; echo JobState=RUNNING")
+    assert is_running("4711")
+
+
+def test_the_log_says_what_slurm_says_of_a_job_that_it_does_not_know(
+    fake_command: FakeCommand, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake_command("scontrol", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+    assert not is_running("4711")
+    assert "of job 4711: slurm_load_jobs error: Invalid job id specified" in caplog.text
 
 
 @pytest.mark.parametrize("message", AWAY)
