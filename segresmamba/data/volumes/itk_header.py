@@ -29,7 +29,7 @@ _FIELD_BYTES = 500
 _DATA_FILE = re.compile(
     rb"^(?:data ?file\s*:|ElementDataFile\s*=)([^\r\n]*)", re.IGNORECASE | re.MULTILINE
 )
-_LIST = re.compile(rb"LIST(?:\s+(\d))?")
+_LIST = re.compile(rb"LIST(?:\s+(\d)D?)?")
 _NUMBERED = re.compile(
     rb"([^%]*%(?:0?\d)?d[^%\s]*)\s+(\d{1,6})\s+(\d{1,6})\s+([1-9]\d{0,5})(?:\s+\d)?"
 )

@@ -444,6 +444,7 @@ def test_voxels_are_read_from_files_only(
         ("a.nhdr", "data file: s%d.raw 0 3 1\n"),
         ("a.mhd", "ElementDataFile = LIST\ns0.raw\ns1.raw\ns2.raw\ns3.raw\n"),
         ("a.mhd", "ElementDataFile = LIST 2\ns0.raw\ns1.raw\ns2.raw\ns3.raw\n"),
+        ("a.mhd", "ElementDataFile = LIST 2D\ns0.raw\ns1.raw\ns2.raw\ns3.raw\n"),
         ("a.mhd", "ElementDataFile = s%01d.raw 0 3 1\n"),
     ],
 )
