@@ -1,13 +1,14 @@
 """Measures the time from the SIGKILL of a rank to the next trained step, and where it goes.
 
-    python benchmarks/recovery.py STORE [--ranks 2] [--kills 3] [key=value ...]
+    python benchmarks/recovery.py STORE [--ranks 2] [--kills 3] [--train 10] [key=value ...]
 
-Trains on this machine with `cluster=local`, kills the last rank once a checkpoint is complete,
-waits until the launcher has ended, and gives the same command again, as Slurm does after a failure.
-The time that Slurm itself needs to queue a job again (two minutes by default) is not in it. Each
-rank writes down how long the parts of its start take; the table shows the first rank's. Processor
-time depends less than seconds on what else the machine does. Ranks import the packages in the
-current folder, so the script can measure another version.
+Trains on this machine with `cluster=local`, kills the last rank some seconds after the first
+checkpoint is complete (MLflow is then loaded, as it is in a run of hours), waits until the launcher
+has ended, and gives the same command again, as Slurm does after a failure. The time that Slurm
+itself needs to queue a job again (two minutes by default) is not in it. Each rank writes down how
+long the parts of its start take; the table shows the first rank's. Processor time depends less than
+seconds on what else the machine does. Ranks import the packages in the current folder, so the
+script can measure another version.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ class Start:
         return dict(json.loads(path.read_text()))
 
 
-def recovered(root: Path, words: list[str], ranks: int) -> dict[str, float]:
+def recovered(root: Path, words: list[str], ranks: int, train_s: float) -> dict[str, float]:
     """Seconds of each part of one recovery."""
     run = root / "run"
     shutil.rmtree(run, ignore_errors=True)
@@ -127,6 +128,7 @@ def recovered(root: Path, words: list[str], ranks: int) -> dict[str, float]:
     victim = first.rank(ranks - 1)["pid"]
     while not list((run / "checkpoints").glob("step-*/meta.json")):
         time.sleep(0.01)
+    time.sleep(train_s)
     killed = time.time()
     os.kill(victim, signal.SIGKILL)
     first.process.wait()
@@ -152,6 +154,9 @@ def main() -> None:
     parser.add_argument("store", type=Path, help="a converted dataset")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--kills", type=int, default=3)
+    parser.add_argument(
+        "--train", type=float, default=10.0, help="seconds of training before the kill"
+    )
     parser.add_argument("--out", type=Path, default=HERE.parent / "results" / "recovery_cpu.csv")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_args()
@@ -164,7 +169,9 @@ def main() -> None:
             "train.precision=fp32", "cluster=local", f"cluster.tasks_per_node={arguments.ranks}",
             f"run.root={root}", "run.name=run", *arguments.overrides,
         ]  # fmt: skip
-        found = [recovered(root, words, arguments.ranks) for _ in range(arguments.kills)]
+        found = [
+            recovered(root, words, arguments.ranks, arguments.train) for _ in range(arguments.kills)
+        ]
     with arguments.out.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["part", "median_s", "smallest_s", "largest_s"])

@@ -118,7 +118,11 @@ def tell_mlflow(
         return
     try:
         tracker = open_tracker(
-            folder.path, config.tracking, root=config.run.root, run_name=folder.path.name
+            folder.path,
+            config.tracking,
+            root=config.run.root,
+            run_name=folder.path.name,
+            begins=False,
         )
     except (OSError, UserError) as error:
         logger.warning("MLflow does not learn how the run ended: %s", error)

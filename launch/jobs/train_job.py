@@ -124,13 +124,14 @@ class TrainJob:
                 write_failure(failure, logs, place.job_id)
             except OSError as problem:  # a full disk, say: the exit code still says the kind
                 logger.warning("the failure is not on the disk: %s", problem)
+            quick_exit.code = failure.exit_code
             if failure.exit_code == OUR_CODE:
                 raise
             sys.stderr.write(failure.text + "\n")
             sys.exit(failure.exit_code)
         if result.status == "preempted" and rank.goes_back_to_queue(signals.received):
             rank.requeue(f"saved at step {result.step}")  # with an exit code of its own
-        quick_exit.is_well = True
+        quick_exit.code = 0
         return result
 
     def checkpoint(self) -> object:
@@ -183,29 +184,30 @@ class StopSignals:
 
 
 class QuickExit:
-    """Ends a rank's process right after its exit handlers, if `is_well` is set by then.
+    """Ends a rank's process right after its exit handlers, if `code` is set by then.
 
     While Python's interpreter shuts down, threads of libraries may still run. One that then wants
     the interpreter's lock aborts the process: "terminate called without an active exception". A
-    rank that had finished would count as failed, and its job would be queued again.
+    rank that had finished would count as failed, and its job would be queued again. A rank that has
+    failed saves a second, as Python would free one by one what the libraries have made.
 
     Create it before the libraries are imported: exit handlers run in reverse order, so those of the
     libraries come first.
     """
 
     def __init__(self) -> None:
-        self.is_well = False
-        """Set it when nothing is left to do."""
+        self.code: int | None = None
+        """Set the process's exit code when nothing is left to do."""
 
         def end() -> None:
-            if self.is_well:
+            if self.code is not None:
                 # Its own exit handler would come after this one. It frees the named semaphores of
                 # the queues to reader processes, of which a tracker would warn as leaked.
                 multiprocessing.util._exit_function()  # type: ignore[attr-defined]
                 logging.shutdown()
                 sys.stdout.flush()
                 sys.stderr.flush()
-                os._exit(0)
+                os._exit(self.code)
 
         # A process that belongs to somebody else (debug, tests) keeps its own exit code.
         main = getattr(sys.modules["__main__"], "__spec__", None)

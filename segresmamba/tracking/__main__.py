@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import signal
 import sys
 from pathlib import Path
 from typing import cast
 
 from segresmamba.tracking.logs import Style, log_as
-from segresmamba.tracking.mlflow.uploader import follow
+from segresmamba.tracking.mlflow.uploader import run
 
 # Slurm sends these to every process of a job. Training reacts to them; the uploader has to live on
 # to send what training records in its last seconds.
@@ -29,12 +28,7 @@ def main() -> int:
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     logging.captureWarnings(capture=True)
     log_as(cast(Style, sys.argv[2]), rank=0)
-
-    def training_ended(wait_s: float) -> bool:
-        # Nothing is ever written to standard input, so it is readable only at its end.
-        return bool(select.select([sys.stdin], [], [], wait_s)[0])
-
-    return 0 if follow(Path(sys.argv[1]), training_ended) else 1
+    return 0 if run(Path(sys.argv[1]), sys.stdin.buffer) else 1
 
 
 if __name__ == "__main__":

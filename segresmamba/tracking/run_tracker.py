@@ -17,7 +17,7 @@ from segresmamba.storage.run_folder import RunFolder
 from segresmamba.tracking.attempts import goes_back, missing_steps
 from segresmamba.tracking.journal import FAULTS_TAG, Journal, read_journal, separate_copy
 from segresmamba.tracking.mlflow.state import UploadState, open_state
-from segresmamba.tracking.mlflow.uploader import Uploader
+from segresmamba.tracking.mlflow.uploader import Uploader, wait_for_uploader
 from segresmamba.tracking.protocol import Status, Tracker, TrackingError
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,9 @@ _RECORD_BYTES = 1 << 10
 WAIT_S: dict[Status, float] = {"finished": 120.0, "failed": 20.0, "preempted": 5.0}
 
 
-def open_tracker(folder: Path, config: TrackingConfig, *, root: Path, run_name: str) -> Tracker:
+def open_tracker(
+    folder: Path, config: TrackingConfig, *, root: Path, run_name: str, begins: bool = True
+) -> Tracker:
     """Open the journal of a run and start the upload to MLflow.
 
     Args:
@@ -36,6 +38,8 @@ def open_tracker(folder: Path, config: TrackingConfig, *, root: Path, run_name: 
         config: Where metrics go besides the journal.
         root: The folder of all runs, where the default database lies.
         run_name: Name of the run in MLflow.
+        begins: Whether a run begins or goes on. If not, its ranks have ended, and the caller adds
+            what they could not record themselves.
 
     Raises:
         ConfigError: If MLflow does not know such a tracking.uri.
@@ -51,7 +55,7 @@ def open_tracker(folder: Path, config: TrackingConfig, *, root: Path, run_name: 
     journal = Journal(RunFolder(folder).journal, name=run_name, known_id=known_id)
     if state is not None and state.sent_bytes > journal.size:
         state.sent_bytes = 0  # the journal was lost, and begins again
-    return RunTracker(folder, journal, state, config)
+    return RunTracker(folder, journal, state, config, begins=begins)
 
 
 class RunTracker(Tracker):
@@ -64,27 +68,32 @@ class RunTracker(Tracker):
         journal: The journal in it, open.
         state: Where the journal is sent; None starts no uploader.
         config: The settings of tracking.
+        begins: See `open_tracker`. A run that has ended gets an uploader only at the end, and only
+            if that of its ranks lives no more.
     """
 
     def __init__(
-        self, folder: Path, journal: Journal, state: UploadState | None, config: TrackingConfig
+        self,
+        folder: Path,
+        journal: Journal,
+        state: UploadState | None,
+        config: TrackingConfig,
+        *,
+        begins: bool,
     ) -> None:
         self._folder = folder
         self._config = config
         self._journal = journal
         self._state = state
+        self._begins = begins
         self._uploader: Uploader | None = None
         self._lost_records = 0
-        self._append("status", status="running", host=socket.gethostname(), pid=os.getpid())
+        if begins:
+            self._append("status", status="running", host=socket.gethostname(), pid=os.getpid())
         if journal.faults:
             self.tags({FAULTS_TAG: journal.faults})
-        if state is None:
-            return
-        try:
-            state.save(folder)
-            self._uploader = Uploader(folder, config.logs)
-        except OSError as error:
-            logger.error("nothing is sent to MLflow; the journal has everything: %s", error)
+        if begins and state is not None:
+            self._start_uploader(state)
 
     def ui_hint(self) -> str:
         """The command or the URL that shows the run; without MLflow, the path of the journal."""
@@ -158,10 +167,16 @@ class RunTracker(Tracker):
         self._append("status", status=status)
         self.flush()
         self._journal.close()
-        if self._uploader is None:
+        if self._state is None:
             return
-        self._uploader.close(WAIT_S[status])
-        self._uploader = None
+        if not self._begins and not wait_for_uploader(self._folder, WAIT_S[status]):
+            self._start_uploader(self._state)  # sends a second time what the other has sent
+        if self._uploader is not None:
+            if self._begins and status == "failed":
+                self._uploader.leave(WAIT_S[status])
+            else:
+                self._uploader.close(WAIT_S[status])
+            self._uploader = None
         state = self._current_state()
         size = RunFolder(self._folder).journal.stat().st_size
         if state is not None and (missing := size - state.sent_bytes):
@@ -172,6 +187,13 @@ class RunTracker(Tracker):
                 missing,
                 self._folder,
             )
+
+    def _start_uploader(self, state: UploadState) -> None:
+        try:
+            state.save(self._folder)
+            self._uploader = Uploader(self._folder, self._config.logs)
+        except OSError as error:
+            logger.error("nothing is sent to MLflow; the journal has everything: %s", error)
 
     def _relative(self, path: Path) -> str:
         """The path from the run folder if it lies in it, so that the folder can be moved."""

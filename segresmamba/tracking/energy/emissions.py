@@ -40,6 +40,8 @@ MEASURES_PER_WRITE = 3
 """The ledger is written every 30 s, so a killed process loses at most 30 s."""
 STOP_PATIENCE_S = 5.0
 """How long to wait for a driver that does not answer: it must not keep a run from ending."""
+START_PATIENCE_S = 30.0
+"""The same for the first look at the hardware, which takes seconds on a busy machine."""
 # CodeCarbon asks for a country even where it is given the intensity.
 _ANY_COUNTRY = "USA"
 
@@ -113,29 +115,45 @@ class EmissionsMeter:
                 self._grid = Grid.from_config(config)
             except ImportError as error:
                 logger.warning("energy is not measured: %s", error)
+        self._start: threading.Thread | None = None
         self._tracker: OfflineEmissionsTracker | None = None
         self.power: str | None = None
-        """How the power of each kind of hardware is measured or estimated; None before `start`."""
+        """How the power of each kind of hardware is measured or estimated; None before `start`, and
+        until `totals` or `stop` is called."""
         self.facts: dict[str, Any] = {}
-        """What the ledger holds besides the totals: the grid, and how power is measured."""
+        """What the ledger holds besides the totals, once `power` is known: the grid, and how power
+        is measured."""
 
     def start(self) -> None:
-        """Begin a segment of the ledger."""
-        if self._grid is None or self._tracker is not None:
-            return
+        """Begin a segment of the ledger, in a thread.
+
+        CodeCarbon takes more than a second to look at the hardware.
+        """
+        if self._grid is not None and self._start is None:
+            self._start = threading.Thread(
+                target=self._begin, args=[self._grid], name="energy", daemon=True
+            )
+            self._start.start()
+
+    def _begin(self, grid: Grid) -> None:
         try:
             # The main rank creates the run folder, but this node may be faster.
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._tracker = self._start_tracker(self._grid)
+            self._tracker = self._start_tracker(grid)
         except Exception as error:
             logger.warning("energy is not measured: %s", error)
 
+    def _wait_for_start(self) -> OfflineEmissionsTracker | None:
+        if self._start is not None:
+            self._start.join(START_PATIENCE_S)
+        return self._tracker
+
     def stop(self) -> None:
         """Write the last totals of the segment."""
-        if self._tracker is not None:
-            _end_timers(self._tracker)
-            self._tracker.stop()
-            self._tracker = None
+        if (tracker := self._wait_for_start()) is not None:
+            _end_timers(tracker)
+            tracker.stop()
+        self._tracker = self._start = None
 
     def totals(self) -> dict[str, float]:
         """What the run has used so far, on all nodes and over all restarts.
@@ -149,8 +167,8 @@ class EmissionsMeter:
         """
         if self._grid is None:
             return {}
-        if self._tracker is not None:
-            self._tracker.flush()  # it measures now, and writes to the ledger
+        if (tracker := self._wait_for_start()) is not None:
+            tracker.flush()  # it measures now, and writes to the ledger
         try:
             return self._ledger.totals()
         except (OSError, ValueError) as error:

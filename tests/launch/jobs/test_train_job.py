@@ -199,25 +199,26 @@ class Library:
 kept = Library()
 quick_exit = QuickExit()
 atexit.register(print, "exit handlers ran")
-quick_exit.is_well = {is_well}
-sys.exit({code})
+quick_exit.code = {code}
+sys.exit({status})
 """
 SUBMITIT = "submitit.core._submit"
 
 
 @pytest.mark.parametrize(
-    ("name", "is_well", "code", "ended"),
+    ("name", "code", "status", "ended"),
     [
-        ("launch.jobs.start", True, 0, 0),
-        (SUBMITIT, True, 0, 0),
-        (SUBMITIT, False, 2, -6),
-        ("another", True, 0, -6),
+        ("launch.jobs.start", 0, 0, 0),
+        ("launch.jobs.start", 75, 75, 75),
+        (SUBMITIT, 0, 0, 0),
+        (SUBMITIT, None, 2, -6),
+        ("another", 0, 0, -6),
     ],
 )
 def test_only_a_rank_that_is_done_leaves_before_python_takes_itself_apart(
-    name: str, is_well: bool, code: int, ended: int
+    name: str, code: int | None, status: int, ended: int
 ) -> None:
-    words = [sys.executable, "-c", CODE.format(name=name, is_well=is_well, code=code)]
+    words = [sys.executable, "-c", CODE.format(name=name, code=code, status=status)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (ended, "exit handlers ran\n")
     assert "leaked semaphore" not in done.stderr

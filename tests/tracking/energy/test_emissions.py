@@ -88,6 +88,7 @@ from segresmamba.config import TrackingConfig
 emissions.MEASURE_S, emissions.MEASURES_PER_WRITE = 0.05, 1
 meter = emissions.EmissionsMeter(pathlib.Path(sys.argv[1]), TrackingConfig(country="FRA"))
 meter.start()
+meter.totals()  # waits for the start
 time.sleep(0.5)
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -138,7 +139,7 @@ def test_without_a_country_the_worlds_average_is_taken_and_named(
     meter = EmissionsMeter(tmp_path, TrackingConfig())
     with caplog.at_level(logging.INFO):
         meter.start()
-    meter.stop()
+        meter.stop()
     assert (meter.facts["country"], meter.facts["intensity_g_per_kwh"]) == ("the world", 475)
     assert "neither tracking.country nor tracking.grid_g_per_kwh is set" in caplog.text
     assert "475 g CO2e/kWh in the world (the average that" in Ledger(tmp_path).power()

@@ -7,18 +7,20 @@ import logging
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from launch.ports import free_port
 from segresmamba.config import TrackingConfig
+from segresmamba.storage.locks import is_locked
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.tracking import open_tracker, sync
 from segresmamba.tracking.__main__ import SIGNALS
 from segresmamba.tracking.journal import Journal
 from segresmamba.tracking.mlflow.state import UploadState, open_state
-from segresmamba.tracking.mlflow.uploader import follow
+from segresmamba.tracking.mlflow.uploader import LAUNCHER_S, LOCK_NAME, START_S, follow
 from tests.tracking.server import Server, wait_for
 
 
@@ -83,15 +85,16 @@ def test_a_server_that_comes_late_and_is_killed_gets_everything_once(
     assert Path(picture).read_bytes() == b"picture"
 
 
-TRAINING = """
+KILL = "os.kill(os.getpid(), signal.SIGKILL)"
+TRAINING = f"""
 import os, pathlib, signal, sys
 from segresmamba.config import TrackingConfig
 from segresmamba.tracking import open_tracker
 root = pathlib.Path(sys.argv[1])
 tracker = open_tracker(root / "run", TrackingConfig(), root=root, run_name="run")
 for step in range(5):
-    tracker.metrics({"loss": step}, step=step)
-os.kill(os.getpid(), signal.SIGKILL)
+    tracker.metrics({{"loss": step}}, step=step)
+{KILL}
 """
 
 
@@ -110,11 +113,45 @@ def test_what_was_recorded_before_a_kill_arrives_and_a_resume_goes_on(root: Path
     assert history(run) == [(step, float(step)) for step in range(8)]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["killed", "raised"])
+def test_the_uploader_of_a_failed_run_sends_what_the_launcher_adds(
+    how: str, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = root / "run"
+    end = {"killed": TRAINING, "raised": TRAINING.replace(KILL, 'tracker.close("failed")')}[how]
+    subprocess.run([sys.executable, "-c", end, str(root)], check=False)
+    assert is_locked(run / LOCK_NAME)  # it lives on
+    with monkeypatch.context() as patch:  # and nobody starts another
+        patch.setattr("segresmamba.tracking.run_tracker.Uploader", None)
+        (run / "failure.txt").write_text("KeyError: 7")
+        tracker = open_tracker(run, TrackingConfig(), root=root, run_name="run", begins=False)
+        tracker.tags({"failure": "KeyError"})
+        tracker.artifact(run / "failure.txt")
+        tracker.close("failed")
+    assert everything_sent(run)
+    assert history(run) == [(step, float(step)) for step in range(5)]
+    assert (root / "mlartifacts" / UploadState.load(run).run_id / "artifacts/failure.txt").exists()
+    wait_for(lambda: not is_locked(run / LOCK_NAME))  # it ends as soon as it knows
+
+
+@pytest.mark.slow
+def test_a_failed_run_without_a_launcher_is_left_alone_after_some_seconds(root: Path) -> None:
+    subprocess.run([sys.executable, "-c", TRAINING, str(root)], check=False)
+    began_s = time.monotonic()
+    wait_for(lambda: not is_locked(root / "run" / LOCK_NAME))
+    assert time.monotonic() - began_s >= LAUNCHER_S / 2
+    tracker = open_tracker(root / "run", TrackingConfig(), root=root, run_name="run", begins=False)
+    tracker.tags({"failure": "late"})
+    tracker.close("failed")  # with an uploader of its own
+    assert everything_sent(root / "run")
+
+
 def test_slurms_signals_do_not_stop_the_uploader(tmp_path: Path) -> None:
     assert {signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2} < set(SIGNALS)
     code = (
         "import os, segresmamba.tracking.__main__ as process\n"
-        "process.follow = lambda *_: [os.kill(os.getpid(), number) for number in process.SIGNALS]\n"
+        "process.run = lambda *_: [os.kill(os.getpid(), number) for number in process.SIGNALS]\n"
         "raise SystemExit(process.main())"
     )
     assert (
@@ -167,7 +204,7 @@ def test_waiting_grows_with_an_outage(nowhere: Path, monkeypatch: pytest.MonkeyP
         return len(delays) == 6
 
     follow(nowhere, training_ended)
-    assert delays == [1e-3 * 2**index for index in range(6)]
+    assert delays == [START_S, *(1e-3 * 2**index for index in range(1, 6))]
 
 
 @pytest.mark.usefixtures("_no_waiting")
