@@ -142,18 +142,24 @@ def run(folder: Path, pipe: IO[bytes]) -> bool:
         return bool(select.select([pipe], [], [], wait_s)[0])
 
     done = follow(folder, training_ended)
-    if done and not pipe.read():
-        done = follow(folder, lambda _: _wait_for_launcher(folder))
+    if done and not pipe.read() and _launcher_adds(folder):
+        done = follow(folder, lambda _: True)
     return done
 
 
-def _wait_for_launcher(folder: Path) -> bool:
+def _launcher_adds(folder: Path) -> bool:
     """Wait up to `LAUNCHER_S` until somebody has added records, and has closed the journal."""
     journal = RunFolder(folder).journal
     deadline_s = time.monotonic() + LAUNCHER_S
-    while time.monotonic() < deadline_s and (has_everything(folder) or is_locked(journal)):
-        time.sleep(_SHORT_POLL_S)
-    return True
+    try:
+        sent_bytes = UploadState.load(folder).sent_bytes
+        while True:
+            has_grown = journal.stat().st_size != sent_bytes
+            if (has_grown and not is_locked(journal)) or time.monotonic() > deadline_s:
+                return has_grown
+            time.sleep(_SHORT_POLL_S)
+    except (FileNotFoundError, TrackingError):  # somebody has deleted the run
+        return False
 
 
 def follow(folder: Path, training_ended: Callable[[float], bool]) -> bool:

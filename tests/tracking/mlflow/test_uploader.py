@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import signal
 import subprocess
 import sys
@@ -133,6 +134,17 @@ def test_the_uploader_of_a_failed_run_sends_what_the_launcher_adds(
     assert history(run) == [(step, float(step)) for step in range(5)]
     assert (root / "mlartifacts" / UploadState.load(run).run_id / "artifacts/failure.txt").exists()
     wait_for(lambda: not is_locked(run / LOCK_NAME))  # it ends as soon as it knows
+
+
+@pytest.mark.slow
+def test_a_failed_run_that_is_deleted_at_once_is_no_error(root: Path) -> None:
+    ended = subprocess.Popen(
+        [sys.executable, "-c", TRAINING, str(root)], stderr=subprocess.PIPE, text=True
+    )
+    wait_for(lambda: (root / "run").exists() and ended.poll() is not None)
+    wait_for(lambda: everything_sent(root / "run"))
+    shutil.rmtree(root / "run")
+    assert ended.communicate()[1] == ""  # its end comes with the uploader's
 
 
 @pytest.mark.slow
