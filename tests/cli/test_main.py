@@ -29,7 +29,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
 def test_a_dataset_goes_from_nifti_to_a_predicted_label(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    raw = write_nnunet_dataset(tmp_path / "raw", channels=1)
+    raw = write_nnunet_dataset(tmp_path / "raw", size=24, channels=1)
     store, runs, label = tmp_path / "store", tmp_path / "runs", tmp_path / "label.nii.gz"
     assert run(monkeypatch, "convert", raw, store, "--workers", 1) == 0
     assert run(monkeypatch, "verify", store) == 0
