@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -84,7 +85,7 @@ class ShardedState:
             stream.wait_stream(torch.cuda.current_stream())  # the last step has written them
 
         def copy() -> dict[str, Piece]:
-            with torch.cuda.stream(stream):  # without a stream this does nothing
+            with torch.cuda.stream(stream) if stream else nullcontext():
                 for name, rows in rows_of.items():
                     for kept, row in zip(self._host[name], rows, strict=True):
                         kept.copy_(row, non_blocking=True)
