@@ -426,7 +426,8 @@ Plan = Iterable[tuple[Callable[..., None], tuple[Any, ...], float]]
 
 def with_benchmarks(step: Callable[..., None], s: Session, arguments: tuple[Any, ...]) -> None:
     """What a step's process does."""
-    sys.path.insert(0, str(Path(__file__).parent))
+    # A new process has the path of the one that started it, whatever PYTHONPATH says.
+    sys.path[:0] = [str(Path(__file__).parent), str(ROOT)]
     try:
         step(s, *arguments)
     except BaseException:

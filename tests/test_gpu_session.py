@@ -117,6 +117,16 @@ def test_every_step_of_the_session_runs_without_the_packages_that_it_must_not_ne
     assert "missing  scan backend cpu" in done.stdout  # numba was hidden
 
 
+def test_a_step_finds_the_package_where_it_is_not_installed(
+    gpu_session: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks")])  # as the script's own process
+    seen: list[str] = []
+    session = gpu_session.Session(tmp_path, tmp_path)
+    gpu_session.with_benchmarks(lambda _: seen.extend(sys.path), session, ())
+    assert str(ROOT) in seen
+
+
 @pytest.mark.slow
 def test_a_step_that_hangs_is_cut_off_with_all_that_it_has_started(
     gpu_session: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -50,15 +50,17 @@ def join(ranks: Ranks, threads: int | None) -> None:
     if ranks.world_size > 1:
         _refuse_restarts_that_hang()
     # One process has nobody to meet. A port could be taken, and a child process would inherit it.
-    alone = dist.HashStore() if ranks.world_size == 1 else None  # type: ignore[attr-defined]
-    # With the device given, a barrier does not have to guess the GPU from the rank's number.
+    is_alone = ranks.world_size == 1
+    # With the device given, a barrier does not have to guess the GPU from the rank's number. But
+    # NCCL then splits DeepSpeed's groups from this one, which has failed on a single GPU
+    # (deepspeedai/DeepSpeed#8248).
     dist.init_process_group(
         ranks.backend,
-        store=alone,
+        store=dist.HashStore() if is_alone else None,  # type: ignore[attr-defined]
         rank=ranks.rank,
         world_size=ranks.world_size,
         timeout=_TIMEOUT,
-        device_id=ranks.device if is_cuda else None,
+        device_id=ranks.device if is_cuda and not is_alone else None,
     )
     atexit.register(dist.destroy_process_group)
 
@@ -78,6 +80,16 @@ def _refuse_restarts_that_hang() -> None:
             remedy="export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun --rdzv-backend=c10d, "
             "or give --max-restarts=0: the same command goes on from the newest checkpoint",
         )
+
+
+def wait_as_long_in_all_groups() -> None:
+    """Give the groups that others have made the time that `join` gave the job's own.
+
+    A group of NCCL that is made without a time ends its processes after ten minutes, before
+    `data.patience_s` or `train.hang_timeout_s` may be over.
+    """
+    for group in dist.distributed_c10d._world.pg_map:
+        dist.distributed_c10d._set_pg_timeout(_TIMEOUT, group)
 
 
 def leave_abruptly() -> None:
@@ -105,7 +117,8 @@ def micro_batch(config: Config, world_size: int) -> int:
 
 def wait_for_all() -> None:
     """Return once every rank is here."""
-    dist.barrier()
+    if dist.get_world_size() > 1:  # without a device, a barrier of one would warn
+        dist.barrier()
 
 
 def highest(value: int, device: torch.device) -> int:

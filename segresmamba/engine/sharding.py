@@ -19,6 +19,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,7 +51,12 @@ class ShardedState:
         self._adamw = engine.optimizer.optimizer if stage else engine.optimizer
         self._stage, self._ranks = stage, ranks
         self._host: dict[str, Tensor] = {}
-        self._thread = ThreadPoolExecutor(1, "copy of the state")
+        # A new thread is on the first GPU. When it left the stream of another GPU, it would make a
+        # context there, which takes half a GB from the rank of that GPU.
+        on_gpu = partial(torch.cuda.set_device, ranks.device)
+        self._thread = ThreadPoolExecutor(
+            1, "copy of the state", on_gpu if ranks.device.type == "cuda" else None
+        )
         self._copy: Future[dict[str, Piece]] | None = None
 
     def copied(self) -> Future[dict[str, Piece]]:
@@ -78,7 +85,7 @@ class ShardedState:
             stream.wait_stream(torch.cuda.current_stream())  # the last step has written them
 
         def copy() -> dict[str, Piece]:
-            with torch.cuda.stream(stream):  # without a stream this does nothing
+            with torch.cuda.stream(stream) if stream else nullcontext():
                 for name, rows in rows_of.items():
                     for kept, row in zip(self._host[name], rows, strict=True):
                         kept.copy_(row, non_blocking=True)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from segresmamba.config import Config, TrainConfig
 from segresmamba.engine.adamw import EagerAdamW
-from segresmamba.engine.distributed import micro_batch
+from segresmamba.engine.distributed import micro_batch, wait_as_long_in_all_groups
 from segresmamba.engine.sharding import ShardedState
 from segresmamba.task.precision import (
     Autocast,
@@ -126,6 +126,7 @@ class ZeroEngine:
                 optimizer=EagerAdamW(groups, lr=config.train.lr, fused=True),
                 config=deepspeed_config(config, ranks.world_size),
             )
+        wait_as_long_in_all_groups()
         if config.train.zero_stage == 0 and ranks.world_size == 1:
             # It would copy the whole gradient to a buffer and back.
             self._engine.enable_backward_allreduce = False
@@ -217,9 +218,12 @@ def import_deepspeed(ranks: Ranks) -> Any:
         # takes over a minute, and tools that the machine may not have. Gloo does the same.
         deepspeed.ops.__compatible_ops__ = {}
     kind = ranks.device.type
+    module: Any = import_module(f"deepspeed.accelerator.{kind}_accelerator")
     if deepspeed.accelerator.get_accelerator().device_name() != kind:  # imported earlier
-        module = import_module(f"deepspeed.accelerator.{kind}_accelerator")
         deepspeed.accelerator.set_accelerator(getattr(module, f"{kind.upper()}_Accelerator")())
+    if kind == "cuda":
+        # With NVML, stages 1 and 2 read CUDA_VISIBLE_DEVICES as numbers: UUIDs would end the run.
+        module.pynvml = None
     with _environment_for_deepspeed(ranks):
         deepspeed.init_distributed(
             dist_backend=ranks.backend, auto_mpi_discovery=False, verbose=False

@@ -121,7 +121,7 @@ def _gauges() -> Gauges:
         "host_peak_gib": peak_kib / KIB_PER_GIB,
         "shared_gib": (status_kib("RssShmem") or 0.0) / KIB_PER_GIB,
     }
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
         gauges["device_peak_allocated_gib"] = allocated / BYTES_PER_GIB
         gauges["device_peak_reserved_gib"] = reserved / BYTES_PER_GIB

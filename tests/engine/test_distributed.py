@@ -83,3 +83,21 @@ def test_restarts_by_torchrun_that_would_hang_are_refused(
     else:
         join(ranks, threads=1)
     assert bool(joined) is not is_shared
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_only_ranks_with_others_bind_their_group_to_a_gpu(
+    world_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NCCL would split DeepSpeed's groups from a bound one, which has failed on a single GPU."""
+    given: dict[str, object] = {}
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)
+    monkeypatch.setattr(
+        torch.distributed, "init_process_group", lambda *_, **options: given.update(options)
+    )
+    monkeypatch.setattr("atexit.register", lambda _: None)
+    gpu = torch.device("cuda", world_size - 1)
+    join(Ranks(world_size - 1, world_size, world_size - 1, world_size, gpu), threads=1)
+    assert given["device_id"] == (gpu if world_size > 1 else None)
+    assert (given["store"] is None) == (world_size > 1)

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,7 @@ from segresmamba.config import Config, TrainConfig
 from segresmamba.engine import zero
 from segresmamba.engine.adamw import EagerAdamW
 from segresmamba.engine.distributed import join
+from segresmamba.engine.sharding import ShardedState
 from segresmamba.engine.zero import (
     ZeroEngine,
     _parameter_groups,
@@ -243,3 +247,50 @@ def test_deepspeed_gets_the_device_of_the_rank_and_the_process_keeps_its_environ
         set_accelerator(accelerator)
     assert (seen["DS_ACCELERATOR"], seen["LOCAL_RANK"]) == ("cuda", str(index))
     assert dict(os.environ) == before
+
+
+def test_gpus_may_be_named_by_their_uuids(monkeypatch: pytest.MonkeyPatch) -> None:
+    import deepspeed
+    from deepspeed.accelerator import cuda_accelerator, get_accelerator, set_accelerator
+
+    monkeypatch.setattr(deepspeed, "init_distributed", lambda **_: None)
+    nvml = SimpleNamespace(nvmlDeviceGetHandleByIndex=int)  # as on a machine with a driver
+    monkeypatch.setattr(cuda_accelerator, "pynvml", nvml)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-4e817856-0000-0000-0000-000000000000")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 3)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=8)
+    )
+    accelerator = get_accelerator()
+    try:
+        import_deepspeed(Ranks(0, 1, 0, 1, torch.device("cuda", 0)))
+        # Stages 1 and 2 ask for it when they lay out the weights.
+        assert get_accelerator().available_memory() == 5
+    finally:
+        set_accelerator(accelerator)
+
+
+def test_a_copy_of_the_state_makes_no_context_on_the_first_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chosen: list[tuple[object, str]] = []
+    monkeypatch.setattr(
+        torch.cuda,
+        "set_device",
+        lambda device: chosen.append((device, threading.current_thread().name)),
+    )
+    second, engine = torch.device("cuda", 1), SimpleNamespace(optimizer=None)
+    state = ShardedState(nn.Linear(2, 2), engine, 0, Ranks(1, 2, 1, 2, second))
+    name = state._thread.submit(lambda: threading.current_thread().name).result()
+    assert chosen == [(second, name)]
+
+
+def test_deepspeeds_groups_wait_as_long_as_the_jobs_own(tmp_path: Path) -> None:
+    ranks = Ranks.from_environment()
+    join(ranks, threads=1)
+    ZeroEngine(SegResMamba(dims=(8, 8), d_state=4), tiny_config(tmp_path, tmp_path), ranks)
+    groups = list(torch.distributed.distributed_c10d._world.pg_map)
+    assert len(groups) > 1
+    waits = {group._get_backend(ranks.device).options._timeout for group in groups}
+    assert waits == {timedelta(hours=1)}

@@ -34,8 +34,11 @@ def test_a_process_does_not_count_its_parents_memory() -> None:
     assert block.any()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
-def test_without_a_device_only_the_host_is_reported() -> None:
+@pytest.mark.skipif(torch.cuda.is_initialized(), reason="another test has used the device")
+def test_of_a_device_that_is_not_used_nothing_is_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert list(peak_memory()) == ["memory/host_peak_gib", "memory/shared_gib"]
 
 

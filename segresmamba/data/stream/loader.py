@@ -87,7 +87,8 @@ def make_loader(
         multiprocessing_context=None if in_process else _reader_context(),
         prefetch_factor=None if in_process else config.prefetch,
         persistent_workers=not in_process,
-        pin_memory=torch.cuda.is_available(),
+        # A training on the CPU has not used the GPU that may be there, and must not begin to.
+        pin_memory=torch.cuda.is_initialized(),  # type: ignore[no-untyped-call]
         # The DataLoader draws a seed for its workers, which do not use it. Drawn from torch's
         # global generator, it would advance the RNG state that a checkpoint restores.
         generator=torch.Generator(),

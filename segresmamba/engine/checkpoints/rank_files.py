@@ -52,7 +52,7 @@ def snapshot(engine: ZeroEngine) -> dict[str, Any]:
         "buffers": engine.buffers(),
         "random": {
             "cpu": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+            "cuda": torch.cuda.get_rng_state() if _uses_gpu() else None,
         },
         "scaler": engine.scaler.state() if engine.scaler else None,
     }
@@ -139,8 +139,12 @@ def restore_ranks(files: RankFiles, engine: ZeroEngine, ranks: Ranks, *, step: i
     if engine.scaler and own["scaler"]:
         engine.scaler.restore(own["scaler"])
     torch.set_rng_state(own["random"]["cpu"].clone())
-    if own["random"]["cuda"] is not None and torch.cuda.is_available():
+    if own["random"]["cuda"] is not None and _uses_gpu():
         torch.cuda.set_rng_state(own["random"]["cuda"].clone())
+
+
+def _uses_gpu() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
 def load_weights(files: RankFiles, network: nn.Module) -> None:

@@ -15,7 +15,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -181,10 +182,11 @@ class EmissionsMeter:
         # CodeCarbon logs before its argument log_level takes effect.
         logging.getLogger("codecarbon").setLevel(logging.ERROR)
         output = _LedgerOutput(self._ledger)
+        machine = machine_gpus()
         if self._gpus is None:
-            gpu_ids = job_gpus(os.environ, visible=len(machine_gpus()))
+            gpu_ids = job_gpus(os.environ, visible=len(machine))
         else:
-            gpu_ids = indices_of(self._gpus, machine_gpus())
+            gpu_ids = indices_of(self._gpus, machine)
         tracker = OfflineEmissionsTracker(
             country_iso_code=_ANY_COUNTRY,
             # Otherwise a region, cloud or token in the user's own configuration of CodeCarbon would
@@ -202,7 +204,7 @@ class EmissionsMeter:
             allow_multiple_runs=True,
             log_level="error",
         )
-        self.facts = {**asdict(grid), **_power_sources(tracker)}
+        self.facts = {**asdict(grid), **_power_sources(gpu_ids, machine)}
         output.facts = self.facts
         tracker.start()
         if tracker.flush() is None:  # `start` does not raise: CodeCarbon logs its own errors
@@ -273,11 +275,21 @@ class _LedgerOutput:
         """Do nothing: there is nothing to close."""
 
 
-def _power_sources(tracker: OfflineEmissionsTracker) -> dict[str, str]:
-    """How each kind of power is measured or estimated."""
+def _power_sources(
+    gpu_ids: Sequence[int] | None, machine: Sequence[Mapping[str, Any]]
+) -> dict[str, str]:
+    """How each kind of power is measured or estimated.
+
+    Args:
+        gpu_ids: The driver's numbers of the GPUs that are measured; None for all.
+        machine: What `machine_gpus` returned.
+    """
     from codecarbon.core import cpu, gpu
 
-    measured_gpus = tracker.get_detected_hardware()["gpu_model"]
+    names = Counter(
+        str(one["name"]) for one in machine if gpu_ids is None or int(one["gpu_index"]) in gpu_ids
+    )
+    measured_gpus = ", ".join(f"{count} x {name}" for name, count in names.items())
     library = "NVML" if gpu.is_nvidia_system() else "AMD SMI"
     return {
         "cpu_power": "measured (RAPL)" if cpu.is_rapl_available() else "estimated from load",

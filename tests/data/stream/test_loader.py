@@ -21,6 +21,7 @@ import torch
 from segresmamba.config import DataConfig
 from segresmamba.data import Batch, PatchSampler, make_loader, open_dataset, prepare_readers
 from segresmamba.data.store import layout
+from segresmamba.data.stream import loader
 from segresmamba.data.stream.batch import PADDING
 from segresmamba.data.stream.loader import _Reader
 from segresmamba.errors import DamagedCaseError, DataError
@@ -84,6 +85,18 @@ def test_more_readers_than_cores_are_noted_once(
     with caplog.at_level("INFO", "segresmamba"):
         next(batches(sound_store, workers=2))
     assert caplog.messages == ["data.workers=2: the readers share 1 core(s)"]
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_batches_are_pinned_where_a_gpu_is_used_and_not_where_one_lies_idle(
+    sound_store: Path, monkeypatch: pytest.MonkeyPatch, used: bool
+) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: used)
+    monkeypatch.setattr(loader, "DataLoader", lambda *_, **options: given.update(options))
+    batches(sound_store)
+    assert given["pin_memory"] == used
 
 
 def test_readers_outlive_a_stop_signal_and_end_with_the_loader(sound_store: Path) -> None:

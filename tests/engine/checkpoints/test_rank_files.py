@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from segresmamba.config import Config
@@ -51,3 +52,14 @@ def test_new_ranks_begin_with_the_loss_scale_random_state_and_buffers_of_the_fir
     write_rank(tmp_path, snapshot(engine), ranks)
     written = ((128.0, 7), torch.rand(()).item(), [5.0, 5.0, 5.0])
     assert two_ranks.run(restored, tmp_path, config) == [written, written]
+
+
+@pytest.mark.skipif(torch.cuda.is_initialized(), reason="the device is used here")
+def test_a_training_on_the_cpu_leaves_a_gpu_that_is_there_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, ranks = new_engine(tiny_config(tmp_path, tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    content = snapshot(engine)
+    assert content["random"]["cuda"] is None
+    write_rank(tmp_path, content, ranks)

@@ -224,6 +224,25 @@ def test_gpus_are_found_by_identity_however_they_are_numbered(
     assert "MIG-x" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("uuids", "named"), [(["GPU-b", "GPU-c"], ": 1 x A100, 1 x H200"), (["MIG-x"], "none")]
+)
+def test_only_the_gpus_that_are_measured_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uuids: list[str], named: str
+) -> None:
+    models = {"a": "A100", "b": "A100", "c": "H200"}
+    machine = [
+        {"uuid": f"GPU-{letter}", "gpu_index": number, "name": name}
+        for number, (letter, name) in enumerate(models.items())
+    ]
+    monkeypatch.setattr("segresmamba.tracking.energy.emissions.machine_gpus", lambda: machine)
+    meter = EmissionsMeter(tmp_path, CONFIG, uuids)
+    meter.start()
+    meter.totals()
+    meter.stop()
+    assert meter.facts["gpu_power"].endswith(named)
+
+
 @pytest.mark.gpu
 def test_only_the_named_gpu_is_measured(tmp_path: Path) -> None:
     import torch
