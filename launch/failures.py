@@ -89,10 +89,17 @@ def forget_failures(logs: Path, job_id: str) -> None:
 
 
 def report_failure(config: Config, failure: Failure) -> None:
-    """Write the first failing rank's traceback to failure.txt and put it on the MLflow run."""
+    """Write the first failing rank's traceback to failure.txt and put it on the MLflow run.
+
+    A start that was refused because another process trains the run is no failure of the run.
+    """
+    from segresmamba.storage.locks import is_locked
     from segresmamba.storage.run_folder import RunFolder
 
-    path = RunFolder.from_config(config).failure
+    folder = RunFolder.from_config(config)
+    if is_locked(folder.journal):
+        return
+    path = folder.failure
     try:
         path.write_text(f"rank {failure.rank}\n{failure.text}\n", encoding="utf-8")
     except OSError as error:

@@ -73,6 +73,20 @@ def test_a_run_that_never_began_gets_only_the_file(tmp_path: Path) -> None:
     assert [path.name for path in run_folder(config).iterdir()] == ["failure.txt"]
 
 
+def test_a_start_beside_a_running_one_leaves_no_failure(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = load_config(
+        [f"run.root={tmp_path}", "run.name=mine", "tracking.enabled=false"],
+    )
+    folder = run_folder(config)
+    tracker = open_tracker(folder, config.tracking, root=tmp_path, run_name="mine")
+    report_failure(config, FAILURE)
+    assert not (folder / "failure.txt").exists()
+    assert not caplog.text
+    tracker.close("finished")
+
+
 def test_a_folder_that_is_full_does_not_hide_the_failure(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
