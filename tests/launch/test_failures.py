@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.failures import Failure, first_failure, report_failure, write_failure
+from launch.failures import Failure, first_failure, in_one_line, report_failure, write_failure
 from segresmamba.config import load_config, run_folder
 from segresmamba.errors import CheckpointError
 from segresmamba.tracking import open_tracker, sync
@@ -42,6 +42,15 @@ def test_a_mistake_of_the_user_is_its_screen_and_all_else_its_traceback() -> Non
     assert failure.exit_code == 1
     assert failure.text.startswith("Traceback")
     assert failure.text.endswith("ZeroDivisionError: oops")
+
+
+def test_one_line_says_what_went_wrong_and_not_the_remedy() -> None:
+    mistake = CheckpointError("another network", where="step-1", got="unet", remedy="start anew")
+    assert in_one_line(mistake.screen()) == "error: another network"
+    assert (
+        in_one_line("a log\nerror: an older one\n" + mistake.screen()) == "error: another network"
+    )
+    assert in_one_line(mistake.screen() + "\n" + FAILURE.text) == "KeyError: 7"
 
 
 @pytest.mark.slow
