@@ -17,7 +17,6 @@ from segresmamba.tracking import (
     run_folders,
 )
 
-
 logger = logging.getLogger(__name__)
 
 
@@ -97,8 +96,8 @@ def _runs_of_folder(folder: Path) -> list[History]:
             errors.append(error)
     if not histories:
         raise errors[0]
-    for error in errors:
-        logger.warning("this run is left out\n%s", error.screen())
+    for unreadable in errors:
+        logger.warning("this run is left out\n%s", unreadable.screen())
     return histories
 
 
