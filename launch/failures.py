@@ -65,6 +65,17 @@ class Failure:
         return cls(rank, time.time(), code, text)
 
 
+def in_one_line(text: str) -> str:
+    """What went wrong, of the text of a failure.
+
+    A traceback says it in its last line. The last line of an error's screen is the remedy.
+    """
+    *before, last = text.splitlines()
+    if last.startswith("  remedy: "):
+        last = next((line for line in reversed(before) if line.startswith("error: ")), last)
+    return last.strip()
+
+
 def failure_path(logs: Path, job_id: str, rank: int) -> Path:
     """Where a rank's failure is written."""
     return logs / f"{job_id}_{rank}_failure.json"
@@ -89,16 +100,23 @@ def forget_failures(logs: Path, job_id: str) -> None:
 
 
 def report_failure(config: Config, failure: Failure) -> None:
-    """Write the first failing rank's traceback to failure.txt and put it on the MLflow run."""
+    """Write the first failing rank's traceback to failure.txt and put it on the MLflow run.
+
+    A start that was refused because another process trains the run is no failure of the run.
+    """
+    from segresmamba.storage.locks import is_locked
     from segresmamba.storage.run_folder import RunFolder
 
-    path = RunFolder.from_config(config).failure
+    folder = RunFolder.from_config(config)
+    if is_locked(folder.journal):
+        return
+    path = folder.failure
     try:
         path.write_text(f"rank {failure.rank}\n{failure.text}\n", encoding="utf-8")
     except OSError as error:
         logger.warning("the failure is not on the MLflow run, nor in its folder: %s", error)
         return
-    last_line = f"rank {failure.rank}: {failure.text.splitlines()[-1]}"
+    last_line = f"rank {failure.rank}: {in_one_line(failure.text)}"
     tell_mlflow(config, {TAG: last_line}, "failed", path)
 
 

@@ -26,6 +26,7 @@ from launch.failures import (
     failure_path,
     first_failure,
     forget_failures,
+    in_one_line,
     report_failure,
 )
 from launch.jobs import succession
@@ -54,7 +55,7 @@ class FailedStart:
     step: int
     """The last step in the journal: how far this start got."""
     error: str
-    """The last line of the error."""
+    """The error in one line."""
 
 
 def on_failure(config: Config, logs: Path, code: int) -> int:
@@ -120,7 +121,7 @@ def _remember(
         rank=failure.rank,
         checkpoint=max(folder.saved_steps(), default=0),
         step=steps[-1] if steps else 0,
-        error=failure.text.splitlines()[-1],
+        error=in_one_line(failure.text),
     )
     try:
         with folder.failures.open("a", encoding="utf-8") as stream:

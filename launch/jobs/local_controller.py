@@ -160,8 +160,12 @@ class Controller:
 
     def _record_failure(self, failure: Failure) -> None:
         folder = Path(self.plan.logs)
-        if not failure_path(folder, self.job_id, failure.rank).exists():
+        if failure_path(folder, self.job_id, failure.rank).exists():
+            return
+        try:
             write_failure(failure, folder, self.job_id)
+        except OSError as error:  # a full disk must not keep the other ranks from being ended well
+            sys.stderr.write(f"{failure.text}\nthis cannot be written to a file: {error}\n")
 
     def _send(self, signum: int) -> None:
         for rank in self.ranks:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import typer
 
-from launch.failures import INTERRUPTED_CODE
+from launch.failures import INTERRUPTED_CODE, in_one_line
 from launch.run_state import FAILED, OVER, RUNNING, STOPPED, UNDER_WAY
 from launch.sweeps.sweep import Sweep
 from launch.sweeps.trial import Trial
@@ -97,7 +97,7 @@ class Pool:
             self.sweep.write()
             dice = "" if trial.dice is None else f", Dice {trial.dice:.4f}"
             failure = trial.read_failure().rstrip()
-            why = f": {failure.splitlines()[-1].strip()}" if failure else ""
+            why = f": {in_one_line(failure)}" if failure else ""
             typer.echo(f"trial {trial.number} {trial.state}{dice}{why}")
 
     def _log(self, trial: Trial) -> Path:

@@ -155,8 +155,8 @@ class Sweep:
                 "this is not a sweep, or its manifest is damaged",
                 where=folder / MANIFEST,
                 got=" ".join(str(error).split())[:200],
-                remedy="name a folder below <run.root>/sweeps; if the manifest is damaged, "
-                "delete it and repeat the command that began the sweep",
+                remedy="name a folder below <run.root>/sweeps, or that of a run that has begun; if "
+                "the manifest is damaged, delete it and repeat the command that began the sweep",
             ) from error
         sweep.recall()
         return sweep

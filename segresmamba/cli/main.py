@@ -404,11 +404,13 @@ def sync(
         except Exception as error:
             # MLflow passes on whatever its HTTP client or database raises. The server does not
             # answer, so there is no use in trying the other runs.
+            is_file = isinstance(error, OSError) and error.filename is not None
+            when = "its folder can be written" if is_file else "the server is back"
             raise TrackingError(
                 "MLflow could not be brought to the journal's state",
                 where=folder,
                 got=(str(error).splitlines() or [type(error).__name__])[0],
-                remedy="repeat the command when the server is back; nothing is lost or sent twice",
+                remedy=f"repeat the command when {when}; nothing is lost or sent twice",
             ) from error
         else:
             typer.echo(f"{folder}: MLflow has everything")

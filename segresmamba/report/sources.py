@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from segresmamba.tracking import (
     read_history,
     run_folders,
 )
+
+logger = logging.getLogger(__name__)
 
 
 class ReportError(UserError):
@@ -41,7 +44,7 @@ def find_runs(
     for target in targets:
         folder = Path(target)
         if folder.exists():
-            found = [read_history(path) for path in run_folders(folder)]
+            found = _runs_of_folder(folder)
         else:
             try:
                 mlflow = mlflow or MlflowSource(uri(), root)
@@ -79,6 +82,23 @@ def find_baseline(name: str, runs: Sequence[MeasuredRun]) -> MeasuredRun:
         got=name if not named else ", ".join(run.history.where for run in named),
         remedy=f"give a run folder, or one of {_listed([run.history.name for run in runs])}",
     )
+
+
+def _runs_of_folder(folder: Path) -> list[History]:
+    """The run, or those in the folder; there one that cannot be read is named and left out."""
+    if is_run(folder):
+        return [read_history(folder)]
+    histories, errors = list[History](), list[TrackingError]()
+    for path in run_folders(folder):
+        try:
+            histories.append(read_history(path))
+        except TrackingError as error:
+            errors.append(error)
+    if not histories:
+        raise errors[0]
+    for unreadable in errors:
+        logger.warning("this run is left out\n%s", unreadable.screen())
+    return histories
 
 
 def _runs_of_experiment(mlflow: MlflowSource, name: str, downloads: Path) -> list[History]:

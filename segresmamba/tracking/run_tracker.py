@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 _RECORD_BYTES = 1 << 10
 """About the size of a record."""
+RESTARTS = 3
+"""How often an uploader that was killed is replaced."""
 # How long `close` waits for the uploader: Slurm kills a preempted job within seconds.
 WAIT_S: dict[Status, float] = {"finished": 120.0, "failed": 20.0, "preempted": 5.0}
 
@@ -87,6 +89,7 @@ class RunTracker(Tracker):
         self._state = state
         self._begins = begins
         self._uploader: Uploader | None = None
+        self._restarts = 0
         self._lost_records = 0
         if begins:
             self._append("status", status="running", host=socket.gethostname(), pid=os.getpid())
@@ -114,6 +117,7 @@ class RunTracker(Tracker):
         """Record measurements, which may be numbers of NumPy or torch."""
         numbers = {key: float(value) for key, value in values.items()}
         self._append("metrics", step=step, epoch=epoch, values=numbers)
+        self._replace_killed_uploader()
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """Record a file or folder, relative to the run folder if it lies in it."""
@@ -171,6 +175,7 @@ class RunTracker(Tracker):
             return
         if not self._begins and not wait_for_uploader(self._folder, WAIT_S[status]):
             self._start_uploader(self._state)  # sends a second time what the other has sent
+        self._replace_killed_uploader()
         if self._uploader is not None:
             if self._begins and status == "failed":
                 self._uploader.leave(WAIT_S[status])
@@ -194,6 +199,19 @@ class RunTracker(Tracker):
             self._uploader = Uploader(self._folder, self._config.logs)
         except OSError as error:
             logger.error("nothing is sent to MLflow; the journal has everything: %s", error)
+
+    def _replace_killed_uploader(self) -> None:
+        if self._uploader is None or not self._uploader.was_killed:
+            return
+        self._uploader.close(0)
+        self._uploader = None
+        self._restarts += 1
+        if self._restarts > RESTARTS:
+            logger.error("the uploader was killed once more: nothing more is sent to MLflow")
+            return
+        logger.warning("the uploader to MLflow was killed (out of memory?): it is started again")
+        if (state := self._current_state()) is not None:
+            self._start_uploader(state)
 
     def _relative(self, path: Path) -> str:
         """The path from the run folder if it lies in it, so that the folder can be moved."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 from pathlib import Path
@@ -141,6 +142,18 @@ def test_sync_says_so_when_mlflow_cannot_be_reached(
     (tmp_path / "journal.jsonl").touch()
     assert run(monkeypatch, "sync", tmp_path) == 75
     assert "no route to host" in capsys.readouterr().err
+
+
+def test_sync_of_a_run_that_cannot_be_written_waits_for_no_server(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def read_only(run: Path) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(run / "mlflow.json"))
+
+    monkeypatch.setattr("segresmamba.tracking.sync", read_only)
+    (tmp_path / "journal.jsonl").touch()
+    assert run(monkeypatch, "sync", tmp_path) != 0
+    assert "repeat the command when its folder can be written" in capsys.readouterr().err
 
 
 def test_sync_takes_folders_of_runs_and_goes_on_after_one_that_cannot_be_sent(

@@ -87,6 +87,15 @@ def _killed(rank: int, folder: Path) -> dict[str, Any]:
     return _hangs(rank, folder)
 
 
+def _only_one_killed(rank: int, folder: Path) -> dict[str, Any]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("SIGKILL cannot be survived")
+
+
+def _only_one_raises(rank: int, folder: Path) -> dict[str, Any]:
+    raise RuntimeError("the sky is falling")
+
+
 def _preempted_once(rank: int, folder: Path) -> dict[str, Any]:
     """Wait for the signal and save on every rank; started again, find what was saved."""
     saved = folder / f"saved-{rank}"

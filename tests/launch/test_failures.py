@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.failures import Failure, first_failure, report_failure, write_failure
+from launch.failures import Failure, first_failure, in_one_line, report_failure, write_failure
 from segresmamba.config import load_config, run_folder
 from segresmamba.errors import CheckpointError
 from segresmamba.tracking import open_tracker, sync
@@ -44,6 +44,15 @@ def test_a_mistake_of_the_user_is_its_screen_and_all_else_its_traceback() -> Non
     assert failure.text.endswith("ZeroDivisionError: oops")
 
 
+def test_one_line_says_what_went_wrong_and_not_the_remedy() -> None:
+    mistake = CheckpointError("another network", where="step-1", got="unet", remedy="start anew")
+    assert in_one_line(mistake.screen()) == "error: another network"
+    assert (
+        in_one_line("a log\nerror: an older one\n" + mistake.screen()) == "error: another network"
+    )
+    assert in_one_line(mistake.screen() + "\n" + FAILURE.text) == "KeyError: 7"
+
+
 @pytest.mark.slow
 def test_the_run_in_mlflow_carries_the_traceback(tmp_path: Path, database: Path) -> None:
     shutil.copy(database, tmp_path / "mlflow.db")
@@ -71,6 +80,20 @@ def test_a_run_that_never_began_gets_only_the_file(tmp_path: Path) -> None:
     run_folder(config).mkdir()
     report_failure(config, FAILURE)
     assert [path.name for path in run_folder(config).iterdir()] == ["failure.txt"]
+
+
+def test_a_start_beside_a_running_one_leaves_no_failure(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = load_config(
+        [f"run.root={tmp_path}", "run.name=mine", "tracking.enabled=false"],
+    )
+    folder = run_folder(config)
+    tracker = open_tracker(folder, config.tracking, root=tmp_path, run_name="mine")
+    report_failure(config, FAILURE)
+    assert not (folder / "failure.txt").exists()
+    assert not caplog.text
+    tracker.close("finished")
 
 
 def test_a_folder_that_is_full_does_not_hide_the_failure(

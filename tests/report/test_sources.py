@@ -28,6 +28,21 @@ def test_runs_and_folders_of_runs_are_read_each_run_once(tmp_path: Path) -> None
     assert names([root, one, root / "two"], tmp_path) == ["one", "two"]
 
 
+def test_a_run_that_cannot_be_read_does_not_keep_those_beside_it_from_a_report(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A disk that was full when a run began leaves an empty journal."""
+    root = tmp_path / "runs"
+    (root / "empty").mkdir(parents=True)
+    (root / "empty" / "journal.jsonl").touch()
+    for target in (root, root / "empty"):
+        with pytest.raises(TrackingError, match="this is not a journal"):
+            names([target], tmp_path)
+    record_run(root, "one")
+    assert names([root], tmp_path) == ["one"]
+    assert f"{root}/empty/journal.jsonl" in caplog.text
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for target in (tmp_path, tmp_path / "file"):

@@ -77,6 +77,12 @@ class Uploader:
         assert self._process.stdin is not None
         self._pipe = self._process.stdin
 
+    @property
+    def was_killed(self) -> bool:
+        """Whether a signal has ended it, as the kernel does when memory runs out."""
+        code = self._process.poll()
+        return code is not None and code < 0
+
     def close(self, wait_s: float) -> None:
         """Let it send the rest for at most `wait_s`, then kill it."""
         with suppress(BrokenPipeError):  # it has given up, and said why
@@ -104,9 +110,9 @@ def has_everything(folder: Path) -> bool:
     """Whether MLflow has all records of a run's journal, according to its mlflow.json."""
     try:
         sent_bytes = UploadState.load(folder).sent_bytes
-    except TrackingError:
+        return sent_bytes == RunFolder(folder).journal.stat().st_size
+    except (TrackingError, OSError):  # somebody may have deleted the folder
         return False
-    return sent_bytes == RunFolder(folder).journal.stat().st_size
 
 
 def wait_for_uploader(folder: Path, wait_s: float) -> bool:
@@ -142,24 +148,27 @@ def run(folder: Path, pipe: IO[bytes]) -> bool:
         return bool(select.select([pipe], [], [], wait_s)[0])
 
     done = follow(folder, training_ended)
-    if done and not pipe.read() and _launcher_adds(folder):
+    if done and not pipe.read() and _launcher_has_added(folder):
         done = follow(folder, lambda _: True)
     return done
 
 
-def _launcher_adds(folder: Path) -> bool:
-    """Wait up to `LAUNCHER_S` until somebody has added records, and has closed the journal."""
+def _launcher_has_added(folder: Path) -> bool:
+    """Wait up to `LAUNCHER_S` until somebody has added records, and has closed the journal.
+
+    If it is not closed by then, the run has begun again, with an uploader of its own.
+    """
     journal = RunFolder(folder).journal
     deadline_s = time.monotonic() + LAUNCHER_S
     try:
         sent_bytes = UploadState.load(folder).sent_bytes
-        while True:
-            has_grown = journal.stat().st_size != sent_bytes
-            if (has_grown and not is_locked(journal)) or time.monotonic() > deadline_s:
-                return has_grown
+        while journal.stat().st_size == sent_bytes or is_locked(journal):
+            if time.monotonic() > deadline_s:
+                return False
             time.sleep(_SHORT_POLL_S)
     except (FileNotFoundError, TrackingError):  # somebody has deleted the run
         return False
+    return True
 
 
 def follow(folder: Path, training_ended: Callable[[float], bool]) -> bool:

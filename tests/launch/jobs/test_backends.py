@@ -96,6 +96,22 @@ def test_the_first_failing_ranks_error_comes_last_and_the_others_are_ended(
     assert ("Traceback" in log.read_text()) == (behaviour == "raises")
 
 
+def test_the_only_rank_is_killed_and_the_command_says_so(
+    make_job: MakeJob, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert start(make_job("only_one_killed")) == 1
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[-1].startswith("rank 0 ended without an error message, by signal SIGKILL")
+    assert lines[-2].startswith("rank 0 failed first; its log: ")
+
+
+def test_the_only_ranks_error_is_shown_once(
+    make_job: MakeJob, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert start(make_job("only_one_raises")) == 1
+    assert capfd.readouterr().err.count("RuntimeError: the sky is falling") == 1
+
+
 def signal_ranks(folder: Path, signum: int, ranks: int) -> threading.Thread:
     """Signal every rank as soon as all are ready for it."""
 

@@ -51,6 +51,17 @@ def test_a_rank_that_dies_ends_the_others_and_is_named(
     assert failure.text == f"rank 1 ended without an error message, {said}"
 
 
+def test_a_failure_that_cannot_be_written_is_shown(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    assert run(logs, f"rm -r {logs}; exit 7", ranks=1) == 1
+    said = capfd.readouterr().err
+    assert said.startswith("rank 0 ended without an error message, by exit code 7\n")
+    assert "Traceback" not in said
+
+
 def test_ranks_are_warned_before_the_time_limit(tmp_path: Path) -> None:
     script = "trap 'echo warned; exit 0' USR2; while :; do sleep 0.1; done"
     assert run(tmp_path, script, limit_s=2.0) == 0

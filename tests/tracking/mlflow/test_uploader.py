@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import shutil
@@ -11,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from launch.ports import free_port
@@ -21,7 +23,15 @@ from segresmamba.tracking import open_tracker, sync
 from segresmamba.tracking.__main__ import SIGNALS
 from segresmamba.tracking.journal import Journal
 from segresmamba.tracking.mlflow.state import UploadState, open_state
-from segresmamba.tracking.mlflow.uploader import LAUNCHER_S, LOCK_NAME, START_S, follow
+from segresmamba.tracking.mlflow.uploader import (
+    LAUNCHER_S,
+    LOCK_NAME,
+    START_S,
+    follow,
+    has_everything,
+)
+from segresmamba.tracking.mlflow.uploader import run as run_uploader
+from segresmamba.tracking.run_tracker import RESTARTS, WAIT_S
 from tests.tracking.server import Server, wait_for
 
 
@@ -91,6 +101,8 @@ TRAINING = f"""
 import os, pathlib, signal, sys
 from segresmamba.config import TrackingConfig
 from segresmamba.tracking import open_tracker
+from segresmamba.tracking.run_tracker import WAIT_S
+WAIT_S["failed"] = 300.0  # this machine may be busy
 root = pathlib.Path(sys.argv[1])
 tracker = open_tracker(root / "run", TrackingConfig(), root=root, run_name="run")
 for step in range(5):
@@ -125,6 +137,7 @@ def test_the_uploader_of_a_failed_run_sends_what_the_launcher_adds(
     assert is_locked(run / LOCK_NAME)  # it lives on
     with monkeypatch.context() as patch:  # and nobody starts another
         patch.setattr("segresmamba.tracking.run_tracker.Uploader", None)
+        patch.setitem(WAIT_S, "failed", 300.0)
         (run / "failure.txt").write_text("KeyError: 7")
         tracker = open_tracker(run, TrackingConfig(), root=root, run_name="run", begins=False)
         tracker.tags({"failure": "KeyError"})
@@ -157,6 +170,71 @@ def test_a_failed_run_without_a_launcher_is_left_alone_after_some_seconds(root: 
     tracker.tags({"failure": "late"})
     tracker.close("failed")  # with an uploader of its own
     assert everything_sent(root / "run")
+
+
+def kill_uploader() -> None:
+    """Kill the uploader that this process has started, and wait until the kernel has ended it."""
+    (uploader,) = (
+        child
+        for child in psutil.Process().children()
+        if child.status() != psutil.STATUS_ZOMBIE and "segresmamba.tracking" in child.cmdline()
+    )
+    uploader.kill()
+    wait_for(lambda: uploader.status() == psutil.STATUS_ZOMBIE)
+
+
+@pytest.mark.slow
+def test_an_uploader_that_was_killed_is_started_again(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = open_tracker(root / "run", TrackingConfig(), root=root, run_name="run")
+    kill_uploader()
+    tracker.metrics({"loss": 0.0}, step=0)
+    assert "was killed" in caplog.text
+    kill_uploader()
+    tracker.close("finished")
+    assert everything_sent(root / "run")
+
+
+def test_an_uploader_that_is_killed_again_and_again_is_given_up(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = open_tracker(tmp_path / "run", TrackingConfig(), root=tmp_path, run_name="run")
+    for step in range(RESTARTS + 1):
+        kill_uploader()
+        tracker.metrics({"loss": 0.0}, step=step)
+    tracker.metrics({"loss": 0.0}, step=RESTARTS + 1)
+    assert len([text for text in caplog.messages if "is started again" in text]) == RESTARTS
+    assert len([text for text in caplog.messages if "nothing more is sent" in text]) == 1
+    tracker.close("finished")
+    assert "segresmamba sync" in caplog.text
+
+
+def test_the_uploader_of_a_failed_run_leaves_the_next_start_to_its_own(
+    run: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a start records first may belong to another attempt, so it must not be sent too soon."""
+    monkeypatch.setattr("segresmamba.tracking.mlflow.uploader.LAUNCHER_S", 0.2)
+    journal.append("metrics", step=1, epoch=None, values={"loss": 1.0})
+
+    def pushed(folder: Path, training_ended: object) -> bool:
+        """Stands for `follow`: all is sent, and then another process begins with the run."""
+        state = UploadState.load(folder)
+        state.sent_bytes = journal.size
+        state.save(folder)
+        journal.append("status", status="running")
+        calls.append(folder)
+        return True
+
+    calls: list[Path] = []
+    monkeypatch.setattr("segresmamba.tracking.mlflow.uploader.follow", pushed)
+    assert run_uploader(run, io.BytesIO())
+    assert len(calls) == 1
+
+
+def test_a_run_folder_that_was_deleted_has_nothing_to_send(tmp_path: Path) -> None:
+    open_state(tmp_path, TrackingConfig(), tmp_path).save(tmp_path)
+    assert not has_everything(tmp_path)
 
 
 def test_slurms_signals_do_not_stop_the_uploader(tmp_path: Path) -> None:
