@@ -28,7 +28,7 @@ from segresmamba.inference.ome_zarr import ProbabilityWriter, writing_probabilit
 from segresmamba.inference.options import InferenceOptions
 from segresmamba.inference.sliding_window import Progress
 from segresmamba.inference.trained import TrainedModel
-from segresmamba.storage.atomic import write_text
+from segresmamba.storage.atomic import remove_abandoned, write_text
 from segresmamba.storage.locks import locked
 
 SUMMARY = "predict.json"
@@ -91,6 +91,16 @@ class OutputFolder:
         except OSError as error:
             raise cannot_write(path, error) from error
 
+    def remove_abandoned(self, cases: Sequence[InputCase]) -> None:
+        """Delete what killed processes left of these cases; no other process may have them."""
+        names = (
+            name
+            for case in cases
+            for name in output_names(case, self._format, probabilities=self._probabilities)
+        )
+        remove_abandoned(self._path, set(names))
+        remove_abandoned(self._path / _RECORDS, {self._record(case).name for case in cases})
+
     def is_done(self, case: InputCase) -> bool:
         """Whether a label map is there that the same models and settings made of the same files."""
         record, label = read_json(self._record(case)), self._label(case)
@@ -100,7 +110,9 @@ class OutputFolder:
             return False
         # A label map in another format may be there that other models made.
         same = same and record.get("label") == label.name and label.exists()
-        return same and (not self._probabilities or _probabilities(self._path, case.name).exists())
+        return same and (
+            not self._probabilities or (self._path / probabilities_name(case.name)).exists()
+        )
 
     def segment(
         self, model: SegmentationModel, case: InputCase, prepared: PreparedCase, progress: Progress
@@ -150,6 +162,7 @@ class OutputFolder:
         try:
             # The last of several processes then knows what all have done.
             with locked(self._path / _RECORDS / "lock"):
+                remove_abandoned(self._path, {SUMMARY})
                 records = {
                     path.name.removesuffix(".json"): read_json(path)
                     for path in sorted((self._path / _RECORDS).glob("*.json"))
@@ -176,15 +189,21 @@ class OutputFolder:
             raise cannot_write(self._record(case), error) from error
 
     def _label(self, case: InputCase) -> Path:
-        ending = ENDINGS[self._format] if self._format else case.ending
-        return self._path / f"{case.name}{ending}"
+        return self._path / output_names(case, self._format, probabilities=False)[0]
 
     def _record(self, case: InputCase) -> Path:
         return self._path / _RECORDS / f"{case.name}.json"
 
 
-def _probabilities(folder: Path, name: str) -> Path:
-    return folder / f"{name}.probabilities.zarr"
+def output_names(case: InputCase, format: str | None, *, probabilities: bool) -> list[str]:
+    """The names of what a case becomes: its label map, and its probabilities if asked for."""
+    label = f"{case.name}{ENDINGS[format] if format else case.ending}"
+    return [label, probabilities_name(case.name)] if probabilities else [label]
+
+
+def probabilities_name(case: str) -> str:
+    """The name of the probabilities of a case."""
+    return f"{case}.probabilities.zarr"
 
 
 @contextmanager
@@ -197,7 +216,7 @@ def writing_probabilities_of(
         DataError: If they cannot be written.
     """
     shape_DHW, affine = case.original.grid
-    path = _probabilities(folder, name)
+    path = folder / probabilities_name(name)
     has_background = model.classes.exclusive
     try:
         with writing_probabilities(
