@@ -132,7 +132,8 @@ class PredictRequest:
                 got=f"inside {self.sources[0]}",
                 remedy="write to a folder outside: a later start would take label maps for images",
             )
-        refuse_foreign_folder(self.out, "OUTPUT")
+        if not self.out.is_file():  # a label file has checks of its own
+            refuse_foreign_folder(self.out, "OUTPUT")
 
 
 @dataclass(frozen=True)
