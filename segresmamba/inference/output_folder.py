@@ -48,14 +48,11 @@ class OutputFolder:
     """The folder that label maps are written to.
 
     Args:
-        path: The folder; created.
+        path: The folder; `enter` creates it.
         models: What makes them.
         options: How it is applied.
         format: One of `ENDINGS`; None for that of the input.
         probabilities: Whether to write these, too.
-
-    Raises:
-        DataError: If it cannot be created.
     """
 
     def __init__(
@@ -86,13 +83,20 @@ class OutputFolder:
         }
         text = json.dumps(made_by, sort_keys=True)
         self._made_by = hashlib.sha256(text.encode()).hexdigest()
-        try:
-            (path / _RECORDS).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_write(path, error) from error
 
-    def remove_abandoned(self, cases: Sequence[InputCase]) -> None:
-        """Delete what killed processes left of these cases; no other process may have them."""
+    def enter(self, cases: Sequence[InputCase]) -> None:
+        """Create the folder, and delete what killed processes left in it of these cases.
+
+        Args:
+            cases: Those of this process; no other may be writing them.
+
+        Raises:
+            DataError: If it cannot be created.
+        """
+        try:
+            (self._path / _RECORDS).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
         names = (
             name
             for case in cases

@@ -184,15 +184,16 @@ def predict_cases(request: PredictRequest, observer: Observer | None = None) -> 
         format=request.format,
         probabilities=request.probabilities,
     )
-    folder.remove_abandoned(cases)
     left = [case for case in cases if not folder.is_done(case)]
     skipped = tuple(case.name for case in cases if case not in left)
     if skipped:
         logger.info("%d cases are done already: %s", len(skipped), request.out)
     failed: dict[str, str] = {}
     observer.begin(len(left))
-    if left:
-        model = SegmentationModel(trained, request.options)
+    # Weights that cannot be read leave no folder behind.
+    model = SegmentationModel(trained, request.options) if left else None
+    folder.enter(cases)
+    if model is not None:
         with measuring_energy(model.device, asked=request.energy) as meter:
             for case, problem in _segment(model, left, folder, observer, meter):
                 if problem is not None:

@@ -21,7 +21,7 @@ import pytest
 import zarr
 
 from segresmamba.data.volumes.voxel_file import open_voxels
-from segresmamba.errors import ConfigError, DataError, is_passing
+from segresmamba.errors import ConfigError, DataError, UserError, is_passing
 from segresmamba.evaluation import Scoring, evaluate_folders
 from segresmamba.inference.energy import CaseMeter
 from segresmamba.inference.label_map import LabelMap
@@ -211,6 +211,15 @@ def test_an_output_inside_the_input_is_refused(model_run: Path, images: Path, in
     with pytest.raises(DataError, match="inside the input"):
         predict_file(request(model_run, images, out=images / inside / "label.nii.gz"))
     assert len(list(images.iterdir())) == 2
+
+
+def test_weights_that_cannot_be_read_leave_no_folder_behind(images: Path, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    weights = RunFolder(run).best
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\1\2\3\4")
+    with pytest.raises(UserError, match="cannot be read"):
+        predict_cases(request(run, images))
+    assert not (images.parent / "out").exists()
 
 
 @pytest.mark.parametrize(
