@@ -98,11 +98,21 @@ def require_same_task(models: Sequence[TrainedModel]) -> None:
     """Refuse models whose outputs cannot be averaged.
 
     Raises:
-        DataError: Names the first model that differs from the first of all, and what differs.
+        DataError: Names the first model that differs from the first of all, and what differs, or
+            that is there twice.
     """
     first, *others = models
     expected = _task(first)
+    seen = {first.weights.resolve()}
     for model in others:
+        if model.weights.resolve() in seen:
+            raise DataError(
+                "a network cannot be averaged with itself: it would count twice",
+                where=model.weights,
+                got="the same weights from two of the models that are named",
+                remedy="name each run once; a folder of runs stands for all of them",
+            )
+        seen.add(model.weights.resolve())
         for what, value in _task(model).items():
             if value != expected[what]:
                 raise DataError(

@@ -106,6 +106,13 @@ def test_a_place_without_a_model_is_refused(model_run: Path, tmp_path: Path) -> 
         open_models(tmp_path / "run")
 
 
+def test_a_network_is_not_averaged_with_itself(fold_runs: Path) -> None:
+    both, one = open_models(fold_runs), open_models(fold_runs / "fold2")
+    with pytest.raises(DataError, match="count twice") as caught:
+        require_same_task([*both, *one])
+    assert caught.value.where == str(RunFolder(fold_runs / "fold2").best)
+
+
 def test_models_of_different_tasks_are_not_averaged(model_run: Path, tmp_path: Path) -> None:
     (first,) = open_models(model_run)
     others = {
