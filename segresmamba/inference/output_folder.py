@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,8 @@ from segresmamba.inference.sliding_window import Progress
 from segresmamba.inference.trained import TrainedModel
 from segresmamba.storage.atomic import remove_abandoned, write_text
 from segresmamba.storage.locks import locked
+
+logger = logging.getLogger(__name__)
 
 SUMMARY = "predict.json"
 _RECORDS = ".predict"
@@ -135,6 +138,9 @@ class OutputFolder:
                 remedy="write to another folder, or move the file",
             )
         if not self._probabilities:
+            former = self._path / probabilities_name(case.name)
+            if former.exists():
+                logger.warning("%s is of an earlier prediction: delete it or move it", former)
             return model.segment_prepared(prepared, progress=progress)
         with writing_probabilities_of(model, prepared, self._path, case.name) as planes:
             return model.segment_prepared(prepared, planes, progress)

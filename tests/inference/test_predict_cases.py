@@ -198,6 +198,15 @@ def test_probabilities_that_are_gone_are_computed_again(model_run: Path, images:
     assert gone.is_dir()
 
 
+def test_probabilities_of_an_earlier_prediction_are_warned_about(
+    model_run: Path, fold_runs: Path, images: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    predict_cases(request(model_run, images, probabilities=True))
+    assert not caplog.records
+    predict_cases(request(fold_runs, images))
+    assert "case_1.probabilities.zarr is of an earlier prediction" in caplog.text
+
+
 def test_a_file_ending_in_capitals_is_none_of_the_case_name(model_run: Path, images: Path) -> None:
     (images / "case_0_0000.nii.gz").rename(images / "CASE_0000.NII.GZ")
     assert predict_cases(request(model_run, images)).written == ("CASE", "case_1")
