@@ -20,7 +20,7 @@ from segresmamba.config import Config, read_config
 from segresmamba.data import Dataset
 from segresmamba.data.preprocessing import Normalisation
 from segresmamba.data.untrusted import stays_inside
-from segresmamba.errors import ConfigError, DataError
+from segresmamba.errors import ConfigError, DataError, warn_once
 from segresmamba.inference.postprocessing import Rule, read_rules
 from segresmamba.storage.digest import file_digest
 from segresmamba.storage.json_text import parse_json
@@ -98,20 +98,14 @@ def require_same_task(models: Sequence[TrainedModel]) -> None:
     """Refuse models whose outputs cannot be averaged.
 
     Raises:
-        DataError: Names the first model that differs from the first of all, and what differs, or
-            that is there twice.
+        DataError: Names the first model that differs from the first of all, and what differs.
     """
     first, *others = models
     expected = _task(first)
     seen = {first.weights.resolve()}
     for model in others:
         if model.weights.resolve() in seen:
-            raise DataError(
-                "a network cannot be averaged with itself: it would count twice",
-                where=model.weights,
-                got="the same weights from two of the models that are named",
-                remedy="name each run once; a folder of runs stands for all of them",
-            )
+            warn_once(logger, "%s is named twice, and so it counts twice", model.weights)
         seen.add(model.weights.resolve())
         for what, value in _task(model).items():
             if value != expected[what]:
