@@ -28,7 +28,6 @@ from launch.slurm.container import with_binds
 from segresmamba.cli.predict import finish, showing_progress
 from segresmamba.config import ClusterConfig
 from segresmamba.errors import OUR_CODE, LaunchError, UserError, sort_error
-from segresmamba.inference.cases import find_cases
 from segresmamba.inference.predict import (
     Prediction,
     PredictRequest,
@@ -87,7 +86,7 @@ def run(request: PredictRequest, cluster: ClusterConfig, tasks: int | None) -> N
         UserError: If models, input, output or cluster cannot be used as asked.
         typer.Exit: With code 1 if cases failed here.
     """
-    cases = len(find_cases(request.sources, request.trained(), request.split))
+    cases = len(request.opened()[1])
     if cluster.name == "slurm":
         _queue(request, cluster, min(tasks or 8, cases), cases)
         return

@@ -19,6 +19,7 @@ from segresmamba.evaluation.result_files import results_table, write_result_file
 from segresmamba.evaluation.results import Results
 from segresmamba.evaluation.score_pair import Scored, score_pair
 from segresmamba.evaluation.structures import Structures, read_pair, structures_from_json
+from segresmamba.storage.foreign_folder import refuse_foreign_folder
 from segresmamba.storage.processes import outcomes
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ def evaluate_folders(
     Raises:
         UserError: If nothing can be scored, or a setting names a class that there is not.
     """
+    refuse_foreign_folder(out, "--out")
     classes = structures or _declared(predictions, labels)
     require_known_tolerances(scoring, classes.members)
     pairs, failed = pair_files(predictions, labels)

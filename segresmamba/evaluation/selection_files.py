@@ -22,6 +22,7 @@ from segresmamba.inference.export import (
 )
 from segresmamba.inference.label_map import cannot_write
 from segresmamba.storage.atomic import write_text
+from segresmamba.storage.foreign_folder import refuse_foreign_folder
 from segresmamba.storage.markdown import text
 
 _MODEL = "model"
@@ -39,11 +40,14 @@ def selection_table(selection: Selection) -> Table:
 
 
 def refuse_used_folder(folder: Path) -> None:
-    """Refuse a folder that holds the model of an earlier selection, before anything is computed.
+    """Refuse a folder that is something else, or holds the model of an earlier selection.
+
+    Asked before anything is computed.
 
     Raises:
-        ConfigError: If it does.
+        ConfigError: If it is, or does.
     """
+    refuse_foreign_folder(folder, "--out")
     refuse_used(folder / _MODEL)
 
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
@@ -43,7 +42,12 @@ from segresmamba.inference.trained import (
     common_rules,
     open_models,
 )
-from segresmamba.storage.atomic import complete_folder
+from segresmamba.storage.atomic import (
+    complete_folder,
+    remove,
+    remove_abandoned,
+    temporary_path,
+)
 from segresmamba.storage.digest import file_digest
 from segresmamba.storage.json_text import parse_json, write_json
 from segresmamba.storage.run_folder import RunFolder, write_config
@@ -207,13 +211,21 @@ def _window(model: TrainedModel) -> Tensor:
 def scratch_beside(out: Path) -> Iterator[Path]:
     """A folder on the file system of `out`, which is deleted at the end.
 
+    What a killed process left of such a folder is deleted at the beginning.
+
     Raises:
         UserError: If it cannot be written.
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".part-", dir=out.parent) as scratch:
-            yield Path(scratch)
+        name = f"weights-of-{out.name}"
+        remove_abandoned(out.parent, {name})
+        scratch = temporary_path(out.with_name(name))
+        scratch.mkdir()
+        try:
+            yield scratch
+        finally:
+            remove(scratch)
     except OSError as error:
         raise _cannot_write(out, error) from error
 

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import shutil
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ from segresmamba.data.formats.source import read_json
 from segresmamba.data.store import layout, ome
 from segresmamba.data.volumes.geometry import Affine, spacing_mm
 from segresmamba.errors import DataError
-from segresmamba.storage.atomic import complete_folder
+from segresmamba.storage.atomic import complete_folder, remove, temporary_path
 
 _BAND = 16
 """Planes of probabilities that are kept in memory; one file holds them."""
@@ -151,12 +150,17 @@ def _new_group(path: Path) -> Iterator[Any]:
 
     if path.exists():
         require_replaceable(path)
-    temporary = path.with_name(f".part-{uuid.uuid4().hex}-{path.name}")
+    temporary = temporary_path(path)
+    new, former = temporary / "new", temporary / "former"
+    remove(temporary)
     try:
-        yield zarr.create_group(temporary)
+        temporary.mkdir()
+        yield zarr.create_group(new)
         if path.exists():
-            shutil.rmtree(path)  # a folder cannot be renamed over one that has content
-        complete_folder(temporary, path)
+            # A folder cannot be renamed over one that has content. Deleting that one in its place
+            # would, in a process that is killed, leave half of it, which nothing may replace.
+            path.rename(former)
+        complete_folder(new, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

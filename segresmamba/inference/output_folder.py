@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,8 +29,10 @@ from segresmamba.inference.ome_zarr import ProbabilityWriter, writing_probabilit
 from segresmamba.inference.options import InferenceOptions
 from segresmamba.inference.sliding_window import Progress
 from segresmamba.inference.trained import TrainedModel
-from segresmamba.storage.atomic import write_text
+from segresmamba.storage.atomic import remove_abandoned, write_text
 from segresmamba.storage.locks import locked
+
+logger = logging.getLogger(__name__)
 
 SUMMARY = "predict.json"
 _RECORDS = ".predict"
@@ -48,14 +51,11 @@ class OutputFolder:
     """The folder that label maps are written to.
 
     Args:
-        path: The folder; created.
+        path: The folder; `enter` creates it.
         models: What makes them.
         options: How it is applied.
         format: One of `ENDINGS`; None for that of the input.
         probabilities: Whether to write these, too.
-
-    Raises:
-        DataError: If it cannot be created.
     """
 
     def __init__(
@@ -86,10 +86,27 @@ class OutputFolder:
         }
         text = json.dumps(made_by, sort_keys=True)
         self._made_by = hashlib.sha256(text.encode()).hexdigest()
+
+    def enter(self, cases: Sequence[InputCase]) -> None:
+        """Create the folder, and delete what killed processes left in it of these cases.
+
+        Args:
+            cases: Those of this process; no other may be writing them.
+
+        Raises:
+            DataError: If it cannot be created.
+        """
         try:
-            (path / _RECORDS).mkdir(parents=True, exist_ok=True)
+            (self._path / _RECORDS).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise cannot_write(path, error) from error
+            raise cannot_write(self._path, error) from error
+        names = (
+            name
+            for case in cases
+            for name in output_names(case, self._format, probabilities=self._probabilities)
+        )
+        remove_abandoned(self._path, set(names))
+        remove_abandoned(self._path / _RECORDS, {self._record(case).name for case in cases})
 
     def is_done(self, case: InputCase) -> bool:
         """Whether a label map is there that the same models and settings made of the same files."""
@@ -100,7 +117,9 @@ class OutputFolder:
             return False
         # A label map in another format may be there that other models made.
         same = same and record.get("label") == label.name and label.exists()
-        return same and (not self._probabilities or _probabilities(self._path, case.name).exists())
+        return same and (
+            not self._probabilities or (self._path / probabilities_name(case.name)).exists()
+        )
 
     def segment(
         self, model: SegmentationModel, case: InputCase, prepared: PreparedCase, progress: Progress
@@ -119,6 +138,9 @@ class OutputFolder:
                 remedy="write to another folder, or move the file",
             )
         if not self._probabilities:
+            former = self._path / probabilities_name(case.name)
+            if former.exists():
+                logger.warning("%s is of an earlier prediction: delete it or move it", former)
             return model.segment_prepared(prepared, progress=progress)
         with writing_probabilities_of(model, prepared, self._path, case.name) as planes:
             return model.segment_prepared(prepared, planes, progress)
@@ -150,6 +172,7 @@ class OutputFolder:
         try:
             # The last of several processes then knows what all have done.
             with locked(self._path / _RECORDS / "lock"):
+                remove_abandoned(self._path, {SUMMARY})
                 records = {
                     path.name.removesuffix(".json"): read_json(path)
                     for path in sorted((self._path / _RECORDS).glob("*.json"))
@@ -176,15 +199,21 @@ class OutputFolder:
             raise cannot_write(self._record(case), error) from error
 
     def _label(self, case: InputCase) -> Path:
-        ending = ENDINGS[self._format] if self._format else case.ending
-        return self._path / f"{case.name}{ending}"
+        return self._path / output_names(case, self._format, probabilities=False)[0]
 
     def _record(self, case: InputCase) -> Path:
         return self._path / _RECORDS / f"{case.name}.json"
 
 
-def _probabilities(folder: Path, name: str) -> Path:
-    return folder / f"{name}.probabilities.zarr"
+def output_names(case: InputCase, format: str | None, *, probabilities: bool) -> list[str]:
+    """The names of what a case becomes: its label map, and its probabilities if asked for."""
+    label = f"{case.name}{ENDINGS[format] if format else case.ending}"
+    return [label, probabilities_name(case.name)] if probabilities else [label]
+
+
+def probabilities_name(case: str) -> str:
+    """The name of the probabilities of a case."""
+    return f"{case}.probabilities.zarr"
 
 
 @contextmanager
@@ -197,7 +226,7 @@ def writing_probabilities_of(
         DataError: If they cannot be written.
     """
     shape_DHW, affine = case.original.grid
-    path = _probabilities(folder, name)
+    path = folder / probabilities_name(name)
     has_background = model.classes.exclusive
     try:
         with writing_probabilities(

@@ -17,8 +17,15 @@ from segresmamba.inference.energy import CaseMeter, measuring_energy
 from segresmamba.inference.label_map import ENDINGS, writer_for
 from segresmamba.inference.model import SegmentationModel
 from segresmamba.inference.options import InferenceOptions
-from segresmamba.inference.output_folder import OutputFolder, writing_probabilities_of
+from segresmamba.inference.output_folder import (
+    OutputFolder,
+    output_names,
+    probabilities_name,
+    writing_probabilities_of,
+)
 from segresmamba.inference.trained import TrainedModel, open_models, require_same_task
+from segresmamba.storage.atomic import remove_abandoned
+from segresmamba.storage.foreign_folder import refuse_foreign_folder
 
 logger = logging.getLogger(__name__)
 
@@ -94,15 +101,39 @@ class PredictRequest:
                 remedy=f"choose among {', '.join(SPLITS)}",
             )
 
-    def trained(self) -> list[TrainedModel]:
-        """The models of all paths.
+    def opened(self) -> tuple[list[TrainedModel], list[InputCase]]:
+        """The models of all paths and all cases, once it is sure that `out` can take them.
 
         Raises:
-            UserError: See `open_models`.
+            UserError: If models, input or output cannot be used as asked.
         """
-        found = [model for path in self.models for model in open_models(path)]
-        require_same_task(found)
-        return found
+        self._check_output()
+        trained = [model for path in self.models for model in open_models(path)]
+        require_same_task(trained)
+        cases = find_cases(self.sources, trained, self.split)
+        made: dict[str, str] = {}
+        for case in cases:
+            for name in output_names(case, self.format, probabilities=self.probabilities):
+                if (other := made.setdefault(name, case.name)) != case.name:
+                    raise DataError(
+                        "two cases would be written to one file",
+                        where=self.out / name,
+                        got=f"{other} and {case.name}",
+                        remedy="rename one of them, or write label maps of another --format",
+                    )
+        return trained, cases
+
+    def _check_output(self) -> None:
+        out, source = self.out.resolve(), Path(self.sources[0]).resolve()
+        if source.is_dir() and (out == source or source in out.parents):
+            raise DataError(
+                "the output lies inside the input",
+                where=self.out,
+                got=f"inside {self.sources[0]}",
+                remedy="write to a folder outside: a later start would take label maps for images",
+            )
+        if not self.out.is_file():  # a label file has checks of its own
+            refuse_foreign_folder(self.out, "OUTPUT")
 
 
 @dataclass(frozen=True)
@@ -132,6 +163,7 @@ def predict(
     """
     # A wrong name or folder is found now, not when the network has run for minutes.
     writer_for(out, images)
+    remove_abandoned(out.parent, {out.name})
     model = SegmentationModel(open_models(run), options)
     model.segment(list(images)).save(out)
 
@@ -143,11 +175,8 @@ def predict_cases(request: PredictRequest, observer: Observer | None = None) -> 
         UserError: If models, input or output cannot be used, or nothing can be written any more.
     """
     observer = observer or Unobserved()
-    trained = request.trained()
-    cases = find_cases(request.sources, trained, request.split)[
-        request.share[0] :: request.share[1]
-    ]
-    _check_output(request)
+    trained, every = request.opened()
+    cases = every[request.share[0] :: request.share[1]]
     folder = OutputFolder(
         request.out,
         trained,
@@ -161,8 +190,10 @@ def predict_cases(request: PredictRequest, observer: Observer | None = None) -> 
         logger.info("%d cases are done already: %s", len(skipped), request.out)
     failed: dict[str, str] = {}
     observer.begin(len(left))
-    if left:
-        model = SegmentationModel(trained, request.options)
+    # Weights that cannot be read leave no folder behind.
+    model = SegmentationModel(trained, request.options) if left else None
+    folder.enter(cases)
+    if model is not None:
         with measuring_energy(model.device, asked=request.energy) as meter:
             for case, problem in _segment(model, left, folder, observer, meter):
                 if problem is not None:
@@ -180,7 +211,7 @@ def predict_file(request: PredictRequest, observer: Observer | None = None) -> N
         UserError: If models, input or output cannot be used.
     """
     observer = observer or Unobserved()
-    _check_output(request)
+    trained, cases = request.opened()
     writer_for(request.out)
     if request.format and not _has_format(request.out, request.format):
         raise ConfigError(
@@ -197,8 +228,6 @@ def predict_file(request: PredictRequest, observer: Observer | None = None) -> N
             remedy="name a new file, or delete this one; `predict RUN IMAGE... --out FILE` replaces"
             " it",
         )
-    trained = request.trained()
-    cases = find_cases(request.sources, trained, request.split)
     if len(cases) != 1:
         raise DataError(
             "one label file cannot hold several cases",
@@ -206,12 +235,20 @@ def predict_file(request: PredictRequest, observer: Observer | None = None) -> N
             got=f"{len(cases)} cases in {request.sources[0]}",
             remedy="name a folder to write to",
         )
-    model = SegmentationModel(trained, request.options)
-    observer.begin(1)
-    observer.case(cases[0].name)
-    prepared = cases[0].read(model)
     folder, name = request.out.parent, cases[0].name
     asked = request.probabilities
+    if asked and request.out.name == probabilities_name(name):
+        raise ConfigError(
+            "the label map and the probabilities would be written to one file",
+            where=request.out,
+            got="a label map that is named as the probabilities",
+            remedy="give the label map another name",
+        )
+    remove_abandoned(folder, {request.out.name, probabilities_name(name)})
+    model = SegmentationModel(trained, request.options)
+    observer.begin(1)
+    observer.case(name)
+    prepared = cases[0].read(model)
     with writing_probabilities_of(model, prepared, folder, name) if asked else nullcontext() as to:
         model.segment_prepared(prepared, to, observer.windows).save(request.out)
     observer.done(cases[0].name)
@@ -277,17 +314,6 @@ def _has_format(path: Path, format: str) -> bool:
     """Whether a file is named as a format's; NIfTI may be packed or not."""
     name, ending = (one.lower().removesuffix(".gz") for one in (path.name, ENDINGS[format]))
     return name.endswith(ending)
-
-
-def _check_output(request: PredictRequest) -> None:
-    out, source = request.out.resolve(), Path(request.sources[0]).resolve()
-    if source.is_dir() and (out == source or source in out.parents):
-        raise DataError(
-            "the output lies inside the input",
-            where=request.out,
-            got=f"inside {request.sources[0]}",
-            remedy="write to a folder outside: a later start would take label maps for images",
-        )
 
 
 def failures_text(failed: dict[str, str]) -> str:

@@ -20,7 +20,7 @@ from segresmamba.config import Config, read_config
 from segresmamba.data import Dataset
 from segresmamba.data.preprocessing import Normalisation
 from segresmamba.data.untrusted import stays_inside
-from segresmamba.errors import ConfigError, DataError
+from segresmamba.errors import ConfigError, DataError, warn_once
 from segresmamba.inference.postprocessing import Rule, read_rules
 from segresmamba.storage.digest import file_digest
 from segresmamba.storage.json_text import parse_json
@@ -102,7 +102,11 @@ def require_same_task(models: Sequence[TrainedModel]) -> None:
     """
     first, *others = models
     expected = _task(first)
+    seen = {first.weights.resolve()}
     for model in others:
+        if model.weights.resolve() in seen:
+            warn_once(logger, "%s is named twice, and so it counts twice", model.weights)
+        seen.add(model.weights.resolve())
         for what, value in _task(model).items():
             if value != expected[what]:
                 raise DataError(

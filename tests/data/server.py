@@ -74,7 +74,8 @@ class FailingServer(ThreadingHTTPServer):
     """Serves a folder by HTTP, ranges included, and fails as many requests as it is told.
 
     Attributes:
-        fault: A status such as "503", "reset" (the connection), or "cut" (half of the answer).
+        fault: A status such as "503", "reset" (the connection), "cut" (half of the answer), or
+            "whole" (the whole file where a part is asked for).
         failures: How many requests still fail.
         asked: How many requests there were.
         logins: What the requests had as Authorization.
@@ -110,7 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
             os.close(self.connection.detach())
             self.close_connection = True
             return
-        if failing and self.server.fault != "cut":
+        if failing and self.server.fault not in ("cut", "whole"):
             self._answer(int(self.server.fault), b"")
             return
         path = self.server.folder / self.path.removeprefix("/store.zarr/")
@@ -118,12 +119,16 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(404, b"")
             return
         content, span = path.read_bytes(), self.headers.get("Range", "")
+        if failing and self.server.fault == "whole":
+            span = ""
         total = len(content)
         first, _, last = span.removeprefix("bytes=").partition("-")
         begin = int(first) if first else max(0, total - int(last or total))
         end = min(int(last) + 1, total) if first and last else total
         status, headers = (206, f"bytes {begin}-{end - 1}/{total}") if span else (200, "")
-        self._answer(status, content[begin:end], headers, cut=failing)
+        self._answer(
+            status, content[begin:end], headers, cut=failing and self.server.fault == "cut"
+        )
 
     def _answer(self, status: int, body: bytes, span: str = "", *, cut: bool = False) -> None:
         self.send_response(status)

@@ -183,6 +183,18 @@ def test_folders_that_give_nothing_are_refused_and_nothing_is_written(
     assert not (folders[0].parent / "out").exists()
 
 
+def test_scores_are_not_written_over_those_of_a_run(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("config.yaml", "journal.jsonl", "results.json"):
+        (run / name).touch()
+    with pytest.raises(ConfigError, match="something else"):
+        evaluate_folders(*folders, run, scoring=Scoring())
+    assert (run / "results.json").read_text() == ""
+
+
 @pytest.mark.parametrize("declared", ["shell=1,core=2", None])
 def test_a_tolerance_for_a_class_that_there_is_not_is_refused(
     folders: tuple[Path, Path], declared: str | None

@@ -142,6 +142,12 @@ def test_the_winner_is_written_as_a_model_folder_with_its_rules(
         refuse_used_folder(tmp_path)
 
 
+def test_a_selection_is_not_written_into_a_run(runs: Path) -> None:
+    run = next(runs.glob("*/config.yaml")).parent
+    with pytest.raises(ConfigError, match="something else"):
+        refuse_used_folder(run)
+
+
 def test_without_ensembles_only_the_candidates_are_compared(runs: Path) -> None:
     chosen = select([runs / "wide-0"], ensembles=False, progress=quiet)
     assert [len(row.candidate.models) for row in chosen.rows] == [1]

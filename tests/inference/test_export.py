@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -305,3 +306,13 @@ def test_what_is_written_is_compared_on_a_case_of_the_store(
         assert torch.corrcoef(both)[0, 1] > 0.999
     export_model(tmp_path / "out", tmp_path / "again", form="pt2")
     assert windows[1][0].shape == found.shape
+
+
+def test_weights_that_a_killed_export_was_reading_are_deleted(tmp_path: Path) -> None:
+    with scratch_beside(tmp_path / "model") as scratch:
+        left = scratch.with_name(scratch.name.replace(f"-{os.getpid()}-", f"-{10**9}-"))
+    left.mkdir()
+    (left / "weights.safetensors").touch()
+    with scratch_beside(tmp_path / "model") as scratch:
+        assert list(tmp_path.iterdir()) == [scratch]
+    assert not list(tmp_path.iterdir())

@@ -93,3 +93,19 @@ def test_a_folder_that_cannot_be_written_is_named(label: LabelMap) -> None:
         label.save("/proc/label.nii.gz")
     with pytest.raises(DataError, match="cannot be written"):
         label.save("/proc/label.mha")
+
+
+def test_a_process_that_is_killed_while_it_deletes_a_former_group_leaves_no_half_of_one(
+    label: LabelMap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = label.save(tmp_path / "label.zarr")
+
+    def killed(folder: Path, **_: object) -> None:
+        next(folder.rglob("zarr.json")).unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("segresmamba.inference.ome_zarr.shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            label.save(path)
+    assert label.save(path) == path

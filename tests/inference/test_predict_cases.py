@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +21,7 @@ import pytest
 import zarr
 
 from segresmamba.data.volumes.voxel_file import open_voxels
-from segresmamba.errors import ConfigError, DataError, is_passing
+from segresmamba.errors import ConfigError, DataError, UserError, is_passing
 from segresmamba.evaluation import Scoring, evaluate_folders
 from segresmamba.inference.energy import CaseMeter
 from segresmamba.inference.label_map import LabelMap
@@ -29,7 +33,7 @@ from segresmamba.storage.run_folder import RunFolder
 from segresmamba.view.cases import ViewRequest
 from segresmamba.view.volumes import Grid
 from tests.data.raw import AFFINE, write_nifti
-from tests.inference.conftest import noise, write_run
+from tests.inference.conftest import OWN_NETWORK, noise, write_run
 
 SHAPE = (18, 20, 22)
 
@@ -194,6 +198,15 @@ def test_probabilities_that_are_gone_are_computed_again(model_run: Path, images:
     assert gone.is_dir()
 
 
+def test_probabilities_of_an_earlier_prediction_are_warned_about(
+    model_run: Path, fold_runs: Path, images: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    predict_cases(request(model_run, images, probabilities=True))
+    assert not caplog.records
+    predict_cases(request(fold_runs, images))
+    assert "case_1.probabilities.zarr is of an earlier prediction" in caplog.text
+
+
 def test_a_file_ending_in_capitals_is_none_of_the_case_name(model_run: Path, images: Path) -> None:
     (images / "case_0_0000.nii.gz").rename(images / "CASE_0000.NII.GZ")
     assert predict_cases(request(model_run, images)).written == ("CASE", "case_1")
@@ -207,6 +220,79 @@ def test_an_output_inside_the_input_is_refused(model_run: Path, images: Path, in
     with pytest.raises(DataError, match="inside the input"):
         predict_file(request(model_run, images, out=images / inside / "label.nii.gz"))
     assert len(list(images.iterdir())) == 2
+
+
+def test_weights_that_cannot_be_read_leave_no_folder_behind(images: Path, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    weights = RunFolder(run).best
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\1\2\3\4")
+    with pytest.raises(UserError, match="cannot be read"):
+        predict_cases(request(run, images))
+    assert not (images.parent / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "names", [["zarr.json"], ["config.yaml", "journal.jsonl"], ["model.json"], ["manifest.json"]]
+)
+def test_a_store_or_a_run_is_not_filled_with_label_maps(
+    model_run: Path, images: Path, names: list[str]
+) -> None:
+    out = images.parent / "out"
+    out.mkdir()
+    for name in names:
+        (out / name).touch()
+    with pytest.raises(ConfigError, match="something else"):
+        predict_cases(request(model_run, images))
+    assert sorted(path.name for path in out.iterdir()) == names
+    inside = request(model_run, images, out=out / "predictions")
+    assert len(predict_cases(inside).written) == 2
+
+
+def test_two_outputs_of_one_name_are_refused_before_anything_is_written(
+    model_run: Path, images: Path
+) -> None:
+    (images / "case_1_0000.nii.gz").rename(images / "case_0.probabilities_0000.nii.gz")
+    asked = request(model_run, images, format="zarr", probabilities=True)
+    with pytest.raises(DataError, match=r"one file .*case_0\.probabilities and case_0"):
+        predict_cases(asked)
+    image, out = images / "case_0_0000.nii.gz", images.parent / "case_0.probabilities.zarr"
+    with pytest.raises(ConfigError, match="to one file"):
+        predict_file(request(model_run, image, out=out, probabilities=True))
+    assert list(images.parent.iterdir()) == [images]
+    assert len(predict_cases(replace(asked, format=None)).written) == 2
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+import nibabel
+from segresmamba.inference.ome_zarr import ProbabilityWriter
+from segresmamba.inference.predict import PredictRequest, predict_cases
+def die(_, path=None):
+    if path is not None:
+        path.write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+run, images, out, where = sys.argv[1:]
+owner = ProbabilityWriter if where == "finish" else nibabel.Nifti1Image
+setattr(owner, where, die)
+predict_cases(PredictRequest((Path(run),), (images,), Path(out), probabilities=True))
+"""
+
+
+@pytest.mark.parametrize("where", ["finish", "to_filename"])
+def test_what_a_killed_prediction_left_is_removed_by_the_next_start(
+    images: Path, tmp_path: Path, where: str
+) -> None:
+    run = write_run(tmp_path / "run", model=OWN_NETWORK)
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", _KILLED, str(run), str(images), str(out), where]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    left = next(out.glob(".part-*"))
+    living = left.with_name(left.name.replace(left.name.split("-")[2], str(os.getppid()), 1))
+    living.touch()  # as another command writes it now
+    found = predict_cases(request(run, images, probabilities=True))
+    assert found.written == ("case_0", "case_1")
+    assert list(out.glob(".part-*")) == [living]
 
 
 def test_models_of_different_tasks_are_refused_before_anything_is_written(

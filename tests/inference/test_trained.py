@@ -106,6 +106,16 @@ def test_a_place_without_a_model_is_refused(model_run: Path, tmp_path: Path) -> 
         open_models(tmp_path / "run")
 
 
+def test_a_network_that_is_averaged_with_itself_is_warned_about(
+    fold_runs: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    both, one = open_models(fold_runs), open_models(fold_runs / "fold2")
+    require_same_task(both)
+    assert "twice" not in caplog.text
+    require_same_task([*both, *one])
+    assert f"{RunFolder(fold_runs / 'fold2').best} is named twice" in caplog.text
+
+
 def test_models_of_different_tasks_are_not_averaged(model_run: Path, tmp_path: Path) -> None:
     (first,) = open_models(model_run)
     others = {

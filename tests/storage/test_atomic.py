@@ -13,7 +13,9 @@ import pytest
 from segresmamba.storage.atomic import (
     atomic_path,
     complete_folder,
+    remove_abandoned,
     remove_leftovers,
+    temporary_path,
     write_text,
 )
 
@@ -76,6 +78,20 @@ def test_leftovers_of_one_file_can_be_removed_alone(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     remove_leftovers(tmp_path, "mine.db")
     assert set(os.listdir(tmp_path)) == others
+
+
+def test_what_a_living_process_writes_is_not_abandoned(tmp_path: Path) -> None:
+    host = temporary_path(tmp_path / "x").name.split("-")[1]
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    living = {f".part-{host}-{os.getppid()}-mine", f".part-{host}-1-mine"}
+    others = {".part-elsewhere-7-1-mine", ".part-elsewhere-7-mine.json", "mine"}
+    left = {f".part-{host}-{pid}-mine" for pid in (ended.pid, os.getpid(), 10**30)}
+    for name in living | others | left | {".part-elsewhere-7-mine"}:
+        (tmp_path / name).touch()
+    (tmp_path / f".part-{host}-{ended.pid}-folder" / "deep").mkdir(parents=True)
+    remove_abandoned(tmp_path, {"mine", "folder"})
+    assert set(os.listdir(tmp_path)) == living | others
 
 
 def test_a_file_system_that_cannot_sync_folders_takes_files(

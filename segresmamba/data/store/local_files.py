@@ -20,6 +20,7 @@ from segresmamba.data.store.files import Blob, Buffer, ByteRange, Files
 from segresmamba.data.untrusted import stays_inside
 from segresmamba.errors import DataError
 
+_GROUP = "zarr.json"
 _ZIP_HEADER = struct.Struct("<26xHH")
 """Lengths of the name and of the extra field in a member's local header."""
 
@@ -153,6 +154,14 @@ class ZippedFiles(Files):
                 got=str(error),
                 remedy="copy it again, or make it anew from the folder",
             ) from error
+        if not any(PurePosixPath(member.filename).name == _GROUP for member in members):
+            raise DataError(
+                "there is no converted dataset in the zip file",
+                where=self._path,
+                got=", ".join(member.filename for member in members[:3]) or "no files",
+                remedy="if these are images, such as a DICOM series, unpack it and name the "
+                f"folder: unzip {self._path} -d {self._path.with_suffix('')}",
+            )
         packed = [one.filename for one in members if one.compress_type != zipfile.ZIP_STORED]
         if packed:
             raise DataError(

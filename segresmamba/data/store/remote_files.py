@@ -21,7 +21,12 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 import numpy as np
 import obstore
-from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
+from obstore.exceptions import (
+    BaseError,
+    NotSupportedError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+)
 from obstore.store import from_url
 from typing_extensions import override
 
@@ -169,6 +174,12 @@ class RemoteFiles(Files):
         elif isinstance(error, PermissionDeniedError | UnauthenticatedError):
             problem = "the server of a store refuses access"
             remedy = "check the credentials in the environment and their right to read the bucket"
+        elif isinstance(error, NotSupportedError) and "Range" in str(error):
+            problem = "the server of a store gives files only as a whole"
+            remedy = (
+                "serve the store by a server that knows range requests, such as nginx, Apache or "
+                "S3 (Python's http.server does not), or copy the store here and name the folder"
+            )
         elif "recognise URL" in str(error):
             problem = "a store's URL is of an unknown kind"
             remedy = "give a folder, a .zip file, or a URL with s3://, gs://, az:// or https://"

@@ -99,6 +99,15 @@ def test_a_zip_file_of_something_else_is_no_store(tmp_path: Path) -> None:
         open_dataset(zipped(tmp_path / "folder", tmp_path / "store.zip"))
 
 
+def test_a_zip_file_of_images_is_to_be_unpacked(tmp_path: Path) -> None:
+    (tmp_path / "series").mkdir()
+    (tmp_path / "series" / "1.dcm").write_bytes(bytes(128) + b"DICM")
+    with pytest.raises(DataError, match="no converted dataset") as caught:
+        open_dataset(zipped(tmp_path / "series", tmp_path / "ct.zip", zipfile.ZIP_DEFLATED))
+    assert caught.value.got == "1.dcm"
+    assert f"unzip {tmp_path}/ct.zip -d {tmp_path}/ct" in caught.value.remedy
+
+
 OUTSIDE = ["case_1/../../x", "/etc/x", "../x", "case_1\\..\\..\\x", "case_1/../case_0/0/zarr.json"]
 
 

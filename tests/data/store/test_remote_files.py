@@ -240,3 +240,12 @@ def test_a_request_that_will_never_succeed_is_not_repeated(
     with pytest.raises(DataError, match=r"gives no answer|refuses access"):
         open_dataset(server.url)
     assert server.asked == 1
+
+
+def test_a_server_that_gives_files_only_as_a_whole_is_told_apart(server: FailingServer) -> None:
+    dataset = open_dataset(server.url)
+    server.fault, server.failures = "whole", 10
+    with pytest.raises(DataError, match="only as a whole") as caught:
+        dataset["case_1"].read()
+    assert "nginx" in caught.value.remedy
+    assert server.failures == 8  # for the metadata and once for a part
