@@ -332,6 +332,7 @@ class Trainer:
     def _diverged(self, lr: float) -> UserError:
         self.checkpoints.go_on(wait=True)
         saved = max(self.folder.saved_steps(), default=None)
+        last = f"the last checkpoint is that of step {saved}" if saved else "there is no checkpoint"
         return UserError(
             "the loss or its gradient was not a finite number in too many steps",
             where=f"step {self.step}; the batches are in {self.folder.skipped}",
@@ -339,8 +340,7 @@ class Trainer:
             f"lr {lr:.2g}, precision {self.config.train.precision}",
             remedy=f"`segresmamba debug-batch {self.folder.path}` repeats the last one and says "
             "where it comes from; lower train.lr, raise train.warmup_steps, or take "
-            "train.precision=fp32, under another run.name; the last checkpoint is that of step "
-            f"{saved or 'none'}",
+            f"train.precision=fp32, under another run.name; {last}",
         )
 
     def _log_step(self, timer: StepTimer, lr: float) -> None:

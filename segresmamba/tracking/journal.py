@@ -280,7 +280,8 @@ def _cannot_write(path: Path, error: OSError) -> TrackingError:
         "the journal cannot be written",
         where=path,
         got=error.strerror,
-        remedy="set run.root to a folder that you can write to",
+        remedy="set run.root to a folder that you can write to; to go on with a run, or to "
+        "evaluate it, copy its folder there first",
     )
 
 
