@@ -105,11 +105,16 @@ def run(request: PredictRequest, cluster: ClusterConfig, tasks: int | None) -> N
 
 
 def describe(request: PredictRequest, cluster: ClusterConfig, tasks: int | None) -> str:
-    """What `run` would do, as text. Changes nothing; for Slurm it is the script to the letter."""
+    """What `run` would do, as text. Changes nothing; for Slurm it is the script to the letter.
+
+    Raises:
+        UserError: As `run`.
+    """
+    cases = len(request.opened()[1])
     if cluster.name != "slurm":
-        devices = ", ".join(_devices(request, tasks))
+        devices = ", ".join(_devices(request, tasks)[:cases])
         return f"cluster={cluster.name}: here, on {devices}, {request.out}\n"
-    return _executor(request, cluster).described(tasks or 8)
+    return _executor(request, cluster).described(min(tasks or 8, cases))
 
 
 def _devices(request: PredictRequest, tasks: int | None) -> list[str]:

@@ -96,12 +96,16 @@ def test_a_dry_run_shows_the_script_and_changes_nothing(
     words = [model, images, tmp_path / "out", "--dry-run"]
     assert launch(monkeypatch, *words, *SLURM, "--tasks", 4) == 0
     script = capsys.readouterr().out
-    for line in ("--array=0-3", "--gpus-per-node=1", "--job-name=predict-out", "--time=60"):
+    for line in ("--array=0-2", "--gpus-per-node=1", "--job-name=predict-out", "--time=60"):
         assert f"#SBATCH {line}" in script
     assert launch(monkeypatch, *words) == 0
     assert "cluster=local: here, on auto" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "out.logs").exists()
+    assert launch(monkeypatch, model, tmp_path / "gone", tmp_path / "out", "--dry-run") == 2
+    assert "there is no such input" in capsys.readouterr().err
+    assert launch(monkeypatch, model, images, model, *SLURM, "--dry-run") == 2
+    assert "the output folder holds something else" in capsys.readouterr().err
 
 
 def test_what_cannot_be_meant_is_refused_before_anything_is_queued(
