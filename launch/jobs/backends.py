@@ -132,7 +132,8 @@ class LocalRanks(ThisMachine):
             log = submitted.task(failure.rank).paths.stdout
             typer.echo(f"rank {failure.rank} failed first; its log: {log}", err=True)
             # The log of rank 0 has just been shown, but a rank that was killed wrote nothing there.
-            if failure.rank != 0 or failure.text.splitlines()[-1] not in _text_of(log):
+            shown = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+            if failure.rank != 0 or failure.text.splitlines()[-1] not in shown:
                 typer.echo(failure.text, err=True)
             return failure.exit_code
         if code == 0:
@@ -154,10 +155,6 @@ def _new_logs(config: Config) -> Path:
     logs = RunFolder.from_config(config).logs / time.strftime("%Y%m%d-%H%M%S")
     make_logs(logs)
     return logs
-
-
-def _text_of(log: Path) -> str:
-    return log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
 
 
 def _announce(result: RunResult) -> int:

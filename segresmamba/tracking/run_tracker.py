@@ -174,7 +174,8 @@ class RunTracker(Tracker):
         if self._state is None:
             return
         if not self._begins and not wait_for_uploader(self._folder, WAIT_S[status]):
-            self._start_uploader(self._state)  # sends a second time what the other has sent
+            # That uploader may have sent more than this state says. Sending it again is harmless.
+            self._start_uploader(self._state)
         self._replace_killed_uploader()
         if self._uploader is not None:
             if self._begins and status == "failed":

@@ -117,6 +117,7 @@ class EmissionsMeter:
             except ImportError as error:
                 logger.warning("energy is not measured: %s", error)
         self._start: threading.Thread | None = None
+        self._start_ends_s = 0.0
         self._tracker: OfflineEmissionsTracker | None = None
         self.power: str | None = None
         """How the power of each kind of hardware is measured or estimated; None before `start`, and
@@ -135,6 +136,7 @@ class EmissionsMeter:
                 target=self._begin, args=[self._grid], name="energy", daemon=True
             )
             self._start.start()
+            self._start_ends_s = time.monotonic() + START_PATIENCE_S
 
     def _begin(self, grid: Grid) -> None:
         try:
@@ -146,7 +148,8 @@ class EmissionsMeter:
 
     def _wait_for_start(self) -> OfflineEmissionsTracker | None:
         if self._start is not None:
-            self._start.join(START_PATIENCE_S)
+            # A driver that does not answer is waited for once, not at every call.
+            self._start.join(max(0.0, self._start_ends_s - time.monotonic()))
         return self._tracker
 
     def stop(self) -> None:

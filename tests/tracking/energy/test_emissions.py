@@ -164,6 +164,23 @@ def test_stopping_twice_or_unstarted_is_no_error(tmp_path: Path) -> None:
     assert len(segments(tmp_path)) == 1
 
 
+def test_a_driver_that_does_not_answer_is_waited_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = threading.Event()
+    monkeypatch.setattr("segresmamba.tracking.energy.emissions.START_PATIENCE_S", 0.5)
+    monkeypatch.setattr(EmissionsMeter, "_start_tracker", lambda *_: answer.wait() and None)
+    meter = EmissionsMeter(tmp_path, CONFIG)
+    meter.start()
+    meter.totals()
+    began_s = time.monotonic()
+    for _ in range(20):
+        meter.totals()
+    assert time.monotonic() - began_s < 5
+    answer.set()
+    meter.stop()
+
+
 def test_a_failure_of_codecarbon_never_reaches_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
