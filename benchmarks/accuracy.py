@@ -215,17 +215,22 @@ def prepare(task: str, data: Path) -> Path:
     return store
 
 
-def perform(run: Run, store: Path, root: Path) -> Scores:
-    """Train and evaluate; return the means over classes and held-out cases."""
-    folder = root / run.name
-    overrides = [
+def overrides_of(run: Run, store: Path, root: Path) -> list[str]:
+    """The settings of one training, whose folder is in `root`."""
+    return [
         "data=custom", f"data.store={store}", "data.patch=[64,64,64]", "train=sample",
         f"train.max_steps={run.steps}", f"train.lr={run.lr}", f"train.fold={run.fold}",
         "train.threads=1", "train.checkpoint_every=50", "tracking=none", f"seed={run.seed}",
         f"run.root={root}", f"run.name={run.name}", *TASKS[run.task],
         *NETWORKS[run.network].overrides,
     ]  # fmt: skip
+
+
+def perform(run: Run, store: Path, root: Path) -> Scores:
+    """Train and evaluate; return the means over classes and held-out cases."""
+    folder = root / run.name
     if not (folder / "results.json").exists():
+        overrides = overrides_of(run, store, root)
         subprocess.run([sys.executable, "-m", "launch", "train", *overrides], check=True)
         measures = ["--metrics", ",".join(METRICS)]
         subprocess.run([*_segresmamba("evaluate"), str(folder), *measures], check=True)

@@ -5,6 +5,7 @@ from segresmamba.tracking.energy.gpus import gpu_uuid
 from segresmamba.tracking.energy.ledger import node_name
 from segresmamba.tracking.energy.system import SystemSampler
 from segresmamba.tracking.history import (
+    FAILURE,
     STOPPED_EARLY,
     History,
     finished_step,
@@ -25,6 +26,7 @@ from segresmamba.tracking.provenance import environment, provenance
 from segresmamba.tracking.run_tracker import open_tracker
 
 __all__ = [
+    "FAILURE",
     "STOPPED_EARLY",
     "EmissionsMeter",
     "History",
