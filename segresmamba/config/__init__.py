@@ -6,6 +6,8 @@ What composes is imported on first use, since ranks only read a run's configurat
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from segresmamba.config.augment import AugmentConfig
+from segresmamba.config.cluster import ClusterConfig
 from segresmamba.config.experiment import (
     changes_result,
     config_digest,
@@ -13,20 +15,13 @@ from segresmamba.config.experiment import (
     former_digest,
     run_folder,
 )
+from segresmamba.config.loss import LossConfig
 from segresmamba.config.networks import ModelConfig, SegResMambaConfig, SegResNetConfig
 from segresmamba.config.own_presets import with_own_presets
 from segresmamba.config.run_config import read_config, to_yaml
-from segresmamba.config.schema import (
-    AugmentConfig,
-    ClusterConfig,
-    Config,
-    DataConfig,
-    LossConfig,
-    RunConfig,
-    TrainConfig,
-    ValidationConfig,
-)
+from segresmamba.config.schema import Config, DataConfig, RunConfig, ValidationConfig
 from segresmamba.config.tracking import TrackingConfig
+from segresmamba.config.train import TrainConfig
 
 if TYPE_CHECKING:
     from segresmamba.config.compose import load_config, presets

@@ -1,12 +1,12 @@
 """The base of every section of the configuration.
 
-It has a file of its own because the sections of `schema`, `networks` and `tracking` all need it.
+Each section of settings has a file of its own, and `schema` puts them together.
 """
 
 from __future__ import annotations
 
 import unicodedata
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,6 +14,8 @@ from segresmamba.errors import ConfigError
 
 Target = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 """Code of another package, as package.module:Class."""
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+"""A share, from nothing to all."""
 
 
 class Section(BaseModel):
@@ -48,3 +50,23 @@ def one_line(text: str, where: str) -> str:
             remedy="give it as one line of plain text",
         )
     return text
+
+
+def refuse_stray_keywords(kwargs: dict[str, Any], target: str | None, section: str) -> None:
+    """Refuse the keywords of a class that is not named.
+
+    Args:
+        kwargs: The keywords.
+        target: The class.
+        section: The section of the configuration that has both.
+
+    Raises:
+        ConfigError: If there are keywords and no class.
+    """
+    if kwargs and target is None:
+        raise ConfigError(
+            "keywords are given for no class",
+            where=f"{section}.kwargs",
+            got=kwargs,
+            remedy=f"give {section}.target=package.module:Class too",
+        )

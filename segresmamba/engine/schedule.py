@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from segresmamba.config.schema import TrainConfig
+from segresmamba.config.train import TrainConfig
 
 
 def learning_rate(step: int, train: TrainConfig) -> float:

@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from segresmamba import __version__, data
-from segresmamba.config import Config, RunConfig, TrackingConfig, read_config
-from segresmamba.config.schema import ClusterConfig, PlanConfig
+from segresmamba.config import ClusterConfig, Config, RunConfig, TrackingConfig, read_config
+from segresmamba.config.schema import PlanConfig
 from segresmamba.errors import ConfigError, UserError
 from segresmamba.inference.bundle import write_bundle
 from segresmamba.inference.export_nnunet import write_result_folder

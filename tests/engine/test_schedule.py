@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segresmamba.config.schema import TrainConfig
+from segresmamba.config.train import TrainConfig
 from segresmamba.engine.schedule import learning_rate
 
 Kind = Literal["cosine", "polynomial", "constant"]
