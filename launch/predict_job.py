@@ -22,7 +22,8 @@ import typer
 from rich.console import Console
 
 from launch.jobs.rank import resubmission
-from launch.jobs.slurm import SlurmExecutor, share_executor, submit_array
+from launch.jobs.slurm_executor import SlurmExecutor, share_executor
+from launch.jobs.submission import submit_array
 from launch.slurm import squeue
 from launch.slurm.container import with_binds
 from segresmamba.cli.predict import finish, showing_progress

@@ -21,8 +21,10 @@ from launch.failures import INTERRUPTED_CODE, first_failure, report_failure
 from launch.jobs.local_controller import LocalPlan
 from launch.jobs.memory_check import require_fit
 from launch.jobs.rank import refuse_foreign
-from launch.jobs.slurm import MAX_REQUEUES, Slurm, make_logs
+from launch.jobs.slurm import Slurm
+from launch.jobs.slurm_executor import MAX_REQUEUES
 from launch.jobs.start import rank_command
+from launch.jobs.submission import make_logs
 from launch.jobs.train_job import RankJob, RunResult
 from launch.slurm.squeue import UNLIMITED_MIN
 from segresmamba.config import Config

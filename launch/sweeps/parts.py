@@ -17,15 +17,9 @@ from pathlib import Path
 import typer
 
 from launch.jobs.rank import resubmission
-from launch.jobs.slurm import (
-    SubmittedJob,
-    TooManyJobsError,
-    cluster_of,
-    jobs_of_run,
-    rank_executor,
-    share_executor,
-    submit_array,
-)
+from launch.jobs.slurm import cluster_of, jobs_of_run
+from launch.jobs.slurm_executor import rank_executor, share_executor
+from launch.jobs.submission import SubmittedJob, TooManyJobsError, submit_array
 from launch.run_state import OVER, QUEUED, UNDER_WAY, UNKNOWN
 from launch.slurm import allocation, limits, squeue
 from launch.slurm.commands import away

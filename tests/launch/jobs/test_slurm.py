@@ -12,8 +12,10 @@ import pytest
 import yaml
 
 from launch.__main__ import main
-from launch.jobs import slurm
-from launch.jobs.slurm import Slurm, make_logs
+from launch.jobs import slurm, submission
+from launch.jobs.slurm import Slurm
+from launch.jobs.slurm_executor import rank_executor, share_executor
+from launch.jobs.submission import make_logs, submit_array
 from launch.jobs.train_job import TrainJob
 from launch.launcher import run_in_allocation, start
 from launch.slurm import allocation, squeue
@@ -83,16 +85,16 @@ def test_describing_a_job_changes_neither_the_executor_nor_what_it_submits(
     fake_command("sbatch", f"cp $1 {tmp_path}/submitted; echo Submitted batch job 4711")
     fake_command("srun", "exit 1")  # submitit looks for it before it makes an array
     job = make_job("mine", "cluster=slurm")
-    executor = slurm.rank_executor(job.config.cluster, "mine", tmp_path / "logs", most=2)
+    executor = rank_executor(job.config.cluster, "mine", tmp_path / "logs", most=2)
     before = copy.deepcopy(executor.parameters)
     array, single = executor.script(3), executor.script()
     assert "#SBATCH --array=0-2%2\n" in array
     assert "--array" not in single
     assert (executor.script(3), executor.script()) == (array, single)
     assert executor.parameters == before
-    slurm.submit_array(executor, [job])
+    submit_array(executor, [job])
     assert (tmp_path / "submitted").read_text() == single
-    slurm.submit_array(executor, [job, job, job])
+    submit_array(executor, [job, job, job])
     assert (tmp_path / "submitted").read_text() == array
     assert executor.parameters == before
 
@@ -196,7 +198,7 @@ def test_a_submission_without_an_answer_leaves_no_job(
     fake_command: FakeCommand,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(slurm, "RETRY_S", 0.0)
+    monkeypatch.setattr(submission, "RETRY_S", 0.0)
     # Slurm takes the job, but too late for sbatch and for the first look at the queue.
     fake_command(
         "sbatch",
@@ -441,7 +443,7 @@ def test_a_folder_that_would_end_its_line_of_the_script_is_refused(
     with pytest.raises(ConfigError, match="line break"):
         Slurm().describe(job)
     with pytest.raises(ConfigError, match="line break"):
-        slurm.share_executor(job.config.cluster, "convert-a\nb", tmp_path)
+        share_executor(job.config.cluster, "convert-a\nb", tmp_path)
     assert list(folder.iterdir()) == []
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.jobs.slurm import Slurm, rank_executor
+from launch.jobs.slurm import Slurm
+from launch.jobs.slurm_executor import rank_executor, share_executor
 from launch.jobs.train_job import TrainJob
 from launch.slurm import container
 from segresmamba.config import load_config
@@ -47,8 +48,6 @@ def test_each_setting_is_its_option(make_job: MakeJob) -> None:
 
 
 def test_a_job_waits_for_the_launchers_and_for_the_users(tmp_path: Path) -> None:
-    from launch.jobs.slurm import share_executor
-
     words = ["cluster=slurm", "cluster.dependency=afterok:7", "cluster.comment=mine"]
     cluster = load_config(words).cluster
     end = share_executor(cluster, "x", tmp_path, after="5").script()
