@@ -279,6 +279,9 @@ def status(
     show_runs(runs)
     if not sweeps and not folders:
         typer.echo(f"no sweeps and no runs in {root}")
+    elif not runs and not any(selection.of(sweep.trials) for sweep in sweeps):
+        count = len(folders) + sum(len(sweep.trials) for sweep in sweeps)
+        typer.echo(f"none of {count} run(s) is {' or '.join(sorted(selection.states))}")
 
 
 @app.command()

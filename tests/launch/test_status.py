@@ -187,6 +187,13 @@ def test_runs_are_filtered_and_sorted(
 
 
 @pytest.mark.usefixtures("three_runs")
+def test_an_empty_answer_says_so(tmp_path: Path, status: Callable[..., list[str]]) -> None:
+    assert status("--running")[-1] == "none of 3 run(s) is running"
+    assert status("--failed", str(tmp_path / "finished")) == ["none of 1 run(s) is failed"]
+    assert json.loads("\n".join(status("--json", "--running"))) == []
+
+
+@pytest.mark.usefixtures("three_runs")
 def test_a_script_gets_numbers_and_a_reader_columns(
     tmp_path: Path, status: Callable[..., list[str]]
 ) -> None:
