@@ -285,7 +285,7 @@ class _Heap:
     def release_if_grown(self) -> None:
         """Give freed memory back once the process has grown by a quarter, and by 256 MiB."""
         now_kib = status_kib("VmRSS") or 0.0
-        if now_kib > 1.25 * self._before_kib + 256 * 1024:
+        if now_kib > 1.1 * self._before_kib + 128 * 1024:
             release_freed_memory()
             self._before_kib = status_kib("VmRSS") or 0.0
 
