@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -228,6 +229,8 @@ def test_a_place_in_use_is_left_alone(model_run: Path, tmp_path: Path) -> None:
         export_model(model_run, tmp_path / "used")
     assert [path.name for path in tmp_path.rglob("*")] == ["used", "mine"]
     (tmp_path / "empty").mkdir()
+    with contextlib.chdir(tmp_path / "empty"), pytest.raises(ConfigError, match="that you are in"):
+        export_model(model_run, Path())
     assert open_models(export_model(model_run, tmp_path / "empty"))
 
 
