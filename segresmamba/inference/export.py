@@ -193,7 +193,8 @@ def _window(model: TrainedModel) -> Tensor:
     try:
         dataset = data.open_dataset(store)
     except UserError:
-        logger.info("%s is not here: what is written is compared on noise, not on an image", store)
+        why = "a model folder has no store" if store == NO_STORE else f"{store} is not here"
+        logger.info("%s: what is written is compared on noise, not on an image", why)
         generator = torch.Generator().manual_seed(0)
         return torch.randn(1, len(model.facts.channel_names), *patch, generator=generator)
     case = dataset[dataset.case_ids[0]]
