@@ -33,6 +33,8 @@ class Pool:
         self.running: dict[int, tuple[Trial, subprocess.Popen[bytes]]] = {}
         self.stopping = False
         self.waiting = [trial for trial in sweep.trials if trial.state not in OVER | UNDER_WAY]
+        # Those of a controller that was killed. They take memory and cores as ours do.
+        self.others = [trial for trial in sweep.trials if trial.state == RUNNING]
 
     def run(self) -> bool:
         """Run to the end. Ctrl-C or SIGTERM lets the running trials save, and no more are started.
@@ -51,10 +53,15 @@ class Pool:
                 process.send_signal(signal.SIGTERM)
 
         with on_stop_signals(stop):
-            while self.running or (self.waiting and not self.stopping):
-                while self.waiting and not self.stopping and len(self.running) < self.most:
+            while self.running or ((self.waiting or self.others) and not self.stopping):
+                while (
+                    self.waiting
+                    and not self.stopping
+                    and len(self.running) + len(self.others) < self.most
+                ):
                     self._start(self.waiting.pop(0))
                 self._collect()
+                self._collect_others()
                 time.sleep(POLL_S)
         return not self.stopping
 
@@ -94,11 +101,25 @@ class Pool:
                 # It failed before its ranks could write one.
                 report.parent.mkdir(parents=True, exist_ok=True)
                 write_text(report, self._log(trial).read_text(encoding="utf-8", errors="replace"))
-            self.sweep.write()
-            dice = "" if trial.dice is None else f", Dice {trial.dice:.4f}"
-            failure = trial.read_failure().rstrip()
-            why = f": {in_one_line(failure)}" if failure else ""
-            typer.echo(f"trial {trial.number} {trial.state}{dice}{why}")
+            self._tell(trial)
+
+    def _collect_others(self) -> None:
+        for trial in list(self.others):
+            lock = self.sweep.lock(trial)
+            if lock is None:
+                continue
+            os.close(lock)
+            self.others.remove(trial)
+            self.sweep.refresh(trial)
+            self._tell(trial)
+
+    def _tell(self, trial: Trial) -> None:
+        """Write down and say how a trial has ended."""
+        self.sweep.write()
+        dice = "" if trial.dice is None else f", Dice {trial.dice:.4f}"
+        failure = trial.read_failure().rstrip()
+        why = f": {in_one_line(failure)}" if failure else ""
+        typer.echo(f"trial {trial.number} {trial.state}{dice}{why}")
 
     def _log(self, trial: Trial) -> Path:
         return self.sweep.folder / f"trial-{trial.number:03d}.log"

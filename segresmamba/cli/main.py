@@ -422,7 +422,7 @@ def report(
     targets: Annotated[
         list[str],
         typer.Argument(
-            help="Run folders, folders of runs, or MLflow experiments.", metavar="RUN..."
+            help="Run folders, folders of runs, sweeps, or MLflow experiments.", metavar="RUN..."
         ),
     ],
     out: OutFolder = Path("report"),

@@ -118,9 +118,17 @@ def make(target: str, keywords: Mapping[str, Any], group: str, also: str = "") -
             where=f"{group}.target, {group}.kwargs",
             got=f"{target}: {error}",
             remedy=f"{also}give what it needs in {group}.kwargs, as in "
-            f"'{group}.kwargs={{name:value}}'",
+            f"'{group}.kwargs={{name:value}}'"
+            + (
+                "; a function is called once, and returns what is used"
+                if inspect.isfunction(build)
+                else ""
+            ),
         ) from error
-    return build(**keywords)
+    try:
+        return build(**keywords)
+    except SystemExit as error:
+        raise _ends_the_program(target, f"{group}.target", error) from error
 
 
 def load_target(target: str, key: str) -> Any:
@@ -136,6 +144,8 @@ def load_target(target: str, key: str) -> Any:
     module, _, name = target.partition(":")
     try:
         return getattr(importlib.import_module(module), name)
+    except SystemExit as error:
+        raise _ends_the_program(target, key, error) from error
     except Exception as error:  # the module may raise anything
         raise ConfigError(
             "the target cannot be imported",
@@ -144,3 +154,13 @@ def load_target(target: str, key: str) -> Any:
             remedy="write package.module:Class, and install the package where the job runs, or "
             "put the folder that holds it into PYTHONPATH",
         ) from error
+
+
+def _ends_the_program(target: str, key: str, error: SystemExit) -> ConfigError:
+    """For a script that is taken for a module: the command would end without a word."""
+    return ConfigError(
+        "the target's code ends the program",
+        where=key,
+        got=f"{target}: sys.exit({error.code!r})",
+        remedy='put what only the script does below `if __name__ == "__main__":`',
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -115,16 +116,24 @@ def nothing_scored(where: object, failed: Mapping[str, str]) -> DataError:
 def require_known_tolerances(scoring: Scoring, members: Mapping[str, Sequence[int]] | None) -> None:
     """Refuse a tolerance for a class that there is not.
 
+    Args:
+        scoring: The tolerances.
+        members: The classes. None if each value that occurs will be one, named "label 1" and so on.
+
     Raises:
         ConfigError: Names it, and the classes.
     """
     unknown = sorted(set(scoring.tolerance_mm) - set(members or ()))
-    if unknown and members is not None:
+    choices = f"choose among {', '.join(members or ())}"
+    if members is None:
+        unknown = [name for name in unknown if not re.fullmatch(r"label -?\d+", name)]
+        choices = "name the classes, as in --labels NAME=1, or write 'label 1=TOLERANCE'"
+    if unknown:
         raise ConfigError(
             "there is no such class",
             where="--tolerance-mm",
             got=", ".join(unknown),
-            remedy=f"choose among {', '.join(members)}",
+            remedy=choices,
         )
 
 

@@ -193,7 +193,8 @@ def _window(model: TrainedModel) -> Tensor:
     try:
         dataset = data.open_dataset(store)
     except UserError:
-        logger.info("%s is not here: what is written is compared on noise, not on an image", store)
+        why = "a model folder has no store" if store == NO_STORE else f"{store} is not here"
+        logger.info("%s: what is written is compared on noise, not on an image", why)
         generator = torch.Generator().manual_seed(0)
         return torch.randn(1, len(model.facts.channel_names), *patch, generator=generator)
     case = dataset[dataset.case_ids[0]]
@@ -243,7 +244,7 @@ def refuse_used(out: Path) -> None:
     """Refuse to write to a place where something is.
 
     Raises:
-        ConfigError: If it is a file, or a folder that is not empty.
+        ConfigError: If it is a file, a folder that is not empty, or the present folder.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ConfigError(
@@ -251,6 +252,14 @@ def refuse_used(out: Path) -> None:
             where="--out",
             got=out,
             remedy="name a folder that does not exist, or delete this one first",
+        )
+    # Another folder would get this name, and the shell would stay in the one without a name.
+    if out.resolve() == Path.cwd():
+        raise ConfigError(
+            "the model cannot take the place of the folder that you are in",
+            where="--out",
+            got=out,
+            remedy="name a folder in it, which need not exist",
         )
 
 

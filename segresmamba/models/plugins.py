@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from segresmamba.config.plugins import make
@@ -42,15 +43,25 @@ def plugin(
             remedy="name a class derived from torch.nn.Module, or a function that returns one",
         )
 
-    def check(_: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor | Sequence[Tensor]) -> None:
-        x_BCDHW, finest = inputs[0], outputs if isinstance(outputs, Tensor) else outputs[0]
+    def check(module: nn.Module, inputs: tuple[Tensor, ...], outputs: Any) -> None:
+        x_BCDHW, finest = inputs[0], outputs
+        if isinstance(outputs, list | tuple) and outputs:
+            finest = outputs[0]
+        found = tuple(finest.shape) if isinstance(finest, Tensor) else type(finest).__name__
         expected = (len(x_BCDHW), out_channels, *x_BCDHW.shape[2:])
-        if tuple(finest.shape) == expected:
+        if found == expected:
+            if module.training and torch.is_grad_enabled() and not finest.requires_grad:
+                raise ConfigError(
+                    "no weight of the network can learn: its logits have no gradient",
+                    where="model.target",
+                    got=f"{target}: logits without requires_grad",
+                    remedy="leave out detach(), no_grad() and NumPy on the way to the logits",
+                )
             return
         raise ConfigError(
             "the network does not return logits of the input's size, one channel for each class",
             where="model.target",
-            got=f"{target}: {tuple(finest.shape)} for an input {tuple(x_BCDHW.shape)}",
+            got=f"{target}: {found} for an input {tuple(x_BCDHW.shape)}",
             remedy=f"return {expected}, or a list of logits that begins with them; if the network "
             "takes only multiples of a number of voxels, give that number as model.stride",
         )

@@ -39,7 +39,7 @@ from segresmamba.report.tables import (
     significance_table,
 )
 from segresmamba.storage import markdown
-from segresmamba.storage.atomic import sync_tree
+from segresmamba.storage.atomic import remove, remove_abandoned, sync_tree, temporary_path
 
 logger = logging.getLogger(__name__)
 
@@ -215,9 +215,10 @@ def _write(
     """Write into a folder beside the report first, so that a full disk leaves the old report."""
     page, text = _render("page.html.j2", content), _render("page.md.j2", content)
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".part-report-", dir=out) as part:
-        new = Path(part)
-        (new / PICTURES).mkdir()
+    remove_abandoned(out, {"report"})
+    new = temporary_path(out / "report")
+    try:
+        (new / PICTURES).mkdir(parents=True)
         for picture in pictures:
             (new / PICTURES / picture.name).write_bytes(picture.png)
         (new / PAGE).write_text(page, encoding="utf-8")
@@ -227,6 +228,8 @@ def _write(
         # report.md shows the pictures, so they come first.
         for name in (PICTURES, MARKDOWN, PAGE):
             os.replace(new / name, out / name)
+    finally:
+        remove(new)
     files = [out / PICTURES / picture.name for picture in pictures]
     return Report(out / PAGE, out / MARKDOWN, files, runs, groups)
 

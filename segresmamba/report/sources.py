@@ -8,6 +8,7 @@ from pathlib import Path
 
 from segresmamba.errors import UserError
 from segresmamba.report.measures import MeasuredRun
+from segresmamba.storage.json_text import parse_json
 from segresmamba.tracking import (
     History,
     MlflowSource,
@@ -18,6 +19,8 @@ from segresmamba.tracking import (
 )
 
 logger = logging.getLogger(__name__)
+
+_SWEEP_FILE = "manifest.json"
 
 
 class ReportError(UserError):
@@ -85,11 +88,15 @@ def find_baseline(name: str, runs: Sequence[MeasuredRun]) -> MeasuredRun:
 
 
 def _runs_of_folder(folder: Path) -> list[History]:
-    """The run, or those in the folder; there one that cannot be read is named and left out."""
-    if is_run(folder):
+    """The run, those in the folder, or those of a sweep.
+
+    Of several, one that cannot be read is named and left out.
+    """
+    is_sweep = (folder / _SWEEP_FILE).exists()
+    if is_run(folder) and not is_sweep:
         return [read_history(folder)]
     histories, errors = list[History](), list[TrackingError]()
-    for path in run_folders(folder):
+    for path in _trials(folder) if is_sweep else run_folders(folder):
         try:
             histories.append(read_history(path))
         except TrackingError as error:
@@ -99,6 +106,30 @@ def _runs_of_folder(folder: Path) -> list[History]:
     for unreadable in errors:
         logger.warning("this run is left out\n%s", unreadable.screen())
     return histories
+
+
+def _trials(sweep: Path) -> list[Path]:
+    """The runs of a sweep, as far as they have begun. Its own journal has only their means."""
+    try:
+        trials = parse_json((sweep / _SWEEP_FILE).read_text(encoding="utf-8"))["trials"]
+        named = [Path(trial["run"]).name for trial in trials]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ReportError(
+            "the list of a sweep's runs cannot be read",
+            where=sweep / _SWEEP_FILE,
+            got=repr(error),
+            remedy="bring the file back from a copy, or name the run folders",
+        ) from error
+    root = sweep.resolve().parents[1]  # a sweep of the runs in <root> lies in <root>/sweeps
+    runs = [root / name for name in named if is_run(root / name)]
+    if not runs:
+        raise ReportError(
+            "no run of the sweep has begun",
+            where=sweep,
+            got=f"{len(named)} trials",
+            remedy="wait for the first, or look with `python -m launch status`",
+        )
+    return runs
 
 
 def _runs_of_experiment(mlflow: MlflowSource, name: str, downloads: Path) -> list[History]:

@@ -97,6 +97,14 @@ class ViewRequest:
             cases = [_stored_case(dataset[one], dataset, predict) for one in case_ids]
             names = {value: name for name, value in dataset.labels.items() if value}
             return CaseList(dataset.name, cases, names, dataset.manifest.storage.ignore_value)
+        if (Path(first) / "model.json").exists():
+            raise ConfigError(
+                "a model folder has no cases to show",
+                where=first,
+                got="model.json",
+                remedy=f"segment an image, `segresmamba predict {first} IMAGE --out LABEL`, then "
+                "`segresmamba view IMAGE --label LABEL`",
+            )
         self._refuse([], predictions=self.predictions, store=self.store)
         return _files([Path(target) for target in self.targets], self.label, self.reference)
 

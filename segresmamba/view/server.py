@@ -159,6 +159,11 @@ class _Handler(BaseHTTPRequestHandler):
             return _Answer(
                 b"this server answers to 127.0.0.1 and localhost only", status=HTTPStatus.FORBIDDEN
             )
+        if compare_digest(self.path.encode(), f"/{self.server.word}".encode()):
+            # Typed without its last character. A path alone keeps the port of an `ssh -L`.
+            return _Answer(
+                b"", status=HTTPStatus.MOVED_PERMANENTLY, headers={"Location": f"{self.path}/"}
+            )
         asked = _PATH.fullmatch(self.path)
         if asked is None or not compare_digest(asked[1].encode(), self.server.word.encode()):
             return _NOT_FOUND

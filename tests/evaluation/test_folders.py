@@ -200,8 +200,15 @@ def test_a_tolerance_for_a_class_that_there_is_not_is_refused(
     folders: tuple[Path, Path], declared: str | None
 ) -> None:
     structures = structures_from_text(declared) if declared else None
+    done: list[tuple[int, int]] = []
     with pytest.raises(ConfigError, match="--tolerance-mm: lung"):
-        evaluate(folders, structures=structures, scoring=Scoring(tolerance_mm={"lung": 2.0}))
+        evaluate(
+            folders,
+            structures=structures,
+            scoring=Scoring(tolerance_mm={"lung": 2.0}),
+            progress=lambda *count: done.append(count),
+        )
+    assert not done  # what takes long has not begun
 
 
 def test_processes_that_score_files_do_not_import_torch() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -228,6 +229,8 @@ def test_a_place_in_use_is_left_alone(model_run: Path, tmp_path: Path) -> None:
         export_model(model_run, tmp_path / "used")
     assert [path.name for path in tmp_path.rglob("*")] == ["used", "mine"]
     (tmp_path / "empty").mkdir()
+    with contextlib.chdir(tmp_path / "empty"), pytest.raises(ConfigError, match="that you are in"):
+        export_model(model_run, Path())
     assert open_models(export_model(model_run, tmp_path / "empty"))
 
 
@@ -281,7 +284,10 @@ def test_changed_files_and_missing_tensors_of_a_model_folder_are_refused(
 
 
 def test_what_is_written_is_compared_on_a_case_of_the_store(
-    tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     dataset = open_dataset(tiny_store)
     run = write_run(
@@ -304,7 +310,9 @@ def test_what_is_written_is_compared_on_a_case_of_the_store(
     for raw, seen in zip(torch.from_numpy(middle), found, strict=True):
         both = torch.stack([raw.float().flatten(), seen[:, : shape[1]].flatten()])
         assert torch.corrcoef(both)[0, 1] > 0.999
-    export_model(tmp_path / "out", tmp_path / "again", form="pt2")
+    with caplog.at_level("INFO"):
+        export_model(tmp_path / "out", tmp_path / "again", form="pt2")
+    assert "a model folder has no store: what is written is compared on noise" in caplog.text
     assert windows[1][0].shape == found.shape
 
 

@@ -1,11 +1,14 @@
 """Networks from elsewhere: built, padded, and refused with a remedy."""
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from segresmamba.config.plugins import load_target
 from segresmamba.errors import ConfigError
 from segresmamba.models import build
 
@@ -44,6 +47,23 @@ class Skipping(Halving):
     def forward(self, x: Tensor) -> Tensor:
         half = x[:, :1, ::2, ::2, ::2]
         return super().forward(x) + half.repeat_interleave(2, -1)
+
+
+class Mapping(Halving):
+    def forward(self, x: Tensor) -> Any:
+        return {"out": super().forward(x)}
+
+
+class Detached(Halving):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).detach()
+
+
+class Script:
+    """What a script does when it is imported or called."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        sys.exit(3)
 
 
 def no_network(in_channels: int, out_channels: int) -> str:
@@ -105,6 +125,29 @@ def test_logits_of_another_size_are_refused(name: str, stride: int) -> None:
     network = made(name, stride)
     with pytest.raises(ConfigError, match=r"model\.stride"):
         network(torch.zeros(1, 2, 8, 8, 9))
+
+
+def test_what_is_no_logits_is_refused_by_its_type() -> None:
+    with pytest.raises(ConfigError, match="dict for an input"):
+        made("Mapping")(torch.zeros(1, 2, 8, 8, 8))
+
+
+def test_logits_without_a_gradient_are_refused_in_training() -> None:
+    network = made("Detached")
+    with pytest.raises(ConfigError, match="no weight of the network can learn"):
+        network(torch.zeros(1, 2, 8, 8, 8))
+    assert network.eval()(torch.zeros(1, 2, 8, 8, 8)).shape == (1, 3, 8, 8, 8)
+
+
+def test_a_target_that_ends_the_program_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match=r"ends the program.*sys.exit\(3\)"):
+        made("Script")
+    (tmp_path / "a_script_of_mine.py").write_text("import sys; sys.exit()")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="ends the program"):
+        load_target("a_script_of_mine:Net", "model.target")
 
 
 def test_a_size_that_the_network_fails_at_is_refused_with_its_stride() -> None:

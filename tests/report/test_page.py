@@ -302,6 +302,14 @@ def test_a_failure_leaves_the_report_that_was_there(
     } == before
 
 
+def test_what_a_killed_report_left_is_deleted(root: Path, tmp_path: Path) -> None:
+    left = tmp_path / ".part-elsewhere-1-report"
+    left.mkdir()
+    (left / "report.md").touch()
+    report(root / "going", tmp_path)
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_bad_input_writes_nothing(tmp_path: Path) -> None:
     folder = record_run(tmp_path, "one", cases={"a": 0.9})
     (folder / "results.json").write_text("{")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -41,6 +42,21 @@ def test_a_run_that_cannot_be_read_does_not_keep_those_beside_it_from_a_report(
     record_run(root, "one")
     assert names([root], tmp_path) == ["one"]
     assert f"{root}/empty/journal.jsonl" in caplog.text
+
+
+def test_a_sweep_stands_for_its_runs(tmp_path: Path) -> None:
+    """Its folder looks like a run: it has the journal of what the runs come to together."""
+    root = tmp_path / "runs"
+    sweep = record_run(root / "sweeps", "s")
+    trials = [{"run": f"elsewhere/runs/s-{number}"} for number in range(3)]
+    (sweep / "manifest.json").write_text(json.dumps({"trials": trials}))
+    with pytest.raises(ReportError, match="no run of the sweep has begun"):
+        names([sweep], tmp_path)
+    record_run(root, "s-0"), record_run(root, "s-2"), record_run(root, "other")
+    assert names([sweep], tmp_path) == ["s-0", "s-2"]
+    (sweep / "manifest.json").write_text("{}")
+    with pytest.raises(ReportError, match=r"cannot be read.*KeyError"):
+        names([sweep], tmp_path)
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:

@@ -191,6 +191,16 @@ def test_what_is_no_volume_is_refused(tmp_path: Path, content: bytes) -> None:
     assert caught.value.where == str(tmp_path / "image.nii.gz")
 
 
+def test_a_folder_without_cases_says_what_is_in_it(tmp_path: Path) -> None:
+    (tmp_path / "case_0000.nii.gz").touch()
+    with pytest.raises(DataError) as caught:
+        ViewRequest([str(tmp_path)]).open()
+    assert caught.value.got == "no DICOM image, but case_0000.nii.gz"
+    (tmp_path / "model.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"model folder has no cases.*segresmamba predict"):
+        ViewRequest([str(tmp_path)]).open()
+
+
 def test_predictions_of_other_cases_are_refused(viewed_run: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no prediction of these cases"):
         ViewRequest([str(viewed_run)], predictions=tmp_path).open()

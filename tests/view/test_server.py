@@ -184,3 +184,11 @@ def test_without_niivue_nothing_is_served(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(niivue, "SCRIPT", tmp_path / "absent.js")
     with pytest.raises(BackendMissingError, match="NiiVue"):
         ViewServer(CaseList("nothing", [], {}))
+
+
+def test_the_address_without_its_last_slash_leads_to_the_page(run_server: ViewServer) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", run_server.server_port, timeout=60)
+    connection.request("GET", f"/{run_server.word}")
+    answer = connection.getresponse()
+    connection.close()
+    assert (answer.status, answer.getheader("Location")) == (301, f"/{run_server.word}/")

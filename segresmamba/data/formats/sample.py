@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,12 @@ from segresmamba.data.formats import sample_ct
 from segresmamba.data.formats.sample_parts import Array, save_volume, smooth_field
 from segresmamba.data.formats.source import read_json
 from segresmamba.errors import BackendMissingError, DataError
-from segresmamba.storage.atomic import complete_folder
+from segresmamba.storage.atomic import (
+    complete_folder,
+    remove,
+    remove_abandoned,
+    temporary_path,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +101,8 @@ def make_sample(out: Path, subjects: int = 12, seed: int = 0, kind: str = "brain
         return out
     head = None if kind == "ct" else _template()
     # Complete or absent: a sample that was half written must not pass for a dataset.
-    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
+    remove_abandoned(out.parent, {out.name})
+    temporary = temporary_path(out)
     try:
         for name in ("imagesTr", "labelsTr"):
             (temporary / name).mkdir(parents=True)
@@ -118,7 +122,7 @@ def make_sample(out: Path, subjects: int = 12, seed: int = 0, kind: str = "brain
             remedy="choose another folder, with 50 MB of free space",
         ) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove(temporary)
     logger.info("wrote %d virtual subjects to %s", subjects, out)
     return out
 
@@ -126,6 +130,14 @@ def make_sample(out: Path, subjects: int = 12, seed: int = 0, kind: str = "brain
 def _is_there(out: Path, description: dict[str, Any]) -> bool:
     """Whether `out` is this sample, which got its name when it was complete."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        # Another folder would get this name, and the shell would stay in the one without a name.
+        if out.resolve() == Path.cwd():
+            raise DataError(
+                "the sample cannot take the place of the folder that you are in",
+                where=out,
+                got=Path.cwd(),
+                remedy="name a folder in it, which need not exist",
+            )
         return False
     found = read_json(out / "dataset.json")
     if found != description:

@@ -245,10 +245,12 @@ def read_manifest(store: Path | Files) -> Manifest:
     except DataError:  # caught here, as it is a ValueError too
         raise
     except OSError as error:
+        # A run keeps the path as it was given, and its user may be in another folder by now.
+        is_relative = "://" not in path and not Path(path).is_absolute()
         raise DataError(
             "there is no converted dataset",
             where=path,
-            got=error.strerror,
+            got=f"{error.strerror} in {Path.cwd()}" if is_relative else error.strerror,
             remedy="run `segresmamba convert SOURCE STORE` to its end (it goes on where it "
             "stopped), or correct data.store",
         ) from error

@@ -70,7 +70,15 @@ def read_slices(path: Path) -> list[SliceHeader]:
         if read := _read_header(file):
             series, header = read
             found.setdefault(series, []).append(header)
-    if len(found) != 1:
+    if not found:
+        names = sorted(one.name for one in path.iterdir()) if path.is_dir() else []
+        raise DataError(
+            "a channel's folder must hold one DICOM series",
+            where=path,
+            got="no DICOM image" + (f", but {', '.join(names[:3])}" if names else ""),
+            remedy="give an image file, or the folder in which the slices lie",
+        )
+    if len(found) > 1:
         raise DataError(
             "a channel's folder must hold one DICOM series",
             where=path,

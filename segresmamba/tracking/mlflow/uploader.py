@@ -40,6 +40,8 @@ LONGEST_DELAY_S = 60.0
 ATTEMPTS_AT_END = 3
 LAUNCHER_S = 5.0
 """How long the uploader of a failed run waits for what the launcher has to add."""
+NOTE_S = 5.0
+"""After so long a user should know what the command waits for."""
 LOCK_NAME = ".uploader.lock"
 _LAST_WORD = b"end"
 _SHORT_POLL_S = 0.05
@@ -89,10 +91,15 @@ class Uploader:
             self._pipe.write(_LAST_WORD)
             self._pipe.close()
         try:
-            self._process.wait(wait_s)
+            self._process.wait(min(NOTE_S, wait_s))
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            if wait_s > NOTE_S:
+                logger.info("waiting for MLflow, at most %.0f s; the run itself has ended", wait_s)
+            try:
+                self._process.wait(max(0.0, wait_s - NOTE_S))
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
 
     def leave(self, wait_s: float) -> None:
         """Let it send the rest for at most `wait_s`, and then wait for the launcher by itself."""

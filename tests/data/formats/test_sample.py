@@ -97,6 +97,25 @@ def test_something_else_is_not_overwritten(sample: Path, tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_the_folder_that_one_is_in_keeps_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in (".", str(tmp_path)):
+        with pytest.raises(DataError, match="folder that you are in"):
+            make_sample(Path(name))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_start_left_is_deleted(tmp_path: Path) -> None:
+    left, other = (tmp_path / f".part-elsewhere-1-{name}" for name in ("raw", "others"))
+    left.mkdir()
+    (left / "dataset.json").touch()
+    other.mkdir()
+    make_sample(tmp_path / "raw", subjects=2, kind="ct")
+    assert {path.name for path in tmp_path.iterdir()} == {other.name, "raw"}
+
+
 def test_a_folder_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sample_module, "_template", lambda: None)
     with pytest.raises(DataError, match="cannot be written") as caught:

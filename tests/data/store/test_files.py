@@ -92,6 +92,15 @@ def test_a_zip_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert caught.value.where == f"{tmp_path}/store.zip/dataset.json"
 
 
+def test_a_relative_path_is_named_with_the_present_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError) as caught:
+        open_dataset("data/store")
+    assert caught.value.got == f"No such file or directory in {tmp_path}"
+
+
 def test_a_zip_file_of_something_else_is_no_store(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "text").write_text("text")

@@ -27,6 +27,7 @@ from segresmamba.tracking.mlflow.uploader import (
     LAUNCHER_S,
     LOCK_NAME,
     START_S,
+    Uploader,
     follow,
     has_everything,
 )
@@ -208,6 +209,24 @@ def test_an_uploader_that_is_killed_again_and_again_is_given_up(
     assert len([text for text in caplog.messages if "nothing more is sent" in text]) == 1
     tracker.close("finished")
     assert "segresmamba sync" in caplog.text
+
+
+@pytest.mark.parametrize(("wait_s", "told"), [(0.3, True), (0.1, False)])
+def test_a_command_that_waits_for_mlflow_says_so(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    wait_s: float,
+    told: bool,
+) -> None:
+    monkeypatch.setattr("segresmamba.tracking.mlflow.uploader.NOTE_S", 0.1)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    slow = tmp_path / "python"
+    slow.write_text("#!/bin/sh\nexec sleep 60\n")
+    slow.chmod(0o755)
+    with caplog.at_level("INFO"):
+        Uploader(tmp_path, "text").close(wait_s)
+    assert ("waiting for MLflow" in caplog.text) is told
 
 
 def test_the_uploader_of_a_failed_run_leaves_the_next_start_to_its_own(
