@@ -111,13 +111,14 @@ def _spreads(rows: Rows) -> dict[str, dict[str, float]]:
 
 
 def _log(sweep: Sweep, content: dict[str, Any]) -> None:
-    from segresmamba.tracking import open_tracker
+    from segresmamba.tracking import SUMMARY, open_tracker
 
     config = sweep.config(sweep.trials[0])
     tracking = config.tracking.model_copy(update={"group": sweep.name})
     tracker = open_tracker(
         sweep.folder, tracking, root=config.run.root, run_name=f"{sweep.name}-summary"
     )
+    tracker.tags({SUMMARY: sweep.name})
     if sweep.search is None:
         values = {f"{n}/{k}": v for n, row in content["metrics"].items() for k, v in row.items()}
     else:

@@ -10,6 +10,7 @@ from segresmamba.errors import UserError
 from segresmamba.report.measures import MeasuredRun
 from segresmamba.storage.json_text import parse_json
 from segresmamba.tracking import (
+    SUMMARY,
     History,
     MlflowSource,
     TrackingError,
@@ -88,15 +89,15 @@ def find_baseline(name: str, runs: Sequence[MeasuredRun]) -> MeasuredRun:
 
 
 def _runs_of_folder(folder: Path) -> list[History]:
-    """The run, those in the folder, or those of a sweep.
+    """The run, those in the folder, or those of a sweep or several.
 
     Of several, one that cannot be read is named and left out.
     """
-    is_sweep = (folder / _SWEEP_FILE).exists()
-    if is_run(folder) and not is_sweep:
+    if is_run(folder) and not _is_sweep(folder):
         return [read_history(folder)]
     histories, errors = list[History](), list[TrackingError]()
-    for path in _trials(folder) if is_sweep else run_folders(folder):
+    found = [folder] if _is_sweep(folder) else run_folders(folder)
+    for path in [run for one in found for run in (_trials(one) if _is_sweep(one) else [one])]:
         try:
             histories.append(read_history(path))
         except TrackingError as error:
@@ -106,6 +107,10 @@ def _runs_of_folder(folder: Path) -> list[History]:
     for unreadable in errors:
         logger.warning("this run is left out\n%s", unreadable.screen())
     return histories
+
+
+def _is_sweep(folder: Path) -> bool:
+    return (folder / _SWEEP_FILE).exists()
 
 
 def _trials(sweep: Path) -> list[Path]:
@@ -141,7 +146,7 @@ def _runs_of_experiment(mlflow: MlflowSource, name: str, downloads: Path) -> lis
             got=name,
             remedy=f"name a run folder, or one of the experiments {_listed(experiments)}",
         )
-    histories = mlflow.histories(name, downloads)
+    histories = [one for one in mlflow.histories(name, downloads) if SUMMARY not in one.tags]
     if not histories:
         raise ReportError(
             "the experiment holds no runs of segresmamba",

@@ -7,6 +7,7 @@ from segresmamba.tracking.energy.system import SystemSampler
 from segresmamba.tracking.history import (
     FAILURE,
     STOPPED_EARLY,
+    SUMMARY,
     History,
     finished_step,
     finished_text,
@@ -28,6 +29,7 @@ from segresmamba.tracking.run_tracker import open_tracker
 __all__ = [
     "FAILURE",
     "STOPPED_EARLY",
+    "SUMMARY",
     "EmissionsMeter",
     "History",
     "MlflowSource",

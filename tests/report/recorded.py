@@ -40,6 +40,7 @@ def record_run(
     digest: str = "0123456789abcdef",
     cases: Mapping[str, float] | None = None,
     status: str | None = "finished",
+    tags: Mapping[str, str] | None = None,
 ) -> Path:
     """Write a run.
 
@@ -57,6 +58,7 @@ def record_run(
         digest: Of its dataset.
         cases: Dice of each case of its evaluation; the worst gets a picture.
         status: How it ended; None leaves it running.
+        tags: Its tags.
     """
     folder = root / name
     folder.mkdir(parents=True)
@@ -66,6 +68,7 @@ def record_run(
     values = {"seed": seed, "model": {"name": model}, "train": train, "run": {"name": name}}
     values["data"] = {"store": f"/data/{digest[:4]}.zarr"}
     journal.append("params", values=values)
+    journal.append("tags", values=tags or {})
     tags = {"device": "cpu", "parameters": "1500000", "dataset_digest": digest}
     journal.append("tags", values=tags)
     for step, seconds in enumerate(step_s, start=1):

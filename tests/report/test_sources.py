@@ -8,7 +8,7 @@ import pytest
 
 from segresmamba.config import TrackingConfig
 from segresmamba.report.sources import ReportError, find_baseline, find_runs
-from segresmamba.tracking import TrackingError, sync
+from segresmamba.tracking import SUMMARY, TrackingError, sync
 from segresmamba.tracking.mlflow.state import open_state
 from tests.report.recorded import record_run
 
@@ -54,6 +54,7 @@ def test_a_sweep_stands_for_its_runs(tmp_path: Path) -> None:
         names([sweep], tmp_path)
     record_run(root, "s-0"), record_run(root, "s-2"), record_run(root, "other")
     assert names([sweep], tmp_path) == ["s-0", "s-2"]
+    assert names([root / "sweeps"], tmp_path) == ["s-0", "s-2"]
     (sweep / "manifest.json").write_text("{}")
     with pytest.raises(ReportError, match=r"cannot be read.*KeyError"):
         names([sweep], tmp_path)
@@ -73,6 +74,9 @@ def test_an_experiment_is_read_from_mlflow_and_an_unknown_one_refused_with_those
     folder = record_run(tmp_path / "runs", "one", cases={"a": 0.9})
     open_state(folder, TrackingConfig(experiment="mine"), tmp_path).save(folder)
     sync(folder)
+    means = record_run(tmp_path / "runs/sweeps", "s", tags={SUMMARY: "s"})
+    open_state(means, TrackingConfig(experiment="mine"), tmp_path).save(means)
+    sync(means)
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     found = find_runs(["mine", str(folder)], lambda: uri, tmp_path / "downloads")
     assert [run.history.name for run in found] == ["one"]
