@@ -39,11 +39,16 @@ class Failure:
     """2 for a mistake that the user can correct, 75 for a passing fault, 1 for everything else."""
     text: str
     """The error's screen, or the traceback."""
+    is_of_run: bool = True
+    """False if the run goes on in another process, which has kept or put this one out."""
 
     @classmethod
     def from_error(cls, error: BaseException, rank: int) -> Failure:
         """The failure of a rank that raised `error` just now."""
-        return cls(rank, time.time(), *sort_error(error))
+        from segresmamba.tracking import JournalHeldError
+
+        is_of_run = not isinstance(error, JournalHeldError)
+        return cls(rank, time.time(), *sort_error(error), is_of_run)
 
     @classmethod
     def without_words(cls, rank: int, where: str, how: str) -> Failure:
@@ -108,7 +113,7 @@ def report_failure(config: Config, failure: Failure) -> None:
     from segresmamba.tracking import FAILURE
 
     folder = RunFolder.from_config(config)
-    if is_locked(folder.journal):
+    if is_locked(folder.journal) or not failure.is_of_run:
         return
     path = folder.failure
     try:

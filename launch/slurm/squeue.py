@@ -260,7 +260,7 @@ def is_running(job_id: str) -> bool:
         logger.warning("not queued again: Slurm says of job %s: %s", job_id, said)
         return False
     if found[1] in _NOT_RUNNING:
-        logger.warning("not queued again: job %s is %s", job_id, found[1])
+        logger.warning("left as it is: Slurm already has job %s as %s", job_id, found[1])
         return False
     return True
 

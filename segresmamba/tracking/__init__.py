@@ -22,7 +22,13 @@ from segresmamba.tracking.memory import PhaseMemory, memory_metrics, peak_memory
 from segresmamba.tracking.mlflow.sink import sync
 from segresmamba.tracking.mlflow.source import MlflowSource
 from segresmamba.tracking.mlflow.state import run_hint, tracking_uri
-from segresmamba.tracking.protocol import NullTracker, Status, Tracker, TrackingError
+from segresmamba.tracking.protocol import (
+    JournalHeldError,
+    NullTracker,
+    Status,
+    Tracker,
+    TrackingError,
+)
 from segresmamba.tracking.provenance import environment, provenance
 from segresmamba.tracking.run_tracker import open_tracker
 
@@ -32,6 +38,7 @@ __all__ = [
     "SUMMARY",
     "EmissionsMeter",
     "History",
+    "JournalHeldError",
     "MlflowSource",
     "NullTracker",
     "PhaseMemory",

@@ -33,6 +33,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from segresmamba.errors import warn_once
 from segresmamba.storage.atomic import atomic_path, sync_entries
 from segresmamba.storage.locks import try_lock
 from segresmamba.tracking.journal_lines import (
@@ -43,7 +44,7 @@ from segresmamba.tracking.journal_lines import (
     split_line,
     write_line,
 )
-from segresmamba.tracking.protocol import TrackingError
+from segresmamba.tracking.protocol import JournalHeldError, TrackingError
 
 __all__ = [
     "SCHEMA",
@@ -88,7 +89,8 @@ class Journal:
         try:
             if not try_lock(self._fd, path):
                 raise _held_error(path)
-            self._end = self._end_of_last_line()
+            self._end = self._opened = self._end_of_last_line()
+            self._has_doubts, self._params = False, set[str]()
             self._number, header, told = 0, None, ""
             reader = JournalReader(path)
             for record in reader:
@@ -115,7 +117,9 @@ class Journal:
 
         Raises:
             OSError: If it could not be written; the journal then ends with the record before.
+            JournalHeldError: If the run has begun again in another process.
         """
+        start = self._end_after_others()
         # MLflow's time stamps are milliseconds too, so they go there unchanged.
         line = write_line(kind, time.time_ns() // 1_000_000, self._number, body)
         try:
@@ -124,9 +128,11 @@ class Journal:
         except OSError:
             # The next record would continue the line of half a record.
             with suppress(OSError):
-                os.ftruncate(self._fd, self._end)
+                os.ftruncate(self._fd, start)
             raise
-        self._end += len(line)
+        self._end = start + len(line)
+        if kind == "params":
+            self._params |= {record.check for record in split_line(line, 0)[0]}
         self._number += 1
 
     def flush(self) -> None:
@@ -143,6 +149,28 @@ class Journal:
         with suppress(OSError):
             os.close(self._fd)
         self._fd = -1
+
+    def _end_after_others(self) -> int:
+        """The size of the file, with what processes of other machines have added.
+
+        Some file systems keep locks to each machine: BeeGFS, Lustre with `localflock`. Of two
+        processes that train one run there, the one that began last goes on, as after the failure of
+        a node.
+        """
+        size = os.fstat(self._fd).st_size
+        if size <= self._end and not self._has_doubts:
+            return self._end
+        reader = JournalReader(self._path, self._opened)
+        added = list(reader)
+        begun = {record.check for record in added if record.kind == "params"}
+        if begun - self._params:  # an evaluation has none
+            raise _held_error(self._path)
+        # This machine may have the new size of the file before its new content.
+        seen = added[-1].end if added else self._opened
+        self._has_doubts = bool(reader.damaged) or seen < size
+        self._number = max([self._number, *((record.number or 0) + 1 for record in added)])
+        warn_once(logger, "another process has added to %s, whose lock it did not see", self._path)
+        return max(size, self._end)
 
     def _end_of_last_line(self) -> int:
         """Cut what a power loss has left of a last line, and return the size of the file."""
@@ -285,11 +313,11 @@ def _cannot_write(path: Path, error: OSError) -> TrackingError:
     )
 
 
-def _held_error(path: Path) -> TrackingError:
+def _held_error(path: Path) -> JournalHeldError:
     # Each process that opens a journal records its host and process id first, see `RunTracker`.
     holders = [record.body for record in read_records(path) if "pid" in record.body]
     holder = f"process {holders[-1]['pid']} on {holders[-1].get('host')}" if holders else "unknown"
-    return TrackingError(
+    return JournalHeldError(
         "another process is writing this journal",
         where=path,
         got=holder,

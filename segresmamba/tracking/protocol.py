@@ -18,6 +18,10 @@ class TrackingError(UserError):
     """A journal or a tracking server that cannot be used as it is."""
 
 
+class JournalHeldError(TrackingError):
+    """Another process writes the journal: no failure of the run, which goes on there."""
+
+
 def newer_error(what: str, where: Path, schema: int, known: int) -> TrackingError:
     """The error for a file that a newer version wrote, in a schema that this one does not know."""
     return TrackingError(

@@ -5,7 +5,6 @@ It is found out once, when the run starts: the checkout and the environment may 
 
 from __future__ import annotations
 
-import getpass
 import os
 import platform
 import socket
@@ -15,6 +14,8 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+from segresmamba.storage.user import user_name
+
 PACKAGES = ("segresmamba", "torch", "deepspeed", "monai", "zarr", "mlflow")
 SLURM = ("JOB_ID", "JOB_NAME", "JOB_PARTITION", "JOB_NODELIST", "RESTART_COUNT", "ARRAY_TASK_ID")
 GIT_S = 10.0
@@ -22,14 +23,10 @@ GIT_S = 10.0
 
 def provenance() -> dict[str, str]:
     """Tags of a run. Names that begin with mlflow are those that MLflow's pages show."""
-    try:
-        user = getpass.getuser()
-    except (OSError, KeyError):  # in a container the user's number may have no name
-        user = str(os.getuid())
     tags = {
         "python": platform.python_version(),
         "host": socket.gethostname(),
-        "mlflow.user": user,
+        "mlflow.user": user_name(),
         "mlflow.source.name": "segresmamba",
     }
     for package in PACKAGES:

@@ -18,7 +18,7 @@ from segresmamba.tracking.attempts import goes_back, missing_steps
 from segresmamba.tracking.journal import FAULTS_TAG, Journal, read_journal, separate_copy
 from segresmamba.tracking.mlflow.state import UploadState, open_state
 from segresmamba.tracking.mlflow.uploader import Uploader, wait_for_uploader
-from segresmamba.tracking.protocol import Status, Tracker, TrackingError
+from segresmamba.tracking.protocol import JournalHeldError, Status, Tracker, TrackingError
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,8 @@ def open_tracker(
 class RunTracker(Tracker):
     """A `Tracker` that writes a journal, and starts an uploader for it.
 
-    A full disk or a dead server is logged, never raised: training goes on.
+    A full disk or a dead server is logged, never raised: training goes on. It ends if the run has
+    begun again in another process, see `Journal.append`.
 
     Args:
         folder: The run folder.
@@ -168,7 +169,8 @@ class RunTracker(Tracker):
 
     def close(self, status: Status) -> None:
         """Record how the run ended, and wait up to `WAIT_S` until MLflow has everything."""
-        self._append("status", status=status)
+        with suppress(JournalHeldError):  # the status is that of the other process
+            self._append("status", status=status)
         self.flush()
         self._journal.close()
         if self._state is None:

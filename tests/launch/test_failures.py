@@ -9,7 +9,7 @@ import pytest
 from launch.failures import Failure, first_failure, in_one_line, report_failure, write_failure
 from segresmamba.config import load_config, run_folder
 from segresmamba.errors import CheckpointError
-from segresmamba.tracking import open_tracker, sync
+from segresmamba.tracking import JournalHeldError, open_tracker, sync
 
 FAILURE = Failure(3, 1.0, 1, "Traceback (most recent call last)\nKeyError: 7")
 
@@ -29,6 +29,14 @@ def test_only_the_whole_record_is_left(tmp_path: Path) -> None:
     write_failure(Failure(3, 1.0, 1, "ü"), tmp_path, "77")
     assert [path.name for path in tmp_path.iterdir()] == ["77_3_failure.json"]
     assert first_failure(tmp_path, "77") == Failure(3, 1.0, 1, "ü")
+
+
+def test_a_run_that_goes_on_in_another_process_has_not_failed(tmp_path: Path) -> None:
+    held = JournalHeldError("another process is writing", where="j", got="n2", remedy="wait")
+    config = load_config([f"run.root={tmp_path}", "run.name=a"])
+    run_folder(config).mkdir()
+    report_failure(config, Failure.from_error(held, 0))
+    assert not list(run_folder(config).iterdir())
 
 
 def test_a_mistake_of_the_user_is_its_screen_and_all_else_its_traceback() -> None:

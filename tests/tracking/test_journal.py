@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segresmamba.tracking import TrackingError, read_journal
+from segresmamba.tracking import JournalHeldError, TrackingError, read_journal
 from segresmamba.tracking.journal import SCHEMA, Journal, read_header, read_records
 from segresmamba.tracking.journal_lines import write_line
 
@@ -183,6 +184,72 @@ def test_a_file_system_without_locks_is_used_with_a_warning(
     with caplog.at_level(logging.WARNING):
         write(path, 1)
     assert "cannot be locked" in caplog.text
+
+
+@pytest.fixture
+def _locks_of_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system on which the locks of two machines do not meet."""
+    monkeypatch.setattr("segresmamba.storage.locks.fcntl.flock", lambda _fd, _operation: None)
+
+
+@pytest.mark.usefixtures("_locks_of_one_machine")
+def test_of_two_processes_that_locks_do_not_keep_apart_the_last_goes_on(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    elder, newer = Journal(path, name="run"), Journal(path, name="run")
+    elder.append("metrics", step=1, epoch=None, values={"train/loss": 1.0})
+    newer.append("status", status="running", host="n2", pid=4711)
+    elder.append("metrics", step=2, epoch=None, values={"train/loss": 1.0})  # as for an evaluation
+    newer.append("params", values={})
+    assert "another process has added to" in caplog.text
+    for _ in range(2):  # the record of its end, too
+        with pytest.raises(JournalHeldError, match="another process is writing") as error:
+            elder.append("metrics", step=3, epoch=None, values={"train/loss": 1.0})
+    assert error.value.got == "process 4711 on n2"
+    newer.append("metrics", step=3, epoch=None, values={"train/loss": 1.0})
+    elder.close()
+    newer.close()
+    caplog.clear()
+    assert steps_in(path) == [1, 2, 3]
+    assert not caplog.text  # of lines out of order, say
+
+
+@pytest.mark.usefixtures("_locks_of_one_machine")
+def test_a_start_elsewhere_is_found_when_its_records_come_later_than_their_size(
+    path: Path,
+) -> None:
+    elder, newer = Journal(path, name="run"), Journal(path, name="run")
+    begins = path.stat().st_size
+    newer.append("params", values={})
+    content = path.read_bytes()
+    with path.open("r+b") as file:  # what a node may see of it for some seconds
+        file.seek(begins)
+        file.write(bytes(len(content) - begins))
+    elder.append("tags", values={"a": "b"})
+    with path.open("r+b") as file:
+        file.write(content)
+    with pytest.raises(JournalHeldError):
+        elder.append("tags", values={"c": "d"})
+    newer.append("tags", values={"e": "f"})
+
+
+@pytest.mark.usefixtures("_locks_of_one_machine")
+def test_a_full_disk_costs_another_process_no_record(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal, other = Journal(path, name="run"), Journal(path, name="run")
+    other.append("tags", values={"a": "b"})
+    write, full = os.write, OSError(errno.ENOSPC, "no space")
+
+    def half(fd: int, line: bytes) -> int:
+        write(fd, line[:9])
+        raise full
+
+    monkeypatch.setattr(os, "write", half)
+    with pytest.raises(OSError, match="no space"):
+        journal.append("tags", values={"c": "d"})
+    monkeypatch.undo()
+    assert [record.kind for record in read_journal(path)] == ["run", "tags"]
 
 
 def test_a_newer_schema_is_refused(path: Path) -> None:

@@ -13,7 +13,14 @@ import torch
 from segresmamba.config import TrackingConfig
 from segresmamba.errors import ConfigError
 from segresmamba.storage.patience import patience
-from segresmamba.tracking import NullTracker, Tracker, TrackingError, open_tracker, read_journal
+from segresmamba.tracking import (
+    JournalHeldError,
+    NullTracker,
+    Tracker,
+    TrackingError,
+    open_tracker,
+    read_journal,
+)
 from segresmamba.tracking.mlflow.state import UploadState, open_state
 
 OFFLINE = TrackingConfig(enabled=False)
@@ -118,6 +125,21 @@ def test_a_second_tracker_on_a_run_is_refused(run: Path) -> None:
         open_offline(run)
     tracker.close("finished")
     open_offline(run).close("finished")
+
+
+def test_a_run_that_has_begun_again_elsewhere_is_left_to_the_other_process(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The locks of two machines do not meet on every file system.
+    monkeypatch.setattr("segresmamba.storage.locks.fcntl.flock", lambda _fd, _operation: None)
+    elder, newer = open_offline(run), open_offline(run)
+    newer.params({})
+    with pytest.raises(JournalHeldError):
+        elder.metrics({"train/loss": 1.0}, step=1)
+    elder.close("failed")
+    newer.close("finished")
+    statuses = [r.body["status"] for r in read_journal(run / "journal.jsonl") if r.kind == "status"]
+    assert statuses == ["running", "running", "finished"]
 
 
 def test_an_unknown_uri_is_refused_before_anything_is_written(run: Path) -> None:

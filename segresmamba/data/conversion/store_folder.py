@@ -5,7 +5,6 @@ It keeps two conversions apart, and refuses a folder that holds anything but thi
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
 import shutil
@@ -32,6 +31,7 @@ from segresmamba.errors import DataError
 from segresmamba.storage.atomic import remove_leftovers, write_text
 from segresmamba.storage.json_text import parse_json
 from segresmamba.storage.locks import try_lock
+from segresmamba.storage.user import user_name
 
 _ROOT = "zarr.json"
 _LOCK = ".lock"
@@ -209,7 +209,7 @@ class StoreFolder:
                     remedy="wait for it to end, or end it; then the same command goes on",
                 )
             holder = (
-                f"{getpass.getuser()} on {socket.gethostname()}, process {os.getpid()}, since "
+                f"{user_name()} on {socket.gethostname()}, process {os.getpid()}, since "
                 f"{time.strftime('%Y-%m-%d %H:%M:%S')}"
             )
             with suppress(OSError):  # if the disk is full, what is written next reports it

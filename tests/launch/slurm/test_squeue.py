@@ -128,7 +128,9 @@ def test_a_job_that_is_being_signalled_still_runs(
 ) -> None:
     fake_command("scontrol", f"echo '   JobState={state} Reason=None Dependency=(null)'")
     assert is_running("4711") == runs
-    assert caplog.messages == ([] if runs else [f"not queued again: job 4711 is {state}"])
+    assert caplog.messages == (
+        [] if runs else [f"left as it is: Slurm already has job 4711 as {state}"]
+    )
 
 
 @pytest.mark.parametrize("signal", ["TERM", "USR1", "USR2"])
