@@ -160,6 +160,9 @@ class Journal:
         size = os.fstat(self._fd).st_size
         if size <= self._end and not self._has_doubts:
             return self._end
+        # This machine may have kept pages of the file from before the other one wrote.
+        with suppress(AttributeError):  # macOS has no such call
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
         reader = JournalReader(self._path, self._opened)
         added = list(reader)
         begun = {record.check for record in added if record.kind == "params"}

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -138,8 +137,6 @@ class JournalReader:
                 remedy=f"name the folder of a run, which holds {self._path.name}",
             ) from error
         with file:
-            # A network file system may have kept pages of a file that another machine has changed.
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             last = None if self._start else -1
             records, found = self._in_file(file), False
             for line, begin, record in records:
