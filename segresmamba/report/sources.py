@@ -125,7 +125,7 @@ def _trials(sweep: Path) -> list[Path]:
             got=repr(error),
             remedy="bring the file back from a copy, or name the run folders",
         ) from error
-    root = sweep.resolve().parents[1]  # a sweep of the runs in <root> lies in <root>/sweeps
+    root = sweep.resolve().parent.parent  # a sweep of the runs in <root> lies in <root>/sweeps
     runs = [root / name for name in named if is_run(root / name)]
     if not runs:
         raise ReportError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -24,19 +25,29 @@ def outcomes(
         killed: What is raised if a process is killed.
 
     Raises:
-        UserError: `killed`.
+        UserError: `killed`; or another one if no process could start.
     """
     if workers == 1:
         yield from ((name, call()) for name, call in calls.items())
         return
     # Forking a process with threads can deadlock, and a forked one cannot use CUDA.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, max(len(calls), 1)), mp_context=context) as pool:
+    has_started = context.Event()
+    with ProcessPoolExecutor(
+        min(workers, max(len(calls), 1)), mp_context=context, initializer=has_started.set
+    ) as pool:
         futures = {pool.submit(call): name for name, call in calls.items()}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BrokenProcessPool as error:
-            raise killed from error
+            if has_started.is_set():
+                raise killed from error
+            raise UserError(
+                "the processes that share the work cannot start",
+                where=sys.argv[0] or "this program",
+                got="each of them imports this file again, and ends there: see above",
+                remedy='put what it does below `if __name__ == "__main__":`, or give workers=1',
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
