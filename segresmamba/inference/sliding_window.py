@@ -283,7 +283,7 @@ class _Heap:
         self._before_kib = status_kib("VmRSS") or 0.0
 
     def release_if_grown(self) -> None:
-        """Give freed memory back once the process has grown by a quarter, and by 256 MiB."""
+        """Give freed memory back once the process has grown by a tenth, and by 128 MiB."""
         now_kib = status_kib("VmRSS") or 0.0
         if now_kib > 1.1 * self._before_kib + 128 * 1024:
             release_freed_memory()
