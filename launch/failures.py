@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # What a shell returns for a command that Ctrl-C has ended.
 INTERRUPTED_CODE = 130
+TAG = "failure"
 logger = logging.getLogger(__name__)
 
 
@@ -110,7 +111,6 @@ def report_failure(config: Config, failure: Failure) -> None:
     """
     from segresmamba.storage.locks import is_locked
     from segresmamba.storage.run_folder import RunFolder
-    from segresmamba.tracking import FAILURE
 
     folder = RunFolder.from_config(config)
     if is_locked(folder.journal) or not failure.is_of_run:
@@ -122,7 +122,7 @@ def report_failure(config: Config, failure: Failure) -> None:
         logger.warning("the failure is not on the MLflow run, nor in its folder: %s", error)
         return
     last_line = f"rank {failure.rank}: {in_one_line(failure.text)}"
-    tell_mlflow(config, {FAILURE: last_line}, "failed", path)
+    tell_mlflow(config, {TAG: last_line}, "failed", path)
 
 
 def tell_mlflow(

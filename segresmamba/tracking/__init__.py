@@ -5,7 +5,6 @@ from segresmamba.tracking.energy.gpus import gpu_uuid
 from segresmamba.tracking.energy.ledger import node_name
 from segresmamba.tracking.energy.system import SystemSampler
 from segresmamba.tracking.history import (
-    FAILURE,
     STOPPED_EARLY,
     SUMMARY,
     History,
@@ -33,7 +32,6 @@ from segresmamba.tracking.provenance import environment, provenance
 from segresmamba.tracking.run_tracker import open_tracker
 
 __all__ = [
-    "FAILURE",
     "STOPPED_EARLY",
     "SUMMARY",
     "EmissionsMeter",

@@ -21,8 +21,6 @@ STOPPED_EARLY = "stopped_early"
 """Tag of a run that `train.patience` has ended. It begins with `step N:`."""
 SUMMARY = "summary"
 """Tag of what stands for a sweep in MLflow: the means of its runs, and no run itself."""
-FAILURE = "failure"
-"""Tag of a run whose last job failed, with the reason. A run that finishes loses it."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from segresmamba.tracking.history import FAILURE
 from segresmamba.tracking.journal import JournalRecord
 from segresmamba.tracking.mapping import (
     DIGEST_CHARACTERS,
@@ -197,6 +196,4 @@ def _send_status(client: Any, record: JournalRecord, state: UploadState) -> None
     if state.parent_id and state.experiment_id:
         show_group_status(client, state.parent_id, state.experiment_id)
     if record.body["status"] == "finished":
-        if FAILURE in client.get_run(state.run_id).data.tags:  # an earlier job of the run failed
-            client.delete_tag(state.run_id, FAILURE)
         state.last_step.clear()  # a later evaluation measures at the last step again

@@ -71,19 +71,6 @@ def log_a_run(journal: Journal, folder: Path) -> None:
     journal.append("status", status="finished")
 
 
-def test_a_run_that_finishes_after_a_failure_has_no_failure(run: Path, journal: Journal) -> None:
-    journal.append("tags", values={"failure": "rank 0: KeyError: 7", "kept": "yes"})
-    journal.append("status", status="failed")
-    sync(run)
-    assert in_mlflow(run).data.tags["failure"] == "rank 0: KeyError: 7"
-    journal.append("status", status="running", host="node", pid=1)
-    journal.append("status", status="finished")
-    sync(run)
-    tags = in_mlflow(run).data.tags
-    assert "failure" not in tags
-    assert tags["kept"] == "yes"
-
-
 def test_everything_arrives(run: Path, journal: Journal) -> None:
     log_a_run(journal, run)
     state = sync(run)
