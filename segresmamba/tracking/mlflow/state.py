@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,7 +13,7 @@ from pydantic import TypeAdapter
 
 from segresmamba.config import TrackingConfig
 from segresmamba.config.tracking import server_login, with_password
-from segresmamba.errors import ConfigError, warn_once
+from segresmamba.errors import ConfigError
 from segresmamba.storage.atomic import write_text
 from segresmamba.storage.digest import json_digest
 from segresmamba.storage.json_text import parse_json
@@ -23,8 +21,6 @@ from segresmamba.storage.run_folder import RunFolder
 from segresmamba.tracking.mlflow.first_look import page_of_runs
 from segresmamba.tracking.mlflow.login import SERVERS, running_server
 from segresmamba.tracking.protocol import TrackingError
-
-logger = logging.getLogger(__name__)
 
 LOCK_NAME = ".mlflow.lock"
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
@@ -208,16 +204,7 @@ def tracking_uri(config: TrackingConfig, root: Path) -> str:
         ConfigError: If MLflow cannot be reached through such a URI.
     """
     if config.uri is None:
-        uri = running_server(root) or sqlite_uri(root.resolve() / "mlflow.db")
-        # MLflow sets the variable itself, to what we have told it.
-        if os.environ.get("MLFLOW_TRACKING_URI", uri) != uri:
-            warn_once(
-                logger,
-                "MLFLOW_TRACKING_URI is not used: the runs are in %s. For another place add "
-                "tracking.uri=$MLFLOW_TRACKING_URI",
-                uri,
-            )
-        return uri
+        return running_server(root) or sqlite_uri(root.resolve() / "mlflow.db")
     try:
         scheme, parts = _scheme(config.uri), urlsplit(config.uri)
         has_address = scheme == "sqlite" or (bool(parts.hostname) and parts.port != 0)

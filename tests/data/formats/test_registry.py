@@ -279,7 +279,7 @@ def test_a_folder_without_a_series_is_refused(tmp_path: Path) -> None:
     source = dicom(tmp_path / "raw")
     shutil.rmtree(source / "patient1" / "CT")
     (source / "patient1" / "CT").mkdir()
-    with pytest.raises(DataError, match="0 DICOM series"):
+    with pytest.raises(DataError, match="no DICOM image"):
         convert(source, tmp_path / "store")
 
 

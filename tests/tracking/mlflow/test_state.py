@@ -45,20 +45,6 @@ def test_servers_and_databases_are_taken_as_they_are(uri: str) -> None:
     assert tracking_uri(TrackingConfig(uri=uri), Path("runs")) == uri
 
 
-def test_the_variable_of_mlflow_is_not_ignored_without_a_word(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    file = f"sqlite:///{tmp_path}/mlflow.db"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", file)
-    assert tracking_uri(TrackingConfig(), tmp_path) == file
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@host:5000")
-    assert tracking_uri(TrackingConfig(uri="http://host:5000"), tmp_path) == "http://host:5000"
-    assert not caplog.text
-    assert tracking_uri(TrackingConfig(), tmp_path) == file
-    assert f"MLFLOW_TRACKING_URI is not used: the runs are in {file}" in caplog.text
-    assert "secret" not in caplog.text
-
-
 @pytest.mark.parametrize(
     "uri",
     [
