@@ -1,6 +1,6 @@
 """The base of every section of the configuration.
 
-Each section of settings has a file of its own, and `schema` puts them together.
+The larger sections have files of their own, and `schema` puts all of them together.
 """
 
 from __future__ import annotations
