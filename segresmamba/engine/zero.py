@@ -28,6 +28,7 @@ from segresmamba.config import Config, TrainConfig
 from segresmamba.engine.adamw import EagerAdamW
 from segresmamba.engine.distributed import micro_batch, wait_as_long_in_all_groups
 from segresmamba.engine.sharding import ShardedState
+from segresmamba.engine.unreached import UnreachedWeights
 from segresmamba.task.precision import (
     Autocast,
     LossScaler,
@@ -109,6 +110,7 @@ class ZeroEngine:
         """Elements of each whole parameter. Under stage 3 `numel` is 0 later on."""
         self.gradient_norm = torch.zeros((), device=ranks.device)
         """Norm of the last step's gradient before clipping, float32 (), on the device."""
+        self._unreached = UnreachedWeights(network)
         fp16 = config.train.precision == "fp16"
         self.scaler = LossScaler(network, ranks.device) if fp16 else None
         """This rank's loss scale; None unless the precision is fp16."""
@@ -164,6 +166,7 @@ class ZeroEngine:
         self.state.wait_for_copy()
         self._engine.step()
         if boundary:
+            self._unreached.warn()
             if not self._whole_gradient:
                 norm = self._engine.get_global_grad_norm()
                 self.gradient_norm = torch.as_tensor(norm, device=self.gradient_norm.device)

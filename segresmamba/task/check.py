@@ -19,12 +19,17 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from segresmamba.config import Config
-from segresmamba.errors import LaunchError
+from segresmamba.config.networks import PluginConfig
+from segresmamba.errors import ConfigError, LaunchError
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.task.starting_weights import find_weights
 from segresmamba.task.task import Task
+
+logger = logging.getLogger(__name__)
 
 # fp32 weights and AdamW's two moments of each; the best weights are kept besides.
 _CHECKPOINT_BYTES, _WEIGHTS_BYTES = 12, 4
@@ -46,6 +51,8 @@ def check(config: Config) -> None:
     if is_new and config.train.init_from is not None:
         find_weights(config.train.init_from)
     network = task.network()
+    if isinstance(config.model, PluginConfig):
+        _check_logits(network, (1, len(task.dataset.channel_names), *config.data.patch))
     if not is_new:
         return
     weights = sum(weight.numel() for weight in network.parameters())
@@ -62,6 +69,20 @@ def check(config: Config) -> None:
             "checkpoints and the best weights",
             remedy="free space, choose another run.root=FOLDER, or keep fewer: train.keep_last=1",
         )
+
+
+def _check_logits(network: nn.Module, size: Sequence[int]) -> None:
+    """Let a network of another package say what is wrong with its logits, without computing them.
+
+    Not all code runs on tensors without values. What fails for another reason is left to the job.
+    """
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            network.train()(torch.empty(*size))
+    except ConfigError:
+        raise
+    except Exception as error:
+        logger.debug("the logits of the network are not known before the job: %s", error)
 
 
 def first_error(runs: Sequence[Sequence[Config]]) -> tuple[int, Exception] | None:

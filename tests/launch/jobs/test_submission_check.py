@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch import Tensor, nn
 
 from launch.__main__ import main
 from launch.jobs.submission_check import check_path, require_trainable
@@ -12,6 +13,16 @@ from segresmamba.config import Config, load_config
 from segresmamba.errors import ConfigError, LaunchError, UserError
 from segresmamba.task import check
 from segresmamba.task.check import first_error
+
+
+class Looking(nn.Conv3d):
+    """A network whose way depends on the numbers that it gets."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 1)
+
+    def forward(self, x_BCDHW: Tensor) -> Tensor:
+        return super().forward(x_BCDHW if x_BCDHW.max().item() > 0 else -x_BCDHW)
 
 
 @pytest.fixture
@@ -53,6 +64,24 @@ def test_a_run_that_can_be_trained_is_none_and_nothing_is_written(
 ) -> None:
     assert first_error([[load_config(words)]]) is None
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("network", "where"),
+    [
+        ("tests.models.test_plugins:Halving", None),
+        ("tests.models.test_plugins:Valid", "model.target"),
+        # Where shapes alone do not say it, the first step does.
+        ("tests.launch.jobs.test_submission_check:Looking", None),
+    ],
+)
+def test_a_network_of_another_package_is_refused_for_logits_of_a_wrong_size(
+    words: list[str], network: str, where: str | None
+) -> None:
+    others = [word for word in words if not word.startswith("model.")]
+    config = load_config([*others, f"model.target={network}", "data.patch=[35,36,36]"])
+    found = first_error([[config]])
+    assert (found and isinstance(found[1], UserError) and found[1].where) == where
 
 
 def test_a_disk_without_space_for_the_checkpoints_is_refused_with_both_numbers(
