@@ -91,7 +91,7 @@ def _intensity(transform: str, before_DHW: Tensor, after_DHW: Tensor) -> dict[st
 
 
 def _correlation(x_DHW: Tensor, axis: int) -> Tensor:
-    """Of neighbours along an axis."""
+    """The correlation of neighbours along an axis."""
     ahead, behind = x_DHW.narrow(axis, 1, _SIDE - 1), x_DHW.narrow(axis, 0, _SIDE - 1)
     return torch.corrcoef(torch.stack([ahead.flatten(), behind.flatten()]))[0, 1]
 

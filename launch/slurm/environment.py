@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 _OPTION = re.compile(r"^#SBATCH --([a-z-]+)", re.MULTILINE)
-# Of the variables that begin with SLURM_, those that describe the cluster and no job.
+# Variables that begin with SLURM_, but describe the cluster and no job.
 _OF_THE_CLUSTER = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"}
 # Slurm sets them for the GPUs of a job.
 _GPUS = {"CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ZE_AFFINITY_MASK"}

@@ -87,7 +87,7 @@ TIMED_COLUMNS = (
     TextColumn("left"),
     TimeRemainingColumn(),
 )
-"""Of a bar with the time that has passed and the time that is left."""
+"""The columns of a bar with the time that has passed and the time that is left."""
 
 _LINES = 20  # the most that a log gets, after the line at the start
 

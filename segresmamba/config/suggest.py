@@ -10,8 +10,8 @@ from pydantic import BaseModel
 
 from segresmamba.config.schema import Config
 
-# What nnU-Net, MONAI, Lightning and Slurm call a setting, without underscores. Of several settings
-# the first that this version has is meant; a name without a dot is also that of a group.
+# What nnU-Net, MONAI, Lightning and Slurm call a setting, without underscores. Where several
+# settings stand, the first that this version has is meant. A name without a dot is also a group's.
 _SYNONYMS: dict[str, tuple[str, ...]] = {
     "learningrate": ("train.lr",),
     "initiallr": ("train.lr",),

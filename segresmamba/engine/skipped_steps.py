@@ -34,7 +34,7 @@ from segresmamba.task.weights import save_torch
 logger = logging.getLogger(__name__)
 
 _LINES = 1000
-"""Of more steps than this no evidence is kept: the file would only grow."""
+"""Evidence is kept for this many steps at most, so that the file does not grow for ever."""
 
 
 @dataclass

@@ -138,9 +138,9 @@ class HeldOut:
     """The best networks of runs, and the cases that none of them was trained on."""
 
     task: Task
-    """Of the first run."""
+    """The task of the first run."""
     trained: TrainedNetwork
-    """Of the first run."""
+    """The network of the first run."""
     sliding: SlidingWindow
     """The networks of all runs, whose outputs are averaged."""
 

@@ -47,7 +47,7 @@ def statistics(values_NKM: Array) -> list[list[Statistic]]:
         low_KM, high_KM = _ignoring_nan(
             np.nanpercentile, resampled_RKM, axis=0, q=(outside, 100 - outside)
         )
-    # Of the mean over the classes, the median and the number are those of the cases' own means.
+    # For the mean over the classes, median and number are those of the means of the cases.
     of_cases_N1M = _ignoring_nan(np.nanmean, values_NKM, axis=1)[:, None]
     all_NKM = np.concatenate([values_NKM, of_cases_N1M], axis=1)
     median_KM = _ignoring_nan(np.nanmedian, all_NKM, axis=0)

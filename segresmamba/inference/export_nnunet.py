@@ -40,7 +40,7 @@ _SCHEMES = {
     "rgb": "RGBTo01Normalization",
     "stored": "NoNormalization",
 }
-# Of a store of this project, where zscore and rescale01 have another meaning than in nnU-Net.
+# The schemes of a store of this project. Its zscore and rescale01 have another meaning in nnU-Net.
 _STORE_SCHEMES = {kind: _SCHEMES[kind] for kind in ("ct", "rgb", "stored")} | {
     "zscore-whole": _SCHEMES["zscore"]
 }

@@ -59,7 +59,7 @@ class Plans:
     plans: Mapping[str, Any]
     dataset: Mapping[str, Any]
     name: str
-    """Of the configuration."""
+    """Name of the configuration, such as 3d_fullres."""
 
     @property
     def configuration(self) -> Mapping[str, Any]:

@@ -80,7 +80,7 @@ class ServerOptions:
     port: int = 0
     """0 takes a free one."""
     max_bytes: int = 4 << 30
-    """Of a request, and of a case's voxels in memory."""
+    """The most that a request may have, and the voxels of a case in memory."""
     token: str | None = None
     """What a client must send as `Authorization: Bearer TOKEN`; None lets everybody in."""
 

@@ -43,7 +43,7 @@ class ViewedCase:
 
     name: str
     grid: Grid
-    """Of the image."""
+    """The grid of the image."""
     channels: Mapping[str, Read]
     labels: Mapping[str, Read]
     """`PREDICTION` and `REFERENCE`, as far as there are such."""

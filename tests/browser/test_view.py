@@ -216,7 +216,7 @@ def test_a_prediction_that_cannot_be_read_leaves_the_rest_of_the_case(
         wait_for_case(page, 0)
         expect(page.locator("#notice")).to_contain_text("a file is truncated or damaged")
         expect(page.get_by_label("reference")).to_be_visible()
-        # Of an image that cannot be read nothing is left, whatever was on the screen before.
+        # An image that cannot be read leaves nothing on the screen, whatever was there before.
         image.unlink()
         page.locator("#cases button").click()
         expect(page.locator("#notice")).to_contain_text("a file is missing")

@@ -53,7 +53,7 @@ def run_of(folder: Path, **changes: Any) -> Path:
 
 
 def logits_of(folder: Path, number: int = 0) -> Tensor:
-    """Of a random window, by the network of a run or a model folder."""
+    """The logits of a random window, by the network of a run or a model folder."""
     model = open_models(folder)[number]
     channels = len(model.facts.channel_names)
     x_BCDHW = torch.randn(1, channels, 16, 16, 16, generator=torch.Generator().manual_seed(1))

@@ -160,7 +160,7 @@ def test_labels_are_those_of_monai(tmp_path: Path, name: str) -> None:
     network = NETWORKS[name]
     out = import_bundle(write_bundle(tmp_path / "bundle", network), tmp_path / "out")
     # One window of the network's voxel size, but stored from left to right and with another axis
-    # first. Of several windows MONAI adds the outermost voxels with other weights.
+    # first. With several windows MONAI adds the outermost voxels with other weights.
     width, height, depth = json.loads((tmp_path / "bundle/configs/inference.json").read_text())[
         "roi"
     ]
@@ -193,7 +193,7 @@ def test_axes_as_stored_and_resampling(tmp_path: Path) -> None:
     expected = monai_labels(image, UNET, NormalizeIntensityd("image"), EnsureTyped("image"))
     found = load_model(out, device="cpu").segment(image).array
     assert (found == expected).mean() > 0.999
-    # Of another voxel size, both interpolate linearly, on grids that differ by a part of a voxel.
+    # At another voxel size both interpolate linearly, on grids that differ by a part of a voxel.
     smooth = np.kron(noise(12, 4, 8), np.ones((4, 4, 4), np.float32))
     nib.Nifti1Image(smooth, np.diag([-1.0, 1.0, 1.0, 1])).to_filename(image)
     spacing = Spacingd("image", pixdim=(1.5, 1.0, 2.0), mode="bilinear")

@@ -110,7 +110,7 @@ class Checkpoints:
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[Any] | None = None
         self._meta: Meta | None = None
-        """Of the checkpoint whose files are being written; None while it is being completed."""
+        """The checkpoint whose files are being written; None while it is being completed."""
 
     def save(self, engine: ZeroEngine, meta: Meta) -> None:
         """Wait for the checkpoint before, copy the engine's state, and begin to write it.

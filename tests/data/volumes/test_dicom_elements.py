@@ -167,7 +167,7 @@ def test_a_damaged_file_without_a_preamble_is_left_out_with_a_warning(
         (sequence(implicit(b"", ABSURD), kind=b"UN"), "ends at byte"),
         (element(b"SQ", known(element(b"LO", b"abcd", 6))), "ends at byte"),
         (element(b"SQ", known(b"", ABSURD)), "ends at byte"),
-        # Of no kind. GDCM then reads all that follows in two other ways: 1.4 GiB.
+        # An element of no kind. GDCM then reads all that follows in two other ways: 1.4 GiB.
         (element(b"\0\0", b""), "unknown kind"),
         (element(b"\0\0", b"abcd"), "unknown kind"),
         (element(b"AU", b"abcd"), "unknown kind"),

@@ -67,7 +67,7 @@ def run_setup(folder: Path, *setup: str) -> subprocess.CompletedProcess[str]:
         (". SOURCED", "SOURCED, line 2: exit code 1"),
         # It may hold a secret, so its text is in no file but secrets.json.
         ("TOKEN=$(exit 3)", "***cluster.setup-2***: exit code 3"),
-        # Of these the trap ERR of bash learns nothing.
+        # The trap ERR of bash learns nothing of these.
         ("source /nowhere/env.sh", "it has ended the script: exit code 1"),
         ("exit 0", "***cluster.setup-2***: exit code 0"),
         (". ENDING", "it has ended the script: exit code 0"),

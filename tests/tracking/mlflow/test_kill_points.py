@@ -72,7 +72,7 @@ for line in sys.stdin:
 """
 KILLED, DONE = -9, 0
 NEVER = 10**6
-# Of all runs but that of the fixture `database`, whose experiment is the first.
+# They leave out the run of the fixture `database`, whose experiment is the first.
 QUERIES = {
     "runs": "select name, status, lifecycle_stage from runs where experiment_id != 1",
     "parents": "select child.name, parent.name from tags join runs child using (run_uuid) "
