@@ -206,7 +206,7 @@ def _data_settings(request: Request, cases: Cases, found: Prediction) -> dict[st
         ),
         "data.workers": (
             rules.workers_for(request.store, crop_bytes),
-            f"a crop is {crop_bytes / 2**20:.0f} MiB; a store at a URL gets 4",
+            f"a crop is {crop_bytes / 2**20:.1f} MiB; a store at a URL gets 4",
         ),
     }
 
