@@ -21,7 +21,7 @@ from segresmamba.data.volumes.geometry import (
     shear_degrees,
     spacing_mm,
 )
-from segresmamba.data.volumes.volume import read_label
+from segresmamba.data.volumes.label import read_label
 from segresmamba.data.volumes.voxel_file import open_voxels
 from segresmamba.errors import ConfigError, DataError, warn_once
 

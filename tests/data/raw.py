@@ -18,6 +18,13 @@ AFFINE = np.array(
 )
 """Axes left, superior, anterior: flips and permutes on the way to RAS."""
 SHAPES = ((40, 34, 50), (36, 44, 38), (33, 40, 45))
+SHAPE = (4, 5, 6)
+"""Voxels of a small image along x, y, z."""
+
+
+def some(dtype: Any = np.int16) -> np.ndarray:
+    """Voxels of `SHAPE`, each with a value of its own, none of them 0."""
+    return np.arange(1, 1 + np.prod(SHAPE)).reshape(SHAPE).astype(dtype)
 
 
 def write_nifti(path: Path, data: Any, affine: Any = AFFINE) -> Path:

@@ -9,7 +9,7 @@ import SimpleITK as sitk  # noqa: N813
 import zarr
 from ome_zarr_models.v05 import Image
 
-from segresmamba.data.volumes.volume import read_label
+from segresmamba.data.volumes.label import read_label
 from segresmamba.data.volumes.voxel_file import open_voxels
 from segresmamba.errors import DataError
 from segresmamba.inference.label_map import LabelMap

@@ -20,6 +20,7 @@ from segresmamba.data.store.case_writer import write_case
 from segresmamba.data.store.manifest import CaseRecord, SourceFile
 from segresmamba.data.volumes.dtypes import to_policy_dtype
 from segresmamba.data.volumes.geometry import OriginalGrid
+from segresmamba.data.volumes.label import read_label
 from segresmamba.data.volumes.resampling import GridTransform
 from segresmamba.data.volumes.statistics import (
     annotated,
@@ -29,7 +30,7 @@ from segresmamba.data.volumes.statistics import (
     positions_kept,
     with_ignored,
 )
-from segresmamba.data.volumes.volume import Volume, read_label, read_volume
+from segresmamba.data.volumes.volume import Volume, read_volume
 from segresmamba.data.volumes.voxel_file import FOR_2D, files_of
 from segresmamba.errors import DataError
 

@@ -6,7 +6,6 @@ network would learn from such data without any sign of it.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -16,27 +15,19 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import affine_transform
 
 from segresmamba.data.preprocessing import Preprocessing
 from segresmamba.data.records import ChannelStatistics, Spacing
 from segresmamba.data.volumes import geometry, nnunet
+from segresmamba.data.volumes.common_grid import FIRST, on_grid
 from segresmamba.data.volumes.geometry import Affine, OriginalGrid
 from segresmamba.data.volumes.mapped_arrays import mapped_zeros
 from segresmamba.data.volumes.resampling import GridTransform, grid_transform
 from segresmamba.data.volumes.statistics import channel_statistics
-from segresmamba.data.volumes.voxel_file import Planes, VoxelFile, open_label, open_voxels
+from segresmamba.data.volumes.voxel_file import Planes, VoxelFile, open_voxels
 from segresmamba.errors import DataError
 
-logger = logging.getLogger(__name__)
-
-# Header affines are float32: the same grid written by two tools differs by far less than this.
-_ROUNDING_VOXELS = 0.01
-# Some tools round the voxel size to four digits: half a digit of 0.5 mm, over 512 voxels, is a
-# twentieth of a voxel. More than this is another grid.
-_GRID_TOLERANCE_VOXELS = 0.1
 _INT16 = np.iinfo(np.int16)
-_FIRST = "the case's first image"
 
 
 @dataclass(frozen=True)
@@ -93,7 +84,7 @@ def read_volume(
     steps = preprocessing.seen
     channels: list[npt.NDArray[Any]] = []
     for file in chain([first], others):
-        there = _on_grid(file, original, _FIRST, resample=resample_mismatched, order=1)
+        there = on_grid(file, original, FIRST, resample=resample_mismatched, order=1)
         if steps is not None:
             there = replace(there, affine=nnunet.seen_affine(there.affine, steps))
         planes = there.planes()
@@ -187,93 +178,6 @@ def _prepared(
     return Volume(_stack(channels), affine, original, statistics, transform)
 
 
-def read_label(
-    path: Path,
-    labels: dict[str, int],
-    grid: OriginalGrid,
-    *,
-    renumbered: dict[int, int] | None = None,
-    resample_mismatched: bool = False,
-    other: str = _FIRST,
-) -> tuple[npt.NDArray[Any], OriginalGrid]:
-    """Read a label map.
-
-    Args:
-        path: A file with integers; its dtype may be a floating one.
-        labels: Declared names and values.
-        grid: Grid of the image, which the label must have too.
-        renumbered: Value in the file to declared value, where they differ.
-        resample_mismatched: Resample a label on another grid onto the image's, instead of refusing
-            it.
-        other: What has the grid, for errors.
-
-    Returns:
-        (D, H, W) array of uint8, or int16 where declared values exceed 255, on the RAS grid; and
-        the grid of the file (of the image, if the label was resampled) with the label's dtype.
-
-    Raises:
-        DataError: As `read_volume`; also if values are not integers or not declared.
-    """
-    file = open_label(path, labels, grid)
-    label = _on_grid(file, grid, other, resample=resample_mismatched, order=0)
-    highest = max(labels.values())
-    declared = np.isin(np.arange(highest + 1), list(labels.values()))
-    dtype = np.uint8 if highest <= np.iinfo(np.uint8).max else np.int16
-    shape_DHW, _ = geometry.ras_grid(label.shape_XYZ, label.affine)
-    label_DHW = mapped_zeros(shape_DHW, dtype)
-    label_XYZ = geometry.in_file_axes(label_DHW, label.affine)
-    undeclared: set[float] = set()
-    fractions: list[float] = []
-    for index, plane_XY in enumerate(label.planes()):
-        if plane_XY.dtype.kind == "f":
-            fractions += plane_XY[plane_XY != np.rint(plane_XY)].tolist()
-        values_XY = _renumber(plane_XY, renumbered or {}, path)
-        undeclared |= _undeclared(values_XY, declared)
-        with np.errstate(invalid="ignore"):  # values that the dtype cannot hold are refused below
-            label_XYZ[..., index] = values_XY
-    _refuse_values(path, fractions, undeclared, labels)
-    return label_DHW, OriginalGrid.from_header(label.header, label.header.get_data_dtype())
-
-
-def _undeclared(values_XY: npt.NDArray[Any], declared: npt.NDArray[np.bool_]) -> set[float]:
-    """The values of a plane that are not declared.
-
-    Args:
-        values_XY: The plane.
-        declared: Whether each value from 0 to the highest declared one is declared.
-    """
-    highest = len(declared) - 1
-    undeclared: set[float] = set()
-    if values_XY.min() < 0 or values_XY.max() > highest:
-        found = np.unique(values_XY)
-        undeclared |= set(found[(found < 0) | (found > highest)].tolist())
-    if not declared.all():
-        found = np.unique(np.clip(values_XY, 0, highest).astype(np.intp))
-        undeclared |= set(found[~declared[found]].tolist())
-    return undeclared
-
-
-def _refuse_values(
-    path: Path, fractions: list[float], undeclared: set[float], labels: dict[str, int]
-) -> None:
-    if fractions:
-        raise DataError(
-            "a label has values that are not integers",
-            where=path,
-            got=f"{len(fractions)} voxels, such as {fractions[0]:g}",
-            remedy="export the label again with nearest-neighbour interpolation",
-        )
-    if undeclared:
-        raise DataError(
-            "a label has undeclared values",
-            where=path,
-            got=", ".join(f"{value:g}" for value in sorted(undeclared)[:10]),
-            remedy="declare the value or correct the file; declared are "
-            + ", ".join(f"{value} ({name})" for name, value in list(labels.items())[:10])
-            + (f" and {len(labels) - 10} others" if len(labels) > 10 else ""),
-        )
-
-
 def _read_channel(file: VoxelFile, planes: Planes) -> npt.NDArray[Any]:
     """The next (D, H, W) channel: int16 if its voxels are integers that fit, else float32."""
     shape_DHW, _ = geometry.ras_grid(file.shape_XYZ, file.affine)
@@ -324,90 +228,3 @@ def _stack(channels: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
     for place_DHW in image_CDHW:
         place_DHW[:] = channels.pop(0)
     return image_CDHW
-
-
-def _renumber(
-    values_XY: npt.NDArray[Any], renumbered: dict[int, int], path: Path
-) -> npt.NDArray[Any]:
-    """Give voxels their declared values, and refuse values that the format does not write.
-
-    In BraTS 2021, 4 in the file becomes 3; so a 3 in the file is a mistake, not enhancing tumour.
-    """
-    taken = [new for new in renumbered.values() if new not in renumbered]
-    if any((values_XY == value).any() for value in taken):
-        raise DataError(
-            "a label has undeclared values",
-            where=path,
-            got=", ".join(map(str, taken)),
-            remedy=f"this format's files hold {renumbered} (value in the file: value in the "
-            "store); if they are of another format, give it with --format",
-        )
-    out = values_XY.copy() if renumbered else values_XY
-    for old, new in renumbered.items():
-        out[values_XY == old] = new
-    return out
-
-
-def _on_grid(
-    file: VoxelFile, grid: OriginalGrid, other: str, *, resample: bool, order: int
-) -> VoxelFile:
-    """The file itself if it has this grid. A file with another grid is resampled, or refused."""
-    mismatch = _mismatch(file, grid, other)
-    if mismatch is None:
-        return file
-    if not resample:
-        raise mismatch
-    logger.warning("%s is resampled: %s", file.path, mismatch.got)
-    # Nearest neighbours (order 0) keep the values of a label; linear mixing makes fractions.
-    dtype = np.dtype(np.float32) if order else file.dtype
-    to_file = np.linalg.inv(file.affine) @ grid.affine
-    matrix, offset = to_file[:3, :3], to_file[:3, 3]
-
-    def planes() -> Planes:
-        data_XYZ = mapped_zeros(file.shape_XYZ, dtype)
-        for index, plane_XY in enumerate(file.planes()):
-            data_XYZ[..., index] = plane_XY
-        *size_XY, size_Z = grid.shape_XYZ
-        for z in range(size_Z):  # plane by plane, so that the result is not in memory twice
-            start = offset + matrix[:, 2] * z
-            there = affine_transform(data_XYZ, matrix, start, (*size_XY, 1), order=order)
-            yield there[..., 0]
-
-    return replace(
-        file,
-        header=OriginalGrid.from_header(grid.header, file.header.get_data_dtype()).header,
-        affine=grid.affine,
-        shape=grid.shape_XYZ,
-        integers=file.integers and order == 0,
-        dtype=dtype,
-        _read=planes,
-    )
-
-
-def _mismatch(file: VoxelFile, grid: OriginalGrid, other: str) -> DataError | None:
-    """How the grid of a file differs from that of another, as an error; None if it does not.
-
-    They are compared on the RAS grid: the same voxels in another order of axes are the same grid.
-    """
-    shape_DHW, affine = geometry.ras_grid(file.shape_XYZ, file.affine)
-    expected_DHW, expected = geometry.ras_grid(grid.shape_XYZ, grid.affine)
-    if shape_DHW != expected_DHW:
-        return DataError(
-            "two files of a case have different shapes",
-            where=file.path,
-            got=f"{file.shape_XYZ}, and {grid.shape_XYZ} in {other}",
-            remedy="resample one onto the other's grid (labels with nearest neighbour)",
-        )
-    apart = geometry.corner_distance_voxels(shape_DHW[::-1], expected, affine)
-    got = f"corners up to {apart:.3g} voxels from those of {other}"
-    if apart > _GRID_TOLERANCE_VOXELS:
-        return DataError(
-            "two files of a case have different affines",
-            where=file.path,
-            got=got,
-            remedy="resample one onto the other's grid; copy a header only if you know that the "
-            "voxels are in the same order and that one of the two headers is wrong",
-        )
-    if apart > _ROUNDING_VOXELS:
-        logger.warning("%s: %s; taken as rounding of its header", file.path, got)
-    return None

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from segresmamba.data import convert, open_dataset, read_volume
-from segresmamba.data.volumes.volume import read_label
+from segresmamba.data.volumes.label import read_label
 from segresmamba.errors import DataError
 from tests.data.dicom import BINARY, CONTOURS, LABEL_MAP, FrameSpec, write_frames
 from tests.data.raw import describe, write_nifti, write_series
