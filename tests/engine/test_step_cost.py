@@ -23,6 +23,7 @@ from segresmamba.engine.zero import ZeroEngine
 from segresmamba.ops.kernels import TriOperands
 from segresmamba.ops.triton import scan, tri
 from tests.engine.tiny import tiny_config
+from tests.no_convolutions import NoConvolutions
 
 aten = torch.ops.aten
 # Operations whose result the host needs before it goes on: numbers, and sizes that depend on data.
@@ -111,7 +112,7 @@ def third_step(monkeypatch: pytest.MonkeyPatch, store: Path, root: Path, *overri
     monkeypatch.setattr(Trainer, "_train_step", counted)
     every = ("train.max_steps=9", "train.log_every=9", "train.fold=none", "train.precision=bf16")
     changes = [f"augment.{name}_probability=1" for name in CHANGES]
-    with pytest.raises(CountedError) as caught:
+    with pytest.raises(CountedError) as caught, NoConvolutions():
         train(tiny_config(store, root, *every, *changes, *overrides))
     found: Cost = caught.value.args[0]
     return found

@@ -21,6 +21,7 @@ from segresmamba.task.precision import Autocast
 from segresmamba.task.ranks import Ranks
 from segresmamba.task.task import Task, build_network, freeze
 from tests.engine.tiny import tiny_config
+from tests.no_convolutions import NoConvolutions
 
 LABELS = {"background": 0, "one": 1, "two": 2}
 
@@ -30,7 +31,8 @@ def saved_bytes(config: Config) -> int:
     network = build_network(config, 1, len(LABELS)).train()
     freeze(network, config.train.freeze)
     x_BCDHW = torch.zeros(2, 1, *config.data.patch)
-    with SavedBytes([*network.parameters(), *network.buffers(), x_BCDHW]) as saved:
+    weights = [*network.parameters(), *network.buffers()]
+    with SavedBytes([*weights, x_BCDHW]) as saved, NoConvolutions():
         outputs: Tensor | list[Tensor] = Autocast(network, config.train.precision)(x_BCDHW)
     del outputs
     return saved.total
