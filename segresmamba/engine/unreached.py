@@ -24,7 +24,9 @@ class UnreachedWeights:
         trained = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
         self._sizes = {name: weight.numel() for name, weight in trained}
         self._hooks = [
-            weight.register_post_accumulate_grad_hook(lambda _, name=name: self._reach(name))
+            weight.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                lambda _, name=name: self._reach(name)
+            )
             for name, weight in trained
         ]
 
