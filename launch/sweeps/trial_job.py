@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 # How often a running trial looks into its own journal.
 POLL_S = 2.0
-TAG = "pruned"
 # Held while a study is read or changed.
 LOCK = ".study.lock"
 logger = logging.getLogger(__name__)
@@ -93,6 +92,8 @@ class TrialJob:
         Raises:
             LaunchError: If a search cannot compare the trial.
         """
+        from segresmamba.tracking import PRUNED
+
         sweep = Sweep.read(self.sweep)
         trial = sweep.trials[self.number]
         if sweep.search is not None and result.status == "finished":
@@ -107,7 +108,7 @@ class TrialJob:
                 )
         try:
             if result.status == "pruned":
-                tell_mlflow(config, {TAG: f"at step {trial.pruned_at}"}, "preempted")
+                tell_mlflow(config, {PRUNED: f"at step {trial.pruned_at}"}, "preempted")
             if sweep.search is not None:
                 catch_up(sweep)
             sweep.refresh()

@@ -109,7 +109,7 @@ def results_table(results: Sequence[Result], setting: Setting) -> Table:
     table = Table(title=f"{setting.device}, {_joined(setting.patch)}, {setting.precision}")
     ended = _Column("ended", lambda row: row.status)
     columns = [_REFERENCE[0], _REFERENCE[3], *_MEASURED[1:3], ended]
-    table.add_column("network", no_wrap=True)
+    table.add_column("network", overflow="fold")
     for column in columns:
         table.add_column(column.title, justify="left" if column is ended else "right")
     for row in results:

@@ -80,7 +80,7 @@ ConfigDir = Annotated[
 ]
 
 TIMED_COLUMNS = (
-    TextColumn("{task.description}"),
+    TextColumn("{task.description}", markup=False),
     BarColumn(),
     MofNCompleteColumn(),
     TimeElapsedColumn(),
@@ -117,6 +117,8 @@ def counting(
             if 0 < done < total:
                 left_s = (time.monotonic() - started_s) / done * (total - done)
                 left = f", {timedelta(seconds=round(left_s))} left"
-            console.print(f"{what}: {done} of {total} {things}{left}", highlight=False)
+            console.print(
+                f"{what}: {done} of {total} {things}{left}", highlight=False, markup=False
+            )
 
     yield print_line

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import Progress
 
 from segresmamba.cli.conversion import TIMED_COLUMNS
@@ -199,7 +198,7 @@ class _Bars:
         self._progress.update(self._cases, total=total)
 
     def case(self, name: str) -> None:
-        self._progress.reset(self._windows, description=escape(name), total=None)
+        self._progress.reset(self._windows, description=name, total=None)
 
     def windows(self, done: int, total: int) -> None:
         self._progress.update(self._windows, completed=done, total=total)

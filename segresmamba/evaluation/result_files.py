@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from segresmamba.evaluation.measures import METRICS, Scoring
 from segresmamba.evaluation.results import MEAN, Results
@@ -126,10 +127,11 @@ def results_table(results: Results) -> Table:
     """The means for a terminal, with the worst case of each class, to be looked at first."""
     table = Table(title=f"{len(results.cases)} cases, whole volumes, original geometry")
     metrics = [one for one in results.scoring.metrics if METRICS[one].kind != "volume"][:_COLUMNS]
-    table.add_column("class")
+    # Names are never cut off: those of two classes or cases often differ at their ends alone.
+    table.add_column("class", overflow="fold")
     for metric in metrics:
         table.add_column(METRICS[metric].title, justify="right")
-    table.add_column("worst case")
+    table.add_column("worst case", overflow="fold")
     for name, row in results.statistics.items():
         if name == MEAN:
             table.add_section()
@@ -140,9 +142,9 @@ def results_table(results: Results) -> Table:
         defined = {case_id: value for case_id, value in dice.items() if not math.isnan(value)}
         worst = min(defined, key=defined.__getitem__, default=None)
         table.add_row(
-            name,
+            Text(name),
             *(_shown(metric, row[metric]) for metric in metrics),
-            "-" if worst is None else f"{worst} ({defined[worst]:.3f})",
+            Text("-" if worst is None else f"{worst} ({defined[worst]:.3f})"),
         )
     if one_sided := sum(results.one_sided.values()):
         table.caption = (

@@ -112,12 +112,24 @@ class KeptPredictions:
     """Whether the volumes in original geometry are kept too."""
 
     def keep(self, case_id: str, one: PredictedCase) -> None:
-        """Keep the prediction of a case."""
-        np.savez_compressed(self.folder / f"{case_id}.stored.npz", one.prediction_DHW)
-        if self.originals:
-            KeptCase.write(
-                self._original(case_id), one.predicted_XYZ, one.expected_XYZ, one.spacing_XYZ_mm
-            )
+        """Keep the prediction of a case.
+
+        Raises:
+            DataError: If it cannot be written, as where temporary files have no room.
+        """
+        try:
+            np.savez_compressed(self.folder / f"{case_id}.stored.npz", one.prediction_DHW)
+            if self.originals:
+                KeptCase.write(
+                    self._original(case_id), one.predicted_XYZ, one.expected_XYZ, one.spacing_XYZ_mm
+                )
+        except OSError as error:
+            raise DataError(
+                "a prediction cannot be kept until it is scored",
+                where=self.folder,
+                got=error.strerror,
+                remedy="free space there, or export TMPDIR=FOLDER, where temporary files then lie",
+            ) from error
 
     def stored(self, case_id: str) -> np.ndarray[Any, Any]:
         """The prediction (D, H, W) on the grid of the store."""

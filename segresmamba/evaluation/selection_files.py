@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from segresmamba.evaluation.candidates import SCORING, run_of
 from segresmamba.evaluation.results import without_nan
@@ -32,10 +33,11 @@ def selection_table(selection: Selection) -> Table:
     """The candidates for a terminal, the winner first."""
     head, *rows = _cells(selection)
     table = Table(title=f"{len(selection.cases)} held-out cases; Dice by case, paired")
-    for column in head:
-        table.add_column(column, justify="left" if column == head[0] else "right")
+    table.add_column(head[0], overflow="fold")  # cut off, two candidates may look the same
+    for column in head[1:]:
+        table.add_column(column, justify="right")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     return table
 
 

@@ -18,9 +18,10 @@ import socket
 import zipfile
 import zlib
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
 from hmac import compare_digest
+from http import HTTPStatus
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,7 +32,7 @@ from urllib.parse import quote
 import uvicorn
 from anyio import from_thread, to_thread
 from starlette.applications import Starlette
-from starlette.datastructures import Headers, UploadFile
+from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
@@ -47,7 +48,7 @@ from segresmamba.inference.model import SegmentationModel
 from segresmamba.inference.output_folder import writing_probabilities_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -65,6 +66,8 @@ _WAITING = 32
 _FORMATS = ("nifti", "nrrd", "mha")
 _GZIP, _ZIP = b"\x1f\x8b", b"PK\x03\x04"
 _DICOM_START = bytes(128) + b"DICM"
+_QUESTIONS = ("format", "probabilities")
+"""What the address of a request can ask for."""
 _TRUE, _FALSE = ("true", "1"), ("false", "0")
 
 
@@ -253,6 +256,9 @@ class _Service:
         asked = request.query_params.get("probabilities", "false")
         if asked not in (*_TRUE, *_FALSE):
             raise HTTPException(422, f"probabilities is true or false, not {asked!r}")
+        if unknown := sorted(request.query_params.keys() - _QUESTIONS):
+            known = ", ".join(_QUESTIONS)
+            raise HTTPException(422, f"there is no {', '.join(unknown)}: ask for {known}")
         with TemporaryDirectory(prefix="segresmamba-serve-") as name:
             folder = Path(name)
 
@@ -260,7 +266,7 @@ class _Service:
                 return self._is_ending() or from_thread.run(request.is_disconnected)
 
             try:
-                async with request.form(max_files=len(names), max_fields=0) as form:
+                async with self._form(request) as form:
                     files = self._in_order(form.multi_items())
                     return await to_thread.run_sync(
                         lambda: self._answer(
@@ -274,6 +280,34 @@ class _Service:
             except (UserError, OSError) as error:
                 return _error_answer(error, folder, names)
 
+    @asynccontextmanager
+    async def _form(self, request: Request) -> AsyncIterator[FormData]:
+        """The files that a request has.
+
+        Raises:
+            HTTPException: If it is no form, or has something else than files or too many of them.
+        """
+        if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+            raise self._no_files("a request without a form")
+        try:
+            form = await request.form(max_files=len(self._model.channel_names), max_fields=0)
+        except HTTPException as error:
+            if error.status_code != HTTPStatus.BAD_REQUEST:
+                raise
+            raise self._no_files(f"another form: {error.detail}") from error
+        try:
+            yield form
+        finally:
+            await form.close()
+
+    def _no_files(self, got: str) -> HTTPException:
+        names = self._model.channel_names
+        return HTTPException(
+            422,
+            f"send a file for each of the channels {', '.join(names)}, in a field of its name, as "
+            f"curl -F {names[0]}=@FILE does; got {got}",
+        )
+
     def _in_order(self, items: list[tuple[str, UploadFile | str]]) -> list[UploadFile]:
         """The files of a form in the order of the channels.
 
@@ -285,11 +319,7 @@ class _Service:
         if set(given) == {"image"} and len(names) == 1:
             given = {names[0]: given["image"]}
         if sorted(given) != sorted(names) or len(items) != len(names):
-            raise HTTPException(
-                422,
-                f"send a file for each of the channels {', '.join(names)}, in a field of its name; "
-                f"got {', '.join(name for name, _ in items) or 'none'}",
-            )
+            raise self._no_files(", ".join(name for name, _ in items) or "none")
         return [given[name] for name in names]
 
     def _answer(

@@ -37,8 +37,9 @@ def lead(runs: Sequence[MeasuredRun]) -> str:
         text += f" on {' and '.join(devices)}"
     if datasets:
         text += f", dataset {' and '.join(datasets)}"
-    unfinished = sum(run.history.status != "finished" for run in runs)
-    if unfinished:
+    if pruned := sum(run.status == "pruned" for run in runs):
+        text += f"; {pruned} pruned by the search"
+    if unfinished := sum(run.status not in {"finished", "pruned"} for run in runs):
         text += f"; {unfinished} not finished"
     if len(datasets) > 1:
         text += ". Each dataset has its own section, as nothing can be compared across datasets"
@@ -51,7 +52,7 @@ def notes(
     """The note under each part of the report, by the name of the part."""
     runs = [run for group in groups for run in group.runs]
     marks = []
-    if any(run.history.status == "running" for run in runs):
+    if any(run.status == "running" for run in runs):
         marks.append("* No end is recorded: the run is still going, or it was killed.")
     marks += _marks_of_scores(runs)
     tested = (

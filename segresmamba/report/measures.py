@@ -19,7 +19,7 @@ from segresmamba.config import Config, changes_result
 from segresmamba.config.section import Section
 from segresmamba.errors import DataError
 from segresmamba.storage.json_text import parse_json
-from segresmamba.tracking import History, flatten
+from segresmamba.tracking import PRUNED, History, flatten
 
 REPLICAS = ("seed", "train.fold")
 """Settings in which the runs of one group may differ."""
@@ -79,6 +79,12 @@ class MeasuredRun:
     convention: str
     """How the evaluation scored missing structures; empty if the run was not evaluated."""
     cases: Mapping[str, CaseScore]
+
+    @property
+    def status(self) -> str:
+        """How it ended. A trial that a search gave up has only recorded that it was stopped."""
+        ended = self.history.status
+        return "pruned" if ended != "finished" and PRUNED in self.history.tags else ended
 
     @classmethod
     def from_history(cls, history: History) -> MeasuredRun:

@@ -208,7 +208,7 @@ def runs_table(groups: Sequence[Group], colours: Sequence[str]) -> Table:
             Cell(group.label, colour=colour),
             _whole(run.replica.get("seed")),
             _whole(run.replica.get("train.fold")),
-            Cell(_RUNNING if run.history.status == "running" else run.history.status),
+            Cell(_RUNNING if run.status == "running" else run.status),
             _whole(run.steps),
             *(_run_cell(run, measure) for measure in measures),
         ]

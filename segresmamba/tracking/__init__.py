@@ -5,6 +5,7 @@ from segresmamba.tracking.energy.gpus import gpu_uuid
 from segresmamba.tracking.energy.ledger import node_name
 from segresmamba.tracking.energy.system import SystemSampler
 from segresmamba.tracking.history import (
+    PRUNED,
     STOPPED_EARLY,
     SUMMARY,
     History,
@@ -32,6 +33,7 @@ from segresmamba.tracking.provenance import environment, provenance
 from segresmamba.tracking.run_tracker import open_tracker
 
 __all__ = [
+    "PRUNED",
     "STOPPED_EARLY",
     "SUMMARY",
     "EmissionsMeter",

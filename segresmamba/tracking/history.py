@@ -19,6 +19,8 @@ ENERGY = "energy/"
 ENERGY_FACT = "energy."
 STOPPED_EARLY = "stopped_early"
 """Tag of a run that `train.patience` has ended. It begins with `step N:`."""
+PRUNED = "pruned"
+"""Tag of a run that a search has given up, because it had fallen behind."""
 SUMMARY = "summary"
 """Tag of what stands for a sweep in MLflow: the means of its runs, and no run itself."""
 

@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from threading import Thread
 
+import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
@@ -186,6 +187,29 @@ def test_another_channel_is_another_picture(opened: Page) -> None:
     opened.get_by_label("Channel").select_option(label="channel1")
     wait_for_case(opened, 0)
     assert np.any(drawing(opened) != before)
+
+
+def test_labels_of_any_value_are_drawn(page: Page, library: None, tmp_path: Path) -> None:
+    """A colour for each value up to the largest would be a wider texture than WebGL takes."""
+    voxels = np.zeros((20, 20, 20), np.int16)
+    voxels[4:12], voxels[12:16] = 14175, 32767  # FreeSurfer has the first
+    image = write_volume(tmp_path / "image.nii.gz", shape=(20, 20, 20))
+    label = tmp_path / "label.nii.gz"
+    nib.save(nib.Nifti1Image(voxels, nib.load(image).affine), label)
+    request = ViewRequest([str(image)], label=label, reference=label)
+    with ViewServer(request.open()) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        page.goto(server.url)
+        wait_for_case(page, 0)
+        both = coloured(drawing(page))
+        assert both > 500
+        expect(page.locator("#status")).to_contain_text("prediction: label 14175")
+        assert page.locator("#classes .dice").all_inner_texts() == ["1.000", "1.000"]
+        page.keyboard.press("1")
+        assert 0 < coloured(drawing(page)) < both
+        page.keyboard.press("2")
+        assert coloured(drawing(page)) == 0
+        server.shutdown()
 
 
 def test_files_of_different_grids_are_shown_with_a_warning(

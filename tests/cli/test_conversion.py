@@ -5,14 +5,15 @@ from __future__ import annotations
 import io
 import re
 
+import pytest
 from rich.console import Console
 
 from segresmamba.cli.conversion import counting
 
 
-def shown(*, terminal: bool, parts: int) -> str:
+def shown(*, terminal: bool, parts: int, what: str = "converting") -> str:
     stream = io.StringIO()
-    with counting("converting", Console(file=stream, force_terminal=terminal)) as progress:
+    with counting(what, Console(file=stream, force_terminal=terminal)) as progress:
         for done in range(parts + 1):
             progress(done, parts)
     return stream.getvalue()
@@ -38,3 +39,8 @@ def test_a_terminal_shows_a_bar() -> None:
     assert "3/3" in shown(terminal=True, parts=3)
     assert "of 3 cases" not in shown(terminal=True, parts=3)
     assert "left" in shown(terminal=True, parts=3)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_name_is_shown_as_it_is(terminal: bool) -> None:
+    assert "evaluating [run]" in shown(terminal=terminal, parts=1, what="evaluating [run]")

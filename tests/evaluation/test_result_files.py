@@ -114,6 +114,21 @@ def test_the_table_shows_means_the_worst_cases_and_what_was_missed(results: Resu
     assert "a class was missed or invented in 1 comparisons" in " ".join(capture.get().split())
 
 
+def test_a_narrow_table_shows_names_whole_and_as_they_are(results: Results) -> None:
+    names = [f"lobe_of_the_lung_upper_{side}[/core]" for side in ("left", "right")]
+    case_id = "sub-01_ses-01_acq-highres_[run]_0001"
+    one = values(0.5, 1.0) | {"nsd": 0.5, "assd_mm": 1.0}
+    scoring = Scoring(metrics=tuple(one))
+    several = Results(scoring, dict.fromkeys(names, (1,)), {case_id: dict.fromkeys(names, one)})
+    console = Console(width=60)
+    with console.capture() as capture:
+        console.print(results_table(several))
+    rows = [line.split("│")[1:-1] for line in capture.get().splitlines() if "│" in line]
+    first, last = ("".join(row[column].strip() for row in rows) for column in (0, -1))
+    assert first == "".join(names) + "mean"
+    assert last.replace(" ", "").startswith(f"{case_id}(0.500){case_id}(0.500)")
+
+
 def test_names_for_a_tracker_are_those_of_the_validation(results: Results) -> None:
     flat = results.flat()
     assert flat["dice/mean"] == pytest.approx(0.575)

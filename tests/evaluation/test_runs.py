@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from segresmamba.data import convert
 from segresmamba.engine import train
-from segresmamba.errors import DataError
+from segresmamba.errors import DataError, is_passing
 from segresmamba.evaluation import Scoring, evaluate_run
 from segresmamba.evaluation.measures import METRICS
+from segresmamba.evaluation.runs import KeptPredictions
 from segresmamba.inference.postprocessing import read_rules
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.task.weights import read_facts
@@ -99,3 +105,17 @@ def test_post_processing_is_decided_on_the_held_out_cases_and_stored_with_the_we
     assert len(found.notes) == 3  # all classes together, ball, box
     weights = RunFolder(run).best
     assert len(read_rules(weights, read_facts(weights).step)) == len(content["rules"])
+
+
+def test_temporary_files_without_room_are_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    case = cast(Any, SimpleNamespace(prediction_DHW=np.zeros((2, 2, 2), np.uint8)))
+    monkeypatch.setattr(np, "savez_compressed", full)
+    kept = KeptPredictions(tmp_path / "temporary", originals=False)
+    with pytest.raises(DataError, match=r"temporary: No space left.*TMPDIR") as caught:
+        kept.keep("case0", case)
+    assert is_passing(caught.value)

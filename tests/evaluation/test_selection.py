@@ -124,10 +124,13 @@ def test_the_choice_is_written_with_its_reasons(selection: Selection, tmp_path: 
     assert content["scoring"]["empty"] == "challenge"
     shown = files[1].read_text()
     assert sum(line.startswith("|") for line in shown.splitlines()) == 5
-    console = Console(width=160)
+    console = Console(width=70)
     with console.capture() as capture:
         console.print(selection_table(selection))
     assert "winner" in capture.get()
+    rows = [line.split("│")[1:-1] for line in capture.get().splitlines() if "│" in line]
+    whole = "".join(row[0].strip() for row in rows).replace(" ", "")
+    assert whole == "".join(row.candidate.name for row in selection.rows).replace(" ", "")
     assert "ahead of" in selection.reason
 
 

@@ -150,6 +150,29 @@ def test_channels_are_told_apart_by_their_names(two_channels: SegmentationModel)
             assert "each of the channels T1, T2 flair" in answer.json()["detail"]
         twice = [("T1", files["T1"]), ("T1", files["T1"])]
         assert client.post("/segment", files=twice).status_code == 422
+        thrice = [*twice, ("T2 flair", files["T2 flair"])]
+        assert "each of the channels" in client.post("/segment", files=thrice).json()["detail"]
+
+
+def test_a_request_without_files_is_told_how_files_are_sent(client: TestClient) -> None:
+    form = {"Content-Type": "multipart/form-data; boundary=x"}
+    text = b'--x\r\nContent-Disposition: form-data; name="t1"\r\n\r\nimage.nii\r\n--x--\r\n'
+    for request in (
+        {"content": text, "headers": form},  # curl -F t1=image.nii, without the @
+        {"data": {"t1": "image.nii"}},
+        {"content": IMAGE, "headers": {"Content-Type": "application/x-www-form-urlencoded"}},
+        {"content": IMAGE},
+        {"content": b"no form", "headers": form},
+    ):
+        answer = client.post("/segment", **request)  # type: ignore[arg-type]
+        assert answer.status_code == 422, request
+        assert "as curl -F t1=@FILE does" in answer.json()["detail"]
+
+
+def test_an_unknown_word_of_the_address_is_refused(client: TestClient) -> None:
+    answer = client.post("/segment?probability=true&tta=1", files={"t1": IMAGE})
+    assert answer.status_code == 422
+    assert answer.json()["detail"].startswith("there is no probability, tta: ")
 
 
 def test_it_says_what_it_wants_and_what_labels_mean(client: TestClient) -> None:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from segresmamba.report.captions import lead
 from segresmamba.report.groups import Group, by_dataset, differences, group_runs, pareto_front
 from segresmamba.report.measures import MeasuredRun
-from segresmamba.tracking import read_history
+from segresmamba.report.tables import runs_table
+from segresmamba.tracking import PRUNED, read_history
 from tests.report.recorded import record_run
 
 
@@ -128,3 +129,13 @@ def test_a_copy_of_a_dataset_is_the_same_dataset(tmp_path: Path) -> None:
     copied = replace(runs[1].history, settings={**settings, "data.store": "/copy/other.zarr"})
     runs[1] = replace(runs[1], history=copied)
     assert lead(runs) == "2 runs on cpu, dataset bbbb.zarr (bbbbbbbb)."
+
+
+def test_a_trial_that_a_search_gave_up_is_no_preempted_run(tmp_path: Path) -> None:
+    pruned = run_of(record_run(tmp_path, "a", status="preempted", tags={PRUNED: "at step 2"}))
+    stopped = run_of(record_run(tmp_path, "b", status="preempted"))
+    assert (pruned.status, stopped.status) == ("pruned", "preempted")
+    assert lead([pruned, stopped]).endswith("; 1 pruned by the search; 1 not finished.")
+    (group,) = group_runs([pruned, stopped])
+    rows = runs_table([group], ["#000000"]).rows
+    assert [row[4].text for row in rows] == ["pruned", "preempted"]

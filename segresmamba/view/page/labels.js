@@ -24,12 +24,20 @@ export function valuesIn(volumes) {
   return Array.from(found.keys()).filter((value) => value > 0 && found[value]);
 }
 
-/** A copy with only the visible values; `visible` is indexed by value. */
-export function onlyVisible(voxels, visible) {
-  return voxels.map((value) => (visible[value] ? value : 0));
+/**
+ * A copy to be drawn: each visible value as its number in the list of classes, 0 for all others.
+ *
+ * NiiVue has a colour for each value up to the largest, and a graphics card bounds how many.
+ * `numbers` is indexed by value.
+ */
+export function drawn(voxels, numbers) {
+  return voxels.map((value) => numbers[value]);
 }
 
-/** Where visible classes of prediction and reference differ, as sums of the constants above. */
+/**
+ * Where visible classes of prediction and reference differ, as sums of the constants above;
+ * `visible` is indexed by value.
+ */
 export function errorsBetween(prediction, reference, visible, ignored) {
   const errors = new Uint8Array(reference.length);
   for (let i = 0; i < errors.length; i++) {

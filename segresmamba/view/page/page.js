@@ -1,5 +1,5 @@
 // The page: it asks the server for cases, and NiiVue to draw them.
-import { colourOf, diceOf, errorsBetween, fullestPlanes, onlyVisible, valuesIn } from "./labels.js";
+import { colourOf, diceOf, drawn, errorsBetween, fullestPlanes, valuesIn } from "./labels.js";
 
 const LAYERS = [  // from bottom to top, after the image
   { name: "reference", key: "r", on: false },
@@ -107,7 +107,7 @@ function afterLabels() {
   const values = new Set([...declared, ...valuesIn(Object.values(labels))]);
   values.delete(index.ignore_value);
   shown.values = [...values].sort((a, b) => a - b);
-  const table = labelColours(shown.values);
+  const table = labelColours(shown.values.length);
   for (const { name } of LAYERS) {
     if (!volumes[name]) continue;
     if (name !== "errors") volumes[name].setColormapLabel(structuredClone(table));
@@ -130,12 +130,13 @@ function goToFullestPlanes() {
   viewer.drawScene();
 }
 
-function labelColours(values) {
+/** The colours of what `drawn` returns. */
+function labelColours(classes) {
   const table = { R: [0], G: [0], B: [0], A: [0], I: [0] };
-  values.forEach((value, place) => {
+  for (let place = 0; place < classes; place++) {
     const [red, green, blue] = colourOf(place);
-    table.R.push(red); table.G.push(green); table.B.push(blue); table.A.push(255); table.I.push(value);
-  });
+    table.R.push(red); table.G.push(green); table.B.push(blue); table.A.push(255); table.I.push(place + 1);
+  }
   return table;
 }
 
@@ -143,13 +144,13 @@ function labelColours(values) {
 
 function refresh() {
   const { labels, volumes, values } = shown;
-  const visible = new Uint8Array(32768);
-  for (const value of values) visible[value] = hidden.has(value) ? 0 : 1;
-  for (const kind of Object.keys(labels)) volumes[kind].img = onlyVisible(labels[kind], visible);
+  const numbers = new Uint16Array(32768);  // of the visible classes, by value
+  values.forEach((value, place) => { if (!hidden.has(value)) numbers[value] = place + 1; });
+  for (const kind of Object.keys(labels)) volumes[kind].img = drawn(labels[kind], numbers);
   const opacity = Number(element("opacity").value);
   for (const { name, on } of LAYERS) if (volumes[name]) volumes[name].opacity = on ? opacity : 0;
   if (volumes.errors) {
-    const errors = errorsBetween(labels.prediction, labels.reference, visible, index.ignore_value);
+    const errors = errorsBetween(labels.prediction, labels.reference, numbers, index.ignore_value);
     volumes.errors.img = labels.reference.constructor.from(errors);
     if (volumes.errors.opacity) {  // no colour of a class shall shine through that of an error
       volumes.errors.opacity = 1;
@@ -177,7 +178,7 @@ function listClasses() {
     box.addEventListener("change", () => { hidden[box.checked ? "delete" : "add"](value); refresh(); });
     const swatch = make("span", { className: "swatch" });
     swatch.style.background = `rgb(${colourOf(place)})`;
-    const name = make("label", { className: "row" }, box, swatch, index.label_names[value] ?? `label ${value}`);
+    const name = make("label", { className: "row" }, box, swatch, nameOf(value));
     const key = place < 9 ? [make("kbd", { textContent: place + 1 })] : [];
     const score = Number.isNaN(dice.get(value) ?? NaN) ? "–" : dice.get(value).toFixed(3);
     return make("tr", {}, make("td", {}, name), make("td", {}, ...key), make("td", { className: "dice", textContent: score }));
@@ -219,11 +220,15 @@ function showLocation({ mm, values }) {
   if (!shown) return;
   const place = Array.from(mm).slice(0, 3).map((each) => each.toFixed(1)).join(", ");
   const [image, ...others] = viewer.volumes.map((volume, at) => [volume, values[at].value]);
-  const words = others.filter(([volume]) => volume !== shown.volumes.errors).map(([volume, value]) => {
+  const words = others.filter(([volume]) => volume !== shown.volumes.errors).map(([volume, number]) => {
     const kind = volume === shown.volumes.prediction ? "prediction" : "reference";
-    return `${kind}: ${value ? index.label_names[value] ?? `label ${value}` : "–"}`;
+    return `${kind}: ${number ? nameOf(shown.values[number - 1]) : "–"}`;
   });
   element("status").textContent = [`${place} mm`, `intensity ${Number(image[1].toPrecision(5))}`, ...words].join("   ·   ");
+}
+
+function nameOf(value) {
+  return index.label_names[value] ?? `label ${value}`;
 }
 
 function notify(text) {
