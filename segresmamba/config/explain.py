@@ -94,6 +94,12 @@ def _translate(detail: ErrorDetails) -> ConfigError:
             value = "VALUE" if detail["input"] in (None, "") else got
             example = f"'{key}=[{','.join([value] * schema.get('minItems', 1))}]'"
             problem, remedy = "the value has to be a list", f"write {example}: {_help(path)}"
+        case "string_pattern_mismatch":
+            # The help says what the form is; the pattern says it to programmers only.
+            problem, remedy = (
+                "the value has another form than it must have",
+                f"{key}: {_help(path)}",
+            )
         case _:
             message = detail["msg"][:1].lower() + detail["msg"][1:]
             for theirs, yaml in (("a valid array", "a list"), ("an object", "a mapping")):

@@ -31,7 +31,8 @@ class TrackingConfig(Section):
     """Name of the MLflow experiment."""
     # MLflow is asked for a group by a query with the name in quotes, so it has none itself.
     group: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._ -]*$")
-    """Name of the sweep or cross-validation that the run belongs to. MLflow shows the runs of a
+    """Name of the sweep or cross-validation that the run belongs to: letters, digits, spaces, dots,
+    hyphens and underscores, with a letter or a digit first. MLflow shows the runs of a
     group as children of one run with this name."""
     enabled: bool = True
     """Send the journal to MLflow."""

@@ -43,7 +43,7 @@ _REMEDIES = {
 }
 
 
-_SAME_SIZE = 0.01
+SAME_SIZE = 0.01
 """Relative difference up to which two voxel sizes count as one."""
 
 
@@ -203,7 +203,7 @@ class Preprocessing(StoreRecord):
         if self.spacing_mm or self.trained_mm is None:
             return self.spacing_mm
         low_3, high_3 = np.array(self.trained_mm)
-        if (high_3 > low_3 * (1 + _SAME_SIZE)).any():
+        if (high_3 > low_3 * (1 + SAME_SIZE)).any():
             return None
         depth, height, width = (float(size) for size in np.sqrt(low_3 * high_3).round(6))
         return depth, height, width
@@ -248,7 +248,7 @@ class Preprocessing(StoreRecord):
         if self.trained_mm is None:
             return True
         (low_3, high_3), own_3 = np.array(self.trained_mm), np.array(spacing_mm)
-        larger_3, smaller_3 = own_3 * (1 + _SAME_SIZE), own_3 / (1 + _SAME_SIZE)
+        larger_3, smaller_3 = own_3 * (1 + SAME_SIZE), own_3 / (1 + SAME_SIZE)
         return bool((larger_3 >= low_3).all() and (smaller_3 <= high_3).all())
 
     def warn_of_other_intensities(

@@ -91,5 +91,6 @@ def _require_finite(brick: Brick) -> None:
             "the network's output is not finite",
             where="slices, rows, columns " + ", ".join(f"{a} to {b - 1}" for a, b in brick.box),
             got="nan or inf among the logits",
-            remedy="compute with --precision fp32; look at the intensities of the image",
+            remedy="compute in fp32 (predict --precision fp32, train.precision=fp32); look at the "
+            "intensities of the image; if a training says this, try a lower train.lr",
         )

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
 from segresmamba.config import Config, read_config
 from segresmamba.data import Dataset
-from segresmamba.data.preprocessing import Normalisation
+from segresmamba.data.preprocessing import SAME_SIZE, Normalisation
 from segresmamba.data.untrusted import stays_inside
 from segresmamba.errors import ConfigError, DataError, warn_once
 from segresmamba.inference.postprocessing import Rule, read_rules
@@ -26,6 +27,7 @@ from segresmamba.storage.digest import file_digest
 from segresmamba.storage.json_text import parse_json
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.task.weights import WeightsFacts, read_facts
+from segresmamba.tracking import PRUNED, TrackingError, read_history
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +110,7 @@ def require_same_task(models: Sequence[TrainedModel]) -> None:
             warn_once(logger, "%s is named twice, and so it counts twice", model.weights)
         seen.add(model.weights.resolve())
         for what, value in _task(model).items():
-            if value != expected[what]:
+            if not _are_same(value, expected[what]):
                 raise DataError(
                     f"models with different {what} cannot be averaged",
                     where=model.weights,
@@ -154,8 +156,16 @@ def _task(model: TrainedModel) -> dict[str, object]:
         "labels": dict(model.facts.labels),
         "channels": list(model.facts.channel_names),
         "regions": model.config.data.regions,
-        "preprocessing": model.facts.preprocessing,
+        "voxel size": model.facts.preprocessing.only_mm,
+        "preprocessing": model.facts.preprocessing.model_copy(update={"trained_mm": None}),
     }
+
+
+def _are_same(one: object, other: object) -> bool:
+    """Whether two facts are equal. Voxel sizes of two stores differ by the rounding of headers."""
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return bool(np.allclose(one, other, rtol=SAME_SIZE, atol=0))
+    return one == other
 
 
 def _of_run(path: Path) -> TrainedModel:
@@ -165,6 +175,8 @@ def _of_run(path: Path) -> TrainedModel:
 
 def trained_runs(folder: Path) -> list[Path]:
     """The runs in a folder, or of a sweep, that have best weights; at least one.
+
+    Runs that a search gave up are no results, and are left out.
 
     Raises:
         UserError: If there is none, or the sweep's record cannot be read.
@@ -178,7 +190,8 @@ def trained_runs(folder: Path) -> list[Path]:
         runs = [root / run.name for run in named]
     else:
         runs = sorted(path.parent for path in folder.glob("*/config.yaml"))
-    trained = [run for run in runs if RunFolder(run).best.exists()]
+    pruned = [run for run in runs if _is_pruned(run)]
+    trained = [run for run in runs if RunFolder(run).best.exists() and run not in pruned]
     if not trained:
         raise ConfigError(
             "there is no trained model",
@@ -188,10 +201,19 @@ def trained_runs(folder: Path) -> list[Path]:
             "folder that `segresmamba export` wrote"
             + ("; if it is an image, another image does not exist" if folder.is_file() else ""),
         )
-    if len(trained) < len(runs):
-        left = ", ".join(run.name for run in runs if run not in trained)
-        logger.warning("%s: these runs have no best weights and are left out: %s", folder, left)
+    left = [run for run in runs if run not in trained and run not in pruned]
+    for why, those in (("have no best weights", left), ("were given up by a search", pruned)):
+        if those:
+            names = ", ".join(run.name for run in those)
+            logger.warning("%s: these runs %s and are left out: %s", folder, why, names)
     return trained
+
+
+def _is_pruned(run: Path) -> bool:
+    try:
+        return PRUNED in read_history(run).tags
+    except TrackingError:  # weights can be used without a journal
+        return False
 
 
 def _what_is_there(folder: Path, runs: Sequence[Path]) -> str:

@@ -175,15 +175,20 @@ class RunTracker(Tracker):
         self._journal.close()
         if self._state is None:
             return
-        if not self._begins and not wait_for_uploader(self._folder, WAIT_S[status]):
+        wait_s = WAIT_S[status]
+        if not self._begins and status == "preempted":
+            # This is told of a trial that a search gave up. Nobody goes on with it, so its records
+            # are sent now or never, and no queue waits for this process to end.
+            wait_s = WAIT_S["finished"]
+        if not self._begins and not wait_for_uploader(self._folder, wait_s):
             # That uploader may have sent more than this state says. Sending it again is harmless.
             self._start_uploader(self._state)
         self._replace_killed_uploader()
         if self._uploader is not None:
             if self._begins and status == "failed":
-                self._uploader.leave(WAIT_S[status])
+                self._uploader.leave(wait_s)
             else:
-                self._uploader.close(WAIT_S[status])
+                self._uploader.close(wait_s)
             self._uploader = None
         state = self._current_state()
         size = RunFolder(self._folder).journal.stat().st_size

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from segresmamba.config import TrackingConfig
 from segresmamba.data import Preprocessing
 from segresmamba.errors import CheckpointError, ConfigError, DataError
 from segresmamba.inference.postprocessing import Postprocessing, Rule, write_postprocessing
-from segresmamba.inference.trained import open_models, require_same_task
+from segresmamba.inference.trained import open_models, require_same_task, trained_runs
 from segresmamba.storage.run_folder import RunFolder
+from segresmamba.tracking import PRUNED, open_tracker
 from tests.inference.conftest import LABELS, PATCH, write_run
 
 
@@ -116,6 +118,31 @@ def test_a_network_that_is_averaged_with_itself_is_warned_about(
     assert f"{RunFolder(fold_runs / 'fold2').best} is named twice" in caplog.text
 
 
+def sized(size_mm: float) -> Preprocessing:
+    return Preprocessing(trained_mm=((size_mm,) * 3, (size_mm,) * 3))
+
+
+def test_voxel_sizes_that_differ_by_the_rounding_of_headers_are_one_size(tmp_path: Path) -> None:
+    runs = [
+        write_run(tmp_path / str(size_mm), preprocessing=sized(size_mm))
+        for size_mm in (1.99999998, 2.0)
+    ]
+    require_same_task([model for run in runs for model in open_models(run)])
+
+
+def test_trials_that_a_search_gave_up_are_not_averaged(
+    fold_runs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(fold_runs, tmp_path / "runs")
+    kept, pruned = trained_runs(tmp_path / "runs")
+    config = TrackingConfig(enabled=False)
+    tracker = open_tracker(pruned, config, root=tmp_path, run_name=pruned.name)
+    tracker.tags({PRUNED: "at step 2"})
+    tracker.close("preempted")
+    assert trained_runs(tmp_path / "runs") == [kept]
+    assert f"were given up by a search and are left out: {pruned.name}" in caplog.text
+
+
 def test_models_of_different_tasks_are_not_averaged(model_run: Path, tmp_path: Path) -> None:
     (first,) = open_models(model_run)
     others = {
@@ -123,6 +150,7 @@ def test_models_of_different_tasks_are_not_averaged(model_run: Path, tmp_path: P
         "channels": write_run(tmp_path / "channels", channels=("t2",)),
         "regions": write_run(tmp_path / "regions", data={"regions": {"all": [1, 5], "b": [5]}}),
         "preprocessing": write_run(tmp_path / "pre", preprocessing=Preprocessing(crop=True)),
+        "voxel size": write_run(tmp_path / "mm", preprocessing=sized(2.0)),
     }
     for what, run in others.items():
         (other,) = open_models(run)
