@@ -531,18 +531,6 @@ class Trainer:
         if stop_requested():
             raise _AskedToStopError
 
-    def _say_left_out(self, damaged: int, cases: int) -> None:
-        text = f"{damaged} of {cases} cases of the held-out fold are damaged"
-        if damaged == cases:
-            raise DataError(
-                "nothing is left to validate",
-                where=self.task.dataset.where,
-                got=text,
-                remedy="run `segresmamba verify --fix` on the store, then the same command",
-            )
-        if self.ranks.is_main:
-            logger.warning("step %d: %s; the mean is that of the others", self.step, text)
-
     def _keep_if_best(self, weights: dict[str, Tensor], dice: float) -> None:
         best = self._best_facts()
         logger.info("step %d  validation Dice %.4f", self.step, dice)
