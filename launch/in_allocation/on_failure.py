@@ -32,8 +32,9 @@ from launch.failures import (
 from launch.jobs import succession
 from launch.jobs.rank import batch_log, load_job
 from launch.slurm import allocation, squeue
+from launch.slurm.script import AT_LIMIT
 from segresmamba.config import ClusterConfig, Config
-from segresmamba.errors import USER_CODE, LaunchError
+from segresmamba.errors import PASSING_CODE, USER_CODE, LaunchError
 from segresmamba.storage.run_folder import RunFolder
 
 # Slurm ends the batch script of a requeued job. If the script left first, with an error, the job
@@ -89,6 +90,35 @@ def on_failure(config: Config, logs: Path, code: int) -> int:
             time.sleep(_END_S)
         sys.stderr.write(f"Slurm does not queue it again: {refusal or 'no reason given'}\n")
     return failure.exit_code
+
+
+def at_limit(config: Config, logs: Path) -> None:
+    """Queue this job again if its time limit ends it before its ranks have saved.
+
+    They had been warned, but came to no step boundary: a step takes longer, or a file system gives
+    no answer. Slurm takes a job back that it is just ending. Its KillWait, usually 30 s, is all the
+    time that there is.
+    """
+    job_id = allocation.job_id()
+    if succession.is_settled(logs, job_id) or not squeue.is_ended_by_limit(job_id):
+        return
+    error = LaunchError(
+        "the time limit has ended the job before its ranks had saved",
+        where=f"job {job_id}",
+        got=f"they were warned {config.cluster.signal_delay_s} s before it "
+        "(cluster.signal_delay_s), and reached no step boundary",
+        remedy="see in the log what they did; if a step, or the preparation before the first one, "
+        "takes so long, raise cluster.signal_delay_s or cluster.time_min",
+    )
+    failure = Failure(0, time.time(), PASSING_CODE, error.screen())
+    line_of_jobs = succession.line_of(logs, job_id)
+    history = _remember(RunFolder.from_config(config), job_id, line_of_jobs, failure)
+    is_requeued, line = _go_on(config.cluster, logs, job_id, history)
+    if is_requeued and (refusal := squeue.requeue(job_id)):
+        line = f"Slurm does not queue it again: {refusal}"
+    sys.stderr.write("\n".join(["", line, failure.text, ""]))
+    sys.stderr.flush()
+    report_failure(config, failure)
 
 
 def _find_failure(logs: Path, job_id: str) -> Failure | None:
@@ -166,17 +196,25 @@ def _go_on(
 
 
 def main() -> None:
-    """Deal with the failure of this job: `python -m launch.in_allocation.on_failure LOGS CODE`."""
+    """Deal with the end of this job: `python -m launch.in_allocation.on_failure LOGS CODE`.
+
+    In the place of the exit code `limit` says that Slurm has sent SIGTERM to the script.
+    """
     # Preemption may come just now. Slurm then requeues the job itself, and its warning must not end
     # this process before the failure is recorded.
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-    folder = Path(sys.argv[1])
+    folder, code = Path(sys.argv[1]), sys.argv[2]
+    if code == AT_LIMIT:  # Slurm sends it to all processes of the job
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         job = load_job(folder, allocation.job_id())
     except LaunchError as error:  # another user's pickle, which the ranks have refused too
         sys.stderr.write(error.screen() + "\n")
         sys.exit(USER_CODE)
-    sys.exit(on_failure(job.resolved_config(), folder, int(sys.argv[2])))
+    if code == AT_LIMIT:
+        at_limit(job.resolved_config(), folder)
+    else:
+        sys.exit(on_failure(job.resolved_config(), folder, int(code)))
 
 
 if __name__ == "__main__":

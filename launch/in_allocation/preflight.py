@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from launch.slurm import allocation, probe
 from launch.slurm.probe import NodeReport
 from segresmamba.build_tools import INSTALL_BUILD_TOOLS, missing_build_tool
 from segresmamba.config import Config
-from segresmamba.errors import LaunchError, sort_error
+from segresmamba.errors import LaunchError, PassingError, sort_error
 
 # Failures of ranks are put in order by the nodes' clocks, see `launch.failures`.
 CLOCK_TOLERANCE_S = 10.0
@@ -35,6 +36,8 @@ RANK_GIB, READER_GIB = 0.6, 0.2
 _SAME_PYTHON = (
     f"see that {sys.executable} is the same on all nodes: install on a shared file system"
 )
+# What srun says when Slurm ends the step, as for a preemption, or signals it.
+_SIGNALLED = re.compile(r"CANCELLED AT|tasks? \S+ (Terminated|Killed|User defined signal)")
 # Variables of the batch job that would give srun other numbers of tasks than one per node, or show
 # that task the GPUs of one rank and not all of the node.
 _TASK_VARIABLES = (
@@ -94,6 +97,13 @@ def _ask_nodes(config: Config, nonce: Path, content: str) -> list[NodeReport]:
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or len(lines) != nodes:
         said = done.stderr.strip()
+        if _SIGNALLED.search(said):
+            raise PassingError(
+                "the job was interrupted before its ranks started",
+                where=os.environ.get("SLURM_JOB_NODELIST", "srun"),
+                got=said,
+                remedy="nothing was trained in this start; the same command goes on",
+            )
         # srun's own errors are about the job, those of the tasks about a node.
         remedy = f"{_SAME_PYTHON}; {_avoid('NODE')}"
         if "srun: fatal" in said or "Unable to create step" in said:

@@ -18,6 +18,8 @@ from segresmamba.config import ClusterConfig
 from segresmamba.errors import USER_CODE, ConfigError
 from segresmamba.secrets import is_hidden, reveal
 
+AT_LIMIT = "limit"
+"""What the failure handler gets in the place of an exit code when Slurm ends the job."""
 # Ranks that have just been started, when a signal came before them, get this long to heed it.
 _START_S = 5
 # With sizes of both kinds, one is of a job from which sbatch was called for this one, and srun
@@ -73,6 +75,9 @@ def before_ranks(cluster: ClusterConfig, logs: Path) -> list[str]:
     preflight = _python("launch.in_allocation.preflight", logs)
     return [
         *environment(cluster, logs),
+        # The handler finds out whether it is the time limit.
+        f"at_term() {{ {_python('launch.in_allocation.on_failure', logs)} {AT_LIMIT} & }}",
+        "trap 'stop=TERM; [ -z \"$ranks\" ] || kill -TERM $ranks; at_term' TERM",
         f"MASTER_PORT=$({preflight}) || {{ code=$?; [ $code != {USER_CODE} ] || exit $code; "
         f"exec {_python('launch.in_allocation.on_failure', logs)} $code; }}",
         "export MASTER_PORT",

@@ -31,6 +31,7 @@ _CANCELLED = re.compile("JobState=(CANCELLED|COMPLETING) Reason=None")
 # How scontrol refuses to queue a job again that is in the queue.
 _PENDING = "Job is pending execution"
 _STATE = re.compile(r"JobState=(\w+)")
+_AT_LIMIT = re.compile(r"JobState=(COMPLETING|TIMEOUT) Reason=TimeLimit")
 # A job in any other state runs. It is SIGNALING, say, for the moment in which slurmctld sends a
 # signal to its nodes, also at a preemption: taken for an ended job, it would not be queued again.
 _NOT_RUNNING = _ENDED | {"PENDING", "COMPLETING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD"}
@@ -273,6 +274,12 @@ def is_cancelled(job_id: str) -> bool:
     """
     shown = run_patiently("scontrol", "show", "job", job_id).stdout
     return _CANCELLED.search(shown) is not None and "PreemptTime=None" in shown
+
+
+def is_ended_by_limit(job_id: str) -> bool:
+    """Whether Slurm is ending a job because of its time limit. Waits if slurmctld is away."""
+    shown = run_patiently("scontrol", "show", "job", job_id).stdout
+    return _AT_LIMIT.search(shown) is not None
 
 
 def release_after(job_id: str, other: str) -> None:

@@ -59,6 +59,12 @@ class Pool:
                     and not self.stopping
                     and len(self.running) + len(self.others) < self.most
                 ):
+                    if other := self.sweep.other_controller():
+                        # Locks do not reach it. As with runs, whoever began last goes on.
+                        text = f"{other} controls this sweep now: no more trials are started here"
+                        typer.echo(text, err=True)
+                        self.waiting.clear()
+                        break
                     self._start(self.waiting.pop(0))
                 self._collect()
                 self._collect_others()

@@ -9,6 +9,7 @@ import typer
 from launch.failures import INTERRUPTED_CODE
 from launch.run_state import FAILED, STOPPED
 from launch.selection import EVERYTHING, Selection, cell
+from launch.slurm import limits
 from launch.sweeps.parts import missing, queue
 from launch.sweeps.pool import Pool
 from launch.sweeps.summary import summary_lines, write_summary
@@ -67,6 +68,7 @@ def show(sweep: Sweep, selection: Selection = EVERYTHING) -> None:
     shown = selection.of(sweep.trials)
     for trial in shown:
         job = f"  job {trial.job}" if trial.job else ""
+        job += f" ({trial.reason})" if trial.reason else ""
         reached = f"{cell(trial.dice, '{:6.4f}')}  {cell(trial.energy_wh, '{:9.2f} Wh')}"
         typer.echo(
             f"{trial.number:4d}  {trial.state:8s}  {reached}  {trial.digest:8s}  {trial.run}{job}  "
@@ -75,6 +77,9 @@ def show(sweep: Sweep, selection: Selection = EVERYTHING) -> None:
     for trial in shown:
         if failure := trial.read_failure():
             typer.echo(f"\ntrial {trial.number} failed: {failure}")
+    for reason in sorted({trial.reason for trial in shown}):
+        if verdict := limits.verdict_of(reason):
+            typer.echo(f"\ntrials will not start: {verdict.got}; {verdict.remedy}")
     for line in [_counts(sweep), *summary_lines(sweep)]:
         typer.echo(line)
     if any(trial.state in {FAILED, STOPPED} for trial in sweep.trials):

@@ -7,6 +7,7 @@
         trial-003.json    in a search: what was chosen for trial 3, and where it was pruned
         trial-003.lock    held by the process that runs trial 3 on this machine
         trial-003.log     what that process printed
+        controller.txt    the process that controls the sweep, or did so last
         study.journal     in a search: Optuna's study
         jobs/             logs and pickles of the jobs on Slurm; each run's logs/ links to its own
         summary.json, summary.csv
@@ -21,6 +22,7 @@ import hashlib
 import json
 import os
 import re
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -51,6 +53,7 @@ from segresmamba.storage.locks import is_locked, try_lock
 from segresmamba.storage.run_folder import keep_secrets
 
 MANIFEST = "manifest.json"
+_CONTROLLER = "controller.txt"
 # What a trial of a search writes down itself. The rest follows from the latest command.
 _RECORDED = ("digest", "values", "pruned_at")
 
@@ -319,7 +322,16 @@ class Sweep:
                     got="a lock that is held",
                     remedy=f"python -m launch status {self.folder} shows how far it is",
                 )
+            write_text(self.folder / _CONTROLLER, _this_process())
             yield
+
+    def other_controller(self) -> str | None:
+        """The process that controls the sweep since this one began to, where locks let it."""
+        try:
+            name = (self.folder / _CONTROLLER).read_text(encoding="utf-8")
+        except OSError:  # it is just being replaced, or the file system is away for a moment
+            return None
+        return None if name == _this_process() else name
 
     def _lock_file(self, trial: Trial) -> Path:
         return self.folder / f"trial-{trial.number:03d}.lock"
@@ -373,6 +385,10 @@ def _to_manifest(part: Search | Trial) -> dict[str, Any]:
 
 def _from_manifest(values: dict[str, Any]) -> dict[str, Any]:
     return {"overrides" if key == "words" else key: value for key, value in values.items()}
+
+
+def _this_process() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()}"
 
 
 def _summary(sweep: Sweep) -> str:

@@ -38,6 +38,8 @@ class Trial:
     """Energy of all its starts."""
     recorded_s: float | None = None
     """When it last recorded something, in seconds since the epoch."""
+    reason: str = ""
+    """Why its job waits, in Slurm's words."""
 
     @property
     def folder(self) -> RunFolder:
@@ -67,6 +69,7 @@ class Trial:
         self.dice = recorded.last(METRIC) if recorded else None
         self.energy_wh = recorded.energy_wh if recorded else None
         self.recorded_s = recorded.recorded_s if recorded else None
+        self.reason = job.reason if job and not job.ended else ""
         self.state = find_state(
             recorded,
             job,

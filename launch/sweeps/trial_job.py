@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 POLL_S = 2.0
 # Held while a study is read or changed.
 LOCK = ".study.lock"
+_BEHIND = "the sweep's study and summary are not up to date: %s"
 logger = logging.getLogger(__name__)
 
 
@@ -94,7 +95,11 @@ class TrialJob:
         """
         from segresmamba.tracking import PRUNED
 
-        sweep = Sweep.read(self.sweep)
+        try:
+            sweep = Sweep.read(self.sweep)
+        except (OSError, UserError) as error:  # as while another machine replaces the manifest
+            logger.warning(_BEHIND, error)
+            return
         trial = sweep.trials[self.number]
         if sweep.search is not None and result.status == "finished":
             history = read_run(trial.folder.path)
@@ -115,7 +120,7 @@ class TrialJob:
             write_summary(sweep)
         except (OSError, UserError) as error:
             # Not the trial's failure, and the next trial or command makes up for it.
-            logger.warning("the sweep's study and summary are not up to date: %s", error)
+            logger.warning(_BEHIND, error)
 
 
 class Watch:

@@ -36,9 +36,9 @@ class RunConfig(Section):
     """Folder that holds the folders of all runs."""
     # It becomes the name of a folder, so it has no slash and does not begin with a dot.
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """Folder of the run below root: letters, digits, dots, hyphens and underscores, with a letter or
-    a digit first. Unset, it is the name of the network and a digest of the
-    settings: the same command then finds its run again, and other settings never overwrite it."""
+    """Folder of the run below root: letters, digits, dots, hyphens and underscores, with a letter
+    or a digit first. Unset, it is the name of the network and a digest of the settings: the same
+    command then finds its run again, and other settings never overwrite it."""
     config_dir: Path | None = None
     """Folder with presets of your own, such as data/mine.yaml, which come before the package's. The
     option --config-dir sets it; unset, it is configs/ of the working folder if there is one."""

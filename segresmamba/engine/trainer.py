@@ -13,7 +13,7 @@ import time
 from collections.abc import Collection, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +71,15 @@ from segresmamba.tracking import (
     run_hint,
 )
 
+if TYPE_CHECKING:
+    from segresmamba.engine.stopped_validation import Scored
+
 logger = logging.getLogger(__name__)
+
+
+class _AskedToStopError(Exception):
+    """This rank was asked to stop in the middle of a case."""
+
 
 _WAIT = "time/data_wait_s"
 _DEVICE_PEAK = "memory/device_peak_allocated_gib"
@@ -416,11 +424,11 @@ class Trainer:
 
     def _validated(self) -> bool:
         # What it needs (nibabel, SciPy) takes long to import, and training starts without it.
-        from segresmamba.evaluation import score_cases
+        from segresmamba.evaluation.score_cases import Summary
 
-        started = time.monotonic()
-        weights = self.engine.weights()
-        if not self.task.split["val"]:
+        started_s = time.monotonic()
+        weights, held_out = self.engine.weights(), self.task.split["val"]
+        if not held_out:
             if self.ranks.is_main:
                 logger.info(
                     "step %d: nothing is held out, the last weights count as best", self.step
@@ -428,38 +436,76 @@ class Trainer:
                 self._keep(weights, None)
                 write_text(self._validation_record, "{}")
             return True
-        network = self.task.network()
-        network.load_state_dict(weights)
-        network.to(self.ranks.device)
-        network.register_forward_hook(lambda *_: self.watchdog.beat())  # a window
-        cases, results = self.task.split["val"], list[score_cases.CaseResult]()
-        # One case for each rank at a time, so that the ranks can stop between cases.
-        for first in range(0, len(cases), self.ranks.world_size):
-            self.watchdog.beat()
-            if highest(int(stop_requested()), self.ranks.device):
-                logger.warning("asked to stop: step %d will be validated later", self.step)
-                return False
-            mine = cases[first + self.ranks.rank : first + self.ranks.rank + 1]
-            try:
-                results += score_cases.evaluate_cases(
-                    network, self.task.dataset, mine, self.config, self.ranks.device
-                )
-            except DamagedCaseError as error:
-                self.bad_cases.add({mine[0]: f"{error.where}: {error.got}"})
+        scored = self._score_held_out(weights, started_s)
+        if scored is None:
+            return False
         self.bad_cases.agree()
-        everywhere = [case for part in gather(results, self.ranks) for case in part]
-        if len(everywhere) < len(cases):
-            self._say_left_out(len(cases) - len(everywhere), len(cases))
-        summary = score_cases.Summary.from_results(everywhere)
+        if len(scored.results) < len(held_out):
+            self._say_left_out(len(held_out) - len(scored.results), len(held_out))
+        summary = Summary.from_results(scored.results)
         self.last_dice = summary.mean.dice
         if self.ranks.is_main:
             values = {f"validation/{key}": value for key, value in summary.metrics().items()}
-            values["time/validation_s"] = time.monotonic() - started
+            values["time/validation_s"] = scored.seconds
             self.tracker.metrics(values, step=self.step, epoch=self._epoch())
             self._keep_if_best(weights, summary.mean.dice)
             # The last act: a validation without this file is done again when the run continues.
             write_text(self._validation_record, json.dumps(values))
+            self.folder.scored(self.step).unlink(missing_ok=True)
         return True
+
+    def _score_held_out(self, weights: dict[str, Tensor], started_s: float) -> Scored | None:
+        """The scores of the held-out cases but those that are damaged (collective).
+
+        Returns:
+            None if some rank was asked to stop. What was scored by then is kept.
+        """
+        from segresmamba.engine.stopped_validation import Scored, read_scored, write_scored
+        from segresmamba.evaluation.score_cases import evaluate_cases
+
+        network = self.task.network()
+        network.load_state_dict(weights)
+        network.to(self.ranks.device)
+        network.register_forward_hook(self._after_window)
+        path, held_out = self.folder.scored(self.step), self.task.split["val"]
+        before = from_main(read_scored(path, self.config))
+        results = list(before.results) if self.ranks.is_main else []
+        known = {result.case_id for result in before.results}
+        cases = [case for case in held_out if case not in known]
+        if self.ranks.is_main:
+            text = f" ({len(known)} others are scored)" if known else ""
+            logger.info("step %d: validating %d case(s)%s", self.step, len(cases), text)
+        # One case for each rank at a time, so that the ranks can stop between cases. After the last
+        # ones they look once more, whether some rank has left its case unfinished.
+        must_stop = False
+        for first in range(0, len(cases) + self.ranks.world_size, self.ranks.world_size):
+            self.watchdog.beat()
+            must_stop |= first < len(cases) and stop_requested()
+            if highest(int(must_stop), self.ranks.device):
+                break
+            mine = cases[first + self.ranks.rank : first + self.ranks.rank + 1]
+            try:
+                results += evaluate_cases(
+                    network, self.task.dataset, mine, self.config, self.ranks.device
+                )
+            except DamagedCaseError as error:
+                self.bad_cases.add({mine[0]: f"{error.where}: {error.got}"})
+            except _AskedToStopError:
+                must_stop = True
+        everywhere = [case for part in gather(results, self.ranks) for case in part]
+        seconds = before.seconds + time.monotonic() - started_s
+        scored = Scored(before.settings, everywhere, seconds)
+        if not highest(int(must_stop), self.ranks.device):
+            return scored
+        if self.ranks.is_main:
+            write_scored(path, scored)
+        is_stuck = len(everywhere) == len(known)
+        hint = ", none in this start; if that comes again, raise cluster.time_min"
+        logger.warning(
+            "asked to stop: step %d will be validated later; %d of %d cases are scored%s",
+            *(self.step, len(everywhere), len(held_out), hint if is_stuck else ""),
+        )
+        return None
 
     def _say_left_out(self, damaged: int, cases: int) -> None:
         text = f"{damaged} of {cases} cases of the held-out fold are damaged"
@@ -472,6 +518,18 @@ class Trainer:
             )
         if self.ranks.is_main:
             logger.warning("step %d: %s; the mean is that of the others", self.step, text)
+
+    def _after_window(self, *_: object) -> None:
+        """End the case that is being validated if this rank was asked to stop.
+
+        A large volume may take longer than Slurm waits after its warning.
+
+        Raises:
+            _AskedToStopError: Never beyond `_score_held_out`, where all ranks stop together.
+        """
+        self.watchdog.beat()
+        if stop_requested():
+            raise _AskedToStopError
 
     def _keep_if_best(self, weights: dict[str, Tensor], dice: float) -> None:
         best = self._best_facts()

@@ -124,6 +124,10 @@ class RunFolder:
         """File of the metrics of the validation at a checkpoint's step."""
         return self.checkpoint(step) / "validation.json"
 
+    def scored(self, step: int) -> Path:
+        """File of what that validation had scored when it was stopped."""
+        return self.checkpoint(step) / "scored.json"
+
     def saved_steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending.
 

@@ -86,6 +86,20 @@ def test_a_run_at_its_time_limit_saves_and_goes_on(words: tuple[str, ...], tmp_p
     assert '"resumed": true' in (job.run / "found-1.json").read_text()
 
 
+def test_a_run_that_cannot_save_at_its_time_limit_is_queued_again(
+    words: tuple[str, ...], tmp_path: Path
+) -> None:
+    job = queue_stand_in("started_again", tmp_path, *words, "cluster.signal_delay_s=30")
+    job.wait_for_ranks()
+    slurm("scontrol", "update", f"jobid={job.id}", "TimeLimit=1")
+    wait_until(lambda: job.state.name == "PENDING", "its way back to the queue", lambda: job.log)
+    slurm("scontrol", "update", f"jobid={job.id}", "TimeLimit=60")
+    assert job.end().exit_code == 0, job.log
+    assert "queued again, failure 1 of at most 3" in job.log
+    assert "error: the time limit has ended the job before its ranks had saved" in job.log
+    assert '"resumed": true' in (job.run / "found-1.json").read_text()
+
+
 def test_a_preempted_run_goes_on_with_other_ranks_at_another_stage(
     reference: Followed, queue_run: Queue, words: tuple[str, ...], root: Path
 ) -> None:

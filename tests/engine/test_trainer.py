@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -10,13 +11,18 @@ from pathlib import Path
 import pytest
 
 from segresmamba.config import load_config, read_config
+from segresmamba.data import convert
 from segresmamba.engine import request_stop, train
 from segresmamba.engine.checkpoints import checkpoint
+from segresmamba.engine.stopped_validation import Scored, read_scored, write_scored
 from segresmamba.engine.zero import ZeroEngine
 from segresmamba.errors import BackendMissingError, CheckpointError, ConfigError, UserError
+from segresmamba.evaluation.score_cases import CaseResult
+from segresmamba.inference.sliding_window import SlidingWindow
 from segresmamba.storage.run_folder import RunFolder
 from segresmamba.task.weights import read_facts
 from segresmamba.tracking import read_history
+from tests.conftest import write_nnunet_dataset
 from tests.damage import cut, flip, lose
 from tests.engine.ranks import RankPool
 from tests.engine.tiny import journal_losses, tiny_config
@@ -249,6 +255,94 @@ def test_a_stop_before_validation_is_heeded_and_the_validation_done_later(
     result = train(tiny_config(tiny_store, tmp_path))
     assert (result["status"], result["step"]) == ("finished", 4)
     assert len(records(tmp_path / "tiny", "validation/dice/mean")) == 1
+
+
+def validations(run: Path) -> list[dict[str, float]]:
+    """The scores of every validation in the journal."""
+    lines = map(json.loads, (run / "journal.jsonl").read_text().splitlines())
+    found = [line["values"] for line in lines if "time/validation_s" in line.get("values", {})]
+    return [{key: one[key] for key in one if key.startswith("validation/")} for one in found]
+
+
+def test_a_stop_in_the_middle_of_a_volume_is_heeded_at_the_next_window(
+    finished_run: Path, tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits, windows = SlidingWindow._logits, list[int]()
+
+    def stop_at_two(sliding: SlidingWindow, *arguments: object) -> object:
+        windows.append(len(windows))
+        if len(windows) == 2:
+            request_stop()
+        return logits(sliding, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(SlidingWindow, "_logits", stop_at_two)
+    assert train(tiny_config(tiny_store, tmp_path / "cut"))["status"] == "preempted"
+    assert len(windows) == 2
+    assert train(tiny_config(tiny_store, tmp_path / "cut"))["status"] == "finished"
+    assert validations(tmp_path / "cut" / "tiny") == validations(finished_run)
+
+
+def stop_in_the_case_of_rank_1(store: Path, root: Path) -> str:
+    """Validate three cases on two ranks, the second of which is warned in its first one."""
+    logits = SlidingWindow._logits
+
+    def stopping(sliding: SlidingWindow, *arguments: object) -> object:
+        if os.environ["RANK"] == "1":
+            request_stop()
+        return logits(sliding, *arguments)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SlidingWindow, "_logits", stopping)
+        return str(train(tiny_config(store, root))["status"])
+
+
+@pytest.fixture(scope="module")
+def three_held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five cases, three of which are held out."""
+    folder = tmp_path_factory.mktemp("three")
+    names = [f"case{number}" for number in range(5)]
+    splits = folder / "splits.json"
+    splits.write_text(json.dumps([{"train": names[:2], "val": names[2:]}]))
+    convert(write_nnunet_dataset(folder / "raw"), folder / "store", splits=splits)
+    return folder / "store"
+
+
+def test_a_validation_that_was_stopped_goes_on_with_the_cases_that_are_left(
+    two_ranks: RankPool, three_held_out: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert two_ranks.run(stop_in_the_case_of_rank_1, three_held_out, tmp_path) == 2 * ["preempted"]
+    with caplog.at_level(logging.INFO):
+        assert train(tiny_config(three_held_out, tmp_path))["status"] == "finished"
+    assert "step 4: validating 2 case(s) (1 others are scored)" in caplog.text
+    (found,) = validations(tmp_path / "tiny")
+    assert len(found) == 6
+    assert not RunFolder(tmp_path / "tiny").scored(4).exists()
+    train(tiny_config(three_held_out, tmp_path / "whole"))
+    assert validations(tmp_path / "whole" / "tiny") == [pytest.approx(found, rel=2e-3)]
+
+
+@pytest.mark.parametrize("damage", ["", '{"settings": ["other", 0.0], "results": [1]}', "{"])
+def test_what_a_stopped_validation_has_left_is_not_used_if_it_is_damaged(
+    killed_run: Path, tiny_store: Path, tmp_path: Path, damage: str
+) -> None:
+    run = RunFolder(killed_run)
+    expected = validations(killed_run)
+    run.validation(4).unlink()
+    run.scored(4).write_text(damage)
+    assert train(tiny_config(tiny_store, tmp_path))["status"] == "finished"
+    assert validations(killed_run) == 2 * expected
+
+
+def test_scores_of_other_windows_do_not_count(
+    killed_run: Path, tiny_store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, config = RunFolder(killed_run), tiny_config(tiny_store, tmp_path, "validation.overlap=0.1")
+    run.validation(4).unlink()
+    former = Scored(read_scored(run.scored(4), config).settings, [CaseResult("case0", {})], 1.0)
+    write_scored(run.scored(4), former)
+    with caplog.at_level(logging.INFO):
+        train(tiny_config(tiny_store, tmp_path))
+    assert "step 4: validating 1 case(s)\n" in caplog.text
 
 
 def test_a_network_that_cannot_be_built_leaves_nothing(tiny_store: Path, tmp_path: Path) -> None:

@@ -96,6 +96,25 @@ def test_a_queued_run_is_shown_with_its_newest_job_before_it_has_begun(
     assert status()[1] == f"waiting {tmp_path}/mine job 4711 unknown to Slurm"
 
 
+def test_a_trial_that_waits_is_shown_with_the_reason(
+    tmp_path: Path, fake_command: FakeCommand, status: Callable[..., list[str]]
+) -> None:
+    words = ["data=custom", "data.store=x", f"run.root={tmp_path}"]
+    sweep = Sweep.from_overrides([*words, "seed=0,1,2"], "s")
+    for trial in sweep.trials:
+        trial.job = f"4711_{trial.number}"
+    sweep.write()
+    reasons = ("PENDING 0 JobHeldUser", "PENDING 0 PartitionTimeLimit", "RUNNING 0 None")
+    lines = "; ".join(f"echo 4711_{number} {reason}" for number, reason in enumerate(reasons))
+    fake_command("squeue", lines)
+    shown = status()
+    for line, end in zip(
+        shown[1:], ("_0 (JobHeldUser)", "_1 (PartitionTimeLimit)", "_2"), strict=False
+    ):
+        assert f"job 4711{end} seed=" in line
+    assert any(line.startswith("trials will not start: PartitionTimeLimit") for line in shown)
+
+
 def test_a_trial_is_shown_with_its_sweep_unless_it_is_asked_for(
     tmp_path: Path, fake_command: FakeCommand, status: Callable[..., list[str]]
 ) -> None:

@@ -8,6 +8,8 @@ writes into one again when the trainer has released the batch that lay in it.
 from __future__ import annotations
 
 import math
+import shutil
+import socket
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,9 +19,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from segresmamba.errors import DataError
+
 PADDING = -1
 """Label of voxels that count for nothing in the loss: outside a case that is smaller than a crop,
 and where nobody has annotated."""
+SHARED_MEMORY = "/dev/shm"
 _FLAG_BYTES = 64
 """Before the batch, one cache line: its first byte is 1 while the batch is on its way or in use."""
 
@@ -133,7 +138,11 @@ class BufferPool:
     _buffers: list[Tensor] = field(default_factory=list)
 
     def take(self, count: int) -> Tensor:
-        """A free buffer whose content is `count` zero bytes. A new one is made if none is free."""
+        """A free buffer whose content is `count` zero bytes. A new one is made if none is free.
+
+        Raises:
+            DataError: If this machine has too little shared memory for it.
+        """
         for buffer in self._buffers:
             if len(buffer) == _FLAG_BYTES + count and buffer[0] == 0:
                 buffer.numpy().fill(0)
@@ -142,7 +151,7 @@ class BufferPool:
             # Made by NumPy, because it asks for huge pages.
             buffer = torch.from_numpy(np.zeros(_FLAG_BYTES + count, np.uint8))
             if self.shared:
-                buffer.share_memory_()  # type: ignore[no-untyped-call]
+                _share(buffer, len(self._buffers))
             self._buffers.append(buffer)
         buffer[0] = 1
         return buffer
@@ -156,3 +165,28 @@ class BufferPool:
     def content(buffer: Tensor) -> Tensor:
         """A buffer without its flag."""
         return buffer[_FLAG_BYTES:]
+
+
+def _share(buffer: Tensor, others: int) -> None:
+    """Move a buffer to shared memory, of which a container of Docker has 64 MiB by default."""
+    try:
+        buffer.share_memory_()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:  # torch's, with its own words for ENOSPC
+        needed = f"{len(buffer) / 2**20:.1f} MiB for another batch; this reader has {others} there"
+        raise too_little_shared_memory(needed) from error
+
+
+def too_little_shared_memory(needed: str) -> DataError:
+    """The error for a machine whose shared memory is too small, or full.
+
+    Args:
+        needed: How much for what.
+    """
+    free_bytes = shutil.disk_usage(SHARED_MEMORY).free
+    return DataError(
+        "there is too little shared memory for the batches that readers hand over",
+        where=f"{SHARED_MEMORY} of {socket.gethostname()}",
+        got=f"{free_bytes / 2**20:.1f} MiB are free, needed: {needed}",
+        remedy="lower data.workers or data.prefetch, or data.workers=0 to read in the training "
+        "process; in a container give it more, as in docker --shm-size=8g",
+    )

@@ -6,6 +6,7 @@ the order of their numbers for any number of readers.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -24,7 +25,14 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from segresmamba.data.store.dataset import Case, Dataset
-from segresmamba.data.stream.batch import PADDING, Batch, BatchLayout, BufferPool, SharedBatch
+from segresmamba.data.stream.batch import (
+    PADDING,
+    Batch,
+    BatchLayout,
+    BufferPool,
+    SharedBatch,
+    too_little_shared_memory,
+)
 from segresmamba.data.stream.sampler import PatchSampler, rank_indices
 from segresmamba.errors import DamagedCaseError, DataError
 
@@ -113,7 +121,13 @@ def _note_shared_cores(workers: int) -> None:
 
 
 def _batches(loader: DataLoader[Batch | SharedBatch | DataError]) -> Generator[Batch]:
-    for item in loader:
+    try:
+        items = iter(loader)
+    except OSError as error:  # a semaphore, which the error does not name
+        if error.errno != errno.ENOSPC:
+            raise
+        raise too_little_shared_memory("the semaphores of queues") from None
+    for item in items:
         if isinstance(item, DataError):
             raise item
         # With a GPU, the DataLoader has already unpacked the batch, by `SharedBatch.pin_memory`.
@@ -147,7 +161,10 @@ class _Reader(TorchDataset["SharedBatch | DataError"]):
 
     def __getitems__(self, indices: list[int]) -> list[SharedBatch | DataError]:
         layout = BatchLayout(len(indices), self._channels, self._sampler.patch, self._label_dtype)
-        buffer = self._buffers.take(layout.bytes)
+        try:
+            buffer = self._buffers.take(layout.bytes)
+        except DataError as error:
+            return [error]  # see below
         image_BCDHW, label_BDHW = (
             part.numpy() for part in layout.split(self._buffers.content(buffer))
         )

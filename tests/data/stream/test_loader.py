@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -309,3 +310,36 @@ def test_a_server_that_is_away_is_no_damaged_case(store: Path) -> None:
         with pytest.raises(DataError) as error:
             away[dataset.case_ids[0]].crop((0, 0, 0), PATCH)
         assert not isinstance(error.value, DamagedCaseError)
+
+
+SMALL_SHARED_MEMORY = """
+import sys
+from segresmamba.config import DataConfig
+from segresmamba.data import make_loader, open_dataset
+from segresmamba.errors import DataError
+
+dataset = open_dataset(sys.argv[1])
+config = DataConfig(store=sys.argv[1], patch=(32, 32, 32), workers=1)
+place = dict(rank=0, world_size=1, micro_batch=4, start_index=0)
+try:
+    next(make_loader(dataset, dataset.case_ids, config, seed=1, **place))
+except DataError as error:
+    print(error.screen())
+"""
+
+
+@pytest.mark.parametrize(
+    ("size", "needed"), [("512k", r"1.*MiB for another batch"), ("4k", "the semaphores of queues")]
+)
+def test_too_little_shared_memory_is_an_error_on_one_screen(
+    sound_store: Path, size: str, needed: str
+) -> None:
+    mount = f'mount -t tmpfs -o size={size} tmpfs /dev/shm && exec "$@"'
+    command = ["unshare", "--mount", "sh", "-c", mount, "sh"]
+    if subprocess.run([*command, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this machine makes no mount namespaces")
+    command += [sys.executable, "-c", SMALL_SHARED_MEMORY, str(sound_store)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert done.stdout.startswith("error: there is too little shared memory"), done.stderr
+    assert "where:  /dev/shm of " in done.stdout
+    assert re.search(rf"0\.\d MiB are free, needed: {needed}", done.stdout), done.stdout

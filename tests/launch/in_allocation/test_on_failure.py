@@ -153,3 +153,37 @@ def test_a_rank_that_the_watchdog_ended_is_a_passing_fault(
     assert end(config) == 75
     assert requeues(config) == 1
     assert "rank 1 on gpu08 ended without an error message: Exited" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("state", ["COMPLETING", "TIMEOUT"])
+def test_a_job_that_could_not_save_at_its_time_limit_is_queued_again(
+    config: Config,
+    fake_command: FakeCommand,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    state: str,
+) -> None:
+    shown = f"JobState={state} Reason=TimeLimit"
+    fake_command("scontrol", f'echo "$*" >> {tmp_path}/asked; echo {shown}')
+    on_failure.at_limit(config, logs(config))
+    assert requeues(config) == 1
+    said = capsys.readouterr().err
+    assert "queued again, failure 1 of at most 3" in said
+    assert "error: the time limit has ended the job before its ranks had saved" in said
+    assert "120 s before it" in (run_folder(config) / "failure.txt").read_text()
+    on_failure.at_limit(config, logs(config))
+    on_failure.at_limit(config, logs(config))
+    assert requeues(config) == 2
+    assert "not queued again: failed 3 times in a row at the same step" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "shown", ["JobState=COMPLETING Reason=None", "JobState=RUNNING Reason=None"]
+)
+def test_sigterm_that_is_not_of_the_time_limit_queues_nothing(
+    config: Config, fake_command: FakeCommand, tmp_path: Path, shown: str
+) -> None:
+    fake_command("scontrol", f'echo "$*" >> {tmp_path}/asked; echo {shown}')
+    on_failure.at_limit(config, logs(config))
+    assert requeues(config) == 0
+    assert not (run_folder(config) / "failures.jsonl").exists()

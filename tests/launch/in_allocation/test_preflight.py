@@ -18,7 +18,7 @@ from launch.in_allocation.preflight import problems
 from launch.slurm import probe
 from launch.slurm.probe import NodeReport
 from segresmamba.config import Config, load_config
-from segresmamba.errors import LaunchError
+from segresmamba.errors import LaunchError, PassingError
 from tests.launch.conftest import REPOSITORY
 
 GOOD = NodeReport(
@@ -102,6 +102,22 @@ def test_the_probe_sees_all_gpus_of_a_node_and_not_those_of_one_rank(
     with pytest.raises(LaunchError, match="cannot start a process"):
         preflight._ask_nodes(config.model_copy(update={"cluster": cluster}), tmp_path / "n", "4711")
     assert not (tmp_path / "words").read_text().endswith("torch\n")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "slurmstepd-n2: error: *** STEP 7.0 ON n2 CANCELLED AT 2026-12-01T15:41:21 ***",
+        "srun: error: n2: task 0: Terminated",
+        "srun: error: n[1-2]: tasks 0-1: User defined signal 2",
+    ],
+)
+def test_a_preemption_while_the_nodes_are_asked_is_no_mistake_of_the_user(
+    config: Config, tmp_path: Path, fake_command: Callable[[str, str], None], said: str
+) -> None:
+    fake_command("srun", f"echo '{said}' >&2; exit 143")
+    with pytest.raises(PassingError, match="interrupted before its ranks started"):
+        preflight._ask_nodes(config, tmp_path / "nonce", "4711")
 
 
 def test_different_gpus_are_worth_a_warning() -> None:

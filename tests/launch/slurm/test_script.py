@@ -15,18 +15,24 @@ from segresmamba.errors import USER_CODE, ConfigError
 from tests.processes import started
 
 
-def run_script(folder: Path, monkeypatch: pytest.MonkeyPatch, preflight: str) -> tuple[int, str]:
+def run_script(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    preflight: str,
+    failure: str = 'echo "handler: $4"; exit 75',
+    *then: str,
+) -> tuple[int, str]:
     """Run the lines before the ranks, with a preflight that does this; exit code and output."""
     python = folder / "python"
-    failure = 'echo "handler: $4"; exit 75'
     python.write_text(
         f"#!/bin/bash\nif [[ $2 = *preflight ]]; then {preflight}; else {failure}; fi\n"
     )
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     lines = script.before_ranks(load_config(["cluster=slurm"]).cluster, folder / "logs")
+    then = then or ('echo "ranks meet at $MASTER_PORT"',)
     ran = subprocess.run(
-        ["bash"], input="\n".join([*lines, 'echo "ranks meet at $MASTER_PORT"']),
+        ["bash"], input="\n".join([*lines, *then]),
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     return ran.returncode, ran.stdout.strip()
@@ -137,3 +143,16 @@ def test_a_signal_to_the_script_alone_reaches_the_ranks(
         process.send_signal(signum)
         out, _ = process.communicate(timeout=200)
     assert (process.returncode, out) == (7, f"got {passed_on}\n")
+
+
+def test_sigterm_calls_the_handler_that_knows_the_time_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # srun ends when the handler has begun, as it does when Slurm kills it.
+    waits = f"while [ ! -e {tmp_path}/limit ]; do sleep 0.1; done"
+    ranks = f"(trap '' TERM; sleep 0.5; kill -TERM $$; {waits}) &"
+    lines = [ranks, *script.after_ranks(tmp_path / "logs")]
+    handler = f"touch {tmp_path}/$4; echo handler: $4"
+    code, said = run_script(tmp_path, monkeypatch, "echo 4711", handler, *lines)
+    assert code == 0
+    assert "handler: limit" in said

@@ -15,12 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launch.__main__ import main
+from launch.jobs.train_job import RunResult
 from launch.run_state import FAILED, FINISHED, QUEUED, RUNNING, STOPPED, WAITING
 from launch.sweeps import run
 from launch.sweeps.folds import ALL, all_folds, fold_sweep_name
 from launch.sweeps.grammar import trials_of
 from launch.sweeps.plan_search import plan_search
+from launch.sweeps.pool import Pool
 from launch.sweeps.sweep import Sweep
+from launch.sweeps.trial_job import TrialJob
 from segresmamba.config import config_digest, former_digest
 from segresmamba.errors import ConfigError, LaunchError
 from segresmamba.tracking.journal import Journal
@@ -274,6 +277,36 @@ def test_a_job_of_which_the_run_knows_nothing_says_where_its_trial_stands(
     sweep.refresh()
     assert [trial.state for trial in sweep.trials] == [state, WAITING]
     assert sweep.trials[0].read_failure() == ("DUE TO TIME LIMIT" if state == FAILED else "")
+
+
+def test_a_controller_that_no_lock_keeps_away_takes_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = planned(tmp_path, "seed=0,1")
+    with sweep.controlled():
+        assert sweep.other_controller() is None
+        (sweep.folder / "controller.txt").write_text("process 7 on elsewhere")
+        assert Pool(sweep, 1).run()
+    said = capsys.readouterr()
+    assert said.err == (
+        "process 7 on elsewhere controls this sweep now: no more trials are started here\n"
+    )
+    assert said.out == ""
+    with sweep.controlled():
+        assert sweep.other_controller() is None
+
+
+def test_a_trial_that_has_finished_does_not_fail_for_the_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sweep = planned(tmp_path, "seed=0,1")
+    sweep.write()
+    manifest = sweep.folder / "manifest.json"
+    job = TrialJob(sweep.folder, 0)
+    # As a network file system shows a file that another machine has just replaced.
+    manifest.write_bytes(manifest.read_bytes()[:-9])
+    job._conclude(sweep.config(sweep.trials[0]), RunResult("finished", 9, "x", ""))
+    assert "the sweep's study and summary are not up to date" in caplog.text
 
 
 def test_a_killed_controller_leaves_its_trial_to_the_next_one(

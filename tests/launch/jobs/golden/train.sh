@@ -49,6 +49,8 @@ export GLOO_SOCKET_IFNAME=ib0
 export NCCL_DEBUG=WARN
 export OMP_PLACES='{0:4}'
 export NCCL_IB_TIMEOUT=22
+at_term() { PYTHON -Pm launch.in_allocation.on_failure ROOT/big/logs limit & }
+trap 'stop=TERM; [ -z "$ranks" ] || kill -TERM $ranks; at_term' TERM
 MASTER_PORT=$(PYTHON -Pm launch.in_allocation.preflight ROOT/big/logs) || { code=$?; [ $code != 2 ] || exit $code; exec PYTHON -Pm launch.in_allocation.on_failure ROOT/big/logs $code; }
 export MASTER_PORT
 
