@@ -9,11 +9,10 @@ from __future__ import annotations
 import json
 import logging
 import math
-import time
 from collections.abc import Collection, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +24,6 @@ from segresmamba.engine.checkpoints import checkpoint
 from segresmamba.engine.distributed import (
     from_main,
     gather,
-    highest,
     join,
     leave_abruptly,
     micro_batch,
@@ -46,7 +44,7 @@ from segresmamba.engine.stop import forget_request, stop_requested
 from segresmamba.engine.timing import StepTimer, WaitAdvice
 from segresmamba.engine.watchdog import Watchdog
 from segresmamba.engine.zero import ZeroEngine
-from segresmamba.errors import DamagedCaseError, DataError, UserError
+from segresmamba.errors import DataError, UserError
 from segresmamba.planner.out_of_memory import out_of_memory
 from segresmamba.storage.atomic import write_text
 from segresmamba.storage.patience import patience
@@ -71,15 +69,7 @@ from segresmamba.tracking import (
     run_hint,
 )
 
-if TYPE_CHECKING:
-    from segresmamba.engine.stopped_validation import Scored
-
 logger = logging.getLogger(__name__)
-
-
-class _AskedToStopError(Exception):
-    """This rank was asked to stop in the middle of a case."""
-
 
 _WAIT = "time/data_wait_s"
 _DEVICE_PEAK = "memory/device_peak_allocated_gib"
@@ -424,9 +414,9 @@ class Trainer:
 
     def _validated(self) -> bool:
         # What it needs (nibabel, SciPy) takes long to import, and training starts without it.
+        from segresmamba.engine.held_out import score_held_out
         from segresmamba.evaluation.score_cases import Summary
 
-        started_s = time.monotonic()
         weights, held_out = self.engine.weights(), self.task.split["val"]
         if not held_out:
             if self.ranks.is_main:
@@ -436,7 +426,10 @@ class Trainer:
                 self._keep(weights, None)
                 write_text(self._validation_record, "{}")
             return True
-        scored = self._score_held_out(weights, started_s)
+        kept = self.folder.scored(self.step)
+        scored = score_held_out(
+            self.task, weights, self.step, kept, self.ranks, self.watchdog, self.bad_cases
+        )
         if scored is None:
             return False
         self.bad_cases.agree()
@@ -451,61 +444,8 @@ class Trainer:
             self._keep_if_best(weights, summary.mean.dice)
             # The last act: a validation without this file is done again when the run continues.
             write_text(self._validation_record, json.dumps(values))
-            self.folder.scored(self.step).unlink(missing_ok=True)
+            kept.unlink(missing_ok=True)
         return True
-
-    def _score_held_out(self, weights: dict[str, Tensor], started_s: float) -> Scored | None:
-        """The scores of the held-out cases but those that are damaged (collective).
-
-        Returns:
-            None if some rank was asked to stop. What was scored by then is kept.
-        """
-        from segresmamba.engine.stopped_validation import Scored, read_scored, write_scored
-        from segresmamba.evaluation.score_cases import evaluate_cases
-
-        network = self.task.network()
-        network.load_state_dict(weights)
-        network.to(self.ranks.device)
-        network.register_forward_hook(self._after_window)
-        path, held_out = self.folder.scored(self.step), self.task.split["val"]
-        before = from_main(read_scored(path, self.config))
-        results = list(before.results) if self.ranks.is_main else []
-        known = {result.case_id for result in before.results}
-        cases = [case for case in held_out if case not in known]
-        if self.ranks.is_main:
-            text = f" ({len(known)} others are scored)" if known else ""
-            logger.info("step %d: validating %d case(s)%s", self.step, len(cases), text)
-        # One case for each rank at a time, so that the ranks can stop between cases. After the last
-        # ones they look once more, whether some rank has left its case unfinished.
-        must_stop = False
-        for first in range(0, len(cases) + self.ranks.world_size, self.ranks.world_size):
-            self.watchdog.beat()
-            must_stop |= first < len(cases) and stop_requested()
-            if highest(int(must_stop), self.ranks.device):
-                break
-            mine = cases[first + self.ranks.rank : first + self.ranks.rank + 1]
-            try:
-                results += evaluate_cases(
-                    network, self.task.dataset, mine, self.config, self.ranks.device
-                )
-            except DamagedCaseError as error:
-                self.bad_cases.add({mine[0]: f"{error.where}: {error.got}"})
-            except _AskedToStopError:
-                must_stop = True
-        everywhere = [case for part in gather(results, self.ranks) for case in part]
-        seconds = before.seconds + time.monotonic() - started_s
-        scored = Scored(before.settings, everywhere, seconds)
-        if not highest(int(must_stop), self.ranks.device):
-            return scored
-        if self.ranks.is_main:
-            write_scored(path, scored)
-        is_stuck = len(everywhere) == len(known)
-        hint = ", none in this start; if that comes again, raise cluster.time_min"
-        logger.warning(
-            "asked to stop: step %d will be validated later; %d of %d cases are scored%s",
-            *(self.step, len(everywhere), len(held_out), hint if is_stuck else ""),
-        )
-        return None
 
     def _say_left_out(self, damaged: int, cases: int) -> None:
         text = f"{damaged} of {cases} cases of the held-out fold are damaged"
@@ -518,18 +458,6 @@ class Trainer:
             )
         if self.ranks.is_main:
             logger.warning("step %d: %s; the mean is that of the others", self.step, text)
-
-    def _after_window(self, *_: object) -> None:
-        """End the case that is being validated if this rank was asked to stop.
-
-        A large volume may take longer than Slurm waits after its warning.
-
-        Raises:
-            _AskedToStopError: Never beyond `_score_held_out`, where all ranks stop together.
-        """
-        self.watchdog.beat()
-        if stop_requested():
-            raise _AskedToStopError
 
     def _keep_if_best(self, weights: dict[str, Tensor], dice: float) -> None:
         best = self._best_facts()

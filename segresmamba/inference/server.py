@@ -15,24 +15,20 @@ from __future__ import annotations
 import logging
 import shutil
 import socket
-import zipfile
-import zlib
 from collections.abc import Callable
 from contextlib import asynccontextmanager, contextmanager, nullcontext
-from dataclasses import dataclass
-from hmac import compare_digest
 from http import HTTPStatus
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import uvicorn
 from anyio import from_thread, to_thread
 from starlette.applications import Starlette
-from starlette.datastructures import FormData, Headers, UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
@@ -46,62 +42,23 @@ from segresmamba.errors import ConfigError, DataError, UserError, is_passing
 from segresmamba.inference.label_map import ENDINGS
 from segresmamba.inference.model import SegmentationModel
 from segresmamba.inference.output_folder import writing_probabilities_of
+from segresmamba.inference.server_access import Guard, ServerOptions, refusal
+from segresmamba.inference.server_upload import write_upload
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
 logger = logging.getLogger(__name__)
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-"""Hosts that only programs of this machine reach."""
 WARNINGS = "X-Segresmamba-Warnings"
 """Header of an answer: doubts about the case, such as voxels of a size that training had not."""
-_OVERHEAD = 1 << 20  # bytes of a request besides its files
-_COPY = 1 << 20  # bytes
 _VOXEL_BYTES = 4  # float32
 _WAITING = 32
 """Requests at a time, those that wait for the network included; more are answered with 503."""
 _FORMATS = ("nifti", "nrrd", "mha")
-_GZIP, _ZIP = b"\x1f\x8b", b"PK\x03\x04"
-_DICOM_START = bytes(128) + b"DICM"
 _QUESTIONS = ("format", "probabilities")
 """What the address of a request can ask for."""
 _TRUE, _FALSE = ("true", "1"), ("false", "0")
-
-
-@dataclass(frozen=True)
-class ServerOptions:
-    """Who may ask for what.
-
-    Raises:
-        ConfigError: If others than programs of this machine could ask, and there is no token.
-    """
-
-    host: str = LOOPBACK[0]
-    port: int = 0
-    """0 takes a free one."""
-    max_bytes: int = 4 << 30
-    """The most that a request may have, and the voxels of a case in memory."""
-    token: str | None = None
-    """What a client must send as `Authorization: Bearer TOKEN`; None lets everybody in."""
-
-    def __post_init__(self) -> None:
-        if not self.is_local and not self.token:
-            raise ConfigError(
-                "other machines could use the server without a password",
-                where="--host",
-                got=self.host,
-                remedy="export SEGRESMAMBA_SERVE_TOKEN=<a long random word>, which clients send as "
-                "`Authorization: Bearer`; it is not encrypted, so put a proxy with TLS in front. "
-                "Or leave --host out and forward the port: ssh -L 8000:127.0.0.1:8000 HOST",
-            )
-
-    @property
-    def is_local(self) -> bool:
-        """Whether only programs of this machine reach the server."""
-        return self.host in LOOPBACK
 
 
 class ModelServer:
@@ -164,7 +121,7 @@ def model_app(
         Route("/segment", service.segment, methods=["POST"]),
     ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _http_answer})
-    app.add_middleware(_Guard, options)
+    app.add_middleware(Guard, options)
     if options.is_local:
         # A web page elsewhere can make its own name mean 127.0.0.1, but it cannot change the name
         # that the browser sends.
@@ -172,58 +129,9 @@ def model_app(
     return app
 
 
-class _Guard:
-    """Refuses requests of web pages, of strangers, and such as are too large."""
-
-    def __init__(self, app: ASGIApp, options: ServerOptions) -> None:
-        self._app, self._token = app, options.token
-        self._most = options.max_bytes + _OVERHEAD
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        headers = Headers(scope=scope)
-        problem = self._problem(headers)
-        if problem is not None:
-            await problem(scope, receive, send)
-            return
-        taken = 0
-
-        async def limited() -> Message:
-            nonlocal taken
-            message = await receive()
-            taken += len(message.get("body", b""))
-            if taken > self._most:  # of a request that does not say its length
-                raise HTTPException(413, self._too_large())
-            return message
-
-        await self._app(scope, limited, send)
-
-    def _problem(self, headers: Headers) -> JSONResponse | None:
-        if self._token is not None:
-            given = headers.get("authorization", "")
-            if not compare_digest(given.encode(), f"Bearer {self._token}".encode()):
-                return _refusal(401, "send Authorization: Bearer and the server's token")
-        elif "origin" in headers:
-            # A browser sends a form of any page to 127.0.0.1.
-            return _refusal(403, "requests of web pages are not answered")
-        length = headers.get("content-length", "0")
-        if length.isdecimal() and int(length) > self._most:
-            return _refusal(413, self._too_large())
-        return None
-
-    def _too_large(self) -> str:
-        return f"a request has at most {self._most} bytes (--max-gib)"
-
-
 async def _http_answer(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return _refusal(error.status_code, error.detail)
-
-
-def _refusal(status: int, text: str) -> JSONResponse:
-    return JSONResponse({"detail": text}, status)
+    return refusal(error.status_code, error.detail)
 
 
 class _Service:
@@ -337,7 +245,10 @@ class _Service:
             if is_unwanted():
                 raise _UnwantedError
 
-        paths = [self._saved(file, folder, number) for number, file in enumerate(files)]
+        paths = [
+            write_upload(upload.file, folder, number, self._max_bytes)
+            for number, upload in enumerate(files)
+        ]
         self._refuse_large([open_voxels(path) for path in paths])
         answer = folder / "answer"
         answer.mkdir()
@@ -353,7 +264,7 @@ class _Service:
                 ) as planes:
                     self._model.segment_prepared(case, planes, go_on).save(out)
         except _UnwantedError:
-            return _refusal(503, "the server is ending")
+            return refusal(503, "the server is ending")
         if probabilities:
             out = Path(shutil.make_archive(str(answer), "zip", answer))
         headers = {"Content-Disposition": f'attachment; filename="{out.name}"'}
@@ -363,17 +274,6 @@ class _Service:
                 text = text.replace(str(path), name)
             headers[WARNINGS] = quote(_without(folder, text), safe=" ;:,.()-+/")
         return Response(out.read_bytes(), media_type="application/octet-stream", headers=headers)
-
-    def _saved(self, file: UploadFile, folder: Path, number: int) -> Path:
-        """Write a file of a client, or the DICOM files of a zip file, under names of ours."""
-        start = file.file.read(len(_ZIP))
-        file.file.seek(0)
-        if start == _ZIP:
-            return _unpacked(file.file, folder / str(number), self._max_bytes)
-        path = folder / f"{number}.nii{'.gz' if start.startswith(_GZIP) else ''}"
-        with path.open("wb") as to:
-            shutil.copyfileobj(file.file, to, _COPY)
-        return path
 
     def _refuse_large(self, files: list[VoxelFile]) -> None:
         """Refuse a case by its headers, before memory is taken for it.
@@ -405,49 +305,6 @@ class _UnwantedError(Exception):
     """Nobody waits for the case any more."""
 
 
-def _unpacked(packed: IO[bytes], folder: Path, max_bytes: int) -> Path:
-    """Write the DICOM files of a zip file into a folder.
-
-    Raises:
-        DataError: If it is damaged, unpacks to more than this, or has no DICOM file.
-    """
-    folder.mkdir()
-    left = max_bytes
-    try:
-        with zipfile.ZipFile(packed) as archive:
-            for number, member in enumerate(archive.infolist()):
-                left -= member.file_size  # no more is read of it, whatever it has
-                if left < 0:
-                    raise DataError(
-                        "the series is larger than this server takes",
-                        where=folder,
-                        got=f"more than {max_bytes} bytes unpacked",
-                        remedy="send one series; --max-gib raises the limit",
-                    )
-                with archive.open(member) as file:
-                    if file.read(len(_DICOM_START))[128:] != _DICOM_START[128:]:
-                        continue
-                    with (folder / f"{number}.dcm").open("wb") as to:
-                        # The first 128 bytes mean nothing in DICOM, and something in other formats.
-                        to.write(_DICOM_START)
-                        shutil.copyfileobj(file, to, _COPY)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-        raise DataError(
-            "the zip file is damaged or encrypted",
-            where=folder,
-            got=str(error),
-            remedy="pack the files of the series again, without a password",
-        ) from error
-    if not any(folder.iterdir()):
-        raise DataError(
-            "the zip file has no DICOM file",
-            where=folder,
-            got="no file with the mark DICM",
-            remedy="pack the files of one DICOM series; send other images as NIfTI",
-        )
-    return folder
-
-
 @contextmanager
 def _warnings() -> Iterator[dict[str, None]]:
     """Collect the warnings of this package while a block runs, each once."""
@@ -466,7 +323,7 @@ def _error_answer(error: UserError | OSError, folder: Path, names: tuple[str, ..
     """An error as a client sees it: with the names of channels, and no path of this machine."""
     if is_passing(error):
         logger.error("a case cannot be segmented now: %s", error)
-        return _refusal(503, "the server cannot do this now; try again later")
+        return refusal(503, "the server cannot do this now; try again later")
     if not isinstance(error, UserError):
         raise error
     text = {

@@ -135,7 +135,7 @@ def constant_dice(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         scored.append(1)
         return [CaseResult("case", {"ball": Score(0.5, 1.0, 2.0, 2.0)})]
 
-    monkeypatch.setattr("segresmamba.evaluation.score_cases.evaluate_cases", evaluate)
+    monkeypatch.setattr("segresmamba.engine.held_out.evaluate_cases", evaluate)
     return scored
 
 

@@ -14,7 +14,7 @@ from segresmamba.config import load_config, read_config
 from segresmamba.data import convert
 from segresmamba.engine import request_stop, train
 from segresmamba.engine.checkpoints import checkpoint
-from segresmamba.engine.stopped_validation import Scored, read_scored, write_scored
+from segresmamba.engine.held_out import Scored, read_scored, write_scored
 from segresmamba.engine.zero import ZeroEngine
 from segresmamba.errors import BackendMissingError, CheckpointError, ConfigError, UserError
 from segresmamba.evaluation.score_cases import CaseResult
@@ -234,7 +234,7 @@ def test_a_validation_that_was_killed_is_made_up_for_by_the_same_command(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("segresmamba.evaluation.score_cases.evaluate_cases", killed)
+        patch.setattr("segresmamba.engine.held_out.evaluate_cases", killed)
         with pytest.raises(KeyboardInterrupt):
             train(tiny_config(tiny_store, tmp_path))
     assert RunFolder(tmp_path / "tiny").saved_steps()[-1] == 4
