@@ -40,7 +40,8 @@ def serve(
     """Segment what clients send over HTTP: a NIfTI file for each channel, a label map back."""
     from segresmamba.inference.model import SegmentationModel
     from segresmamba.inference.options import InferenceOptions
-    from segresmamba.inference.server import ModelServer, ServerOptions
+    from segresmamba.inference.server import ModelServer
+    from segresmamba.inference.server_access import ServerOptions
     from segresmamba.inference.trained import open_models
 
     limits = ServerOptions(host, port, int(max_gib * (1 << 30)), os.environ.get(TOKEN) or None)

@@ -20,7 +20,8 @@ from segresmamba.data import Preprocessing
 from segresmamba.errors import ConfigError
 from segresmamba.inference import server
 from segresmamba.inference.model import SegmentationModel, load_model
-from segresmamba.inference.server import WARNINGS, ModelServer, ServerOptions, model_app
+from segresmamba.inference.server import WARNINGS, ModelServer, model_app
+from segresmamba.inference.server_access import ServerOptions
 from tests.data.raw import write_series
 from tests.inference.conftest import noise, write_run
 
