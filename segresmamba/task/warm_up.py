@@ -105,5 +105,8 @@ def _use_node_cache(*, fill: bool) -> None:
         logger.warning("%s is not ours: Triton keeps its kernels elsewhere", folder)
         return
     if fill and given is not None and given.is_dir():
-        shutil.copytree(given, folder, dirs_exist_ok=True)
+        try:
+            shutil.copytree(given, folder, dirs_exist_ok=True)
+        except OSError as error:  # what is missing is compiled
+            logger.warning("%s cannot be copied to %s: %.200s", given, folder, error)
     os.environ[_VARIABLE] = str(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -83,6 +84,26 @@ def test_a_cache_that_cannot_be_written_is_copied_to_the_node(
     warm_up.warm_up(network(), "bf16", ranks(0))
     assert compiled == [str(node)]
     assert (node / "KEY" / "convolve.cubin").read_bytes() == b"code"
+
+
+def test_a_cache_that_cannot_be_copied_either_is_compiled_anew(
+    node: Path,
+    compiled: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise shutil.Error([("kernel", "copy", "[Errno 28] No space left on device")])
+
+    image = tmp_path / "image"
+    image.mkdir()
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(image))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(shutil, "copytree", full)
+    warm_up.warm_up(network(), "bf16", ranks(0))
+    assert compiled == [str(node)]
+    assert f"{image} cannot be copied to {node}" in caplog.text
 
 
 def test_a_folder_of_another_user_is_not_used(
