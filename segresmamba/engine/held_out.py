@@ -113,7 +113,7 @@ def score_held_out(
         return scored
     if ranks.is_main:
         write_scored(path, scored)
-    hint = ", none in this start; if that comes again, raise cluster.time_min"
+    hint = ", none in this start: if a time limit ends it here again, raise cluster.time_min"
     logger.warning(
         "asked to stop: step %d will be validated later; %d of %d cases are scored%s",
         *(step, len(everywhere), len(held_out), hint if len(everywhere) == len(known) else ""),
