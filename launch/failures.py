@@ -112,17 +112,26 @@ def report_failure(config: Config, failure: Failure) -> None:
     from segresmamba.storage.locks import is_locked
     from segresmamba.storage.run_folder import RunFolder
 
-    folder = RunFolder.from_config(config)
-    if is_locked(folder.journal) or not failure.is_of_run:
+    if is_locked(RunFolder.from_config(config).journal) or not failure.is_of_run:
         return
-    path = folder.failure
+    path = write_report(config, failure)
+    if path is None:
+        return
+    last_line = f"rank {failure.rank}: {in_one_line(failure.text)}"
+    tell_mlflow(config, {TAG: last_line}, "failed", path)
+
+
+def write_report(config: Config, failure: Failure) -> Path | None:
+    """Write a failure to failure.txt in the folder of its run; None if that cannot be done."""
+    from segresmamba.storage.run_folder import RunFolder
+
+    path = RunFolder.from_config(config).failure
     try:
         path.write_text(f"rank {failure.rank}\n{failure.text}\n", encoding="utf-8")
     except OSError as error:
         logger.warning("the failure is not on the MLflow run, nor in its folder: %s", error)
-        return
-    last_line = f"rank {failure.rank}: {in_one_line(failure.text)}"
-    tell_mlflow(config, {TAG: last_line}, "failed", path)
+        return None
+    return path
 
 
 def tell_mlflow(

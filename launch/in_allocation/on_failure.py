@@ -28,6 +28,7 @@ from launch.failures import (
     forget_failures,
     in_one_line,
     report_failure,
+    write_report,
 )
 from launch.jobs import succession
 from launch.jobs.rank import batch_log, load_job
@@ -105,8 +106,8 @@ def at_limit(config: Config, logs: Path) -> None:
     error = LaunchError(
         "the time limit has ended the job before its ranks had saved",
         where=f"job {job_id}",
-        got=f"they were warned {config.cluster.signal_delay_s} s before it "
-        "(cluster.signal_delay_s), and reached no step boundary",
+        got=f"a warning {config.cluster.signal_delay_s} s before it (cluster.signal_delay_s), and "
+        "no step boundary since then",
         remedy="see in the log what they did; if a step, or the preparation before the first one, "
         "takes so long, raise cluster.signal_delay_s or cluster.time_min",
     )
@@ -118,7 +119,8 @@ def at_limit(config: Config, logs: Path) -> None:
         line = f"Slurm does not queue it again: {refusal}"
     sys.stderr.write("\n".join(["", line, failure.text, ""]))
     sys.stderr.flush()
-    report_failure(config, failure)
+    write_report(config, failure)
+    report_failure(config, failure)  # for MLflow; while a rank lives, it holds the journal
 
 
 def _find_failure(logs: Path, job_id: str) -> Failure | None:

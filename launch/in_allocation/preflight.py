@@ -37,7 +37,7 @@ _SAME_PYTHON = (
     f"see that {sys.executable} is the same on all nodes: install on a shared file system"
 )
 # What srun says when Slurm ends the step, as for a preemption, or signals it.
-_SIGNALLED = re.compile(r"CANCELLED AT|tasks? \S+ (Terminated|Killed|User defined signal)")
+_SIGNALLED = re.compile(r"CANCELLED AT|tasks? \S+ (Terminated|User defined signal)")
 # Variables of the batch job that would give srun other numbers of tasks than one per node, or show
 # that task the GPUs of one rank and not all of the node.
 _TASK_VARIABLES = (

@@ -23,6 +23,7 @@ from launch.slurm import commands, environment, squeue
 from launch.slurm.commands import SlurmAwayError
 from segresmamba.errors import LaunchError
 from segresmamba.storage.atomic import write_text
+from segresmamba.storage.locks import locked
 
 # Whoever asks for a requeue leaves with it, as submitit does. Slurm ends the others.
 _REQUEUED_CODE = 255
@@ -78,8 +79,12 @@ def queue_successor(logs: Path, job_id: str) -> str:
     Raises:
         LaunchError: Says why there is none.
     """
-    if following := successor(logs, job_id):
-        return following
+    # The first rank may ask for it, and the handler of the time limit.
+    with locked(_successor_path(logs, job_id).with_suffix(".lock")):
+        return successor(logs, job_id) or _queue_successor(logs, job_id)
+
+
+def _queue_successor(logs: Path, job_id: str) -> str:
     task = job_id.partition("_")[2]
     script = JobPaths(logs, job_id=job_id).submission_file
     command = ["sbatch", "--parsable", f"--dependency=afterany:{job_id}"]

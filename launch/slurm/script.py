@@ -73,13 +73,16 @@ def before_ranks(cluster: ClusterConfig, logs: Path) -> list[str]:
     that is away, is dealt with like one of a rank: the job is queued again.
     """
     preflight = _python("launch.in_allocation.preflight", logs)
+    handler = _python("launch.in_allocation.on_failure", logs)
     return [
         *environment(cluster, logs),
-        # The handler finds out whether it is the time limit.
-        f"at_term() {{ {_python('launch.in_allocation.on_failure', logs)} {AT_LIMIT} & }}",
-        "trap 'stop=TERM; [ -z \"$ranks\" ] || kill -TERM $ranks; at_term' TERM",
+        # The handler finds out whether it is the time limit. The next signal must not end it.
+        f"at_limit() {{ (trap '' TERM; exec {handler} {AT_LIMIT}); }}",
+        "limit=",
+        'trap \'stop=TERM; [ -z "$ranks" ] || { kill -TERM $ranks; '
+        '[ -n "$limit" ] || { at_limit & limit=$!; }; }\' TERM',
         f"MASTER_PORT=$({preflight}) || {{ code=$?; [ $code != {USER_CODE} ] || exit $code; "
-        f"exec {_python('launch.in_allocation.on_failure', logs)} $code; }}",
+        f'[ "$stop" != TERM ] || at_limit; exec {handler} $code; }}',
         "export MASTER_PORT",
     ]
 
@@ -126,7 +129,9 @@ def refuse_bad_shell(setup: tuple[str, ...]) -> None:
 def after_ranks(logs: Path) -> list[str]:
     """What follows srun: the failure handler, unless srun succeeded."""
     handler = _python("launch.in_allocation.on_failure", logs)
-    return [*_AWAIT, f"[ $code = 0 ] || exec {handler} $code"]
+    # Slurm kills what is left of a job when its batch script ends.
+    wait = '[ -z "$limit" ] || wait $limit'
+    return [*_AWAIT, wait, f"[ $code = 0 ] || exec {handler} $code"]
 
 
 def after_share() -> list[str]:

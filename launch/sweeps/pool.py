@@ -40,8 +40,9 @@ class Pool:
         """Run to the end. Ctrl-C or SIGTERM lets the running trials save, and no more are started.
 
         Returns:
-            Whether it ran to the end.
+            Whether it ran to the end. It did not if another process took the sweep over.
         """
+        taken_over = False
 
         def stop(signum: int, frame: object) -> None:
             if not self.stopping:
@@ -64,12 +65,13 @@ class Pool:
                         text = f"{other} controls this sweep now: no more trials are started here"
                         typer.echo(text, err=True)
                         self.waiting.clear()
+                        taken_over = True
                         break
                     self._start(self.waiting.pop(0))
                 self._collect()
                 self._collect_others()
                 time.sleep(POLL_S)
-        return not self.stopping
+        return not (self.stopping or taken_over)
 
     def _start(self, trial: Trial) -> None:
         lock = self.sweep.lock(trial)

@@ -27,6 +27,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -54,6 +55,8 @@ from segresmamba.storage.run_folder import keep_secrets
 
 MANIFEST = "manifest.json"
 _CONTROLLER = "controller.txt"
+# Containers may share the name of their host, and each begins to number its processes at 1.
+_THIS_PROCESS = f"process {os.getpid()} on {socket.gethostname()} ({token_hex(4)})"
 # What a trial of a search writes down itself. The rest follows from the latest command.
 _RECORDED = ("digest", "values", "pruned_at")
 
@@ -322,7 +325,7 @@ class Sweep:
                     got="a lock that is held",
                     remedy=f"python -m launch status {self.folder} shows how far it is",
                 )
-            write_text(self.folder / _CONTROLLER, _this_process())
+            write_text(self.folder / _CONTROLLER, _THIS_PROCESS)
             yield
 
     def other_controller(self) -> str | None:
@@ -331,7 +334,7 @@ class Sweep:
             name = (self.folder / _CONTROLLER).read_text(encoding="utf-8")
         except OSError:  # it is just being replaced, or the file system is away for a moment
             return None
-        return None if name == _this_process() else name
+        return None if name == _THIS_PROCESS else name
 
     def _lock_file(self, trial: Trial) -> Path:
         return self.folder / f"trial-{trial.number:03d}.lock"
@@ -385,10 +388,6 @@ def _to_manifest(part: Search | Trial) -> dict[str, Any]:
 
 def _from_manifest(values: dict[str, Any]) -> dict[str, Any]:
     return {"overrides" if key == "words" else key: value for key, value in values.items()}
-
-
-def _this_process() -> str:
-    return f"process {os.getpid()} on {socket.gethostname()}"
 
 
 def _summary(sweep: Sweep) -> str:

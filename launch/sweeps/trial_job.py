@@ -79,22 +79,26 @@ class TrialJob:
         with Watch(sweep, self.number, config, engine.request_stop) if watched else nullcontext():
             result = RunResult.from_engine(engine.train(config))
         if result.status == "preempted":
-            # The watch stops a trial as preemption does; only the record tells them apart.
-            if Sweep.read(self.sweep).trials[self.number].pruned_at is None:
+            # The watch stops a trial as preemption does; only the trial's record tells them apart.
+            sweep.recall()
+            pruned_at = sweep.trials[self.number].pruned_at
+            if pruned_at is None:
                 return result
             result = replace(result, status="pruned")
+            if is_main:
+                from segresmamba.tracking import PRUNED
+
+                tell_mlflow(config, {PRUNED: f"at step {pruned_at}"}, "preempted")
         if is_main:
-            self._conclude(config, result)
+            self._conclude(result)
         return result
 
-    def _conclude(self, config: Config, result: RunResult) -> None:
-        """Report how the trial ended: to MLflow, the study and the sweep's summary.
+    def _conclude(self, result: RunResult) -> None:
+        """Report how the trial ended to the study and the sweep's summary.
 
         Raises:
             LaunchError: If a search cannot compare the trial.
         """
-        from segresmamba.tracking import PRUNED
-
         try:
             sweep = Sweep.read(self.sweep)
         except (OSError, UserError) as error:  # as while another machine replaces the manifest
@@ -112,8 +116,6 @@ class TrialJob:
                     "labelled: segresmamba verify STORE",
                 )
         try:
-            if result.status == "pruned":
-                tell_mlflow(config, {PRUNED: f"at step {trial.pruned_at}"}, "preempted")
             if sweep.search is not None:
                 catch_up(sweep)
             sweep.refresh()

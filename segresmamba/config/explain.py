@@ -96,7 +96,7 @@ def _translate(detail: ErrorDetails) -> ConfigError:
             problem, remedy = "the value has to be a list", f"write {example}: {_help(path)}"
         case "string_pattern_mismatch":
             # The help says what the form is; the pattern says it to programmers only.
-            problem, remedy = "the value has not the form it needs", f"{key}: {_help(path)}"
+            problem, remedy = "the value does not have the form it needs", f"{key}: {_help(path)}"
         case _:
             message = detail["msg"][:1].lower() + detail["msg"][1:]
             for theirs, yaml in (("a valid array", "a list"), ("an object", "a mapping")):

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from segresmamba.config.schema import Config
 
 # What nnU-Net, MONAI, Lightning and Slurm call a setting, without underscores. Where several
-# settings stand, the first that this version has is meant. A name without a dot is also a group's.
+# settings stand, the first that this version has is meant. A name without a dot may be a group's.
 _SYNONYMS: dict[str, tuple[str, ...]] = {
     "learningrate": ("train.lr",),
     "initiallr": ("train.lr",),

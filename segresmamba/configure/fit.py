@@ -23,7 +23,7 @@ class Limits:
 
     memory_gib: float
     voxels: float
-    """Voxels of all crops that one GPU computes in a step: the time of the run by its steps."""
+    """Voxels of all crops of a step on one GPU, which follow from the time of the run."""
     crops: float
     """Voxels of all crops of a batch: a share of the dataset."""
 

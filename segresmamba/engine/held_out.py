@@ -24,6 +24,7 @@ from segresmamba.engine.watchdog import Watchdog
 from segresmamba.errors import DamagedCaseError
 from segresmamba.evaluation.score_cases import CaseResult, evaluate_cases
 from segresmamba.storage.atomic import write_text
+from segresmamba.storage.patience import patience
 from segresmamba.task.ranks import Ranks
 from segresmamba.task.task import Task
 
@@ -135,12 +136,14 @@ def read_scored(path: Path, config: Config) -> Scored:
 
 
 def write_scored(path: Path, scored: Scored) -> None:
-    """Keep what was scored.
-
-    Raises:
-        OSError: If it cannot be written.
-    """
-    write_text(path, _SCORED.dump_json(scored).decode())
+    """Keep what was scored, if that can be done at once: the job is about to end."""
+    try:
+        with patience(0.0):
+            write_text(path, _SCORED.dump_json(scored).decode())
+    except OSError as error:
+        logger.warning(
+            "all cases will be scored again, because %s was not written: %s", path, error
+        )
 
 
 def _settings(config: Config) -> tuple[str, float]:

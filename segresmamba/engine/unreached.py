@@ -37,9 +37,9 @@ class UnreachedWeights:
         """After the first step: log the weights that got no gradient. Later calls do nothing."""
         if self._hooks and self._sizes:
             logger.warning(
-                "%d of %d weight tensors of the network get no gradient and are not trained: %s%s "
+                "%d of %d weight tensors of the network got no gradient in the first step: %s%s "
                 "(%d parameters). Is a part not called, or behind detach() or no_grad()? "
-                "If it is meant, name it in train.freeze",
+                "If this is intended, name them in train.freeze",
                 *(len(self._sizes), len(self._hooks), ", ".join(list(self._sizes)[:3])),
                 *(", ..." if len(self._sizes) > 3 else "", sum(self._sizes.values())),
             )

@@ -166,7 +166,7 @@ class _Service:
             raise HTTPException(422, f"probabilities is true or false, not {asked!r}")
         if unknown := sorted(request.query_params.keys() - _QUESTIONS):
             known = ", ".join(_QUESTIONS)
-            raise HTTPException(422, f"there is no {', '.join(unknown)}: ask for {known}")
+            raise HTTPException(422, f"unknown: {', '.join(unknown)}; known are {known}")
         with TemporaryDirectory(prefix="segresmamba-serve-") as name:
             folder = Path(name)
 
@@ -195,7 +195,7 @@ class _Service:
         Raises:
             HTTPException: If it is no form, or has something else than files or too many of them.
         """
-        if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
             raise self._no_files("a request without a form")
         try:
             form = await request.form(max_files=len(self._model.channel_names), max_fields=0)

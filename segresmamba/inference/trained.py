@@ -152,12 +152,13 @@ def require_same_preprocessing(facts: WeightsFacts, dataset: Dataset) -> None:
 
 def _task(model: TrainedModel) -> dict[str, object]:
     """What must be the same in all models of an ensemble."""
+    seen = model.facts.preprocessing
     return {
         "labels": dict(model.facts.labels),
         "channels": list(model.facts.channel_names),
         "regions": model.config.data.regions,
-        "voxel size": model.facts.preprocessing.only_mm,
-        "preprocessing": model.facts.preprocessing.model_copy(update={"trained_mm": None}),
+        "voxel size": seen.only_mm or seen.trained_mm,
+        "preprocessing": seen.model_copy(update={"trained_mm": None}),
     }
 
 
@@ -196,7 +197,7 @@ def trained_runs(folder: Path) -> list[Path]:
         raise ConfigError(
             "there is no trained model",
             where=folder,
-            got=_what_is_there(folder, runs),
+            got=_what_is_there(folder, runs, pruned),
             remedy="name a run folder that has finished a validation, a folder of such runs, or a "
             "folder that `segresmamba export` wrote"
             + ("; if it is an image, another image does not exist" if folder.is_file() else ""),
@@ -211,17 +212,21 @@ def trained_runs(folder: Path) -> list[Path]:
 
 def _is_pruned(run: Path) -> bool:
     try:
-        return PRUNED in read_history(run).tags
+        history = read_history(run)
     except TrackingError:  # weights can be used without a journal
         return False
+    return PRUNED in history.tags and history.status != "finished"
 
 
-def _what_is_there(folder: Path, runs: Sequence[Path]) -> str:
+def _what_is_there(folder: Path, runs: Sequence[Path], pruned: Sequence[Path]) -> str:
     if folder.is_file():
         return "a file"
     if not folder.is_dir():
         return "no such folder"
-    return f"{len(runs)} runs, none with best weights" if runs else "no run and no model.json"
+    if not runs:
+        return "no run and no model.json"
+    given_up = f", {len(pruned)} of them given up by a search" if pruned else ""
+    return f"{len(runs)} runs{given_up}, none with best weights"
 
 
 def _members(folder: Path) -> list[TrainedModel]:

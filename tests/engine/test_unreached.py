@@ -44,5 +44,5 @@ def test_weights_that_no_gradient_reaches_are_named_after_the_first_step(
         texts.append(caplog.text)
         caplog.clear()
     assert "2 of 3 weight tensors" in texts[1]
-    assert "not trained: forgotten.weight, detached.weight (2 parameters)" in texts[1]
+    assert "in the first step: forgotten.weight, detached.weight (2 parameters)" in texts[1]
     assert not any("weight tensors" in text for text in (texts[0], *texts[2:]))

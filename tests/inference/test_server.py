@@ -173,7 +173,7 @@ def test_a_request_without_files_is_told_how_files_are_sent(client: TestClient) 
 def test_an_unknown_word_of_the_address_is_refused(client: TestClient) -> None:
     answer = client.post("/segment?probability=true&tta=1", files={"t1": IMAGE})
     assert answer.status_code == 422
-    assert answer.json()["detail"].startswith("there is no probability, tta: ")
+    assert answer.json()["detail"].startswith("unknown: probability, tta; ")
 
 
 def test_it_says_what_it_wants_and_what_labels_mean(client: TestClient) -> None:

@@ -130,6 +130,16 @@ def test_voxel_sizes_that_differ_by_the_rounding_of_headers_are_one_size(tmp_pat
     require_same_task([model for run in runs for model in open_models(run)])
 
 
+def test_ranges_of_voxel_sizes_that_differ_are_not_averaged(tmp_path: Path) -> None:
+    thin, thick = ((0.5,) * 3, (0.8,) * 3), ((3.0,) * 3, (5.0,) * 3)
+    runs = [
+        write_run(tmp_path / name, preprocessing=Preprocessing(trained_mm=sizes))
+        for name, sizes in (("thin", thin), ("thick", thick))
+    ]
+    with pytest.raises(DataError, match="different voxel size cannot be averaged"):
+        require_same_task([model for run in runs for model in open_models(run)])
+
+
 def test_trials_that_a_search_gave_up_are_not_averaged(
     fold_runs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -140,6 +150,9 @@ def test_trials_that_a_search_gave_up_are_not_averaged(
     tracker.tags({PRUNED: "at step 2"})
     tracker.close("preempted")
     assert trained_runs(tmp_path / "runs") == [kept]
+    shutil.rmtree(kept)
+    with pytest.raises(ConfigError, match="1 runs, 1 of them given up by a search, none with best"):
+        trained_runs(tmp_path / "runs")
     assert f"were given up by a search and are left out: {pruned.name}" in caplog.text
 
 

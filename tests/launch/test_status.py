@@ -109,7 +109,7 @@ def test_a_trial_that_waits_is_shown_with_the_reason(
     fake_command("squeue", lines)
     shown = status()
     for line, end in zip(
-        shown[1:], ("_0 (JobHeldUser)", "_1 (PartitionTimeLimit)", "_2"), strict=False
+        shown[1:4], ("_0 (JobHeldUser)", "_1 (PartitionTimeLimit)", "_2"), strict=True
     ):
         assert f"job 4711{end} seed=" in line
     assert any(line.startswith("trials will not start: PartitionTimeLimit") for line in shown)

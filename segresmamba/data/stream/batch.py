@@ -171,7 +171,9 @@ def _share(buffer: Tensor, others: int) -> None:
     """Move a buffer to shared memory, of which a container of Docker has 64 MiB by default."""
     try:
         buffer.share_memory_()  # type: ignore[no-untyped-call]
-    except RuntimeError as error:  # torch's, with its own words for ENOSPC
+    except RuntimeError as error:  # torch's, in which the number of the error is a text
+        if "No space left" not in str(error):
+            raise
         needed = f"{len(buffer) / 2**20:.1f} MiB for another batch; this reader has {others} there"
         raise too_little_shared_memory(needed) from error
 

@@ -123,8 +123,9 @@ def _note_shared_cores(workers: int) -> None:
 def _batches(loader: DataLoader[Batch | SharedBatch | DataError]) -> Generator[Batch]:
     try:
         items = iter(loader)
-    except OSError as error:  # a semaphore, which the error does not name
-        if error.errno != errno.ENOSPC:
+    except OSError as error:
+        # Of a semaphore it names no file; of a full disk it does.
+        if error.errno != errno.ENOSPC or error.filename is not None:
             raise
         raise too_little_shared_memory("the semaphores of queues") from None
     for item in items:

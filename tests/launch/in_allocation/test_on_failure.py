@@ -10,6 +10,8 @@ import pytest
 from launch.failures import Failure, write_failure
 from launch.in_allocation import on_failure
 from segresmamba.config import Config, load_config, run_folder
+from segresmamba.storage.locks import locked
+from segresmamba.storage.run_folder import RunFolder
 
 FakeCommand = Callable[[str, str], None]
 KILLED = (
@@ -165,7 +167,8 @@ def test_a_job_that_could_not_save_at_its_time_limit_is_queued_again(
 ) -> None:
     shown = f"JobState={state} Reason=TimeLimit"
     fake_command("scontrol", f'echo "$*" >> {tmp_path}/asked; echo {shown}')
-    on_failure.at_limit(config, logs(config))
+    with locked(RunFolder.from_config(config).journal):  # a rank is still alive
+        on_failure.at_limit(config, logs(config))
     assert requeues(config) == 1
     said = capsys.readouterr().err
     assert "queued again, failure 1 of at most 3" in said

@@ -286,7 +286,7 @@ def test_a_controller_that_no_lock_keeps_away_takes_over(
     with sweep.controlled():
         assert sweep.other_controller() is None
         (sweep.folder / "controller.txt").write_text("process 7 on elsewhere")
-        assert Pool(sweep, 1).run()
+        assert not Pool(sweep, 1).run()
     said = capsys.readouterr()
     assert said.err == (
         "process 7 on elsewhere controls this sweep now: no more trials are started here\n"

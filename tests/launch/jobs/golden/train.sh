@@ -49,9 +49,10 @@ export GLOO_SOCKET_IFNAME=ib0
 export NCCL_DEBUG=WARN
 export OMP_PLACES='{0:4}'
 export NCCL_IB_TIMEOUT=22
-at_term() { PYTHON -Pm launch.in_allocation.on_failure ROOT/big/logs limit & }
-trap 'stop=TERM; [ -z "$ranks" ] || kill -TERM $ranks; at_term' TERM
-MASTER_PORT=$(PYTHON -Pm launch.in_allocation.preflight ROOT/big/logs) || { code=$?; [ $code != 2 ] || exit $code; exec PYTHON -Pm launch.in_allocation.on_failure ROOT/big/logs $code; }
+at_limit() { (trap '' TERM; exec PYTHON -Pm launch.in_allocation.on_failure ROOT/big/logs limit); }
+limit=
+trap 'stop=TERM; [ -z "$ranks" ] || { kill -TERM $ranks; [ -n "$limit" ] || { at_limit & limit=$!; }; }' TERM
+MASTER_PORT=$(PYTHON -Pm launch.in_allocation.preflight ROOT/big/logs) || { code=$?; [ $code != 2 ] || exit $code; [ "$stop" != TERM ] || at_limit; exec PYTHON -Pm launch.in_allocation.on_failure ROOT/big/logs $code; }
 export MASTER_PORT
 
 # command
@@ -64,4 +65,5 @@ ranks=$!
 [ -z "$stop" ] || { sleep 5; kill -$stop $ranks; }
 while kill -0 $ranks 2>/dev/null; do wait $ranks; done
 wait $ranks; code=$?
+[ -z "$limit" ] || wait $limit
 [ $code = 0 ] || exec PYTHON -Pm launch.in_allocation.on_failure ROOT/big/logs $code
