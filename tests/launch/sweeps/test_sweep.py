@@ -305,7 +305,7 @@ def test_a_trial_that_has_finished_does_not_fail_for_the_manifest(
     job = TrialJob(sweep.folder, 0)
     # As a network file system shows a file that another machine has just replaced.
     manifest.write_bytes(manifest.read_bytes()[:-9])
-    job._conclude(sweep.config(sweep.trials[0]), RunResult("finished", 9, "x", ""))
+    job._conclude(RunResult("finished", 9, "x", ""))
     assert "the sweep's study and summary are not up to date" in caplog.text
 
 
