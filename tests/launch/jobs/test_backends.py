@@ -147,6 +147,8 @@ def test_sigterm_to_the_ranks_saves_and_ends_the_job(
 def start_elsewhere(behaviour: str, root: Path) -> subprocess.Popen[str]:
     """The launcher in a process of its own, to be signalled."""
     code = (
+        # Tests that nohup has started ignore it, and so would this process.
+        "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL);"
         "import sys; from launch import launcher; from launch.jobs.train_job import TrainJob;"
         "from segresmamba.config import load_config;"
         f"config = load_config(['run.root={root}', 'run.name={behaviour}']);"
