@@ -201,6 +201,7 @@ def test_probabilities_that_are_gone_are_computed_again(model_run: Path, images:
 def test_probabilities_of_an_earlier_prediction_are_warned_about(
     model_run: Path, fold_runs: Path, images: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("WARNING")  # whatever an earlier test has set
     predict_cases(request(model_run, images, probabilities=True))
     assert not caplog.records
     predict_cases(request(fold_runs, images))
