@@ -200,14 +200,13 @@ def _go_on(
 def main() -> None:
     """Deal with the end of this job: `python -m launch.in_allocation.on_failure LOGS CODE`.
 
-    In the place of the exit code `limit` says that Slurm has sent SIGTERM to the script.
+    In the place of the exit code `limit` says that Slurm has sent SIGTERM to the script, which lets
+    this process ignore that signal.
     """
     # Preemption may come just now. Slurm then requeues the job itself, and its warning must not end
     # this process before the failure is recorded.
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     folder, code = Path(sys.argv[1]), sys.argv[2]
-    if code == AT_LIMIT:  # Slurm sends it to all processes of the job
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         job = load_job(folder, allocation.job_id())
     except LaunchError as error:  # another user's pickle, which the ranks have refused too

@@ -45,7 +45,7 @@ def thin_out(network: nn.Module) -> None:
     assert isinstance(network, SegResMamba)
     fine, coarse = network.blocks
     fine.branch = nn.Identity()
-    # What stays: a norm, the Mamba layer between convolutions, and one residual block at the end.
+    # What stays: the Mamba layer between convolutions, and a residual block with its norms.
     coarse.branch = nn.Sequential(coarse.branch[0], coarse.branch[6], coarse.branch[10])
     network.skips = nn.ModuleList(nn.Identity() for _ in network.skips)
     network.downs[1] = network.downs[1][3]
